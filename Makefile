@@ -1,0 +1,53 @@
+# Everything a person or CI runs. `make` alone lists it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo serve test check lint types contracts unit format clean
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+env: $(STAMP) ## the virtual environment, from requirements.lock
+
+# torch first and by itself: the pinned build is taken as it is, and nothing later may replace it.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## one real job on a real model, start to finish, then a clean stop
+	$(BIN)/quantry demo
+
+serve: $(STAMP) ## the service, until Ctrl-C
+	$(BIN)/quantry serve
+
+test: $(STAMP) check unit ## environment, lint, types, contracts and the whole test suite
+
+check: lint types contracts ## everything static
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+contracts: $(STAMP)
+	$(BIN)/lint-imports --no-cache
+
+unit: $(STAMP) ## the tests alone: make unit ARGS='-k hadamard'
+	$(BIN)/pytest $(ARGS)
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and what the service wrote here
+	rm -rf $(VENV) var build *.egg-info

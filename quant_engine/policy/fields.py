@@ -1,0 +1,40 @@
+"""Bounded, strict field types that every request model is built from.
+
+Pydantic's lax defaults accept ``true`` for an integer, NUL bytes in a string and ``1e400`` for a float; none of
+them survives the trip to PostgreSQL or to a tensor. These aliases close that door once.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_INT32 = 2**31 - 1
+_MAX_TEXT = 2_000_000
+
+
+def _clean_text(value: object) -> object:
+    """Refuse what a database or a tokenizer can not hold: NUL and lone surrogates."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise ValueError("must not contain the NUL character; remove it")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("must be valid Unicode; remove lone surrogates") from None
+    return value
+
+
+class Frozen(BaseModel):
+    """Base of every policy type: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MAX_INT32)]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=MAX_INT32)]
+Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+Quantile = Annotated[float, Field(strict=True, ge=0.5, le=1.0)]
+LearningRate = Annotated[float, Field(strict=True, gt=0.0, le=10.0)]
+Name = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_length=1, max_length=256)]
+Text = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_length=1, max_length=_MAX_TEXT)]

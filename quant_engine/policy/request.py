@@ -1,0 +1,95 @@
+"""What surrounds a policy in a job: the model, the calibration and evaluation data, the output and the limits."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from quant_engine.policy.fields import Count, Frozen, Name, NonNegativeInt, Text
+from quant_engine.policy.types import Policy
+
+_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
+
+
+def _refuse_ambiguous_id(model_id: str) -> str:
+    if "--" in model_id or ".." in model_id:
+        raise ValueError("must not contain '--' or '..'; give the id as the Hub shows it, or a local directory's name")
+    return model_id
+
+
+ModelId = Annotated[str, Field(strict=True, pattern=_ID_PATTERN), AfterValidator(_refuse_ambiguous_id)]
+
+
+class ModelReference(Frozen):
+    """A model by source and id: ``hub``, or ``local`` for a directory name under the operator's models directory."""
+
+    source: Literal["hub", "local"] = "hub"
+    id: ModelId
+    revision: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
+    credential: None = None
+
+
+class InlineTexts(Frozen):
+    """Calibration or evaluation text sent with the request."""
+
+    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=4096)]
+
+
+DatasetName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Calibration(Frozen):
+    """``samples`` sequences of ``sequence_length`` tokens; the last ``holdout`` fraction is only ever measured on.
+
+    ``dataset`` is a name that ``/v1/capabilities`` lists, ``self`` (the model's own samples), or inline texts;
+    null is the operator's default.
+    """
+
+    dataset: DatasetName | InlineTexts | None = None
+    samples: Annotated[int, Field(strict=True, ge=4, le=65536)] = 256
+    sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 128
+    seed: NonNegativeInt = 0
+    holdout: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.2
+
+
+class Perplexity(Frozen):
+    """Perplexity over the first ``tokens`` evaluation tokens, in independent windows of ``sequence_length``."""
+
+    dataset: DatasetName | InlineTexts | None = None
+    tokens: Annotated[int, Field(strict=True, ge=32, le=100_000_000)] = 16384
+    sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 512
+
+
+class Evaluation(Frozen):
+    """What is measured on the whole model; ``perplexity`` null skips it."""
+
+    perplexity: Perplexity | None = Perplexity()
+
+
+class Output(Frozen):
+    """The kind of checkpoint. ``hub`` publication is not offered yet and must be null."""
+
+    profile: Literal["rotated"] = "rotated"
+    hub: None = None
+
+
+class Limits(Frozen):
+    """How long a job may wait and run, in seconds of wall clock."""
+
+    max_queue_seconds: Count = 86_400
+    max_run_seconds: Count = 14_400
+
+
+MetadataKey = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+MetadataValue = Annotated[Name, Field(max_length=512)]
+
+
+class JobRequest(Frozen):
+    """The body of ``POST /v1/jobs``, and, with its policy and datasets resolved, the specification a job stores."""
+
+    model: ModelReference
+    policy: Policy = Policy(preset="trainable-smoothrot-w4a4")
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    output: Output = Output()
+    limits: Limits = Limits()
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16, default_factory=dict)]

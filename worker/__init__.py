@@ -1,0 +1,1 @@
+"""Claims jobs, supervises the subprocess that runs them, sweeps up after crashes."""
