@@ -1,0 +1,186 @@
+"""The policy: presets, overlays, the hash, and what is refused."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from quant_engine.policy import (
+    PRESETS,
+    JobRequest,
+    NumberFormat,
+    Policy,
+    PolicyError,
+    TransformKind,
+    matches,
+    policy_hash,
+    resolve_policy,
+)
+
+# The body that the HTTP contract prints as its example, without the publication that this version refuses.
+CONTRACT_EXAMPLE: dict[str, Any] = {
+    "model": {"source": "hub", "id": "HuggingFaceTB/SmolLM2-135M", "revision": "main", "credential": None},
+    "policy": {
+        "preset": "trainable-smoothrot-w4a4",
+        "weights": {
+            "format": "int4",
+            "granularity": "channel",
+            "group_size": None,
+            "symmetric": True,
+            "clip": "none",
+            "rounding": "rtn",
+        },
+        "activations": {"format": "int4", "granularity": "token", "symmetric": True, "clip_ratio": 1.0},
+        "targets": ["down_proj"],
+        "ignore": ["lm_head"],
+        "transform": {"kind": "smooth_rotation", "alpha": 0.5, "statistic": {"kind": "quantile", "q": 0.997}},
+        "search": {
+            "kind": "grid",
+            "alpha": [0.45, 0.475, 0.5],
+            "q": [0.994, 0.997, 1.0],
+            "scope": "shared",
+            "layers": {"critical": 3, "normal": 2},
+        },
+        "training": {"steps": 800, "warmup": 5, "patience": 80, "learning_rates": [0.02], "scope": "shared"},
+        "selection": {"kind": "lowest_error", "candidates": ["none", "rotation", "smooth_rotation"]},
+        "overrides": [{"match": "re:.*layers\\.0\\..*", "weights": {"format": "int8"}}],
+    },
+    "calibration": {"dataset": "wikitext2", "samples": 256, "sequence_length": 128, "seed": 0, "holdout": 0.2},
+    "evaluation": {"perplexity": {"dataset": "wikitext2", "tokens": 16384}},
+    "limits": {"max_queue_seconds": 3600, "max_run_seconds": 14400},
+    "metadata": {"team": "search"},
+}
+
+
+def test_the_contract_example_is_accepted() -> None:
+    request = JobRequest.model_validate(CONTRACT_EXAMPLE)
+    policy = resolve_policy(request.policy)
+    assert policy.training is not None
+    assert policy.training.learning_rates == (0.02,)
+    assert policy.overrides[0].weights is not None
+    assert policy.overrides[0].weights.format is NumberFormat.INT8
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_resolves_to_itself(name: str) -> None:
+    assert resolve_policy(Policy(preset=name)) == PRESETS[name].policy
+
+
+def test_explicit_fields_override_the_preset_and_leave_the_rest() -> None:
+    requested = Policy.model_validate(
+        {"preset": "trainable-smoothrot-w4a4", "training": {"steps": 10}, "weights": {"format": "int8"}}
+    )
+    policy = resolve_policy(requested)
+    preset = PRESETS["trainable-smoothrot-w4a4"].policy
+    assert policy.training is not None
+    assert preset.training is not None
+    assert policy.training == preset.training.model_copy(update={"steps": 10})
+    assert policy.weights.format is NumberFormat.INT8
+    assert policy.search == preset.search
+
+
+def test_null_switches_a_preset_stage_off() -> None:
+    policy = resolve_policy(Policy.model_validate({"preset": "trainable-smoothrot-w4a4", "training": None}))
+    assert policy.training is None
+    assert policy.search is not None
+
+
+def test_another_kind_replaces_the_whole_object() -> None:
+    requested = Policy.model_validate(
+        {
+            "preset": "trainable-smoothrot-w4a4",
+            "transform": {"kind": "rotation"},
+            "search": None,
+            "training": None,
+        }
+    )
+    transform = resolve_policy(requested).transform
+    assert transform.kind is TransformKind.ROTATION
+    assert transform.statistic.kind == "absmax"
+
+
+def test_the_hash_is_stable_and_ignores_the_presets_name() -> None:
+    assert policy_hash(resolve_policy(Policy(preset="smoothrot-w4a4"))) == policy_hash(resolve_policy(Policy()))
+    one = policy_hash(resolve_policy(Policy.model_validate({"targets": ["down_proj"], "ignore": ["lm_head"]})))
+    other = policy_hash(resolve_policy(Policy.model_validate({"ignore": ["lm_head"], "targets": ["down_proj"]})))
+    assert one == other
+    assert one.startswith("sha256:")
+    assert len(one) == len("sha256:") + 64
+
+
+@given(alpha=st.floats(0, 1), q=st.floats(0.5, 1))
+def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> None:
+    policy = resolve_policy(
+        Policy.model_validate({"transform": {"alpha": alpha, "statistic": {"kind": "quantile", "q": q}}})
+    )
+    assert policy_hash(Policy.model_validate_json(policy.model_dump_json())) == policy_hash(policy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "code"),
+    [
+        ({"preset": "no-such-preset"}, "/preset", "unknown_preset"),
+        ({"weights": {"format": "none"}}, "/weights/format", "nothing_to_quantize"),
+        ({"weights": {"granularity": "group"}}, "/weights/group_size", "group_size_mismatch"),
+        ({"weights": {"group_size": 64}}, "/weights/group_size", "group_size_mismatch"),
+        ({"targets": ["re:("]}, "/targets/0", "bad_pattern"),
+        ({"overrides": [{"match": "re:["}]}, "/overrides/0/match", "bad_pattern"),
+        ({"transform": {"kind": "rotation"}, "training": {}}, "/training", "transform_without_scales"),
+        ({"transform": {"kind": "none"}, "search": {}}, "/search", "transform_without_scales"),
+    ],
+)
+def test_contradictions_are_refused_with_a_pointer(fields: dict[str, Any], pointer: str, code: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate(fields))
+    assert (caught.value.pointer, caught.value.code) == (pointer, code)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": {"id": "a/b/c"}},
+        {"model": {"id": "../etc"}},
+        {"model": {"id": "a--b"}},
+        {"model": {"id": "modèle"}},
+        {"model": {"id": "a\n"}},
+        {"model": {"id": "ok", "revision": "-x"}},
+        {"model": {"id": "ok", "path": "/etc"}},
+        {"model": {"id": "ok"}, "surprise": 1},
+        {"model": {"id": "ok"}, "policy": {"transform": {"statistic": {"kind": "quantile", "q": 0.49}}}},
+        {"model": {"id": "ok"}, "policy": {"transform": {"statistic": {"kind": "quantile", "q": 1.01}}}},
+        {"model": {"id": "ok"}, "policy": {"search": {"q": [0.3]}}},
+        {"model": {"id": "ok"}, "policy": {"transform": {"alpha": float("nan")}}},
+        {"model": {"id": "ok"}, "policy": {"training": {"steps": True}}},
+        {"model": {"id": "ok"}, "policy": {"training": {"steps": 2**31}}},
+        {"model": {"id": "ok"}, "policy": {"targets": ["down\x00proj"]}},
+        {"model": {"id": "ok"}, "calibration": {"dataset": {"texts": ["\ud800"]}}},
+        {"model": {"id": "ok"}, "calibration": {"holdout": 1.0}},
+        {"model": {"id": "ok"}, "output": {"hub": {"repo": "me/x"}}},
+    ],
+)
+def test_bad_bodies_are_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        JobRequest.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "expected"),
+    [
+        ("down_proj", "model.layers.0.mlp.down_proj", True),
+        ("proj", "model.layers.0.mlp.down_proj", False),
+        ("model.layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj", True),
+        (r"re:.*layers\.0\..*", "model.layers.0.mlp.down_proj", True),
+        (r"re:layers\.0", "model.layers.0.mlp.down_proj", False),
+    ],
+)
+def test_patterns_name_linears(pattern: str, name: str, expected: bool) -> None:
+    assert matches(pattern, name) is expected
+
+
+def test_importing_the_policy_loads_no_torch() -> None:
+    code = "import sys, quant_engine.policy; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
