@@ -1,0 +1,138 @@
+"""Everything the engine refuses, as one tree. Each error says what is wrong (``detail``) and what to do (``hint``).
+
+EngineError
+├── user: the request or its inputs have to change
+│   ├── ModelNotFound            model_not_found           no model directory, or no config or weights in it
+│   ├── UnsupportedArchitecture  unsupported_architecture  a model class we have no sites for
+│   ├── UnsafeCheckpoint         unsafe_checkpoint         corrupt, too big to open, or not safetensors
+│   ├── DatasetNotFound          dataset_not_found         no text under that name
+│   ├── NotEnoughText            not_enough_text           the text has fewer tokens than asked for
+│   ├── NoMatchingLayer          no_matching_layer         the policy's targets match no linear
+│   ├── UnsupportedPolicy        unsupported_policy        a valid policy that does not fit this model
+│   └── NumericalInstability     numerical_instability     NaN or infinity where a number has to be
+├── capacity: the machine is too small
+│   ├── InsufficientMemory       insufficient_memory
+│   └── DiskFull                 disk_full
+└── platform: our own fault
+    └── VerificationFailed       verification_failed       the exported checkpoint does not reproduce the model
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+Category = Literal["user", "platform", "capacity"]
+
+
+class EngineError(Exception):
+    """Base of the tree. ``code`` is for machines, ``detail`` and ``hint`` (the remedy) are for people."""
+
+    code: ClassVar[str] = "engine_error"
+    category: ClassVar[Category] = "platform"
+
+    def __init__(self, *, detail: str, hint: str) -> None:
+        super().__init__(f"{detail} {hint}")
+        self.detail = detail
+        self.hint = hint
+
+
+class ModelNotFound(EngineError):
+    """The model directory, its config or its weights are missing."""
+
+    code = "model_not_found"
+    category = "user"
+
+
+class UnsupportedArchitecture(EngineError):
+    """The config names a model class that the engine has no sites for."""
+
+    code = "unsupported_architecture"
+    category = "user"
+
+
+class UnsafeCheckpoint(EngineError):
+    """A file of the checkpoint is corrupt, truncated, oversized or not safetensors."""
+
+    code = "unsafe_checkpoint"
+    category = "user"
+
+
+class DatasetNotFound(EngineError):
+    """No text is known under the dataset's name."""
+
+    code = "dataset_not_found"
+    category = "user"
+
+
+class NotEnoughText(EngineError):
+    """The text holds fewer tokens than calibration or evaluation asks for."""
+
+    code = "not_enough_text"
+    category = "user"
+
+
+class NoMatchingLayer(EngineError):
+    """The policy's targets match no linear of the model."""
+
+    code = "no_matching_layer"
+    category = "user"
+
+
+class UnsupportedPolicy(EngineError):
+    """The policy is valid in itself but does not fit this model."""
+
+    code = "unsupported_policy"
+    category = "user"
+
+
+class NumericalInstability(EngineError):
+    """NaN or infinity appeared where a finite number is required."""
+
+    code = "numerical_instability"
+    category = "user"
+
+
+class InsufficientMemory(EngineError):
+    """One block and its working set do not fit into memory."""
+
+    code = "insufficient_memory"
+    category = "capacity"
+
+
+class DiskFull(EngineError):
+    """The disk, or the quota on it, can not take what has to be written."""
+
+    code = "disk_full"
+    category = "capacity"
+
+
+class VerificationFailed(EngineError):
+    """The exported checkpoint, loaded afresh, does not give the quantized model's logits."""
+
+    code = "verification_failed"
+    category = "platform"
+
+
+_DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DISK_MESSAGES = ("No space left on device", "Disk quota exceeded")
+
+
+@contextmanager
+def disk_full_as_error(what: str) -> Iterator[None]:
+    """Turn ENOSPC and EDQUOT inside the block into :class:`DiskFull`; ``what`` was being written.
+
+    Some libraries (safetensors) wrap the operating system's error in their own type and keep only its text.
+    """
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _DISK_ERRNOS or any(message in str(error) for message in _DISK_MESSAGES):
+            raise DiskFull(
+                detail=f"The disk filled up while writing {what}.",
+                hint="Free some space, or move the data directory to a larger disk, and retry the job.",
+            ) from error
+        raise
