@@ -1,0 +1,75 @@
+"""The connection to PostgreSQL: one engine per process, one transaction per use case."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs.errors import Unavailable
+
+_DRIVER: Final = "postgresql+psycopg"
+_CONNECT_TIMEOUT_SECONDS: Final = 5
+_STATEMENT_TIMEOUT: Final = "30s"
+
+
+def normalize_url(url: str) -> str:
+    """Any PostgreSQL URL as SQLAlchemy needs it for psycopg 3.
+
+    Raises:
+        ValueError: the URL is not one of PostgreSQL.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.partition("+")[0] not in {"postgresql", "postgres"}:
+        raise ValueError("QUANTRY_DATABASE_URL must be a PostgreSQL URL: postgresql://user:password@host:5432/name")
+    return f"{_DRIVER}://{rest}"
+
+
+class Database:
+    """An engine and its sessions. Connections are made on first use and never cross a fork."""
+
+    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+        self._engine = create_engine(
+            make_url(normalize_url(url)),
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+                "application_name": "quantry",
+                "options": f"-c statement_timeout={_STATEMENT_TIMEOUT} -c timezone=UTC",
+            },
+        )
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for migrations and tests."""
+        return self._engine
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose work is committed at the end, or rolled back by whatever is raised inside.
+
+        Raises:
+            Unavailable: the database does not answer, or broke the connection.
+        """
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except OperationalError as error:
+            raise Unavailable from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise Unavailable from error
+            raise
+
+    def after_fork(self) -> None:
+        """In a forked child: forget the parent's connections without closing them under it."""
+        self._engine.dispose(close=False)
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()

@@ -1,0 +1,276 @@
+"""The error tree of the service. The HTTP status sits on the class; ``api.problems`` renders any of them.
+
+    QuantryError                          500 internal_error
+    ├── NotFound                          404
+    │   ├── JobNotFound                       job_not_found
+    │   ├── ArtifactNotFound                  artifact_not_found
+    │   └── ReportNotFound                    report_not_found      (the job has not succeeded yet)
+    ├── InvalidState                      409 invalid_state         (Retry-After while the job still runs)
+    ├── IdempotencyInFlight               409 idempotency_in_flight (Retry-After)
+    ├── InvalidRequest                    422 invalid_request       (names the field by JSON pointer)
+    │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
+    │   ├── ModelNotFound                     model_not_found
+    │   ├── DatasetNotFound                   dataset_not_found
+    │   └── InvalidQuery                      invalid_query         (names the parameter)
+    ├── IdempotencyConflict               422 idempotency_key_reused
+    ├── Unauthorized                      401 unauthorized          (WWW-Authenticate)
+    ├── BodyTooLarge                      413 body_too_large
+    ├── Unavailable                       503 unavailable           (Retry-After)
+    └── InstallationError                 500 installation_error    (raised at start, never by a request)
+
+A failed *job* is not an exception: its ``error`` is a :class:`JobProblem`, the same shape as data.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal
+
+Category = Literal["user", "platform", "capacity"]
+
+_STATUS_OF_CATEGORY: Final[dict[Category, int]] = {"user": 422, "platform": 500, "capacity": 503}
+
+
+def problem_type(code: str) -> str:
+    """The ``type`` member of a problem: a stable name, not a page."""
+    return f"urn:quantry:problem:{code}"
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One wrong place of a request: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class QuantryError(Exception):
+    """Anything the service answers with a problem. ``detail`` says what is wrong with a remedy, never echoing input."""
+
+    status: ClassVar[int] = 500
+    code: str = "internal_error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        hint: str | None = None,
+        errors: tuple[FieldError, ...] = (),
+        retry_after: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.errors = errors
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+
+class NotFound(QuantryError):
+    """Missing, or another tenant's: the two look the same."""
+
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class JobNotFound(NotFound):
+    """No job of this tenant has the id."""
+
+    code = "job_not_found"
+    title = "Job not found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no job with this id. List yours with GET /v1/jobs.")
+
+
+class ArtifactNotFound(NotFound):
+    """No artifact of this tenant has the id, or its file is gone."""
+
+    code = "artifact_not_found"
+    title = "Artifact not found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no artifact with this id. A job lists its own under /v1/jobs/{id}/artifacts.")
+
+
+class ReportNotFound(NotFound):
+    """The job exists but has no report."""
+
+    code = "report_not_found"
+    title = "No report yet"
+
+
+class InvalidState(QuantryError):
+    """The job's status does not allow the operation."""
+
+    status = 409
+    code = "invalid_state"
+    title = "Not possible in this state"
+
+
+class IdempotencyInFlight(QuantryError):
+    """Another request with the same Idempotency-Key is being answered right now."""
+
+    status = 409
+    code = "idempotency_in_flight"
+    title = "Request in flight"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A request with this Idempotency-Key is still being answered. Repeat it after the time in Retry-After.",
+            retry_after=1,
+        )
+
+
+class InvalidRequest(QuantryError):
+    """A well-formed request that asks for something impossible."""
+
+    status = 422
+    code = "invalid_request"
+    title = "Invalid request"
+
+    def __init__(self, detail: str, *, pointer: str, code: str | None = None, hint: str | None = None) -> None:
+        self.code = code or type(self).code
+        super().__init__(detail, hint=hint, errors=(FieldError(pointer=pointer, code=self.code, detail=detail),))
+
+
+class InvalidPolicy(InvalidRequest):
+    """Fields of the policy contradict each other, or name an unknown preset."""
+
+    code = "invalid_policy"
+    title = "Invalid policy"
+
+
+class ModelNotFound(InvalidRequest):
+    """A local model that is not in the operator's models directory."""
+
+    code = "model_not_found"
+    title = "Model not found"
+
+
+class DatasetNotFound(InvalidRequest):
+    """A dataset name that nothing here can resolve."""
+
+    code = "dataset_not_found"
+    title = "Dataset not found"
+
+
+class InvalidQuery(InvalidRequest):
+    """A query parameter that means nothing here, such as a foreign cursor."""
+
+    code = "invalid_query"
+    title = "Invalid query"
+
+
+class IdempotencyConflict(QuantryError):
+    """The Idempotency-Key was used before with another body."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    title = "Idempotency key reused"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key was used with another request. Send a new key with a new request.")
+
+
+class Unauthorized(QuantryError):
+    """No API key, or a wrong one."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This service needs an API key. Send it as 'Authorization: Bearer <key>'.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+class BodyTooLarge(QuantryError):
+    """The request body is above the operator's limit."""
+
+    status = 413
+    code = "body_too_large"
+    title = "Body too large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The body is larger than {limit} bytes. Send less inline text, or use a dataset's name.")
+
+
+class Unavailable(QuantryError):
+    """A server this service depends on does not answer."""
+
+    status = 503
+    code = "unavailable"
+    title = "Temporarily unavailable"
+
+    def __init__(self, detail: str = "The database does not answer. Repeat the request in a few seconds.") -> None:
+        super().__init__(detail, retry_after=5)
+
+
+class InstallationError(QuantryError):
+    """The service can not start here; the message names the remedy."""
+
+    code = "installation_error"
+    title = "Can not start"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobProblem:
+    """Why a job failed, as its ``error`` shows it."""
+
+    code: str
+    category: Category
+    detail: str
+    hint: str
+    title: str | None = None
+
+    def as_json(self, job_id: str) -> dict[str, Any]:
+        """RFC 9457 members plus ``code``, ``category`` and ``hint``."""
+        return {
+            "type": problem_type(self.code),
+            "title": self.title or self.code.replace("_", " ").capitalize(),
+            "status": _STATUS_OF_CATEGORY[self.category],
+            "detail": self.detail,
+            "instance": f"/v1/jobs/{job_id}",
+            "code": self.code,
+            "category": self.category,
+            "hint": self.hint,
+        }
+
+
+def crash_loop(attempts: int) -> JobProblem:
+    """The runner died on every attempt."""
+    return JobProblem(
+        code="crash_loop",
+        category="platform",
+        title="The run crashed every time",
+        detail=f"The process that ran this job ended without a result {attempts} times.",
+        hint="Often memory: use a smaller model, fewer samples or a machine with more memory; runner.log has the end.",
+    )
+
+
+def queue_deadline(seconds: int) -> JobProblem:
+    """No worker took the job in time."""
+    return JobProblem(
+        code="deadline_exceeded",
+        category="capacity",
+        title="Waited too long",
+        detail=f"No worker was free within limits.max_queue_seconds ({seconds} s).",
+        hint="Submit it again with a larger limits.max_queue_seconds, or ask the operator for more workers.",
+    )
+
+
+def run_deadline(seconds: int) -> JobProblem:
+    """The job ran longer than it was allowed to."""
+    return JobProblem(
+        code="deadline_exceeded",
+        category="user",
+        title="Ran too long",
+        detail=f"The run took longer than limits.max_run_seconds ({seconds} s).",
+        hint="Submit it again with a larger limits.max_run_seconds, fewer training.steps or fewer samples.",
+    )

@@ -1,0 +1,108 @@
+"""Every setting of the service, read from ``QUANTRY_*`` environment variables once.
+
+No global is passed inward: rooms take a ``Settings`` (or the one value they need) as an argument.
+"""
+
+import ipaddress
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SINGLE_TENANT = "default"
+
+
+class Settings(BaseSettings):
+    """The operator's choices. Times are seconds, sizes bytes; directories become absolute.
+
+    Raises:
+        pydantic.ValidationError: a value is out of range, the lease is too short for its heartbeat, or the service
+            would listen beyond this machine with neither an API key nor an explicit ``allow_anonymous``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="QUANTRY_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    data_dir: Path = Path("var")
+    models_dir: Path = Path()  # an empty path means data_dir/models; the validator below fills it in
+    datasets_dir: Path | None = None
+    default_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pydoc"
+    device: Literal["cpu", "auto"] = "cpu"
+
+    database_url: SecretStr | None = None
+    broker_url: SecretStr | None = None
+
+    api_key: SecretStr | None = None
+    allow_anonymous: bool = False
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
+
+    lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    heartbeat_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+    sweep_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: object) -> object:
+        """A variable set to nothing, as compose files and shells write it, means the default."""
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if value != ""}
+        return values
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Settings":
+        data_dir = self.data_dir.expanduser().absolute()
+        models_dir = data_dir / "models" if self.models_dir == Path() else self.models_dir.expanduser().absolute()
+        # The model is frozen for everyone else; only its own validator completes it.
+        self.__dict__.update(data_dir=data_dir, models_dir=models_dir)
+        if self.datasets_dir is not None:
+            self.__dict__.update(datasets_dir=self.datasets_dir.expanduser().absolute())
+        return self
+
+    @model_validator(mode="after")
+    def _leases_outlive_heartbeats(self) -> "Settings":
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                f"QUANTRY_LEASE_SECONDS is {self.lease_seconds:g} with QUANTRY_HEARTBEAT_SECONDS "
+                f"{self.heartbeat_seconds:g}; a lease must outlive two heartbeats, or one lost beat loses the job."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _closed_unless_told_otherwise(self) -> "Settings":
+        if not is_loopback(self.host) and self.api_key is None and not self.allow_anonymous:
+            raise ValueError(
+                "QUANTRY_HOST is not a loopback address, so other machines could submit jobs without a key. "
+                "Set QUANTRY_API_KEY to a long random string (clients send it as 'Authorization: Bearer …'), or, on a "
+                "network you trust, set QUANTRY_ALLOW_ANONYMOUS=true; or leave QUANTRY_HOST at 127.0.0.1."
+            )
+        return self
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where published files live: ``<artifacts_dir>/<job_id>/<fence>/``."""
+        return self.data_dir / "artifacts"
+
+    @property
+    def work_dir(self) -> Path:
+        """Where running jobs keep their resumable stages: ``<work_dir>/<job_id>/``."""
+        return self.data_dir / "work"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server bound to ``host`` is reachable from this machine only; of names only localhost is trusted."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read on first use."""
+    return Settings()

@@ -1,0 +1,51 @@
+"""What a job can be, and the one table of how it may change."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class JobStatus(StrEnum):
+    """The public states. Clients never see another value; phases of a run live in ``stages``."""
+
+    QUEUED = "queued"  # accepted and durable; waits for a worker (again, after a crash)
+    RUNNING = "running"  # a worker holds the lease
+    CANCELLING = "cancelling"  # a cancel is durable; the worker has yet to stop the runner
+    SUCCEEDED = "succeeded"  # the manifest is published
+    FAILED = "failed"  # ended by a problem, which ``error`` tells
+    CANCELLED = "cancelled"  # ended by request; nothing was published
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job can never change again."""
+        return not TRANSITIONS[self]
+
+
+_S = JobStatus
+
+TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
+    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED}),
+    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLING, _S.QUEUED}),
+    _S.CANCELLING: frozenset({_S.CANCELLED}),
+    _S.SUCCEEDED: frozenset(),
+    _S.FAILED: frozenset(),
+    _S.CANCELLED: frozenset(),
+}
+
+HELD: Final = frozenset({_S.RUNNING, _S.CANCELLING})
+"""States in which a worker holds the lease, so that its fenced writes may still land."""
+
+TERMINAL: Final = frozenset(status for status in JobStatus if status.is_terminal)
+
+
+def sources(target: JobStatus) -> frozenset[JobStatus]:
+    """The states from which ``target`` may be reached: what an UPDATE that sets it has in its WHERE."""
+    return frozenset(status for status, targets in TRANSITIONS.items() if target in targets)
+
+
+class StageStatus(StrEnum):
+    """One phase of a run."""
+
+    RUNNING = "running"  # started, not finished
+    SUCCEEDED = "succeeded"  # finished in this attempt
+    REUSED = "reused"  # finished by an earlier attempt; its files were taken over
+    FAILED = "failed"  # the run ended inside it

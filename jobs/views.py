@@ -1,0 +1,180 @@
+"""What the service shows of a job: frozen models that render exactly the JSON of the HTTP contract."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from jobs.states import JobStatus, StageStatus
+
+Item = TypeVar("Item", bound=BaseModel)
+
+
+def _as_utc(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Timestamp = Annotated[datetime, PlainSerializer(_as_utc, return_type=str, when_used="json")]
+
+
+class View(BaseModel):
+    """Base of every view: immutable. Render with ``model_dump(mode="json")``."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelView(View):
+    """The model as asked for, and the commit it was resolved to (null for local models and before resolving)."""
+
+    source: Literal["hub", "local"]
+    id: str
+    revision: str
+    resolved_revision: str | None
+
+
+class EtaView(View):
+    """Seconds that remain, as two quantiles of the estimate."""
+
+    p50: float
+    p90: float
+
+
+class ProgressView(View):
+    """Where a job is. ``fraction`` is of the whole job; ``done``/``total`` count ``unit`` in the current stage."""
+
+    fraction: float = 0.0
+    stage: str | None = None
+    unit: str | None = None
+    done: int | None = None
+    total: int | None = None
+    eta_seconds: EtaView | None = None
+    queue_position: int | None = None
+    heartbeat_at: Timestamp | None = None
+
+
+class StageView(View):
+    """One phase of the run. ``seconds`` is null while it runs."""
+
+    name: str
+    status: StageStatus
+    seconds: float | None = None
+
+
+class LinksView(View):
+    """Where the rest of a job is."""
+
+    self: str
+    events: str
+    layers: str
+    report: str
+    artifacts: str
+
+    @classmethod
+    def of(cls, job_id: str) -> "LinksView":
+        """The links of one job, as paths of this server."""
+        base = f"/v1/jobs/{job_id}"
+        return cls(
+            self=base,
+            events=f"{base}/events",
+            layers=f"{base}/layers",
+            report=f"{base}/report",
+            artifacts=f"{base}/artifacts",
+        )
+
+
+class JobView(View):
+    """A job. ``version`` is the row's, for the ETag; it is not part of the JSON."""
+
+    id: str
+    object: Literal["quantization.job"] = "quantization.job"
+    status: JobStatus
+    is_terminal: bool
+    attempt: int
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    model: ModelView
+    policy: dict[str, Any]
+    policy_hash: str
+    calibration: dict[str, Any]
+    evaluation: dict[str, Any]
+    output: dict[str, Any]
+    limits: dict[str, Any]
+    metadata: dict[str, str]
+    progress: ProgressView
+    stages: tuple[StageView, ...]
+    summary: dict[str, Any] | None
+    error: dict[str, Any] | None
+    links: LinksView
+    version: Annotated[int, Field(exclude=True)] = 0
+
+    @property
+    def etag(self) -> str:
+        """A strong validator: the row's version, and the queue position, which changes without the row."""
+        position = self.progress.queue_position
+        return f'"{self.version}"' if position is None else f'"{self.version}-{position}"'
+
+
+class EventView(View):
+    """One entry of a job's event log. ``id`` counts from 1 within the job, without gaps."""
+
+    id: int
+    object: Literal["job.event"] = "job.event"
+    type: str
+    created_at: Timestamp
+    data: dict[str, Any]
+
+
+class LayerView(View):
+    """One quantized linear: what was chosen for it and what that does to its held-out error."""
+
+    name: str
+    block: int
+    role: str
+    scheme: str
+    transform: str
+    alpha: float | None
+    statistic: str | None
+    error: float | None
+    error_normalized: float | None
+    sqnr_db: float | None
+    cosine: float | None
+    baseline_error: float | None
+    gain_percent: float | None
+    rtn_error: float | None
+    input_absmax: float | None
+    input_kurtosis: float | None
+    parameters: int
+    bytes: int
+    selected: Literal["critical", "normal"] | None
+
+
+class ArtifactView(View):
+    """One published file. ``sha256`` is hexadecimal; ``path`` is relative to the job's output."""
+
+    id: str
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+    media_type: str
+    href: str
+
+
+class Page(View, Generic[Item]):
+    """One page of a list; ``next_cursor`` goes into ``after`` and is null on the last page."""
+
+    object: Literal["list"] = "list"
+    data: tuple[Item, ...]
+    has_more: bool
+    next_cursor: str | None
+
+
+class QueueHealth(View):
+    """What readiness and metrics ask: is the queue moving? Ages in seconds, by the database's clock."""
+
+    queued: int
+    running: int
+    oldest_queued_seconds: float | None
+    workers: int
+    seconds_since_claim: float | None
