@@ -1,0 +1,16 @@
+"""Hadamard rotations for widths n = K·2^m: construction, interchangeable fast backends, the online operation."""
+
+from quant_engine.hadamard.backends import BACKENDS, Backend, hadamard_backend
+from quant_engine.hadamard.construction import hadamard_cores, hadamard_matrix, hadamard_order
+from quant_engine.hadamard.transform import hadamard_transform, online_hadamard
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "hadamard_backend",
+    "hadamard_cores",
+    "hadamard_matrix",
+    "hadamard_order",
+    "hadamard_transform",
+    "online_hadamard",
+]

@@ -1,0 +1,71 @@
+"""Finite fields GF(p^k), as far as Paley's construction needs them: the matrix of quadratic characters of differences.
+
+An element is its k coefficients over GF(p), lowest first; its index is Σ c_i p^i.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+Element = tuple[int, ...]
+
+
+def prime_power(q: int) -> tuple[int, int] | None:
+    """``(p, k)`` with q = p^k and p prime, or None."""
+    if q < 2:
+        return None
+    p = next((d for d in range(2, int(q**0.5) + 1) if q % d == 0), q)
+    k, rest = 0, q
+    while rest % p == 0:
+        rest //= p
+        k += 1
+    return (p, k) if rest == 1 else None
+
+
+def jacobsthal_matrix(q: int) -> Tensor:
+    """Q_ij = χ(a_i − a_j) over GF(q), int8 [q, q]; χ is +1 on nonzero squares, −1 on non-squares and 0 on zero.
+
+    Raises:
+        ValueError: q is not an odd prime power.
+    """
+    field = prime_power(q)
+    if field is None or field[0] == 2:
+        raise ValueError(f"{q} is not an odd prime power")
+    p, k = field
+    place_K = p ** torch.arange(k)
+    character_Q = torch.zeros(q, dtype=torch.int8)
+    # The nonzero elements are the powers of a generator, and the squares among them are its even powers.
+    powers_NK = torch.tensor(_powers_of_a_generator(p, k))
+    character_Q[powers_NK[0::2] @ place_K] = 1
+    character_Q[powers_NK[1::2] @ place_K] = -1
+    digits_QK = (torch.arange(q)[:, None] // place_K) % p
+    difference_QQ = ((digits_QK[:, None] - digits_QK[None, :]) % p) @ place_K
+    return character_Q[difference_QQ]
+
+
+def _powers_of_a_generator(p: int, k: int) -> list[Element]:
+    """All q − 1 powers of x modulo the first primitive monic polynomial of degree k over GF(p)."""
+    for tail in itertools.product(range(p), repeat=k):
+        powers = _powers_of_x(tail, p)
+        if len(powers) == p**k - 1:
+            return powers
+    raise AssertionError(f"GF({p}^{k}) has a primitive polynomial")
+
+
+def _powers_of_x(tail: Element, p: int) -> list[Element]:
+    """1, x, x², … modulo x^k − Σ tail_i x^i, up to the first repetition; empty when x is not invertible."""
+    if tail[0] == 0:
+        return []
+    one = (1,) + (0,) * (len(tail) - 1)
+    powers, current = [one], _times_x(one, tail, p)
+    while current != one:
+        powers.append(current)
+        current = _times_x(current, tail, p)
+    return powers
+
+
+def _times_x(element: Element, tail: Element, p: int) -> Element:
+    carry = element[-1]
+    shifted = (0, *element[:-1])
+    return tuple((low + carry * t) % p for low, t in zip(shifted, tail, strict=True))
