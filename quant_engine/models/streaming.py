@@ -1,0 +1,214 @@
+"""A causal language model run block by block: a block is read, used on every batch, and let go.
+
+The decoder layers, rotary embedding and masks are transformers' own, so that a streamed forward equals the whole
+model's bit for bit. What a layer is called with is learned from the model's own forward over recording stand-ins.
+
+Shapes: B batch, T tokens, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from quant_engine.errors import UnsafeCheckpoint, UnsupportedArchitecture
+from quant_engine.models.architectures import Architecture, architecture_of
+from quant_engine.models.source import CheckpointSource
+
+BlockReader = Callable[[int], Mapping[str, Tensor]]
+"""A block's index to its parameters, named as in the whole model."""
+
+
+class BlockPreparer(Protocol):
+    """Changes a meta block (adds hooks, quantization) before its parameters are assigned."""
+
+    def __call__(self, block: nn.Module, index: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A batch at the door of the first block: its hidden states and what each layer has to be called with."""
+
+    hidden_BTD: Tensor
+    layer_arguments: list[dict[str, Any]]
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: passes the hidden states through and remembers the other arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.arguments = arguments
+        return hidden_states
+
+
+class StreamedModel:
+    """A model of which only the embeddings, the final norm and the head stay in memory.
+
+    Args:
+        source: the dense checkpoint.
+        dtype: the type to compute in.
+        device: where to compute.
+
+    Raises:
+        UnsupportedArchitecture, UnsafeCheckpoint, ModelNotFound: see :class:`CheckpointSource`.
+    """
+
+    def __init__(
+        self, source: CheckpointSource, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.source = source
+        self.architecture: Architecture = architecture_of(source.config)
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.config = _configuration(source)
+        model = _empty_model(self.config, dtype)
+        self._layer_class = type(model.model.layers[0])
+        self._model_config = model.config
+        model.model.layers = nn.ModuleList(_Recorder() for _ in range(self.blocks))
+        self._skeleton: PreTrainedModel = model.eval().requires_grad_(False)
+        self._ends_loaded = False
+
+    @property
+    def blocks(self) -> int:
+        """The number of decoder blocks."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the head is the embedding matrix."""
+        return f"{self.architecture.head}.weight" not in self.source.tensors
+
+    @cached_property
+    def end_names(self) -> tuple[str, ...]:
+        """The parameters outside the blocks, as stored: embedding, final norm, and the head where it is untied."""
+        names = [f"{self.architecture.embedding}.weight", f"{self.architecture.final_norm}.weight"]
+        if not self.ties_embeddings:
+            names.append(f"{self.architecture.head}.weight")
+        return tuple(names)
+
+    def block_names(self, index: int) -> tuple[str, ...]:
+        """The parameters of a block, as the architecture defines them."""
+        prefix = self.architecture.block_prefix(index)
+        return tuple(prefix + name for name in self.empty_block(index).state_dict())
+
+    def read_block(self, index: int) -> dict[str, Tensor]:
+        """A block's dense parameters by their full names."""
+        return self.source.read(self.block_names(index), dtype=self.dtype, device=self.device)
+
+    def empty_block(self, index: int) -> nn.Module:
+        """A decoder layer without memory behind its parameters."""
+        with torch.device("meta"):
+            layer: nn.Module = self._layer_class(self._model_config, index)
+        return layer.eval().requires_grad_(False)
+
+    @contextmanager
+    def block(
+        self, index: int, read: BlockReader | None = None, prepare: BlockPreparer | None = None
+    ) -> Iterator[nn.Module]:
+        """A decoder layer with its parameters, for as long as the ``with`` lasts.
+
+        Args:
+            index: which block.
+            read: where its parameters come from; the dense checkpoint by default.
+            prepare: changes the empty layer before the parameters are assigned.
+        """
+        layer = self.empty_block(index)
+        if prepare is not None:
+            prepare(layer, index)
+        prefix = self.architecture.block_prefix(index)
+        state = {name.removeprefix(prefix): value for name, value in (read or self.read_block)(index).items()}
+        try:
+            layer.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise UnsafeCheckpoint(
+                detail=f"The tensors of block {index} do not fit the model's configuration.",
+                hint="Check that config.json belongs to these weights.",
+            ) from error
+        layer.requires_grad_(False)
+        try:
+            yield layer
+        finally:
+            layer.to("meta")  # lets the parameters go even where a caller still holds the layer
+
+    @torch.no_grad()
+    def enter(self, input_ids_BT: Tensor) -> Entered:
+        """Embed a batch and learn the arguments of every layer (rotary positions, masks) for its shape."""
+        self._load_ends()
+        recorders = list(self._skeleton.model.layers)
+        embedded: list[Tensor] = []
+        handle = recorders[0].register_forward_pre_hook(lambda _module, arguments: embedded.append(arguments[0]))
+        try:
+            self._skeleton.model(input_ids_BT.to(self.device), use_cache=False)
+        finally:
+            handle.remove()
+        arguments = [recorder.arguments for recorder in recorders]
+        return Entered(embedded[0], arguments)
+
+    @torch.no_grad()
+    def leave(self, hidden_BTD: Tensor) -> Tensor:
+        """The logits [B, T, V] of the last block's output."""
+        self._load_ends()
+        logits_BTV: Tensor = self._skeleton.lm_head(self._skeleton.model.norm(hidden_BTD))
+        return logits_BTV
+
+    def _load_ends(self) -> None:
+        if self._ends_loaded:
+            return
+        ends = self.source.read(self.end_names, dtype=self.dtype, device=self.device)
+        if self.ties_embeddings:
+            ends[f"{self.architecture.head}.weight"] = ends[f"{self.architecture.embedding}.weight"]
+        try:
+            self._skeleton.load_state_dict(ends, assign=True)
+        except RuntimeError as error:
+            raise UnsafeCheckpoint(
+                detail="The embedding, the final norm or the head do not fit the model's configuration.",
+                hint="Check that config.json belongs to these weights.",
+            ) from error
+        self._skeleton.requires_grad_(False)
+        rotary = type(self._skeleton.model.rotary_emb)
+        self._skeleton.model.rotary_emb = rotary(config=self._model_config).to(self.device)
+        self._ends_loaded = True
+
+
+_CONFIG_ERRORS = (
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ZeroDivisionError,
+)
+
+
+def _configuration(source: CheckpointSource) -> Any:
+    fields = {key: value for key, value in source.config.items() if key != "model_type"}
+    try:
+        return AutoConfig.for_model(source.config["model_type"], **fields)
+    except _CONFIG_ERRORS as error:
+        raise _bad_config(error) from error
+
+
+def _empty_model(config: Any, dtype: torch.dtype) -> Any:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    except _CONFIG_ERRORS as error:
+        raise _bad_config(error) from error
+
+
+def _bad_config(error: Exception) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(
+        detail=f"config.json has values that transformers refuses for this model class ({type(error).__name__}).",
+        hint="Check config.json against the model's original.",
+    )
