@@ -6,12 +6,14 @@ from typing import Final
 
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs.errors import Unavailable
 
 _DRIVER: Final = "postgresql+psycopg"
 _CONNECT_TIMEOUT_SECONDS: Final = 5
+_POOL_TIMEOUT_SECONDS: Final = 10
 _STATEMENT_TIMEOUT: Final = "30s"
 
 
@@ -36,6 +38,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
+            pool_timeout=_POOL_TIMEOUT_SECONDS,
             connect_args={
                 "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
                 "application_name": "quantry",
@@ -59,9 +62,9 @@ class Database:
         try:
             with self._sessions.begin() as session:
                 yield session
-        except OperationalError as error:
+        except (OperationalError, PoolTimeoutError) as error:
             raise Unavailable from error
-        except DBAPIError as error:
+        except DBAPIError as error:  # such as InterfaceError on a connection that a restart closed
             if error.connection_invalidated:
                 raise Unavailable from error
             raise

@@ -8,11 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sqlalchemy.orm import Session
+
 from jobs.artifacts import ManifestEntry
+from jobs.clean import clean_json, clean_text
 from jobs.database import Database
-from jobs.errors import JobProblem
+from jobs.errors import JobProblem, crash_loop
+from jobs.ids import new_id
+from jobs.models import Artifact, Job
+from jobs.rendering import layer_values
+from jobs.repository import leases
+from jobs.repository.changes import NewEvent, move_job
 from jobs.settings import Settings
-from jobs.states import StageStatus
+from jobs.states import JobStatus, StageStatus
+from jobs.sweep import Swept, sweep
 from quant_engine.policy import JobRequest
 
 
@@ -43,16 +52,6 @@ class Beat:
     deadline_exceeded: bool = False
 
 
-@dataclass(frozen=True)
-class Swept:
-    """What a sweep did; ``nudges``: how many queued rows deserve a nudge now (at most 8)."""
-
-    requeued: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    nudges: int = 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """One progress report. ``fraction`` in [0, 1] is of the whole job; eta in seconds."""
@@ -64,6 +63,21 @@ class Progress:
     total: int | None = None
     eta_p50: float | None = None
     eta_p90: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The members of a job's ``progress`` that a worker reports."""
+        eta = None if self.eta_p50 is None or self.eta_p90 is None else {"p50": self.eta_p50, "p90": self.eta_p90}
+        cleaned: dict[str, Any] = clean_json(
+            {
+                "fraction": min(max(self.fraction, 0.0), 1.0),
+                "stage": self.stage,
+                "unit": self.unit,
+                "done": self.done,
+                "total": self.total,
+                "eta_seconds": eta,
+            }
+        )
+        return cleaned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +92,8 @@ class Manifest:
 
 ReleaseReason = Literal["crash", "drain"]
 
+__all__ = ["Beat", "Claim", "LeaseKeeper", "Manifest", "Progress", "ReleaseReason", "Swept"]
+
 
 class LeaseKeeper:
     """Claims jobs for workers and writes what they learn. One instance per process; methods are transactions."""
@@ -88,55 +104,157 @@ class LeaseKeeper:
 
     def claim(self, owner: str) -> Claim | None:
         """Take the oldest claimable job (FOR UPDATE SKIP LOCKED): fence + 1, attempt + 1, a fresh lease."""
-        raise NotImplementedError
+        with self._database.transaction() as session:
+            job = leases.claim_oldest(session, owner, self._settings.lease_seconds)
+            if job is None:
+                return None
+            return Claim(
+                job_id=job.id,
+                fence=job.fence,
+                attempt=job.attempt,
+                max_attempts=job.max_attempts,
+                tenant=job.tenant,
+                owner=owner,
+                spec=leases.load_spec(session, job.id),
+            )
 
     def heartbeat(self, claim: Claim) -> Beat:
         """Renew the lease."""
-        raise NotImplementedError
+        with self._database.transaction() as session:
+            renewed = leases.renew(session, claim.job_id, claim.fence, self._settings.lease_seconds)
+        if renewed is None:
+            return Beat(ok=False)
+        job, deadline_exceeded = renewed
+        return Beat(
+            ok=True,
+            cancel_requested=job.status == JobStatus.CANCELLING,
+            deadline_exceeded=deadline_exceeded,
+        )
 
     def record_resolved_revision(self, claim: Claim, revision: str) -> bool:
         """The commit sha that the model's revision meant."""
-        raise NotImplementedError
+        return self._write(claim, {"resolved_revision": clean_text(revision)})
 
     def record_progress(self, claim: Claim, progress: Progress) -> bool:
         """Store the report and append a ``progress`` event. The caller limits the rate."""
-        raise NotImplementedError
+        shown = progress.as_json()
+        return self._write(claim, {"progress": shown}, [NewEvent("progress", shown)])
 
     def record_stage(self, claim: Claim, name: str, status: StageStatus, seconds: float | None = None) -> bool:
         """Set one stage's line (appended in order of first mention) and append a ``stage.status`` event."""
-        raise NotImplementedError
+        line = clean_json({"name": name, "status": status.value, "seconds": seconds})
+        with self._database.transaction() as session:
+            stages = leases.lock_stages(session, claim.job_id, claim.fence)
+            if stages is None:
+                return False
+            values = {"stages": _with_line(stages, line)}
+            event = NewEvent("stage.status", line)
+            return leases.update_fenced(session, claim.job_id, claim.fence, values, [event]) is not None
 
     def record_layers(self, claim: Claim, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Insert or replace layer rows by name and append one ``layer.completed`` event each."""
-        raise NotImplementedError
+        values = [layer_values(row) for row in rows]
+        events = [NewEvent("layer.completed", row) for row in values]
+        with self._database.transaction() as session:
+            if leases.update_fenced(session, claim.job_id, claim.fence, {}, events) is None:
+                return False
+            leases.merge_layers(session, claim.job_id, values)
+            return True
 
     def append_event(self, claim: Claim, event_type: str, data: Mapping[str, Any]) -> bool:
         """Append a ``metric`` or ``log`` event."""
-        raise NotImplementedError
+        return self._write(claim, {}, [NewEvent(event_type, clean_json(data))])
 
     def publish(self, claim: Claim, manifest: Manifest) -> bool:
         """Make the job succeeded, with all it produced, in one fenced UPDATE. False: lost, or a cancel came first."""
-        raise NotImplementedError
+        layers = [layer_values(row) for row in manifest.layers]
+        values = {
+            "summary": clean_json(manifest.summary),
+            "report": clean_json(manifest.report),
+            "published_fence": claim.fence,
+        }
+        with self._database.transaction() as session:
+            job = self._move(session, claim, JobStatus.SUCCEEDED, values=values)
+            if job is None:
+                return False
+            leases.replace_layers(session, claim.job_id, layers)
+            leases.add_artifacts(session, [_artifact(claim, entry) for entry in manifest.artifacts])
+            return True
 
     def fail(self, claim: Claim, problem: JobProblem) -> bool:
         """End the job as failed (as cancelled, if a cancel came first)."""
-        raise NotImplementedError
+        error = clean_json(problem.as_json(claim.job_id))
+        with self._database.transaction() as session:
+            failed = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code=problem.code)
+            return failed is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
 
     def release(self, claim: Claim, reason: ReleaseReason) -> bool:
         """Give the job back: queued again, or failed ``crash_loop`` when a crash used the last attempt up.
 
         A ``drain`` does not count the attempt. A job that was cancelling becomes cancelled.
         """
-        raise NotImplementedError
+        with self._database.transaction() as session:
+            if reason == "crash" and claim.attempt >= claim.max_attempts:
+                error = crash_loop(claim.attempt).as_json(claim.job_id)
+                moved = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code="crash_loop")
+            else:
+                moved = self._requeue(session, claim, reason)
+            return moved is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
 
     def cancelled(self, claim: Claim) -> bool:
         """The runner is gone: a cancelling job becomes cancelled."""
-        raise NotImplementedError
+        with self._database.transaction() as session:
+            return self._move(session, claim, JobStatus.CANCELLED) is not None
 
     def sweep(self) -> Swept:
         """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge."""
-        raise NotImplementedError
+        return sweep(self._database, self._settings)
 
     def beat_worker(self, owner: str, *, hostname: str, pid: int, device: str) -> None:
         """Say that this worker is alive."""
-        raise NotImplementedError
+        with self._database.transaction() as session:
+            leases.beat_worker(session, owner, hostname, pid, device)
+
+    def _requeue(self, session: Session, claim: Claim, reason: ReleaseReason) -> Job | None:
+        counts = reason == "crash"
+        return leases.requeue(
+            session,
+            *leases.fenced(claim.job_id, claim.fence),
+            delay_seconds=self._settings.retry_delay_seconds * claim.attempt if counts else 0.0,
+            counts=counts,
+            reason=reason,
+        )
+
+    def _write(self, claim: Claim, values: Mapping[str, Any], events: Sequence[NewEvent] = ()) -> bool:
+        with self._database.transaction() as session:
+            return leases.update_fenced(session, claim.job_id, claim.fence, values, events) is not None
+
+    def _move(
+        self,
+        session: Session,
+        claim: Claim,
+        target: JobStatus,
+        *,
+        values: Mapping[str, Any] | None = None,
+        **event_data: Any,
+    ) -> Job | None:
+        return move_job(session, target, *leases.fenced(claim.job_id, claim.fence), values=values, **event_data)
+
+
+def _with_line(stages: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """``stages`` with the line of the same name replaced, or the new one at the end."""
+    if any(stage["name"] == line["name"] for stage in stages):
+        return [line if stage["name"] == line["name"] else stage for stage in stages]
+    return [*stages, line]
+
+
+def _artifact(claim: Claim, entry: ManifestEntry) -> Artifact:
+    return Artifact(
+        id=new_id("art"),
+        job_id=claim.job_id,
+        fence=claim.fence,
+        path=entry.path,
+        bytes=entry.bytes,
+        sha256=entry.sha256,
+        media_type=entry.media_type,
+    )

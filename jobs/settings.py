@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
     heartbeat_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     sweep_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
+    retry_delay_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0  # after a crash, times the attempts so far
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
 
     @model_validator(mode="before")

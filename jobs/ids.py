@@ -1,0 +1,17 @@
+"""Server-made ids: a prefix that says what it is, and 96 random bits."""
+
+import re
+import secrets
+from typing import Final, Literal
+
+_PATTERN: Final = re.compile(r"(job|art)_[0-9a-f]{24}")
+
+
+def new_id(prefix: Literal["job", "art"]) -> str:
+    """A fresh id, such as ``job_3f9c…``."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def is_id(text: str) -> bool:
+    """Whether the text could be an id of this service at all."""
+    return _PATTERN.fullmatch(text) is not None

@@ -1,0 +1,62 @@
+"""Idempotency-Key: a POST repeated with the same key and body gets the first one's answer, for a day."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from jobs.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
+from jobs.repository import idempotency
+from jobs.specification import request_hash
+from jobs.views import JobView
+from quant_engine.policy import JobRequest
+
+KEEP: Final = timedelta(hours=24)
+_MAX_KEY: Final = 255
+
+
+@dataclass(frozen=True)
+class Once:
+    """One POST by one tenant; without a key it is answered anew every time."""
+
+    tenant: str
+    endpoint: str
+    key: str | None
+    request_hash: str
+
+    @classmethod
+    def of(cls, tenant: str, endpoint: str, key: str | None, body: JobRequest | None) -> "Once":
+        """Raises: InvalidRequest when the key is empty, too long or not printable ASCII."""
+        if key is not None and not (1 <= len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+            raise InvalidRequest(
+                f"An Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters; a UUID is a good one.",
+                pointer="Idempotency-Key",
+            )
+        return cls(tenant=tenant, endpoint=endpoint, key=key, request_hash=request_hash(body))
+
+    def replay(self, session: Session) -> JobView | None:
+        """The stored answer, or None for a first request, which then holds the key until its transaction ends.
+
+        Raises:
+            IdempotencyInFlight: another transaction holds the key.
+            IdempotencyConflict: the key's first request had another body.
+        """
+        if self.key is None:
+            return None
+        if not idempotency.try_lock(session, self.tenant, self.endpoint, self.key):
+            raise IdempotencyInFlight
+        row = idempotency.find(session, self.tenant, self.endpoint, self.key)
+        if row is None:
+            return None
+        if row.request_hash != self.request_hash:
+            raise IdempotencyConflict
+        return JobView.model_validate(row.response)
+
+    def remember(self, session: Session, view: JobView) -> None:
+        """Store the answer in the transaction that made it."""
+        if self.key is None:
+            return
+        response = {**view.model_dump(mode="json"), "version": view.version}
+        identity = (self.tenant, self.endpoint, self.key)
+        idempotency.store(session, identity, request_hash=self.request_hash, response=response, keep=KEEP)

@@ -1,0 +1,141 @@
+"""SQL of the API side: find, list, count. Every query is scoped by tenant."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Double, cast, delete, false, func, select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from jobs.models import Artifact, Job, JobEvent, JobLayer, Worker
+from jobs.repository.changes import move_job
+from jobs.states import HELD, TERMINAL, JobStatus
+from jobs.views import QueueHealth
+
+
+def find(session: Session, tenant: str, job_id: str) -> Job | None:
+    """The job, without its large columns."""
+    return session.scalars(select(Job).where(Job.tenant == tenant, Job.id == job_id)).one_or_none()
+
+
+def lock(session: Session, tenant: str, job_id: str) -> Job | None:
+    """The job, locked until the transaction ends."""
+    statement = select(Job).where(Job.tenant == tenant, Job.id == job_id).with_for_update()
+    return session.scalars(statement).one_or_none()
+
+
+def request_cancel(session: Session, job: Job) -> Job | None:
+    """A locked job after a cancel: cancelled at once if it waits, cancelling if it runs, None if it is over."""
+    target = JobStatus.CANCELLED if job.status == JobStatus.QUEUED else JobStatus.CANCELLING
+    return move_job(session, target, Job.id == job.id, values={"cancel_requested_at": func.statement_timestamp()})
+
+
+def find_report(session: Session, tenant: str, job_id: str) -> tuple[str, dict[str, Any] | None] | None:
+    """(status, report) of the job."""
+    row = session.execute(select(Job.status, Job.report).where(Job.tenant == tenant, Job.id == job_id)).one_or_none()
+    return None if row is None else (row.status, row.report)
+
+
+def page(
+    session: Session,
+    tenant: str,
+    *,
+    limit: int,
+    after: tuple[datetime, str] | None,
+    filters: Mapping[str, Any],
+    labels: Mapping[str, str],
+) -> Sequence[Job]:
+    """Up to ``limit`` jobs, newest first, that come after the cursor; ``filters`` are equalities by attribute."""
+    statement = select(Job).where(Job.tenant == tenant).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
+    for attribute, value in filters.items():
+        statement = statement.where(getattr(Job, attribute) == value)
+    if labels:
+        statement = statement.where(Job.labels.contains(dict(labels)))
+    if after is not None:
+        statement = statement.where(tuple_(Job.created_at, Job.id) < after)
+    return session.scalars(statement).all()
+
+
+def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """Place in the queue of those of ``job_ids`` that are queued; 1 is next."""
+    if not job_ids:
+        return {}
+    place = func.row_number().over(order_by=(Job.created_at, Job.id)).label("place")
+    queue = select(Job.id, place).where(Job.status == JobStatus.QUEUED).subquery()
+    rows = session.execute(select(queue.c.id, queue.c.place).where(queue.c.id.in_(job_ids)))
+    return {row.id: row.place for row in rows}
+
+
+def delete_terminal(session: Session, tenant: str, job_id: str) -> bool:
+    """Delete the job and all that hangs on it, if it is terminal."""
+    where = (Job.tenant == tenant, Job.id == job_id, Job.status.in_(TERMINAL))
+    return session.scalars(delete(Job).where(*where).returning(Job.id)).one_or_none() is not None
+
+
+def events_after(session: Session, job_id: str, after: int, limit: int) -> Sequence[JobEvent]:
+    """Events with a larger id, oldest first."""
+    where = (JobEvent.job_id == job_id, JobEvent.id > after)
+    return session.scalars(select(JobEvent).where(*where).order_by(JobEvent.id).limit(limit)).all()
+
+
+def layers_after(
+    session: Session,
+    job_id: str,
+    *,
+    column: InstrumentedAttribute[Any],
+    descending: bool,
+    after: tuple[float | None, str] | None,
+    limit: int,
+) -> Sequence[JobLayer]:
+    """Layers in the order of ``column`` (missing values last, then by name) that come after the cursor."""
+    number = cast(column, Double)
+    order = number.desc() if descending else number.asc()
+    statement = (
+        select(JobLayer).where(JobLayer.job_id == job_id).order_by(column.is_(None), order, JobLayer.name).limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(_after_layer(number, descending, *after))
+    return session.scalars(statement).all()
+
+
+def _after_layer(column: ColumnElement[float], descending: bool, value: float | None, name: str) -> ColumnElement[bool]:
+    if value is None:
+        return column.is_(None) & (JobLayer.name > name)
+    beyond = column < value if descending else column > value
+    return func.coalesce(beyond, false()) | ((column == value) & (JobLayer.name > name)) | column.is_(None)
+
+
+def artifacts_of(session: Session, job_id: str) -> Sequence[Artifact]:
+    """The manifest, by path."""
+    return session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.path)).all()
+
+
+def find_artifact(session: Session, tenant: str, artifact_id: str) -> Artifact | None:
+    """One artifact of one of the tenant's jobs."""
+    statement = select(Artifact).join(Job, Job.id == Artifact.job_id)
+    return session.scalars(statement.where(Job.tenant == tenant, Artifact.id == artifact_id)).one_or_none()
+
+
+def queue_health(session: Session, alive_seconds: float) -> QueueHealth:
+    """Depth and age of the queue, and what the workers last said."""
+    now = func.clock_timestamp()
+    jobs = session.execute(
+        select(
+            func.count().filter(Job.status == JobStatus.QUEUED),
+            func.count().filter(Job.status.in_(HELD)),
+            func.extract("epoch", now - func.min(Job.queued_at).filter(Job.status == JobStatus.QUEUED)),
+        ).where(Job.status.not_in(TERMINAL))
+    ).one()
+    workers = session.execute(
+        select(
+            func.count().filter(Worker.heartbeat_at > now - timedelta(seconds=alive_seconds)),
+            func.extract("epoch", now - func.max(Worker.last_claim_at)),
+        )
+    ).one()
+    return QueueHealth(
+        queued=jobs[0],
+        running=jobs[1],
+        oldest_queued_seconds=jobs[2],
+        workers=workers[0],
+        seconds_since_claim=workers[1],
+    )

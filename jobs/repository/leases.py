@@ -1,0 +1,197 @@
+"""SQL of the lease: who runs a job, until when, and whether its writes still count. The database's clock rules."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from jobs.models import Artifact, IdempotencyKey, Job, JobLayer, Worker
+from jobs.repository.changes import NewEvent, move_job, update_job
+from jobs.states import HELD, JobStatus
+
+_SWEEP_ROWS: Final = 100
+
+
+def _now() -> ColumnElement[Any]:
+    """The database's clock; stable within a statement, so that the partial indexes can serve it."""
+    return func.statement_timestamp()
+
+
+def _ran_seconds() -> ColumnElement[Any]:
+    """Seconds this job has run, over all attempts; a lost attempt counts up to the end of its lease."""
+    end = func.least(_now(), func.coalesce(Job.lease_until, _now()))
+    current = func.extract("epoch", end - Job.attempt_started_at)
+    return Job.ran_seconds + func.greatest(func.coalesce(current, 0), 0)
+
+
+def _deadline_exceeded(grace_seconds: float = 0.0) -> ColumnElement[bool]:
+    return _ran_seconds() > Job.max_run_seconds + grace_seconds
+
+
+def _waited_too_long() -> ColumnElement[bool]:
+    return _now() - Job.queued_at > Job.max_queue_seconds * timedelta(seconds=1)
+
+
+def fenced(job_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
+    """True of the row only while the claim with this fence holds it."""
+    return (Job.id == job_id, Job.fence == fence, Job.status.in_(HELD))
+
+
+def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Job | None:
+    """Start the next attempt of the oldest claimable job; a row that another claimer has locked is passed over."""
+    oldest = (
+        select(Job.id)
+        .where(Job.status == JobStatus.QUEUED, Job.available_at <= _now(), ~_waited_too_long())
+        .order_by(Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    job = move_job(
+        session,
+        JobStatus.RUNNING,
+        Job.id == oldest,
+        values={
+            "fence": Job.fence + 1,
+            "attempt": Job.attempt + 1,
+            "owner": owner,
+            "lease_until": _now() + timedelta(seconds=lease_seconds),
+            "heartbeat_at": _now(),
+            "started_at": func.coalesce(Job.started_at, _now()),
+            "attempt_started_at": _now(),
+            "progress": {},
+            "stages": [],
+        },
+    )
+    if job is not None:
+        session.execute(update(Worker).where(Worker.owner == owner).values(last_claim_at=_now()))
+    return job
+
+
+def load_spec(session: Session, job_id: str) -> dict[str, Any]:
+    """The stored specification."""
+    return session.scalars(select(Job.spec).where(Job.id == job_id)).one()
+
+
+def renew(session: Session, job_id: str, fence: int, lease_seconds: float) -> tuple[Job, bool] | None:
+    """A heartbeat: the row and whether its time is up; None when the claim is lost."""
+    job = update_job(
+        session,
+        *fenced(job_id, fence),
+        values={"lease_until": _now() + timedelta(seconds=lease_seconds), "heartbeat_at": _now()},
+    )
+    if job is None:
+        return None
+    return job, session.scalars(select(_deadline_exceeded()).where(Job.id == job_id)).one()
+
+
+def update_fenced(
+    session: Session, job_id: str, fence: int, values: Mapping[str, Any], events: Sequence[NewEvent] = ()
+) -> Job | None:
+    """Any other write of a worker."""
+    return update_job(session, *fenced(job_id, fence), values=values, events=events)
+
+
+def lock_stages(session: Session, job_id: str, fence: int) -> list[dict[str, Any]] | None:
+    """The stage lines, locked until the transaction ends; None when the claim is lost."""
+    return session.scalars(select(Job.stages).where(*fenced(job_id, fence)).with_for_update()).one_or_none()
+
+
+def merge_layers(session: Session, job_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert layer rows; a name already there is replaced."""
+    if not rows:
+        return
+    statement = upsert(JobLayer).values([{"job_id": job_id, **row} for row in rows])
+    replaced = {
+        column.name: statement.excluded[column.name] for column in JobLayer.__table__.columns if not column.primary_key
+    }
+    session.execute(statement.on_conflict_do_update(index_elements=["job_id", "name"], set_=replaced))
+
+
+def replace_layers(session: Session, job_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Exactly these layer rows."""
+    session.execute(delete(JobLayer).where(JobLayer.job_id == job_id))
+    merge_layers(session, job_id, rows)
+
+
+def add_artifacts(session: Session, artifacts: Sequence[Artifact]) -> None:
+    """The manifest's files, flushed."""
+    session.add_all(artifacts)
+    session.flush()
+
+
+def requeue(
+    session: Session, *where: ColumnElement[bool], delay_seconds: float, counts: bool, reason: str
+) -> Job | None:
+    """Back to the queue; an attempt that does not count is given back."""
+    return move_job(
+        session,
+        JobStatus.QUEUED,
+        *where,
+        values={
+            "attempt": Job.attempt if counts else Job.attempt - 1,
+            "ran_seconds": _ran_seconds(),
+            "attempt_started_at": None,
+            "queued_at": _now(),
+            "available_at": _now() + timedelta(seconds=delay_seconds),
+            "owner": None,
+            "lease_until": None,
+            "nudged_at": None,
+        },
+        reason=reason,
+    )
+
+
+def lock_expired(session: Session) -> Sequence[tuple[Job, bool]]:
+    """Held jobs whose lease has run out, locked, each with whether its run time is used up."""
+    return _locked(session, select(Job, _deadline_exceeded()).where(Job.status.in_(HELD), Job.lease_until < _now()))
+
+
+def lock_overdue_runs(session: Session, grace_seconds: float) -> Sequence[tuple[Job, bool]]:
+    """Running jobs whose worker keeps the lease but has not ended them in time, locked."""
+    overdue = _deadline_exceeded(grace_seconds)
+    return _locked(session, select(Job, overdue).where(Job.status == JobStatus.RUNNING, overdue))
+
+
+def lock_overdue_queued(session: Session) -> Sequence[tuple[Job, bool]]:
+    """Queued jobs that waited longer than they were allowed to, locked."""
+    overdue = _waited_too_long()
+    return _locked(session, select(Job, overdue).where(Job.status == JobStatus.QUEUED, overdue))
+
+
+def mark_nudged(session: Session, limit: int, quiet_seconds: float) -> int:
+    """Queued rows that nobody was nudged for lately: mark the oldest ``limit`` and return how many."""
+    due = (
+        select(Job.id)
+        .where(
+            Job.status == JobStatus.QUEUED,
+            Job.available_at <= _now(),
+            func.coalesce(Job.nudged_at < _now() - timedelta(seconds=quiet_seconds), True),
+        )
+        .order_by(Job.created_at, Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = session.scalars(due).all()
+    session.execute(update(Job).where(Job.id.in_(ids)).values(nudged_at=_now()))
+    return len(ids)
+
+
+def purge_expired_keys(session: Session) -> None:
+    """Forget idempotency keys past their day, and workers not heard of for one."""
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < _now()))
+    session.execute(delete(Worker).where(Worker.heartbeat_at < _now() - timedelta(days=1)))
+
+
+def beat_worker(session: Session, owner: str, hostname: str, pid: int, device: str) -> None:
+    """Insert or refresh a worker's row."""
+    statement = upsert(Worker).values(owner=owner, hostname=hostname, pid=pid, device=device)
+    session.execute(statement.on_conflict_do_update(index_elements=["owner"], set_={"heartbeat_at": _now()}))
+
+
+def _locked(session: Session, statement: Select[Job, bool]) -> Sequence[tuple[Job, bool]]:
+    limited = statement.limit(_SWEEP_ROWS).with_for_update(skip_locked=True, of=Job)
+    return [(row[0], row[1]) for row in session.execute(limited)]

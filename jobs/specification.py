@@ -1,0 +1,53 @@
+"""From a request to the specification a job stores: policy resolved, names checked, everything spelled out."""
+
+import hashlib
+import json
+
+from jobs.errors import InvalidPolicy
+from jobs.library import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
+from jobs.settings import Settings
+from quant_engine.policy import Evaluation, InlineTexts, JobRequest, Perplexity, Policy, PolicyError, resolve_policy
+
+
+def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
+    """The same request with nothing left to defaults. Hub ids are resolved later, by the worker.
+
+    Raises:
+        InvalidPolicy: the policy contradicts itself or names an unknown preset; the pointer begins with /policy.
+        ModelNotFound: a local model is not in the models directory.
+        DatasetNotFound: a dataset's name means nothing here.
+    """
+    if request.model.source == "local":
+        local_model_dir(settings, request.model.id)
+    return request.model_copy(
+        update={
+            "policy": _resolve_policy(request.policy),
+            "calibration": request.calibration.model_copy(
+                update={"dataset": _calibration_dataset(request.calibration.dataset, settings)}
+            ),
+            "evaluation": Evaluation(perplexity=_perplexity(request.evaluation.perplexity, settings)),
+        }
+    )
+
+
+def request_hash(request: JobRequest | None) -> str:
+    """Identifies a body for Idempotency-Key: what it says, not how it was spelled."""
+    body = None if request is None else request.model_dump(mode="json", exclude_unset=True)
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _resolve_policy(policy: Policy) -> Policy:
+    try:
+        return resolve_policy(policy)
+    except PolicyError as error:
+        raise InvalidPolicy(error.detail, pointer=f"/policy{error.pointer}", code=error.code) from error
+
+
+def _calibration_dataset(dataset: str | InlineTexts | None, settings: Settings) -> str | InlineTexts:
+    return dataset if isinstance(dataset, InlineTexts) else resolve_calibration_dataset(settings, dataset)
+
+
+def _perplexity(perplexity: Perplexity | None, settings: Settings) -> Perplexity | None:
+    if perplexity is None or isinstance(perplexity.dataset, InlineTexts):
+        return perplexity
+    return perplexity.model_copy(update={"dataset": resolve_evaluation_dataset(settings, perplexity.dataset)})

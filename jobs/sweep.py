@@ -1,0 +1,69 @@
+"""Repairing what workers leave behind. Any worker may sweep at any time; rows locked by another are passed over."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from jobs.database import Database
+from jobs.errors import JobProblem, crash_loop, queue_deadline, run_deadline
+from jobs.models import Job
+from jobs.repository import leases
+from jobs.repository.changes import move_job
+from jobs.settings import Settings
+from jobs.states import JobStatus
+
+MAX_NUDGES: Final = 8
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep did; ``nudges``: how many queued rows deserve a nudge now (at most 8)."""
+
+    requeued: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    nudges: int = 0
+
+
+def sweep(database: Database, settings: Settings) -> Swept:
+    """Settle expired leases and deadlines, then pick queued rows to nudge for. Raises: Unavailable."""
+    with database.transaction() as session:
+        outcomes = list(_settle(session, settings.lease_seconds))
+        leases.purge_expired_keys(session)
+    with database.transaction() as session:
+        nudges = leases.mark_nudged(session, MAX_NUDGES, quiet_seconds=settings.sweep_seconds)
+    return Swept(
+        requeued=outcomes.count(JobStatus.QUEUED),
+        failed=outcomes.count(JobStatus.FAILED),
+        cancelled=outcomes.count(JobStatus.CANCELLED),
+        nudges=nudges,
+    )
+
+
+def _settle(session: Session, grace_seconds: float) -> Iterator[JobStatus]:
+    """The new status of every row repaired."""
+    for job, deadline_exceeded in leases.lock_expired(session):
+        yield _settle_expired(session, job, deadline_exceeded)
+    for job, _ in leases.lock_overdue_runs(session, grace_seconds):
+        yield _fail(session, job, run_deadline(job.max_run_seconds))
+    for job, _ in leases.lock_overdue_queued(session):
+        yield _fail(session, job, queue_deadline(job.max_queue_seconds))
+
+
+def _settle_expired(session: Session, job: Job, deadline_exceeded: bool) -> JobStatus:
+    if job.status == JobStatus.CANCELLING:
+        move_job(session, JobStatus.CANCELLED, Job.id == job.id)
+        return JobStatus.CANCELLED
+    if deadline_exceeded:
+        return _fail(session, job, run_deadline(job.max_run_seconds))
+    if job.attempt >= job.max_attempts:
+        return _fail(session, job, crash_loop(job.attempt))
+    leases.requeue(session, Job.id == job.id, delay_seconds=0.0, counts=True, reason="lease_expired")
+    return JobStatus.QUEUED
+
+
+def _fail(session: Session, job: Job, problem: JobProblem) -> JobStatus:
+    move_job(session, JobStatus.FAILED, Job.id == job.id, values={"error": problem.as_json(job.id)}, code=problem.code)
+    return JobStatus.FAILED
