@@ -1,0 +1,104 @@
+"""What the service answers, as frozen types. Fields added by a newer service are kept, not refused."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+
+
+class Result(BaseModel):
+    """Base of every result: immutable, tolerant of additions."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Eta(Result):
+    """Seconds that remain, as two quantiles of the estimate."""
+
+    p50: float
+    p90: float
+
+
+class Progress(Result):
+    """Where a job is; ``done`` and ``total`` count ``unit`` in the current stage."""
+
+    fraction: float = 0.0
+    stage: str | None = None
+    unit: str | None = None
+    done: int | None = None
+    total: int | None = None
+    eta_seconds: Eta | None = None
+    queue_position: int | None = None
+
+
+class Stage(Result):
+    """One phase of the run."""
+
+    name: str
+    status: str
+    seconds: float | None = None
+
+
+class Job(Result):
+    """A job as the service shows it."""
+
+    id: str
+    status: Status
+    is_terminal: bool
+    attempt: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    model: dict[str, Any]
+    policy: dict[str, Any]
+    policy_hash: str
+    progress: Progress
+    stages: tuple[Stage, ...] = ()
+    summary: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class Event(Result):
+    """One entry of a job's event log; ``id`` counts within the job."""
+
+    id: int
+    type: str
+    data: dict[str, Any]
+
+
+class Layer(Result):
+    """One quantized linear: what was chosen for it, and its held-out error beside the baselines'."""
+
+    name: str
+    block: int
+    role: str
+    scheme: str
+    transform: str
+    alpha: float | None = None
+    statistic: str | None = None
+    error: float | None = None
+    error_normalized: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    baseline_error: float | None = None
+    gain_percent: float | None = None
+    rtn_error: float | None = None
+    input_absmax: float | None = None
+    input_kurtosis: float | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    selected: str | None = None
+
+
+class Artifact(Result):
+    """One published file; ``path`` is relative to the job's output, ``sha256`` hexadecimal."""
+
+    id: str
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+    media_type: str
+    href: str
