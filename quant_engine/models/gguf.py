@@ -1,0 +1,56 @@
+"""From a GGUF file to the dense safetensors directory that the rest of the engine reads.
+
+GGUF carries block-quantized tensors and its own form of the tokenizer; transformers understands both. What comes out is
+an ordinary checkpoint in float32 that says nothing of where it came from: its weights are the values GGUF's codes stand
+for, and quantizing them is the engine's work.
+"""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from quant_engine.errors import UnsafeCheckpoint
+
+_log = logging.getLogger(__name__)
+
+_MAGIC: Final = b"GGUF"
+
+
+def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
+    """Write the model and the tokenizer of ``gguf_file`` into ``output_dir`` as float32 safetensors.
+
+    Whoever calls gives a directory of its own and renames it when this returns.
+
+    Raises:
+        UnsafeCheckpoint: it is not a GGUF file, or not one of a model transformers can read.
+        OSError: a file can not be read or written.
+    """
+    _check_magic(gguf_file)
+    source = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except (ValueError, KeyError, RuntimeError, IndexError) as error:
+        raise UnsafeCheckpoint(
+            detail=f"{gguf_file.name} can not be read as a GGUF model ({type(error).__name__}: {error}).",
+            hint="Fetch the file again; if that does not help, it holds an architecture transformers does not convert.",
+        ) from error
+    # Both describe how the source was stored; a dense checkpoint must not claim it.
+    vars(model.config).pop("quantization_config", None)
+    vars(model).pop("hf_quantizer", None)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    _log.info("Converted %s: %d parameters.", gguf_file.name, model.num_parameters())
+
+
+def _check_magic(gguf_file: Path) -> None:
+    with gguf_file.open("rb") as file:
+        magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise UnsafeCheckpoint(
+            detail=f"{gguf_file.name} is not a GGUF file: it starts with {magic!r}, not {_MAGIC!r}.",
+            hint="Fetch the file again; it may have been cut short.",
+        )
