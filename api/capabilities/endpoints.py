@@ -1,0 +1,90 @@
+"""``/v1/capabilities``: what this installation can do right now."""
+
+from typing import Any, get_args
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from api.capabilities.schemas import (
+    Capabilities,
+    DatasetCapability,
+    LimitsCapability,
+    QuantizationCapability,
+    TransformCapability,
+)
+from api.deps import MAX_PAGE, SettingsDep, State
+from api.responses import json_view
+from jobs.library import (
+    BUILT_IN_DATASET,
+    SELF_DATASET,
+    calibration_datasets,
+    evaluation_datasets,
+    local_models,
+)
+from jobs.settings import Settings
+from quant_engine.policy import (
+    ActivationQuantization,
+    NumberFormat,
+    Output,
+    Statistic,
+    TransformKind,
+    WeightQuantization,
+)
+from quant_engine.policy.architectures import SUPPORTED_ARCHITECTURES
+
+router = APIRouter(prefix="/v1", tags=["capabilities"])
+
+
+@router.get("/capabilities", responses={200: {"model": Capabilities}})
+def get_capabilities(settings: SettingsDep, state: State) -> Response:
+    """Architectures, formats, transforms, datasets, local models, the workers seen recently, and the limits."""
+    workers = state.overview.recent_workers()
+    formats = tuple(format_.value for format_ in NumberFormat)
+    return json_view(
+        Capabilities(
+            architectures=SUPPORTED_ARCHITECTURES,
+            # A weight format of "none" quantizes nothing and is refused.
+            weights=QuantizationCapability(
+                formats=tuple(name for name in formats if name != NumberFormat.NONE),
+                granularities=_choices(WeightQuantization, "granularity"),
+            ),
+            activations=QuantizationCapability(
+                formats=formats, granularities=_choices(ActivationQuantization, "granularity")
+            ),
+            transforms=TransformCapability(
+                kinds=tuple(kind.value for kind in TransformKind), statistics=_choices(Statistic, "kind")
+            ),
+            profiles=_choices(Output, "profile"),
+            datasets=_datasets(settings),
+            local_models=local_models(settings),
+            workers=workers,
+            devices=tuple(sorted({worker.device for worker in workers})),
+            limits=LimitsCapability(
+                max_body_bytes=settings.max_body_bytes,
+                max_attempts=settings.max_attempts,
+                max_page_entries=MAX_PAGE,
+                idempotency_key_seconds=24 * 3600,
+            ),
+        )
+    )
+
+
+def _choices(model: type[BaseModel], field: str) -> tuple[str, ...]:
+    annotation: Any = model.model_fields[field].annotation
+    return tuple(get_args(annotation))
+
+
+def _datasets(settings: Settings) -> tuple[DatasetCapability, ...]:
+    calibration, evaluation = calibration_datasets(settings), evaluation_datasets(settings)
+    return tuple(
+        DatasetCapability(
+            name=name,
+            source={BUILT_IN_DATASET: "built_in", SELF_DATASET: "model"}.get(name, "operator"),
+            uses=tuple(
+                use for use, names in (("calibration", calibration), ("evaluation", evaluation)) if name in names
+            ),
+            default=name == settings.default_dataset,
+        )
+        for name in sorted({*calibration, *evaluation})
+    )

@@ -1,0 +1,54 @@
+"""What this installation can do, as ``/v1/capabilities`` shows it."""
+
+from typing import Literal
+
+from jobs.overview import WorkerView
+from jobs.views import View
+
+
+class DatasetCapability(View):
+    """A name that requests may use. ``source``: inside the service, the operator's directory, or the model itself."""
+
+    name: str
+    source: Literal["built_in", "operator", "model"]
+    uses: tuple[Literal["calibration", "evaluation"], ...]
+    default: bool
+
+
+class QuantizationCapability(View):
+    """The values that the fields of ``policy.weights`` or ``policy.activations`` take."""
+
+    formats: tuple[str, ...]
+    granularities: tuple[str, ...]
+
+
+class TransformCapability(View):
+    """The values that the fields of ``policy.transform`` take."""
+
+    kinds: tuple[str, ...]
+    statistics: tuple[str, ...]
+
+
+class LimitsCapability(View):
+    """Bounds of this installation, in bytes, counts and seconds."""
+
+    max_body_bytes: int
+    max_attempts: int
+    max_page_entries: int
+    idempotency_key_seconds: int
+
+
+class Capabilities(View):
+    """The whole answer."""
+
+    object: Literal["capabilities"] = "capabilities"
+    architectures: tuple[str, ...]
+    weights: QuantizationCapability
+    activations: QuantizationCapability
+    transforms: TransformCapability
+    profiles: tuple[str, ...]
+    datasets: tuple[DatasetCapability, ...]
+    local_models: tuple[str, ...]
+    workers: tuple[WorkerView, ...]
+    devices: tuple[str, ...]
+    limits: LimitsCapability

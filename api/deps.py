@@ -1,0 +1,96 @@
+"""What endpoints ask for, as ``Annotated`` aliases."""
+
+import hashlib
+import hmac
+from typing import Annotated, Final
+
+from fastapi import Depends, Header, Path, Query, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import Request
+
+from api.body import read_body, require_json
+from api.state import AppState
+from jobs.errors import Unauthorized
+from jobs.service import JobService
+from jobs.settings import SINGLE_TENANT, Settings
+
+MAX_PAGE: Final = 100
+
+_bearer = HTTPBearer(auto_error=False, description="The operator's key, where QUANTRY_API_KEY sets one.")
+
+
+def _state(request: Request) -> AppState:
+    state: AppState = request.app.state.quantry
+    return state
+
+
+State = Annotated[AppState, Depends(_state)]
+
+
+async def _settings(state: State) -> Settings:
+    return state.settings
+
+
+async def _service(state: State) -> JobService:
+    return state.service
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+Service = Annotated[JobService, Depends(_service)]
+
+
+async def authorize(
+    settings: SettingsDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+) -> None:
+    """Dependency of every route under /v1 and of /metrics. Raises: Unauthorized.
+
+    Both keys are hashed first, so that the comparison takes the same time whatever was sent.
+    """
+    if settings.api_key is None:
+        return
+    offered = credentials.credentials if credentials is not None else ""
+    if not hmac.compare_digest(_digest(offered), _digest(settings.api_key.get_secret_value())):
+        raise Unauthorized
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+async def _tenant() -> str:
+    return SINGLE_TENANT
+
+
+Tenant = Annotated[str, Depends(_tenant)]
+
+
+JobId = Annotated[str, Path(description="A job's id.")]
+ArtifactId = Annotated[str, Path(description="An artifact's id.")]
+
+
+async def _json_body(request: Request, settings: SettingsDep) -> bytes:
+    require_json(request)
+    return await read_body(request, settings.max_body_bytes)
+
+
+async def _any_body(request: Request, settings: SettingsDep) -> bytes:
+    return await read_body(request, settings.max_body_bytes)
+
+
+JsonBody = Annotated[bytes, Depends(_json_body)]
+"""The body of a request that says it is JSON; parse it in the endpoint, which runs in a thread."""
+OptionalBody = Annotated[bytes, Depends(_any_body)]
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x20-\x7e]{1,255}$",
+        description="Up to 255 printable ASCII characters. Repeating a request with its key repeats its response.",
+    ),
+]
+Accept = Annotated[str | None, Header(include_in_schema=False)]
+Cursor = Annotated[
+    str | None, Query(pattern=r"^[\x21-\x7e]{1,512}$", description="The next_cursor of the page before.")
+]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many entries a page has at most.")]

@@ -1,0 +1,56 @@
+"""``/v1/jobs/{id}/events``: the log as pages, or live."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+from starlette.responses import Response
+
+from api.deps import Accept, JobId, Service, State, Tenant
+from api.events.stream import EventLog, event_stream
+from api.negotiation import preferred
+from api.responses import json_view
+from jobs.views import EventView, Page
+from quant_engine.policy.fields import MAX_INT32
+
+router = APIRouter(prefix="/v1/jobs", tags=["events"])
+
+_BATCH = 100
+_SequenceNumber = Annotated[int, Query(ge=0, le=MAX_INT32, description="Only events with a greater id.")]
+
+
+@router.get(
+    "/{job_id}/events",
+    responses={
+        200: {
+            "model": Page[EventView],
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "A page of events, or with Accept: text/event-stream the live log until the event 'done'.",
+        },
+        204: {"description": "As a stream: the job is over and has no further events. Do not reconnect."},
+    },
+)
+def list_events(
+    job_id: JobId,
+    state: State,
+    service: Service,
+    tenant: Tenant,
+    *,
+    after: _SequenceNumber = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    accept: Accept = None,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_INT32)] = None,
+) -> Response:
+    """What happened to a job, in order. A stream resumes behind ``Last-Event-ID``."""
+    if preferred(accept, ("application/json", "text/event-stream")) == "application/json":
+        return json_view(service.list_events(job_id, tenant=tenant, after=after, limit=limit))
+
+    def read(behind: int) -> tuple[EventView, ...]:
+        return service.list_events(job_id, tenant=tenant, after=behind, limit=_BATCH).data
+
+    def is_over() -> bool:
+        return service.get_job(job_id, tenant=tenant).is_terminal
+
+    behind = after if last_event_id is None else last_event_id
+    if is_over() and not read(behind):
+        return Response(status_code=204)
+    return event_stream(EventLog(read, is_over, state.stream_limiter), behind)

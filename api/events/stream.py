@@ -1,0 +1,82 @@
+"""A job's event log as server-sent events: poll the database in a thread, hold no connection between two polls."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from jobs.errors import NotFound, Unavailable
+from jobs.views import EventView
+
+HEARTBEAT_SECONDS: Final = 15
+_POLL_SECONDS: Final = 0.5
+_OUTAGE_SECONDS: Final = 3.0
+_POLLS_PER_CHECK: Final = 20
+_LINE_END: Final = "\n"
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """How to read one job's log: the events after an id, oldest first, and whether the job is over."""
+
+    read: Callable[[int], tuple[EventView, ...]]
+    is_over: Callable[[], bool]
+    limiter: anyio.CapacityLimiter
+
+
+def event_stream(source: EventLog, after: int) -> EventSourceResponse:
+    """The events after ``after`` as they are written, a comment every 15 seconds, the end after ``done``."""
+    return EventSourceResponse(
+        _events(source, after),
+        ping=HEARTBEAT_SECONDS,
+        ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep=_LINE_END),
+        sep=_LINE_END,
+    )
+
+
+async def _events(source: EventLog, after: int) -> AsyncIterator[ServerSentEvent]:
+    """Until ``done``; a deleted job ends the stream, a database that is away is waited for."""
+    idle = 0
+    while True:
+        try:
+            # Asked before reading: what is written between the two is still read.
+            over = idle % _POLLS_PER_CHECK == _POLLS_PER_CHECK - 1 and await _in_thread(source, source.is_over)
+            events = await _in_thread(source, partial(source.read, after))
+        except NotFound:
+            return
+        except Unavailable:
+            log.warning("events.database_unavailable")
+            await anyio.sleep(_OUTAGE_SECONDS)
+            continue
+        for event in events:
+            after = event.id
+            yield _message(event)
+            if event.type == "done":
+                return
+        if events:
+            idle = 0
+        elif over:
+            return
+        else:
+            idle += 1
+            await anyio.sleep(_POLL_SECONDS)
+
+
+async def _in_thread(source: EventLog, call: Callable[[], Result]) -> Result:
+    return await anyio.to_thread.run_sync(call, limiter=source.limiter)
+
+
+def _message(event: EventView) -> ServerSentEvent:
+    # ASCII: some clients split lines at U+2028 and its kin as well.
+    data = json.dumps(event.model_dump(mode="json")["data"], allow_nan=False)
+    return ServerSentEvent(data=data, event=event.type, id=str(event.id), sep=_LINE_END)

@@ -1,0 +1,54 @@
+"""What readiness asks of the database, the broker and the workers, and how it judges the answers."""
+
+from collections.abc import Callable
+from typing import Final
+
+from api.health.schemas import Check, Checks, WorkersCheck
+from jobs.errors import Unavailable
+from jobs.service import JobService
+from jobs.views import QueueHealth
+
+_STALLED_SECONDS: Final = 60.0
+
+
+def check_all(service: JobService, broker_answers: Callable[[], bool] | None) -> Checks:
+    """Ask everything once. ``broker_answers`` is None where no broker is configured."""
+    try:
+        health: QueueHealth | None = service.queue_health()
+    except Unavailable:
+        health = None
+    return Checks(database=_database(health), broker=_broker(broker_answers), workers=judge_workers(health))
+
+
+def judge_workers(health: QueueHealth | None) -> WorkersCheck:
+    """A worker must have beaten recently; and where jobs wait and none runs, one must have been claimed recently."""
+    if health is None:
+        return WorkersCheck(status="down", detail="Unknown while the database does not answer.")
+    numbers = health.model_dump()
+    if health.workers == 0:
+        return WorkersCheck(status="missing", detail="No worker has reported lately. Start one.", **numbers)
+    if _is_stalled(health):
+        return WorkersCheck(
+            status="stalled", detail="Jobs wait and workers beat, but none takes a job. Restart them.", **numbers
+        )
+    return WorkersCheck(status="ok", detail="A worker has reported lately.", **numbers)
+
+
+def _is_stalled(health: QueueHealth) -> bool:
+    waited, claimed = health.oldest_queued_seconds or 0.0, health.seconds_since_claim
+    idle = claimed is None or claimed > _STALLED_SECONDS
+    return health.queued > 0 and health.running == 0 and waited > _STALLED_SECONDS and idle
+
+
+def _database(health: QueueHealth | None) -> Check:
+    if health is None:
+        return Check(status="down", detail="PostgreSQL does not answer. Check QUANTRY_DATABASE_URL and the server.")
+    return Check(status="ok", detail="PostgreSQL answers.")
+
+
+def _broker(broker_answers: Callable[[], bool] | None) -> Check:
+    if broker_answers is None:
+        return Check(status="not_configured", detail="No broker: workers find jobs at their next sweep.")
+    if not broker_answers():
+        return Check(status="down", detail="The broker does not answer. Check QUANTRY_BROKER_URL and the server.")
+    return Check(status="ok", detail="The broker answers.")

@@ -1,0 +1,53 @@
+"""``/healthz``, ``/readyz`` and ``/metrics``."""
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from api.deps import State, authorize
+from api.health.checks import check_all
+from api.health.schemas import Alive, Ready
+from api.metrics import CONTENT_TYPE
+from api.problems import Problem
+from api.responses import json_view
+from jobs.errors import Unavailable
+
+router = APIRouter(tags=["health"])
+
+_NOT_CACHED = {"Cache-Control": "no-store"}
+
+
+@router.get("/healthz", responses={200: {"model": Alive}})
+async def alive() -> Response:
+    """Whether this process answers; it asks nobody else."""
+    return json_view(Alive(), headers=_NOT_CACHED)
+
+
+@router.get("/readyz", responses={200: {"model": Ready}})
+def ready(request: Request, state: State) -> Response:
+    """Whether a job sent now would be done: database, broker and workers, each with its state."""
+    checks = check_all(state.service, state.broker_answers)
+    if not checks.failing:
+        return json_view(Ready(checks=checks), headers=_NOT_CACHED)
+    remedies = " ".join(getattr(checks, name).detail for name in checks.failing)
+    return Problem(
+        status=503,
+        code="not_ready",
+        title="Not ready",
+        detail=f"Not ready: {', '.join(checks.failing)}. {remedies}",
+        headers={"Retry-After": "5"},
+        extensions={"checks": checks.model_dump(mode="json")},
+    ).response(request)
+
+
+@router.get(
+    "/metrics",
+    dependencies=[Depends(authorize)],
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(state: State) -> Response:
+    """For Prometheus: requests by route, jobs by status."""
+    try:
+        jobs = state.overview.jobs_by_status()
+    except Unavailable:
+        jobs = None
+    return Response(state.metrics.render(jobs), media_type=CONTENT_TYPE)

@@ -1,0 +1,43 @@
+"""What ``/v1/jobs`` takes besides the policy's own ``JobRequest``."""
+
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.requests import Request
+
+from api.errors import InvalidFields
+from api.query import object_members
+from jobs.errors import FieldError
+from quant_engine.policy.request import MetadataKey, MetadataValue
+
+METADATA_PARAMETER: Final[dict[str, Any]] = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "Labels a job must have: metadata[team]=search.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+
+_FILTER: Final = TypeAdapter(Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)])
+
+
+class NoFields(BaseModel):
+    """The body of an operation that takes nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def metadata_filter(request: Request) -> dict[str, str]:
+    """The labels of the query.
+
+    Raises:
+        InvalidFields: a key or value that no job can carry, or more than 16 of them.
+    """
+    try:
+        return _FILTER.validate_python(object_members(request, "metadata"))
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidFields(
+            tuple(FieldError("?metadata", detail["type"], detail["msg"]) for detail in details[:16])
+        ) from None

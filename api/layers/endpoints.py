@@ -1,0 +1,46 @@
+"""``/v1/jobs/{id}/layers``: the error table, as JSON pages or as CSV."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from api.deps import Accept, Cursor, JobId, Service, Tenant
+from api.layers.csv import csv_table
+from api.negotiation import preferred
+from api.responses import json_view
+from jobs.views import LayerView, Page
+
+router = APIRouter(prefix="/v1/jobs", tags=["layers"])
+
+_PAGE = 100
+_MAX_PAGE = 1000
+_Sort = Annotated[str, Query(pattern=r"^-?[a-z_]{1,40}$", description="A field; '-error' has the worst first.")]
+
+
+@router.get(
+    "/{job_id}/layers",
+    responses={200: {"model": Page[LayerView], "content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
+def list_layers(
+    job_id: JobId,
+    service: Service,
+    tenant: Tenant,
+    *,
+    sort: _Sort = "block",
+    limit: Annotated[int | None, Query(ge=1, le=_MAX_PAGE, description="100 if left out; as CSV all rows.")] = None,
+    after: Cursor = None,
+    accept: Accept = None,
+) -> Response:
+    """One row for each quantized linear: what was chosen for it and its held-out error."""
+    if preferred(accept, ("application/json", "text/csv")) == "application/json":
+        return json_view(service.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _PAGE, after=after))
+    rows: list[LayerView] = []
+    while True:
+        page = service.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _MAX_PAGE, after=after)
+        rows.extend(page.data)
+        if limit is not None or page.next_cursor is None:
+            break
+        after = page.next_cursor
+    headers = {"Content-Disposition": f'attachment; filename="{job_id}-layers.csv"'}
+    return Response(csv_table(rows), media_type="text/csv", headers=headers)

@@ -1,0 +1,109 @@
+"""The HTTP API: ``uvicorn api.main:app``."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Final
+
+import anyio
+from fastapi import Depends, FastAPI
+
+from api import log, openapi, problems
+from api.artifacts.endpoints import router as artifacts
+from api.capabilities.endpoints import router as capabilities
+from api.deps import authorize
+from api.events.endpoints import router as events
+from api.health.endpoints import router as health
+from api.jobs.endpoints import router as jobs
+from api.layers.endpoints import router as layers
+from api.metrics import Metrics
+from api.nudge import CeleryNudger, broker_answers
+from api.presets.endpoints import router as presets
+from api.query import declared_only
+from api.reports.endpoints import router as reports
+from api.request_context import RequestContext
+from api.state import AppState
+from jobs.artifacts import ArtifactStore
+from jobs.database import Database
+from jobs.errors import InstallationError
+from jobs.overview import Overview
+from jobs.queue import Nudger, SilentNudger
+from jobs.service import JobService
+from jobs.settings import Settings, get_settings
+
+_CONTRACT_VERSION: Final = "1.0.0"
+_DATABASE_CONNECTIONS: Final = 10
+_STREAM_THREADS: Final = 4
+_RESOURCES: Final = (jobs, events, layers, reports, artifacts, presets, capabilities)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Without ``settings`` it is the process's own: it reads the environment and sets up the log.
+
+    Raises, when it starts:
+        InstallationError: no database is configured.
+        pydantic.ValidationError: the environment's settings are wrong.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if settings is None:
+            log.configure()
+        with _running(settings or get_settings(), metrics) as state:
+            app.state.quantry = state
+            yield
+
+    app = FastAPI(
+        title="Quantry",
+        version=_CONTRACT_VERSION,
+        description="Quantization as a service: submit a model and a policy, watch it, download a proven checkpoint.",
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(RequestContext, metrics=metrics)
+    problems.install(app)
+    openapi.install(app)
+    app.include_router(health, dependencies=[Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE)
+    for resource in _RESOURCES:
+        app.include_router(
+            resource, dependencies=[Depends(authorize), Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE
+        )
+    return app
+
+
+@contextmanager
+def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
+    """Everything the endpoints need, started, and stopped in reverse order."""
+    if settings.database_url is None:
+        raise InstallationError(
+            "No database is configured. Start everything with 'quantry serve', or set QUANTRY_DATABASE_URL."
+        )
+    database = Database(settings.database_url.get_secret_value(), pool_size=_DATABASE_CONNECTIONS)
+    broker_url = None if settings.broker_url is None else settings.broker_url.get_secret_value()
+    try:
+        with _nudger(broker_url) as nudger:
+            yield AppState(
+                settings=settings,
+                service=JobService(database, settings, ArtifactStore(settings.artifacts_dir), nudger),
+                overview=Overview(database, settings),
+                metrics=metrics,
+                broker_answers=None if broker_url is None else partial(broker_answers, broker_url),
+                stream_limiter=anyio.CapacityLimiter(_STREAM_THREADS),
+            )
+    finally:
+        database.close()
+
+
+@contextmanager
+def _nudger(broker_url: str | None) -> Iterator[Nudger]:
+    if broker_url is None:
+        yield SilentNudger()
+        return
+    with CeleryNudger(broker_url) as nudger:
+        yield nudger
+
+
+app = create_app()

@@ -1,0 +1,56 @@
+"""``Accept``, ``Content-Type`` and ``If-None-Match`` (RFC 9110, sections 12.5.1, 8.3 and 13.1.2)."""
+
+import re
+from collections.abc import Sequence
+from email.message import Message
+
+_ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+
+
+def preferred(accept: str | None, offered: Sequence[str]) -> str:
+    """The media type of ``offered`` that ``accept`` weighs highest.
+
+    The first offer wins ties, and also when none is acceptable: a usable answer beats a 406.
+    """
+    ranges = [_weighted(part) for part in (accept or "*/*").split(",")]
+    weights = [_weight(media_type, ranges) for media_type in offered]
+    return offered[weights.index(max(weights))]
+
+
+def media_type(content_type: str) -> str:
+    """The bare, lower-case type of a ``Content-Type`` header: ``application/json``."""
+    message = Message()
+    message["content-type"] = content_type
+    return message.get_content_type()
+
+
+def none_match(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client's copy is stale, by weak comparison: False means 304."""
+    if if_none_match is None:
+        return True
+    if if_none_match.strip() == "*":
+        return False
+    return etag.removeprefix("W/") not in _ETAG.findall(if_none_match)
+
+
+def _weighted(part: str) -> tuple[str, float]:
+    media_range, *parameters = (piece.strip() for piece in part.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "q":
+            return media_range.lower(), _quality(value.strip())
+    return media_range.lower(), 1.0
+
+
+def _quality(value: str) -> float:
+    return float(value) if re.fullmatch(r"[01](\.[0-9]{0,3})?", value, re.ASCII) else 0.0
+
+
+def _weight(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """The weight of the most specific range that covers ``media_type``; 0 when none does."""
+    wildcard = media_type.partition("/")[0] + "/*"
+    for candidate in (media_type, wildcard, "*/*"):
+        for media_range, weight in ranges:
+            if media_range == candidate:
+                return weight
+    return 0.0

@@ -1,0 +1,83 @@
+"""Nudges through Celery, sent from a thread of their own: a request never waits for the broker."""
+
+import queue
+import threading
+from types import TracebackType
+from typing import Any, Final, Self
+
+import structlog
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from jobs.queue import NUDGE_EXPIRES_SECONDS, QUEUE_NAME, TASK_NAME
+
+_MAX_WAITING: Final = 1000
+_DRAIN_SECONDS: Final = 1.0
+_SOCKET_SECONDS: Final = 0.5
+
+# One short attempt each time: what fails here, a worker's sweep makes good.
+_TRANSPORT_OPTIONS: Final[dict[str, Any]] = {
+    "max_retries": 0,
+    "socket_connect_timeout": _SOCKET_SECONDS,
+    "socket_timeout": _SOCKET_SECONDS,
+}
+
+log = structlog.get_logger(__name__)
+
+
+class CeleryNudger:
+    """The :class:`jobs.queue.Nudger` of the API, as a context manager.
+
+    Leaving it sends what still waits, for about a second. The log names only the kind of an error: its text may
+    hold the broker's password.
+    """
+
+    def __init__(self, broker_url: str) -> None:
+        self._celery = Celery("quantry-api", broker=broker_url, set_as_current=False)
+        self._celery.conf.update(
+            broker_transport_options=_TRANSPORT_OPTIONS,
+            broker_connection_timeout=_SOCKET_SECONDS,
+            task_serializer="json",
+            task_ignore_result=True,
+        )
+        self._waiting: queue.Queue[bool] = queue.Queue(maxsize=_MAX_WAITING)
+        self._thread = threading.Thread(target=self._send_until_stopped, name="nudge", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._waiting.put(False, timeout=_DRAIN_SECONDS)
+        except queue.Full:
+            log.warning("nudge.dropped", waiting=_MAX_WAITING)
+        self._thread.join(timeout=_DRAIN_SECONDS)
+
+    def nudge(self) -> None:
+        """Ask for one nudge and return at once. When a thousand already wait, this one is dropped."""
+        try:
+            self._waiting.put_nowait(True)
+        except queue.Full:
+            log.warning("nudge.dropped", waiting=_MAX_WAITING)
+
+    def _send_until_stopped(self) -> None:
+        while self._waiting.get():
+            try:
+                self._celery.send_task(TASK_NAME, queue=QUEUE_NAME, expires=NUDGE_EXPIRES_SECONDS, retry=False)
+            except (OperationalError, OSError) as error:
+                log.warning("nudge.failed", error=type(error).__name__)
+        self._celery.close()
+
+
+def broker_answers(broker_url: str) -> bool:
+    """Whether the broker takes a connection and answers on it, tried once and briefly."""
+    try:
+        with Connection(broker_url, transport_options=_TRANSPORT_OPTIONS) as connection:
+            connection.ensure_connection(max_retries=0, timeout=1)
+    except (OperationalError, OSError):
+        return False
+    return True

@@ -1,0 +1,48 @@
+"""The OpenAPI document: FastAPI's own, with the bodies that the endpoints parse themselves and one error response."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from api.problems import MEDIA_TYPE, ProblemDocument
+from quant_engine.policy import JobRequest
+
+_COMPONENTS: Final = "#/components/schemas/{model}"
+_BODIES: Final[tuple[type[BaseModel], ...]] = (JobRequest, ProblemDocument)
+
+PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
+    "default": {
+        "description": "A problem (RFC 9457): what is wrong, and what to do about it.",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": _COMPONENTS.format(model="Problem")}}},
+    }
+}
+
+
+def json_body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The ``openapi_extra`` of an endpoint that parses a ``model`` out of its body."""
+    schema = {"$ref": _COMPONENTS.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def install(app: FastAPI) -> None:
+    """Serve the completed document at ``app.openapi_url``."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    # FastAPI's documented way to extend the document is to replace this method.
+    setattr(app, "openapi", document)  # noqa: B010 - mypy refuses to assign to a method
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in _BODIES:
+        schema = model.model_json_schema(ref_template=_COMPONENTS)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[schema["title"]] = schema
+    return document

@@ -1,0 +1,132 @@
+"""Every error as ``application/problem+json`` (RFC 9457): the service's, FastAPI's, the router's, and bugs."""
+
+import http
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.errors import InvalidFields
+from api.fields import parameter_errors
+from api.request_context import request_headers, request_id
+from jobs.errors import FieldError, QuantryError, problem_type
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    """One wrong place: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """What every error response holds, as the OpenAPI schema shows it."""
+
+    model_config = ConfigDict(title="Problem", extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: list[FieldProblem] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """The members of a problem document that do not depend on the request."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+    errors: tuple[FieldError, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, object] = field(default_factory=dict)
+
+    def response(self, request: Request) -> Response:
+        """The document about this request; ``instance`` names it, as its ``X-Request-ID`` does."""
+        identifier = request_id(request.scope)
+        members: dict[str, Any] = {
+            "type": problem_type(self.code),
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": f"urn:quantry:request:{identifier}",
+            "code": self.code,
+            "request_id": identifier,
+            **self.extensions,
+        }
+        if self.errors:
+            members["errors"] = [asdict(error) for error in self.errors]
+        headers = {**request_headers(request.scope), "Cache-Control": "no-store", **self.headers}
+        return JSONResponse(members, self.status, headers, media_type=MEDIA_TYPE)
+
+
+_UNEXPECTED: Final = Problem(
+    status=500,
+    code="internal_error",
+    title="Internal error",
+    detail="Something went wrong here. Repeat the request; if it fails again, give the operator the request_id.",
+)
+_FROM_THE_ROUTER: Final[dict[int, tuple[str, str]]] = {
+    404: ("route_not_found", "There is nothing at this path. GET /openapi.json lists what there is."),
+    405: ("method_not_allowed", "This path does not take this method. The Allow header lists the ones it takes."),
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` with a problem."""
+    for kind in (QuantryError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return as_problem(error).response(request)
+
+
+def as_problem(error: Exception) -> Problem:
+    """The problem that tells of ``error``. The text of an unforeseen one stays in the log."""
+    match error:
+        case QuantryError():
+            return _from_service(error)
+        case RequestValidationError():
+            return _from_service(InvalidFields(parameter_errors(error.errors())))
+        case HTTPException():
+            return _from_framework(error)
+        case _:
+            return _UNEXPECTED
+
+
+def _from_service(error: QuantryError) -> Problem:
+    return Problem(
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        detail=f"{error.detail} {error.hint}" if error.hint else error.detail,
+        errors=error.errors,
+        headers=error.headers,
+    )
+
+
+def _from_framework(error: HTTPException) -> Problem:
+    title = http.HTTPStatus(error.status_code).phrase
+    code, detail = _FROM_THE_ROUTER.get(
+        error.status_code,
+        (title.lower().replace(" ", "_"), "The request can not be answered. GET /openapi.json tells what is expected."),
+    )
+    return Problem(
+        status=error.status_code, code=code, title=title.capitalize(), detail=detail, headers=error.headers or {}
+    )

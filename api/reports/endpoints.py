@@ -1,0 +1,14 @@
+"""``/v1/jobs/{id}/report``: the whole evaluation."""
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from api.deps import JobId, Service, Tenant
+
+router = APIRouter(prefix="/v1/jobs", tags=["report"])
+
+
+@router.get("/{job_id}/report", responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}})
+def get_report(job_id: JobId, service: Service, tenant: Tenant) -> Response:
+    """Everything that was measured, once the job has succeeded."""
+    return JSONResponse(service.get_report(job_id, tenant=tenant))

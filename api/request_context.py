@@ -1,0 +1,89 @@
+"""What surrounds every request: its id, its log event, its metrics, and the headers all responses share."""
+
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.metrics import Metrics
+
+_HEADER: Final = "X-Request-ID"
+_ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_STATE_KEY: Final = "request_id"
+
+log = structlog.get_logger(__name__)
+
+
+def request_id(scope: Scope) -> str:
+    """The id of the request, as :class:`RequestContext` set it."""
+    return str(scope.get("state", {}).get(_STATE_KEY, "unknown"))
+
+
+def request_headers(scope: Scope) -> dict[str, str]:
+    """What every response carries."""
+    return {_HEADER: request_id(scope), "X-Content-Type-Options": "nosniff"}
+
+
+class RequestContext:
+    """Middleware around every request: takes or makes its id, counts, times and logs it.
+
+    Query strings, headers and bodies are never logged: they may hold secrets.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identifier = _chosen_id(Headers(scope=scope).getlist(_HEADER))
+        scope.setdefault("state", {})[_STATE_KEY] = identifier
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=identifier)
+        status = 500  # what the server answers when the application raises
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(request_headers(scope))
+            await send(message)
+
+        started = time.perf_counter()
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = route_template(scope)
+        self._metrics.observe(method=scope["method"], route=route, status=status, seconds=seconds)
+        log.info(
+            "http.request",
+            method=scope["method"][:16],
+            route=route,
+            status=status,
+            milliseconds=round(seconds * 1e3, 1),
+        )
+
+
+def route_template(scope: Scope) -> str:
+    """The path pattern that matched, such as ``/v1/jobs/{job_id}``: bounded, unlike the path itself."""
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "unmatched"))
+
+
+def _chosen_id(offered: Iterable[str]) -> str:
+    """The client's id if it sent exactly one that is safe to log and to echo, else a new one."""
+    match list(offered):
+        case [identifier] if _ACCEPTABLE_ID.fullmatch(identifier):
+            return identifier
+    return uuid.uuid4().hex

@@ -1,0 +1,31 @@
+"""Views as responses. NaN and infinity, which JSON does not have, become null."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from jobs.states import JobStatus
+from jobs.views import JobView
+
+_POLL_SECONDS = {JobStatus.QUEUED: 2, JobStatus.RUNNING: 2, JobStatus.CANCELLING: 1}
+
+
+def json_view(view: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """``view`` as JSON."""
+    return Response(view.model_dump_json(), status, dict(headers or {}), media_type="application/json")
+
+
+def job_headers(job: JobView) -> dict[str, str]:
+    """The validator of a job, and when to look again while it still changes."""
+    headers = {"ETag": job.etag, "Cache-Control": "private, no-cache"}
+    if job.status in _POLL_SECONDS:
+        headers["Retry-After"] = str(_POLL_SECONDS[job.status])
+    return headers
+
+
+def accepted(job: JobView) -> Response:
+    """202 with where to look and when."""
+    headers = {**job_headers(job), "Location": job.links.self}
+    headers.setdefault("Retry-After", "1")
+    return json_view(job, 202, headers)

@@ -1,0 +1,23 @@
+"""What one application holds from start to stop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import anyio
+
+from api.metrics import Metrics
+from jobs.overview import Overview
+from jobs.service import JobService
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True)
+class AppState:
+    """Made in the lifespan; endpoints reach it through ``api.deps``. ``broker_answers`` is None without a broker."""
+
+    settings: Settings
+    service: JobService
+    overview: Overview
+    metrics: Metrics
+    broker_answers: Callable[[], bool] | None
+    stream_limiter: anyio.CapacityLimiter
