@@ -9,7 +9,6 @@ from jobs.errors import FieldError
 _MAX_ERRORS = 50
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _OWN_MESSAGE = re.compile(r"^(Value|Assertion) error, ")
-_ABOUT_THE_KEY = ("missing", "extra_forbidden")
 
 
 def body_errors(errors: Iterable[Mapping[str, Any]], body: object) -> tuple[FieldError, ...]:
@@ -23,7 +22,7 @@ def body_errors(errors: Iterable[Mapping[str, Any]], body: object) -> tuple[Fiel
         fields.setdefault((field.pointer, field.code), field)
         if len(fields) == _MAX_ERRORS:
             break
-    return tuple(fields.values())
+    return tuple(field for field in fields.values() if not _follows_from_another(field, fields.values()))
 
 
 def parameter_errors(errors: Iterable[Mapping[str, Any]]) -> tuple[FieldError, ...]:
@@ -34,6 +33,11 @@ def parameter_errors(errors: Iterable[Mapping[str, Any]]) -> tuple[FieldError, .
 def _field(pointer: str, error: Mapping[str, Any]) -> FieldError:
     detail = _OWN_MESSAGE.sub("", str(error["msg"]))
     return FieldError(pointer=pointer, code=str(error["type"]), detail=detail[:1].upper() + detail[1:])
+
+
+def _follows_from_another(field: FieldError, fields: Iterable[FieldError]) -> bool:
+    """pydantic also calls a list too short when entries were refused."""
+    return field.code == "too_short" and any(other.pointer.startswith(f"{field.pointer}/") for other in fields)
 
 
 def _name(location: Sequence[str | int]) -> str:
