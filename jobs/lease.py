@@ -4,7 +4,7 @@ Every write has the claim's fence in its WHERE; a write that changes no row retu
 stop its runner: another worker, a cancel or a sweep has taken the job. All times are the database's clock.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -209,6 +209,11 @@ class LeaseKeeper:
     def sweep(self) -> Swept:
         """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge."""
         return sweep(self._database, self._settings)
+
+    def unfinished(self, job_ids: Collection[str]) -> frozenset[str]:
+        """Those of ``job_ids`` that are not over: their work files may still be needed."""
+        with self._database.transaction() as session:
+            return leases.unfinished(session, job_ids)
 
     def beat_worker(self, owner: str, *, hostname: str, pid: int, device: str) -> None:
         """Say that this worker is alive."""

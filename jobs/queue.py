@@ -23,3 +23,8 @@ class SilentNudger:
 
     def nudge(self) -> None:
         """Do nothing."""
+
+
+def redis_url(broker_url: str) -> str:
+    """The broker's URL as a Redis client reads it; Celery writes a Unix socket as ``redis+socket://``."""
+    return broker_url.replace("redis+socket://", "unix://", 1)

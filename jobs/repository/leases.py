@@ -1,6 +1,6 @@
 """SQL of the lease: who runs a job, until when, and whether its writes still count. The database's clock rules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, IdempotencyKey, Job, JobLayer, Worker
 from jobs.repository.changes import NewEvent, move_job, update_job
-from jobs.states import HELD, JobStatus
+from jobs.states import HELD, TERMINAL, JobStatus
 
 _SWEEP_ROWS: Final = 100
 
@@ -184,6 +184,13 @@ def purge_expired_keys(session: Session) -> None:
     """Forget idempotency keys past their day, and workers not heard of for one."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < _now()))
     session.execute(delete(Worker).where(Worker.heartbeat_at < _now() - timedelta(days=1)))
+
+
+def unfinished(session: Session, job_ids: Collection[str]) -> frozenset[str]:
+    """Those of ``job_ids`` whose job exists and is not terminal."""
+    if not job_ids:
+        return frozenset()
+    return frozenset(session.scalars(select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(TERMINAL))))
 
 
 def beat_worker(session: Session, owner: str, hostname: str, pid: int, device: str) -> None:
