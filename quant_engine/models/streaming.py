@@ -161,6 +161,17 @@ class StreamedModel:
         logits_BTV: Tensor = self._skeleton.lm_head(self._skeleton.model.norm(hidden_BTD))
         return logits_BTV
 
+    def whole(self) -> PreTrainedModel:
+        """The whole model over the memory-mapped weights, for sampling; where no cast is needed, nothing is copied."""
+        model = _empty_model(self.config, self.dtype)
+        state = self.source.read(self.source.tensors, dtype=self.dtype, device=self.device)
+        if self.ties_embeddings:
+            state[f"{self.architecture.head}.weight"] = state[f"{self.architecture.embedding}.weight"]
+        model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(self.device)
+        whole: PreTrainedModel = model.eval().requires_grad_(False)
+        return whole
+
     def _load_ends(self) -> None:
         if self._ends_loaded:
             return

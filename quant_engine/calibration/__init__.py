@@ -1,0 +1,41 @@
+"""Calibration: text to windows of tokens, and one record per site from one pass over the blocks."""
+
+from quant_engine.calibration.capture import Split, capture_records, split_samples
+from quant_engine.calibration.datasets import BUILT_IN, SELF, Purpose, dataset_names, dataset_text
+from quant_engine.calibration.generate import self_windows
+from quant_engine.calibration.records import (
+    RESERVOIR_TOKENS,
+    SiteRecord,
+    read_record,
+    record_bytes,
+    write_record,
+)
+from quant_engine.calibration.tokens import (
+    calibration_windows,
+    characters_for,
+    evaluation_windows,
+    load_tokenizer,
+    token_ids,
+)
+
+__all__ = [
+    "BUILT_IN",
+    "RESERVOIR_TOKENS",
+    "SELF",
+    "Purpose",
+    "SiteRecord",
+    "Split",
+    "calibration_windows",
+    "capture_records",
+    "characters_for",
+    "dataset_names",
+    "dataset_text",
+    "evaluation_windows",
+    "load_tokenizer",
+    "read_record",
+    "record_bytes",
+    "self_windows",
+    "split_samples",
+    "token_ids",
+    "write_record",
+]

@@ -1,0 +1,183 @@
+"""One pass of the calibration windows through the blocks, recording the input of every targeted site.
+
+Memory: the windows' hidden states, one block, and the working set of that block's sites. Shapes: S windows, T tokens
+of a window, D features, B batch.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from quant_engine.calibration.collectors import Moments, TailQuantiles, TokenReservoir, channel_statistics
+from quant_engine.calibration.records import RESERVOIR_TOKENS, SiteRecord, record_bytes, write_record
+from quant_engine.errors import DiskFull, NumericalInstability
+from quant_engine.models import Site, StreamedModel
+
+BATCH_TOKENS: Final = 1024
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many windows, in this order, are for fitting, for validation and for the test."""
+
+    fit: int
+    validation: int
+    test: int
+
+    @property
+    def training(self) -> int:
+        """Fit and validation windows together: channel statistics cover these."""
+        return self.fit + self.validation
+
+
+def split_samples(samples: int, holdout: float) -> Split:
+    """The last ``holdout`` of the samples is the test split; of the rest 80 % are fit and 20 % validation."""
+    test = min(max(1, round(samples * holdout)), samples - 2)
+    validation = min(max(1, round((samples - test) * 0.2)), samples - test - 1)
+    return Split(fit=samples - test - validation, validation=validation, test=test)
+
+
+def capture_records(
+    model: StreamedModel,
+    windows_ST: Tensor,
+    sites: list[Site],
+    directory: Path,
+    *,
+    split: Split,
+    quantiles: list[float],
+    seed: int,
+    on_block: Callable[[int], None],
+    capacity: int = RESERVOIR_TOKENS,
+) -> None:
+    """Write one record for each of ``sites`` into ``directory``.
+
+    Args:
+        windows_ST: token ids; the first ``split.fit`` windows are fitted on, and so on.
+        quantiles: every q whose exact quantile a record keeps.
+        seed: of the token reservoirs.
+        on_block: called with the number of finished blocks.
+
+    Raises:
+        DiskFull: the records will not fit, or did not.
+        NumericalInstability: an activation is not finite.
+    """
+    length = windows_ST.shape[1]
+    kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
+    _check_disk(directory, sum(record_bytes(site, kept, len(quantiles)) for site in sites))
+    by_block: dict[int, list[Site]] = {}
+    for site in sites:
+        by_block.setdefault(site.block, []).append(site)
+    batches = windows_ST.split(max(1, BATCH_TOKENS // length))
+    entered = [model.enter(batch) for batch in batches]
+    hidden = [batch.hidden_BTD for batch in entered]
+    for index in range(max(by_block) + 1):
+        collectors = [
+            (site, _SiteCollector(site, split, length, quantiles, seed, capacity, model.device))
+            for site in by_block.get(index, [])
+        ]
+        with model.block(index) as block, _listening(block, model.architecture.block_prefix(index), collectors):
+            for position, batch in enumerate(entered):
+                hidden[position] = _forward(block, hidden[position], batch.layer_arguments[index])
+        for site, collector in collectors:
+            write_record(directory, site, collector.record())
+        on_block(index + 1)
+
+
+@torch.no_grad()
+def _forward(block: nn.Module, hidden_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+    output: Tensor = block(hidden_BTD, **arguments)
+    return output
+
+
+class _SiteCollector:
+    """Everything one site's record needs, fed with that site's input in the order of the windows."""
+
+    def __init__(
+        self,
+        site: Site,
+        split: Split,
+        length: int,
+        quantiles: list[float],
+        seed: int,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
+        self.site = site
+        channels = site.features // site.tied
+        self._training = split.training * length
+        self._tail = TailQuantiles(quantiles, tokens=self._training * site.tied, channels=channels, device=device)
+        self._moments = Moments(channels, device)
+        sizes = [split.fit * length, split.validation * length, split.test * length]
+        self._starts = [0, sizes[0], self._training]
+        self._reservoirs = [
+            TokenReservoir(
+                tokens=size, features=site.features, capacity=capacity, seed=seed + part, keep_massive=part == 0
+            )
+            for part, size in enumerate(sizes)
+        ]
+        self._seen = 0
+
+    def add(self, x_BTD: Tensor) -> None:
+        """Take the site's input of one batch."""
+        x_TD = x_BTD.detach().flatten(0, -2).float()
+        first, self._seen = self._seen, self._seen + len(x_TD)
+        training_TD = x_TD[: max(0, self._training - first)]
+        if len(training_TD):
+            pooled_TP = self.site.pool(training_TD)
+            magnitude_TP = pooled_TP.abs()
+            self._moments.add(pooled_TP, magnitude_TP)
+            self._tail.add(magnitude_TP)
+        x_TD = x_TD.cpu()
+        for start, reservoir in zip(self._starts, self._reservoirs, strict=True):
+            begin, end = max(first, start), min(self._seen, start + reservoir.tokens)
+            if begin < end:
+                reservoir.add(x_TD[begin - first : end - first], begin - start)
+
+    def record(self) -> SiteRecord:
+        """The finished record."""
+        statistics = channel_statistics(self._moments, self._tail)
+        if not bool(torch.isfinite(statistics.l2_D).all()):
+            raise NumericalInstability(
+                detail=f"The input of {self.site.name} has NaN or infinite values.",
+                hint="Check the checkpoint's weights; the model does not compute finite activations on this text.",
+            )
+        fit, validation, test = (reservoir.result() for reservoir in self._reservoirs)
+        return SiteRecord(
+            statistics=statistics,
+            fit_FD=fit,
+            validation_VD=validation,
+            test_ED=test,
+            input_absmax=float(statistics.absmax_D.max()),
+            input_kurtosis=self._moments.kurtosis,
+        )
+
+
+@contextmanager
+def _listening(block: nn.Module, prefix: str, collectors: list[tuple[Site, _SiteCollector]]) -> Iterator[None]:
+    """Feed each collector with the input of the first linear that reads its site."""
+    handles = [
+        block.get_submodule(site.all_readers[0].removeprefix(prefix)).register_forward_pre_hook(
+            lambda _module, arguments, collector=collector: collector.add(arguments[0])
+        )
+        for site, collector in collectors
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_disk(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise DiskFull(
+            detail=f"The calibration records need {needed:,} bytes; {free:,} are free.",
+            hint="Free some space, use fewer samples or shorter sequences, or target fewer layers.",
+        )

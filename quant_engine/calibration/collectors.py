@@ -1,0 +1,166 @@
+"""What one pass over a site's tokens keeps, in bounded memory: exact channel statistics and a reservoir of tokens.
+
+Shapes: T tokens of a batch, D features, P statistic channels (P < D where heads are tied), K tail length, N tokens.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from quant_engine.transforms import ChannelStatistics
+
+MASSIVE_RATIO: Final = 8.0
+"""A token is massive when its largest value is over this many times the median token's largest value."""
+
+
+class TailQuantiles:
+    """Exact high quantiles of |x| for every channel, from the largest values alone.
+
+    The K largest values determine Q_q as ``torch.quantile`` interpolates it (linear, positions in fp32), because its
+    two neighbours are among them. Memory is K · P whatever the number of tokens.
+
+    Args:
+        quantiles: every q to keep, in (0, 1].
+        tokens: how many values each channel will see.
+        channels: P.
+    """
+
+    def __init__(self, quantiles: Iterable[float], *, tokens: int, channels: int, device: torch.device) -> None:
+        self.tokens = tokens
+        self.ranks = {q: torch.tensor(q, dtype=torch.float32) * (tokens - 1) for q in quantiles}
+        deepest = min((int(rank) for rank in self.ranks.values()), default=tokens)
+        self.length = tokens - deepest
+        self._tail_PK = torch.full((channels, self.length), -1.0, device=device)
+
+    def add(self, magnitude_TP: Tensor) -> None:
+        """Take a batch of |x|."""
+        if self.length:
+            both = torch.cat([self._tail_PK, magnitude_TP.T], dim=1)
+            self._tail_PK = both.topk(self.length, dim=1, sorted=False).values
+
+    def result(self) -> dict[float, Tensor]:
+        """q → Q_q [P]."""
+        ascending_PK = self._tail_PK.sort(dim=1).values
+        offset = self.tokens - self.length  # rank of the tail's first value
+        found = {}
+        for q, rank in self.ranks.items():
+            below = int(rank)
+            above = min(below + 1, self.tokens - 1)
+            weight = (rank - below).to(ascending_PK)
+            found[q] = torch.lerp(ascending_PK[:, below - offset], ascending_PK[:, above - offset], weight)
+        return found
+
+
+class Moments:
+    """absmax, L2 norm of every channel, and the kurtosis of all values, from power sums in fp64."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self._absmax_P = torch.zeros(channels, device=device)
+        self._squares_P = torch.zeros(channels, dtype=torch.float64, device=device)
+        self._powers = torch.zeros(4, dtype=torch.float64, device=device)
+        self._count = 0
+
+    def add(self, x_TP: Tensor, magnitude_TP: Tensor) -> None:
+        """Take a batch."""
+        square_TP = x_TP.square()
+        self._absmax_P = torch.maximum(self._absmax_P, magnitude_TP.amax(dim=0))
+        squares_P = square_TP.sum(dim=0, dtype=torch.float64)
+        self._squares_P += squares_P
+        self._powers += torch.stack(
+            [
+                x_TP.sum(dtype=torch.float64),
+                squares_P.sum(),
+                torch.dot(square_TP.flatten(), x_TP.flatten()).double(),
+                torch.dot(square_TP.flatten(), square_TP.flatten()).double(),
+            ]
+        )
+        self._count += x_TP.numel()
+
+    @property
+    def absmax(self) -> Tensor:
+        """max |x| of each channel [P]."""
+        return self._absmax_P
+
+    @property
+    def l2(self) -> Tensor:
+        """‖x‖₂ of each channel [P], fp32."""
+        return self._squares_P.sqrt().float()
+
+    @property
+    def kurtosis(self) -> float:
+        """E[(x−μ)⁴] / σ⁴ over all values; 3 for a normal distribution, 0 for a constant."""
+        m1, m2, m3, m4 = (self._powers / self._count).tolist()
+        variance = m2 - m1**2
+        if variance <= 0.0:
+            return 0.0
+        return float((m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2)
+
+
+class TokenReservoir:
+    """Up to ``capacity`` tokens of a stream whose length is known: a uniform sample that keeps the massive ones.
+
+    A token is massive by :data:`MASSIVE_RATIO`. The (capacity / 8) largest candidates are held aside; those that prove
+    massive replace the last of the uniform sample. More massive tokens than that are common, and the uniform sample
+    has them. The choice depends on ``seed``, the counts and the values, not on how the stream was cut into batches.
+    """
+
+    def __init__(self, *, tokens: int, features: int, capacity: int, seed: int, keep_massive: bool) -> None:
+        self.tokens = tokens
+        self.size = min(tokens, capacity)
+        order_N = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
+        self._slot_N = torch.full((tokens,), -1)
+        self._slot_N[order_N[: self.size]] = torch.arange(self.size)
+        self._rows = torch.empty(self.size, features)
+        self._index = torch.full((self.size,), -1)
+        self._index[torch.arange(self.size)] = order_N[: self.size]
+        aside = capacity // 8 if keep_massive and tokens > capacity else 0
+        self._aside_rows = torch.empty(aside, features)
+        self._aside_index = torch.full((aside,), -1)
+        self._aside_peak = torch.full((aside,), -1.0)
+        self._peaks: list[Tensor] = []
+
+    def add(self, x_TD: Tensor, first: int) -> None:
+        """Take a batch of tokens on the CPU, numbered from ``first``."""
+        slots = self._slot_N[first : first + len(x_TD)]
+        taken = (slots >= 0).nonzero().flatten()
+        self._rows[slots[taken]] = x_TD[taken]
+        if not len(self._aside_peak):
+            return
+        peak_T = x_TD.abs().amax(dim=1)
+        self._peaks.append(peak_T)
+        peaks = torch.cat([self._aside_peak, peak_T])
+        # Ties go to the earlier token, so the cut into batches does not matter.
+        best = peaks.sort(descending=True, stable=True).indices[: len(self._aside_peak)]
+        old, new = best[best < len(self._aside_peak)], best[best >= len(self._aside_peak)] - len(self._aside_peak)
+        self._aside_rows = torch.cat([self._aside_rows[old], x_TD[new]])
+        self._aside_index = torch.cat([self._aside_index[old], first + new])
+        self._aside_peak = peaks[best]
+
+    def result(self) -> Tensor:
+        """[≤ capacity, D] tokens in the order of the stream."""
+        if len(self._aside_peak):
+            self._admit_massive()
+        return self._rows[self._index.sort().indices]
+
+    def _admit_massive(self) -> None:
+        median = torch.cat(self._peaks).median()
+        massive = self._aside_peak > MASSIVE_RATIO * median
+        missing = massive & (self._slot_N[self._aside_index] < 0)
+        admitted = missing.nonzero().flatten()
+        kept_massive = torch.isin(self._index, self._aside_index[massive])
+        replaceable = (~kept_massive).nonzero().flatten()
+        slots = replaceable[len(replaceable) - len(admitted) :]
+        self._rows[slots] = self._aside_rows[admitted]
+        self._index[slots] = self._aside_index[admitted]
+
+
+def channel_statistics(moments: Moments, quantiles: TailQuantiles) -> ChannelStatistics:
+    """The statistics that scale policies read, on the CPU."""
+    return ChannelStatistics(
+        absmax_D=moments.absmax.cpu(),
+        l2_D=moments.l2.cpu(),
+        quantiles={q: value.cpu() for q, value in quantiles.result().items()},
+        tokens=quantiles.tokens,
+    )
