@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext, metrics=metrics, on_bug=problems.for_a_bug)
     problems.install(app)
     openapi.install(app)
     app.include_router(health, dependencies=[Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE)

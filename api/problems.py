@@ -88,9 +88,14 @@ _FROM_THE_ROUTER: Final[dict[int, tuple[str, str]]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of ``app`` with a problem."""
-    for kind in (QuantryError, RequestValidationError, HTTPException, Exception):
+    """Answer every foreseen error of ``app`` with a problem."""
+    for kind in (QuantryError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
+
+
+def for_a_bug(request: Request) -> Response:
+    """What is told of an unforeseen error: nothing but where to look. Its text stays in the log."""
+    return _UNEXPECTED.response(request)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -98,7 +103,7 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def as_problem(error: Exception) -> Problem:
-    """The problem that tells of ``error``. The text of an unforeseen one stays in the log."""
+    """The problem that tells of ``error``."""
     match error:
         case QuantryError():
             return _from_service(error)

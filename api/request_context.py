@@ -3,11 +3,13 @@
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
@@ -30,14 +32,15 @@ def request_headers(scope: Scope) -> dict[str, str]:
 
 
 class RequestContext:
-    """Middleware around every request: takes or makes its id, counts, times and logs it.
+    """Middleware around every request: takes or makes its id, counts, times and logs it, and answers for bugs.
 
     Query strings, headers and bodies are never logged: they may hold secrets.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, on_bug: Callable[[Request], Response]) -> None:
         self._app = app
         self._metrics = metrics
+        self._on_bug = on_bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -48,7 +51,7 @@ class RequestContext:
         scope.setdefault("state", {})[_STATE_KEY] = identifier
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=identifier)
-        status = 500  # what the server answers when the application raises
+        status = 0  # until the response starts
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -57,11 +60,18 @@ class RequestContext:
                 MutableHeaders(scope=message).update(request_headers(scope))
             await send(message)
 
-        started = time.perf_counter()
+        began = time.perf_counter()
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            log.info("http.client_left")
+        except Exception:
+            if status:  # too late for another answer: the server breaks the connection, and logs
+                raise
+            log.exception("http.bug")
+            await self._on_bug(Request(scope))(scope, receive, send_with_id)
         finally:
-            self._record(scope, status, time.perf_counter() - started)
+            self._record(scope, status, time.perf_counter() - began)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_template(scope)
