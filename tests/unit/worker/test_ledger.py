@@ -1,0 +1,168 @@
+"""Heartbeats and fenced writes from a thread of their own, against a keeper that the test scripts."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy.exc import StatementError
+
+from jobs.errors import Unavailable
+from jobs.lease import Beat, Claim
+from worker.ledger import Ledger, Standing
+
+CLAIM = Claim(job_id="job_1", fence=3, attempt=1, max_attempts=3, tenant="default", owner="host:1", spec={})
+
+
+class ScriptedKeeper:
+    """A fake at the port: answers every heartbeat with ``beat``, or fails while ``down``."""
+
+    def __init__(self) -> None:
+        self.beat = Beat(ok=True)
+        self.down = False
+        self.beats = 0
+        self.hanging = threading.Event()
+        self.hanging.set()
+
+    def heartbeat(self, claim: Claim) -> Beat:
+        assert claim is CLAIM
+        self.hanging.wait(10)
+        self.beats += 1
+        if self.down:
+            raise Unavailable
+        return self.beat
+
+
+@pytest.fixture
+def keeper() -> ScriptedKeeper:
+    return ScriptedKeeper()
+
+
+@contextmanager
+def ledger_of(keeper: ScriptedKeeper, *, heartbeat: float = 0.05, patience: float = 0.5) -> Iterator[Ledger]:
+    ledger = Ledger(
+        keeper,  # type: ignore[arg-type]  # a fake at the port
+        CLAIM,
+        claimed_at=time.monotonic(),
+        heartbeat_seconds=heartbeat,
+        patience_seconds=patience,
+    )
+    with ledger:
+        yield ledger
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_beats_keep_the_claim(keeper: ScriptedKeeper) -> None:
+    with ledger_of(keeper) as ledger:
+        eventually(lambda: keeper.beats >= 15)  # longer than the patience
+        assert ledger.standing() is Standing.HELD
+
+
+@pytest.mark.parametrize(
+    ("beat", "standing"),
+    [
+        (Beat(ok=False), Standing.LOST),
+        (Beat(ok=True, cancel_requested=True), Standing.CANCEL),
+        (Beat(ok=True, deadline_exceeded=True), Standing.DEADLINE),
+        (Beat(ok=True, cancel_requested=True, deadline_exceeded=True), Standing.CANCEL),
+        (Beat(ok=False, cancel_requested=True), Standing.LOST),
+    ],
+)
+def test_what_a_beat_means(keeper: ScriptedKeeper, beat: Beat, standing: Standing) -> None:
+    keeper.beat = beat
+    with ledger_of(keeper) as ledger:
+        eventually(lambda: ledger.standing() is standing)
+
+
+def test_silence_loses_the_claim_before_the_lease_ends(keeper: ScriptedKeeper) -> None:
+    keeper.down = True
+    with ledger_of(keeper, patience=0.4) as ledger:
+        began = time.monotonic()
+        assert ledger.standing() is Standing.HELD
+        eventually(lambda: ledger.standing() is Standing.LOST)
+        assert 0.3 < time.monotonic() - began < 1.0
+
+
+def test_a_database_that_hangs_does_not_hide_the_silence(keeper: ScriptedKeeper) -> None:
+    keeper.hanging.clear()
+    with ledger_of(keeper, patience=0.4) as ledger:
+        eventually(lambda: ledger.standing() is Standing.LOST, seconds=1.0)
+        keeper.hanging.set()
+
+
+def test_a_short_outage_is_survived(keeper: ScriptedKeeper) -> None:
+    with ledger_of(keeper, patience=3.0) as ledger:
+        keeper.down = True
+        eventually(lambda: keeper.beats >= 2)
+        keeper.down = False
+        before = keeper.beats
+        eventually(lambda: keeper.beats > before + 5)
+        assert ledger.standing() is Standing.HELD
+
+
+def test_writes_keep_their_order_and_the_last_is_answered(keeper: ScriptedKeeper) -> None:
+    written: list[int] = []
+    with ledger_of(keeper) as ledger:
+        for number in range(50):
+            ledger.post(lambda number=number: written.append(number) or True)  # type: ignore[misc]
+        assert ledger.settle(lambda: "done") == "done"
+    assert written == list(range(50))
+
+
+def test_a_write_waits_out_an_outage(keeper: ScriptedKeeper) -> None:
+    answers: list[Exception | str] = [Unavailable(), Unavailable(), "landed"]
+
+    def write() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with ledger_of(keeper, patience=5.0) as ledger:
+        assert ledger.settle(write) == "landed"
+    assert not answers
+
+
+def test_a_refused_row_does_not_end_the_run(keeper: ScriptedKeeper) -> None:
+    def refused() -> bool:
+        raise StatementError("a bad row", "INSERT", {}, ValueError("bad"))
+
+    with ledger_of(keeper) as ledger:
+        ledger.post(refused)
+        assert ledger.settle(lambda: "done") == "done"
+
+
+def test_nothing_is_written_once_the_claim_is_lost(keeper: ScriptedKeeper) -> None:
+    keeper.beat = Beat(ok=False)
+    written: list[int] = []
+    with ledger_of(keeper) as ledger:
+        eventually(lambda: ledger.standing() is Standing.LOST)
+        ledger.post(lambda: written.append(1) or True)  # type: ignore[func-returns-value]
+        assert ledger.settle(lambda: "done") is None
+    assert not written
+
+
+def test_no_beat_follows_the_last_write(keeper: ScriptedKeeper) -> None:
+    with ledger_of(keeper) as ledger:
+        ledger.settle(lambda: True)
+        before = keeper.beats
+        time.sleep(0.3)
+    assert keeper.beats == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_means_a_lost_claim(keeper: ScriptedKeeper) -> None:
+    def broken() -> bool:
+        raise RuntimeError("a bug")
+
+    with ledger_of(keeper, patience=60.0) as ledger:
+        ledger.post(broken)
+        eventually(lambda: ledger.standing() is Standing.LOST)
+        assert ledger.settle(lambda: "done") is None

@@ -1,0 +1,311 @@
+"""One attempt of one job: resolve the model, watch the runner, collect what it made; then write how it ended.
+
+Every step that can not go on raises; :meth:`Attempt.run` turns that into an :class:`Ending`, and :meth:`Attempt.settle`
+writes it with the claim's fence. An attempt that lost its claim writes nothing more.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from jobs.artifacts import ArtifactStore, UnsafeArtifactError
+from jobs.errors import JobProblem, Unavailable, run_deadline
+from jobs.lease import Claim, LeaseKeeper, Manifest
+from jobs.settings import Settings
+from quant_engine.errors import EngineError
+from quant_engine.policy import JobRequest
+from worker.child import Child, Command
+from worker.devices import Device
+from worker.environment import DOWNLOAD, RUNNER, download_environment, runner_environment
+from worker.ledger import Ledger, Standing
+from worker.messages import DownloadFile, Error, Message, Result, RunFile, StageFinished, StageStarted
+from worker.problems import as_error, as_problem, internal_error
+from worker.reporter import Reporter
+from worker.resolve import require_inside, resolve_local
+from worker.workspace import Workspace
+
+_POLL_SECONDS: Final = 0.2
+_GRACE_SECONDS: Final = 5.0
+_RESOLVE: Final = "resolve"
+_PUBLISH: Final = "publish"
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+logger = structlog.get_logger(__name__)
+
+
+class Outcome(Enum):
+    """How an attempt ends."""
+
+    SUCCEEDED = auto()  # published
+    FAILED = auto()  # ended by a problem; the job is over
+    CANCELLED = auto()  # stopped by request; the job is over
+    CRASHED = auto()  # the subprocess died; another attempt resumes, while there are any left
+    DRAINED = auto()  # this worker is being stopped; another one resumes, and the attempt does not count
+    LOST = auto()  # the claim went to someone else, or we can not know; nothing may be written
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An outcome and what belongs to it."""
+
+    outcome: Outcome
+    problem: JobProblem | None = None
+    manifest: Manifest | None = None
+
+
+class _Ended(Exception):
+    """Not an error: carries an ending from the step that found it to :meth:`Attempt.run`."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.outcome.name)
+        self.ending = ending
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The commands that compute and download; a test puts its own runner here."""
+
+    runner: Sequence[str] = RUNNER
+    download: Sequence[str] = DOWNLOAD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equipment:
+    """What every attempt of this process works with. ``must_yield``: the worker has to let its job go now."""
+
+    keeper: LeaseKeeper
+    store: ArtifactStore
+    settings: Settings
+    device: Device
+    programs: Programs = field(default_factory=Programs)
+    must_yield: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """Made for one claim, used once."""
+
+    equipment: Equipment
+    claim: Claim
+    request: JobRequest
+    ledger: Ledger
+    reporter: Reporter
+    space: Workspace
+
+    def run(self) -> Ending:
+        """Do the work; the ending is not written yet."""
+        try:
+            self._compute(self._resolve())
+            return Ending(Outcome.SUCCEEDED, manifest=self._collect())
+        except _Ended as ended:
+            return ended.ending
+        except EngineError as error:
+            return _failed(as_error(error))
+        except OSError as error:
+            logger.exception("attempt_broke")
+            return _failed(as_error(error))
+
+    def settle(self, ending: Ending) -> Outcome:
+        """Write the ending, and clean up what nobody will need."""
+        if ending.outcome is Outcome.FAILED:
+            self.reporter.fail_stage()
+        self.reporter.flush(force=True)
+        final = _FinalWrite(self.equipment.keeper, self.claim, ending)
+        outcome = self.ledger.settle(final) or Outcome.LOST
+        if outcome is Outcome.SUCCEEDED:
+            self.equipment.store.keep_only(self.claim.job_id, self.claim.fence)
+        elif not final.unsure:
+            self.space.discard_output()
+        if self._is_over(outcome):
+            self.space.discard()
+        return outcome
+
+    def _is_over(self, outcome: Outcome) -> bool:
+        if outcome is Outcome.CRASHED:
+            return self.claim.attempt >= self.claim.max_attempts
+        return outcome in {Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED}
+
+    def _resolve(self) -> Path:
+        """The model's directory on this machine."""
+        began = time.monotonic()
+        self.reporter.handle(StageStarted(name=_RESOLVE, unit="byte", total=0))
+        if self.request.model.source == "local":
+            directory = resolve_local(self.equipment.settings.models_dir, self.request.model.id)
+        else:
+            directory = self._download()
+        self.reporter.handle(StageFinished(name=_RESOLVE, seconds=time.monotonic() - began))
+        return directory
+
+    def _download(self) -> Path:
+        cache = self.equipment.settings.data_dir / "models-cache"
+        request = DownloadFile(
+            parent_pid=os.getpid(),
+            model_id=self.request.model.id,
+            revision=self._pinned_revision() or self.request.model.revision,
+            cache_dir=cache,
+        )
+        file = self.space.root / "download.json"
+        file.write_text(request.model_dump_json())
+        environment = download_environment(self.space.scratch)
+        payload = self._watch(self._command(self.equipment.programs.download, file, environment))
+        revision = str(payload["revision"])
+        self._pin.write_text(revision)
+        self.ledger.post(lambda: self.equipment.keeper.record_resolved_revision(self.claim, revision))
+        return require_inside(Path(str(payload["path"])), cache)
+
+    @property
+    def _pin(self) -> Path:
+        """Where the commit is kept, so that a later attempt does not run on another one."""
+        return self.space.root / "revision"
+
+    def _pinned_revision(self) -> str | None:
+        if not self._pin.is_file():
+            return None
+        revision = self._pin.read_text()
+        return revision if _COMMIT.fullmatch(revision) else None
+
+    def _compute(self, model_dir: Path) -> None:
+        settings, device = self.equipment.settings, self.equipment.device
+        run_file = RunFile(
+            job_id=self.claim.job_id,
+            parent_pid=os.getpid(),
+            model_dir=model_dir,
+            policy=self.request.policy,
+            calibration=self.request.calibration,
+            evaluation=self.request.evaluation,
+            output=self.request.output,
+            datasets_dir=settings.datasets_dir,
+            default_dataset=settings.default_dataset,
+            device=device.name,
+            threads=device.threads,
+            work_dir=self.space.stages,
+            output_dir=self.space.output,
+        )
+        file = self.space.root / "run.json"
+        file.write_text(run_file.model_dump_json())
+        environment = runner_environment(self.space.scratch, threads=device.threads, gpu=device.gpu)
+        self._watch(self._command(self.equipment.programs.runner, file, environment))
+
+    def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:
+        return Command(
+            arguments=[*program, str(file)],
+            environment=environment,
+            directory=self.space.scratch,
+            log=self.space.log,
+        )
+
+    def _watch(self, command: Command) -> dict[str, Any]:
+        """Follow a subprocess to its end and return its result's payload."""
+        with Child(command) as child:
+            logger.info("subprocess_started", program=command.arguments[-2], pid=child.pid)
+            verdict: Result | Error | None = None
+            exited = False
+            while not exited:
+                exited = child.has_exited()  # asked before reading: then the pipe holds all there will ever be
+                verdict = self._report(child.drain() if exited else child.receive(_POLL_SECONDS)) or verdict
+                if not exited:
+                    self._interrupt(child)
+            return self._judge(child, verdict)
+
+    def _report(self, messages: list[Message]) -> Result | Error | None:
+        verdict: Result | Error | None = None
+        for message in messages:
+            if isinstance(message, Result | Error):
+                verdict = message
+            else:
+                self.reporter.handle(message)
+        self.reporter.flush()
+        return verdict
+
+    def _interrupt(self, child: Child) -> None:
+        """Stop the subprocess if the claim or the worker's end demands it."""
+        standing = self.ledger.standing()
+        if standing is Standing.LOST:
+            child.stop(grace=0)
+            raise _Ended(Ending(Outcome.LOST))
+        if self.equipment.must_yield():
+            child.stop(grace=0)
+            raise _Ended(Ending(Outcome.DRAINED))
+        if standing is Standing.CANCEL:
+            child.stop(grace=_GRACE_SECONDS)
+            raise _Ended(Ending(Outcome.CANCELLED))
+        if standing is Standing.DEADLINE:
+            child.stop(grace=_GRACE_SECONDS)
+            raise _Ended(Ending(Outcome.FAILED, run_deadline(self.request.limits.max_run_seconds)))
+
+    def _judge(self, child: Child, verdict: Result | Error | None) -> dict[str, Any]:
+        code = child.exit_code()
+        if isinstance(verdict, Error):
+            logger.error("subprocess_failed", code=verdict.code, exit_code=code, log_tail=child.log_tail())
+            raise _Ended(_failed(verdict))
+        if code != 0 or verdict is None:
+            logger.error("subprocess_died", exit_code=code, log_tail=child.log_tail())
+            raise _Ended(Ending(Outcome.CRASHED))
+        return verdict.payload
+
+    def _collect(self) -> Manifest:
+        """Read and hash the output. The time goes to ``publish``: what is left then is one transaction."""
+        began = time.monotonic()
+        self.reporter.handle(StageStarted(name=_PUBLISH, unit="file", total=1))
+        self.reporter.flush(force=True)
+        output = self.space.output
+        try:
+            manifest = Manifest(
+                summary=json.loads((output / "summary.json").read_bytes()),
+                report=json.loads((output / "report.json").read_bytes()),
+                layers=json.loads((output / "layers.json").read_bytes()),
+                artifacts=self.equipment.store.adopt(output),
+            )
+        except (FileNotFoundError, ValueError, UnsafeArtifactError) as error:
+            logger.exception("output_unusable")
+            raise _Ended(_failed(internal_error("The run ended without a usable result."))) from error
+        self.reporter.handle(StageFinished(name=_PUBLISH, seconds=time.monotonic() - began))
+        return manifest
+
+
+class _FinalWrite:
+    """The one write that ends the attempt. ``unsure``: a publication may have landed although its answer did not."""
+
+    def __init__(self, keeper: LeaseKeeper, claim: Claim, ending: Ending) -> None:
+        self._keeper = keeper
+        self._claim = claim
+        self._ending = ending
+        self.unsure = False
+
+    def __call__(self) -> Outcome:
+        """Write it. Raises: Unavailable, and may then be called again."""
+        try:
+            return self._write()
+        except Unavailable:
+            self.unsure = self._ending.outcome is Outcome.SUCCEEDED
+            raise
+
+    def _write(self) -> Outcome:
+        keeper, claim, ending = self._keeper, self._claim, self._ending
+        landed = False
+        match ending.outcome:
+            case Outcome.SUCCEEDED if ending.manifest is not None:
+                landed = keeper.publish(claim, ending.manifest)
+                if not landed and keeper.cancelled(claim):
+                    return Outcome.CANCELLED
+            case Outcome.FAILED if ending.problem is not None:
+                landed = keeper.fail(claim, ending.problem)
+            case Outcome.CANCELLED:
+                landed = keeper.cancelled(claim)
+            case Outcome.CRASHED:
+                landed = keeper.release(claim, "crash")
+            case Outcome.DRAINED:
+                landed = keeper.release(claim, "drain")
+        return ending.outcome if landed else Outcome.LOST
+
+
+def _failed(error: Error) -> Ending:
+    return Ending(Outcome.FAILED, as_problem(error))

@@ -1,0 +1,59 @@
+"""The worker's Celery adapter of :class:`jobs.queue.Nudger`."""
+
+from typing import Final
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from jobs.queue import NUDGE_EXPIRES_SECONDS, QUEUE_NAME, TASK_NAME
+from jobs.settings import Settings
+
+_SOCKET_SECONDS: Final = 5.0
+_HEALTH_SECONDS: Final = 5
+
+logger = structlog.get_logger(__name__)
+
+
+def make_celery(settings: Settings) -> Celery:
+    """A Celery application without results: JSON only, early acknowledgement, no prefetching, short timeouts."""
+    broker_url = settings.broker_url.get_secret_value() if settings.broker_url is not None else None
+    celery = Celery("quantry", broker=broker_url, set_as_current=False)
+    celery.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_acks_late=False,
+        task_ignore_result=True,
+        task_default_queue=QUEUE_NAME,
+        task_publish_retry=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=_SOCKET_SECONDS,
+        broker_transport_options={
+            "socket_timeout": _SOCKET_SECONDS,
+            "socket_connect_timeout": _SOCKET_SECONDS,
+            "health_check_interval": _HEALTH_SECONDS,
+        },
+    )
+    return celery
+
+
+class CeleryNudger:
+    """Sends at once, in the caller's thread, for at most a few seconds; what is lost, the next sweep sends again."""
+
+    def __init__(self, celery: Celery) -> None:
+        self._celery = celery
+
+    def nudge(self) -> None:
+        """Send one nudge."""
+        try:
+            self._celery.send_task(
+                TASK_NAME, queue=QUEUE_NAME, expires=NUDGE_EXPIRES_SECONDS, retry=False, ignore_result=True
+            )
+        except (OperationalError, OSError) as error:
+            logger.warning("nudge_failed", error=type(error).__name__)

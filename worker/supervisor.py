@@ -1,0 +1,76 @@
+"""Claims jobs and sees each through one attempt. The supervisor holds the claim; the runner computes."""
+
+import time
+from dataclasses import dataclass
+
+import structlog
+from pydantic import ValidationError
+
+from jobs.lease import Claim
+from jobs.queue import Nudger
+from worker.attempt import Attempt, Equipment, Outcome
+from worker.ledger import PATIENCE_OF_LEASE, Ledger
+from worker.problems import as_error, as_problem
+from worker.progress import ProgressTracker, stage_weights
+from worker.reporter import Reporter
+from worker.workspace import open_workspace
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervisor:
+    """One per worker process; runs one job at a time, in the thread that calls."""
+
+    equipment: Equipment
+    owner: str
+    nudger: Nudger
+
+    def run_next(self) -> Outcome | None:
+        """Claim the oldest claimable job and run one attempt of it; None when there is none to claim.
+
+        Raises:
+            Unavailable: the database did not answer the claim.
+        """
+        claimed_at = time.monotonic()
+        claim = self.equipment.keeper.claim(self.owner)
+        if claim is None:
+            return None
+        with structlog.contextvars.bound_contextvars(job_id=claim.job_id, fence=claim.fence, attempt=claim.attempt):
+            logger.info("job_claimed", owner=self.owner)
+            outcome = self._run(claim, claimed_at)
+            logger.info("attempt_ended", outcome=outcome.name.lower())
+        if outcome in {Outcome.CRASHED, Outcome.DRAINED}:
+            self.nudger.nudge()
+        return outcome
+
+    def _run(self, claim: Claim, claimed_at: float) -> Outcome:
+        settings = self.equipment.settings
+        ledger = Ledger(
+            self.equipment.keeper,
+            claim,
+            claimed_at=claimed_at,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            patience_seconds=settings.lease_seconds * PATIENCE_OF_LEASE,
+        )
+        with ledger:
+            try:
+                attempt = self._open(claim, ledger)
+            except (OSError, ValidationError) as error:
+                logger.exception("attempt_not_opened")
+                problem = as_problem(as_error(error))
+                landed = ledger.settle(lambda: self.equipment.keeper.fail(claim, problem))
+                return Outcome.FAILED if landed else Outcome.LOST
+            return attempt.settle(attempt.run())
+
+    def _open(self, claim: Claim, ledger: Ledger) -> Attempt:
+        settings, request = self.equipment.settings, claim.request
+        weights = stage_weights(request.policy, request.calibration, request.evaluation)
+        return Attempt(
+            equipment=self.equipment,
+            claim=claim,
+            request=request,
+            ledger=ledger,
+            reporter=Reporter(self.equipment.keeper, claim, ledger, ProgressTracker(weights)),
+            space=open_workspace(settings.work_dir, settings.artifacts_dir, claim.job_id, claim.fence),
+        )

@@ -1,0 +1,103 @@
+"""The sweep as a process of its own: ``python -m worker.sweeper --owner NAME --parent-pid PID``.
+
+Every few seconds, with jitter so that many workers do not sweep at once: repair what dead workers left behind, nudge
+for jobs that wait, remove work files of jobs that are over, and say that this worker is alive.
+"""
+
+import argparse
+import random
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from jobs.database import Database
+from jobs.errors import InstallationError, Unavailable
+from jobs.lease import LeaseKeeper
+from jobs.queue import Nudger
+from jobs.settings import Settings, get_settings
+from worker.devices import devices
+from worker.lifeline import die_with_parent
+from worker.logs import configure_logging
+from worker.nudge import CeleryNudger, make_celery
+from worker.workspace import abandoned_jobs, discard_job
+
+_JITTER: Final = 0.25
+
+logger = structlog.get_logger(__name__)
+
+
+class Sweeper:
+    """One sweep at a time, on behalf of the worker named ``owner``."""
+
+    def __init__(self, keeper: LeaseKeeper, nudger: Nudger, settings: Settings, *, owner: str, worker_pid: int) -> None:
+        self._keeper = keeper
+        self._nudger = nudger
+        self._settings = settings
+        self._owner = owner
+        self._worker_pid = worker_pid
+        self._device = devices(settings.device)[0].name
+
+    def run(self, wait: Callable[[float], bool]) -> None:
+        """Sweep until ``wait`` (seconds) says that it is time to stop; tried again when the database is down."""
+        while True:
+            try:
+                self.sweep()
+            except Unavailable:
+                logger.warning("sweep_failed", reason="the database does not answer")
+            # Jitter only has to spread workers out; nobody gains from guessing it.
+            jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 — not for security, see above
+            if wait(self._settings.sweep_seconds * jitter):
+                return
+
+    def sweep(self) -> None:
+        """One round. Raises: Unavailable."""
+        self._keeper.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
+        swept = self._keeper.sweep()
+        if swept.requeued or swept.failed or swept.cancelled:
+            logger.info("swept", requeued=swept.requeued, failed=swept.failed, cancelled=swept.cancelled)
+        for _ in range(swept.nudges):
+            self._nudger.nudge()
+        self._discard_leftovers()
+
+    def _discard_leftovers(self) -> None:
+        """Work files of jobs that ended without an attempt of this machine to clean up after them."""
+        found = abandoned_jobs(self._settings.work_dir, older_than_seconds=self._settings.lease_seconds)
+        for job_id in found - self._keeper.unfinished(found):
+            logger.info("work_discarded", job_id=job_id)
+            discard_job(self._settings.work_dir, job_id)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Sweep until SIGTERM, or until the worker dies."""
+    parser = argparse.ArgumentParser(prog="worker.sweeper", description="Repairs what dead workers leave behind.")
+    parser.add_argument("--owner", required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    options = parser.parse_args(arguments)
+    die_with_parent(options.parent_pid)
+    configure_logging()
+    settings = get_settings()
+    if settings.database_url is None:
+        raise InstallationError("QUANTRY_DATABASE_URL is not set; the sweeper needs the service's database.")
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the worker decides
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    sweeper = Sweeper(
+        LeaseKeeper(database, settings),
+        CeleryNudger(make_celery(settings)),
+        settings,
+        owner=options.owner,
+        worker_pid=options.parent_pid,
+    )
+    sweeper.run(stopping.wait)
+    database.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
