@@ -1,0 +1,125 @@
+"""The jobs room as its callers see it, on a real database and an operator's directories."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from jobs.artifacts import ArtifactStore
+from jobs.database import Database
+from jobs.lease import Claim, LeaseKeeper
+from jobs.models import Job
+from jobs.service import JobService
+from jobs.settings import Settings
+from quant_engine.policy import JobRequest
+
+TENANT = "default"
+
+
+@dataclass
+class CountingNudger:
+    """A nudger that only counts."""
+
+    nudges: int = 0
+
+    def nudge(self) -> None:
+        """Count."""
+        self.nudges += 1
+
+
+@dataclass
+class House:
+    """The room's objects over one database, and what tests do to it again and again."""
+
+    database: Database
+    settings: Settings
+    store: ArtifactStore
+    nudger: CountingNudger
+    service: JobService
+    keeper: LeaseKeeper
+    created: list[str] = field(default_factory=list)
+
+    def submit(self, **fields: Any) -> str:
+        """Create a job and return its id."""
+        view, _ = self.service.create_job(request(**fields), tenant=TENANT)
+        self.created.append(view.id)
+        return view.id
+
+    def claim(self, owner: str = "w1") -> Claim:
+        """Claim a job that must be there."""
+        claim = self.keeper.claim(owner)
+        assert claim is not None
+        return claim
+
+    def row(self, job_id: str) -> Job:
+        """The row as it is now."""
+        with self.database.transaction() as session:
+            return session.scalars(select(Job).where(Job.id == job_id)).one()
+
+    def status(self, job_id: str) -> str:
+        """The status as it is now."""
+        return self.row(job_id).status
+
+    def shift(self, job_id: str, column: str, seconds: float) -> None:
+        """Set one of the row's moments to ``seconds`` from the database's now."""
+        moment = func.clock_timestamp() + timedelta(seconds=seconds)
+        with self.database.transaction() as session:
+            session.execute(update(Job).where(Job.id == job_id).values({column: moment}))
+
+    def expire(self, job_id: str) -> None:
+        """Let the lease run out."""
+        self.shift(job_id, "lease_until", -1)
+
+
+def request(**fields: Any) -> JobRequest:
+    """A small valid request."""
+    return JobRequest.model_validate({"model": {"source": "local", "id": "tiny"}, **fields})
+
+
+def layer(name: str = "model.layers.0.mlp.down_proj", **fields: Any) -> dict[str, Any]:
+    """A layer row as the engine reports it."""
+    row: dict[str, Any] = dict.fromkeys(
+        (
+            "error",
+            "error_normalized",
+            "sqnr_db",
+            "cosine",
+            "baseline_error",
+            "gain_percent",
+            "rtn_error",
+            "input_absmax",
+            "input_kurtosis",
+        ),
+        1.0,
+    )
+    described = {"block": 0, "role": "down_proj", "scheme": "w4a4", "transform": "smooth_rotation"}
+    return {**row, **described, "name": name, "parameters": 10, "bytes": 5, **fields}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """An operator with one local model and one dataset; a crash is retried at once."""
+    model = tmp_path / "var" / "models" / "tiny"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    dataset = tmp_path / "datasets" / "books"
+    dataset.mkdir(parents=True)
+    (dataset / "train-1.txt").write_text("words")
+    return Settings(data_dir=tmp_path / "var", datasets_dir=tmp_path / "datasets", retry_delay_seconds=0)
+
+
+@pytest.fixture
+def house(database: Database, settings: Settings) -> House:
+    """Everything wired as the service wires it."""
+    store, nudger = ArtifactStore(settings.artifacts_dir), CountingNudger()
+    return House(
+        database=database,
+        settings=settings,
+        store=store,
+        nudger=nudger,
+        service=JobService(database, settings, store, nudger),
+        keeper=LeaseKeeper(database, settings),
+    )
