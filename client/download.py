@@ -4,15 +4,12 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Final
 
 import httpx
 
 from client.errors import QuantryError, error_from_response
 from client.results import Artifact
 from client.transport import Transport, backoff_seconds, repeat_after_seconds
-
-_CHUNK_BYTES: Final = 1 << 20
 
 OnBytes = Callable[[Artifact, int], None]
 """Called with an artifact and how many of its bytes are here."""
@@ -60,7 +57,7 @@ def download_archive(transport: Transport, path: str, target: Path) -> Path:
         with transport.stream(path) as response, part.open("wb") as file:
             if response.is_error:
                 raise error_from_response(response)
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            for chunk in response.iter_bytes():
                 file.write(chunk)
     except httpx.TransportError as error:
         part.unlink(missing_ok=True)
@@ -124,9 +121,8 @@ def _transfer(transport: Transport, artifact: Artifact, part: Path, on_bytes: On
         # A 200 to a range request is the whole file again.
         resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
         with part.open("ab" if resumed else "wb") as file:
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            for chunk in response.iter_bytes():  # as it arrives: what is here when the connection breaks, is kept
                 file.write(chunk)
-                file.flush()
                 on_bytes(artifact, file.tell())
     if _size(part) != artifact.bytes and attempt >= transport.retries:
         raise QuantryError(

@@ -84,7 +84,7 @@ class Quantry:
                     if event.type == "done":
                         return
             except httpx.TransportError as error:
-                failures = 1 if after > before else failures + 1
+                failures = 0 if after > before else failures + 1
                 if failures > self._transport.retries:
                     raise _stream_lost(job_id, error) from error
             else:

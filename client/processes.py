@@ -35,6 +35,7 @@ class ProcessSpec:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     death_signal: signal.Signals = signal.SIGKILL
+    stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 20.0
     pass_fds: tuple[int, ...] = ()
     announces: bool = False
@@ -120,10 +121,10 @@ class Process:
             return log.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL when its grace is over; nothing it started is left either."""
+        """The signal it stops on, then SIGKILL when its grace is over; nothing it started is left either."""
         family = _descendants(self.pid)
         if self._process.poll() is None:
-            self._process.terminate()
+            self._process.send_signal(self.spec.stop_signal)
             try:
                 self._process.wait(self.spec.grace_seconds)
             except subprocess.TimeoutExpired:
@@ -132,7 +133,7 @@ class Process:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
-        _, alive = psutil.wait_procs(family, timeout=3)
+        _, alive = psutil.wait_procs(family, timeout=self.spec.grace_seconds)
         for process in alive:
             _kill(process)
         psutil.wait_procs(alive, timeout=3)

@@ -234,8 +234,14 @@ def _api_spec(environment: Mapping[str, str], listening_fd: int) -> ProcessSpec:
 
 
 def _worker_spec(environment: Mapping[str, str]) -> ProcessSpec:
-    command = ("-m", "celery", "-A", "worker.app", "worker", "--loglevel=INFO")
-    return ProcessSpec(name="worker", arguments=command, environment=environment)
+    # SIGQUIT: hand the running job back at once. On SIGTERM a worker would finish it first, which can take hours.
+    return ProcessSpec(
+        name="worker",
+        arguments=("-m", "celery", "-A", "worker.app", "worker", "--loglevel=INFO"),
+        environment=environment,
+        stop_signal=signal.SIGQUIT,
+        grace_seconds=30.0,
+    )
 
 
 def _bind(config: ServeConfig) -> socket.socket:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -40,10 +41,8 @@ class Transport:
         self.base_url = base_url
         self.retries = retries
         self.sleep = sleep
-        try:
-            self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_seconds)
-        except httpx.InvalidURL as error:
-            raise QuantryError("bad_input", f"Not a URL: {base_url!r} ({error}).") from None
+        _check_url(base_url)
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_seconds)
 
     def close(self) -> None:
         """Close the connections."""
@@ -78,8 +77,6 @@ class Transport:
                     raise self.unreachable(error) from error
                 self.sleep(backoff_seconds(attempt))
                 continue
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise QuantryError("bad_input", f"Not a URL: {self.base_url!r} ({error}).") from None
             if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
                 return response
             delay = repeat_after_seconds(response, attempt)
@@ -133,6 +130,18 @@ def retry_after_seconds(response: httpx.Response) -> float | None:
     except ValueError:
         return None
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _check_url(base_url: str) -> None:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an unclosed bracket, or a port that is no number
+        usable = False
+    if not usable:
+        raise QuantryError(
+            "bad_input", f"Not the URL of a service: {base_url!r}.", hint="Write it as http://127.0.0.1:8000."
+        )
 
 
 def _in_flight(response: httpx.Response) -> bool:

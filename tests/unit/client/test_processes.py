@@ -67,7 +67,7 @@ def test_silence_is_not_waited_for_for_ever(tmp_path: Path) -> None:
 
 
 def test_sigkill_follows_when_the_grace_is_over(tmp_path: Path) -> None:
-    stubborn = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     process = Process(python(stubborn, announces=True, grace_seconds=0.3), tmp_path)
     process.announcement(timeout_seconds=WAIT_SECONDS, stopping=never)
     process.stop()

@@ -1,0 +1,153 @@
+"""``quantry serve`` as a person runs it: a real process with real children."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client.http import Quantry
+
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+
+pytestmark = pytest.mark.slow
+
+
+class Serving:
+    """A running ``quantry serve``; what it said so far is in ``said``."""
+
+    def __init__(self, data_dir: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        data_dir.mkdir(exist_ok=True)
+        self.output = data_dir / "said.txt"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUANTRY_")}
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "client.main", "serve", "--port=0", f"--data-dir={data_dir}", *options],
+                env={**inherited, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, module: str) -> psutil.Process:
+        (found,) = [p for p in psutil.Process(self.process.pid).children() if module in p.cmdline()]
+        return found
+
+    def url(self) -> str:
+        assert eventually(lambda: "ready at" in self.said or self.process.poll() is not None, START_SECONDS)
+        assert self.process.poll() is None, self.said
+        return next(word for word in self.said.split() if word.startswith("http://"))
+
+
+@contextmanager
+def serving(data_dir: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
+    started = Serving(data_dir, *options, environment=environment)
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.process.terminate()
+        started.process.wait(STOP_SECONDS)
+
+
+def eventually(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return all(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in processes)
+
+
+def test_a_killed_api_comes_back_with_everything_and_a_stop_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, "--no-demo-model") as service, Quantry(service.url()) as client:
+        assert client.ready()
+        before = service.child("uvicorn")
+        os.kill(before.pid, signal.SIGKILL)
+        # No retry is needed: the connection waits in the queue of the socket that serve holds.
+        assert list(client.jobs()) == []
+        assert service.child("uvicorn").pid != before.pid
+        assert "api ended with signal SIGKILL; starting it again" in service.said
+
+        os.kill(service.child("celery").pid, signal.SIGKILL)
+        assert eventually(lambda: "worker ended with signal SIGKILL" in service.said, 20)
+        assert eventually(client.ready, 60)
+
+        family = service.family()
+        assert len(family) >= 5
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(STOP_SECONDS) == 0
+        assert gone(family)
+        assert service.said.rstrip().endswith("Stopped.")
+        assert not (tmp_path / "serve.json").exists()
+    assert {path.name for path in (tmp_path / "logs").iterdir()} >= {"api.log", "embedded.log", "worker.log"}
+
+
+def test_nothing_outlives_a_killed_serve_and_the_directory_can_be_used_again(tmp_path: Path) -> None:
+    with serving(tmp_path, "--no-demo-model") as service:
+        service.url()
+        family = service.family()
+        with serving(tmp_path, "--no-demo-model") as second:
+            assert second.process.wait(STOP_SECONDS) == 1
+            assert "error [start_failed]: Another 'quantry serve' uses" in second.said
+        service.process.kill()
+        service.process.wait()
+        assert eventually(lambda: gone(family), 45), [p for p in family if p.is_running()]
+    (tmp_path / "said.txt").unlink()
+    with serving(tmp_path, "--no-demo-model") as again:
+        again.url()
+        again.process.terminate()
+        assert again.process.wait(STOP_SECONDS) == 0
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serving(tmp_path, f"--port={port}", "--no-demo-model") as service:
+            assert service.process.wait(STOP_SECONDS) == 1
+    (line,) = service.said.splitlines()
+    assert line.startswith(f"error [start_failed]: Can not listen on 127.0.0.1 port {port}: Address already in use.")
+    assert "QUANTRY_PORT=" in line
+
+
+def test_no_demo_model_is_a_warning_and_a_signal_while_starting_is_obeyed(tmp_path: Path) -> None:
+    no_index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    with serving(tmp_path, environment=no_index) as service:
+        service.url()
+        assert "warning: local:smollm2-135m is not available: error: pip could not download" in service.said
+        service.process.terminate()
+        assert service.process.wait(STOP_SECONDS) == 0
+    with serving(tmp_path / "other", environment=no_index) as service:
+        assert eventually(lambda: "Preparing" in service.said, START_SECONDS)
+        family = service.family()
+        service.process.send_signal(signal.SIGHUP)
+        assert service.process.wait(STOP_SECONDS) == 0
+        assert gone(family)
+        assert "ready at" not in service.said
+
+
+def test_a_host_open_to_others_needs_a_key(tmp_path: Path) -> None:
+    with serving(tmp_path, "--host=0.0.0.0", "--no-demo-model") as service:
+        assert service.process.wait(STOP_SECONDS) == 1
+    assert "error [start_failed]: embedded ended while starting." in service.said
+    assert "Set QUANTRY_API_KEY" in service.said
