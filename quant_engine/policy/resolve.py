@@ -112,7 +112,10 @@ def _check_pattern(pattern: str, pointer: str) -> None:
         return
     try:
         re.compile(pattern[3:])
-    except re.error as error:
+    # A huge repetition overflows, deep nesting recurses. The error's text repeats parts of the pattern, its place not.
+    except (re.error, OverflowError, RecursionError) as error:
+        place = getattr(error, "pos", None)
+        where = "" if place is None else f" at character {place}"
         raise PolicyError(
-            pointer, "bad_pattern", f"Not a regular expression: {error}. Correct the pattern after 're:'."
+            pointer, "bad_pattern", f"Not a regular expression{where}. Correct the pattern after 're:'."
         ) from error

@@ -128,6 +128,7 @@ def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> 
         ({"weights": {"granularity": "group"}}, "/weights/group_size", "group_size_mismatch"),
         ({"weights": {"group_size": 64}}, "/weights/group_size", "group_size_mismatch"),
         ({"targets": ["re:("]}, "/targets/0", "bad_pattern"),
+        ({"targets": ["re:a{99999999999}"]}, "/targets/0", "bad_pattern"),
         ({"overrides": [{"match": "re:["}]}, "/overrides/0/match", "bad_pattern"),
         ({"transform": {"kind": "rotation"}, "training": {}}, "/training", "transform_without_scales"),
         ({"transform": {"kind": "none"}, "search": {}}, "/search", "transform_without_scales"),

@@ -1,0 +1,214 @@
+"""The life of a job over HTTP."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.settings import Settings
+from tests.integration.api.conftest import BODY, Hands
+
+Submit = Callable[..., dict[str, Any]]
+
+
+def test_create_answers_202_with_where_to_look_and_when(client: httpx.Client) -> None:
+    response = client.post("/v1/jobs", json=BODY)
+    job = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}" == job["links"]["self"]
+    assert int(response.headers["retry-after"]) > 0
+    assert job["status"] == "queued"
+    assert job["progress"]["queue_position"] == 1
+    assert job["policy"]["transform"]["kind"] == "none"
+    assert job["policy_hash"].startswith("sha256:")
+    assert client.get(job["links"]["self"]).json() == job
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "pointer"),
+    [
+        ({"model": {"source": "local", "id": "absent"}}, "model_not_found", "/model/id"),
+        ({"model": {"source": "local", "id": "../tiny"}}, "invalid_request", "/model/id"),
+        ({"policy": {"preset": "absent"}}, "unknown_preset", "/policy/preset"),
+        ({"policy": {"targets": ["re:("]}}, "bad_pattern", "/policy/targets/0"),
+        ({"policy": {"transform": {"statistic": {"kind": "quantile", "q": 0.3}}}}, "invalid_request", None),
+        ({"calibration": {"dataset": "absent"}}, "dataset_not_found", "/calibration/dataset"),
+        ({"extra": 1}, "invalid_request", "/extra"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_at_once(
+    client: httpx.Client, fields: dict[str, Any], code: str, pointer: str | None
+) -> None:
+    response = client.post("/v1/jobs", json={**BODY, **fields})
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, code)
+    assert problem["errors"][0]["pointer"] == (pointer or "/policy/transform/statistic/q")
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("pattern", ["re:a{99999999999}", "re:(?P<x>a)(?P<x>b)", "re:" + "(" * 250])
+def test_hostile_patterns_are_answered(client: httpx.Client, pattern: str) -> None:
+    response = client.post("/v1/jobs", json={**BODY, "policy": {"targets": [pattern]}})
+    assert response.status_code in (202, 422)
+
+
+def test_idempotency_key(client: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "night build 7"}
+    first = client.post("/v1/jobs", json=BODY, headers=headers)
+    again = client.post("/v1/jobs", json=BODY, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json() == again.json()
+    assert first.headers["location"] == again.headers["location"]
+    other = client.post("/v1/jobs", json={**BODY, "metadata": {"a": "b"}}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert len(client.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_fifty_parallel_posts_with_one_key_make_one_job(url: str) -> None:
+    def post(_: int) -> httpx.Response:
+        for _attempt in range(100):
+            response = httpx.post(f"{url}/v1/jobs", json=BODY, headers={"Idempotency-Key": "k"}, timeout=60)
+            if response.status_code != 409:
+                return response
+            assert response.headers["retry-after"] == "1"
+        raise AssertionError("always in flight")
+
+    with ThreadPoolExecutor(16) as pool:
+        responses = list(pool.map(post, range(50)))
+    assert {response.status_code for response in responses} == {202}
+    assert len({response.json()["id"] for response in responses}) == 1
+    assert len(httpx.get(f"{url}/v1/jobs").json()["data"]) == 1
+
+
+def test_etag_and_retry_after(client: httpx.Client, submit: Submit, hands: Hands) -> None:
+    path = submit()["links"]["self"]
+    queued = client.get(path)
+    assert int(queued.headers["retry-after"]) > 0
+    unchanged = client.get(path, headers={"If-None-Match": queued.headers["etag"]})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert unchanged.headers["etag"] == queued.headers["etag"]
+    claim = hands.claim()
+    running = client.get(path, headers={"If-None-Match": queued.headers["etag"]})
+    assert (running.status_code, running.json()["status"]) == (200, "running")
+    assert int(running.headers["retry-after"]) > 0
+    hands.publish(claim)
+    done = client.get(path)
+    assert done.json()["status"] == "succeeded"
+    assert done.json()["progress"]["fraction"] == 1.0
+    assert "retry-after" not in done.headers
+    assert client.get(path, headers={"If-None-Match": "*"}).status_code == 304
+
+
+def test_list_pages_and_filters(client: httpx.Client, submit: Submit) -> None:
+    ids = [submit(metadata={"team": "search" if index % 2 else "ads"})["id"] for index in range(5)]
+    seen, after = [], None
+    while True:
+        page = client.get("/v1/jobs", params={"limit": 2, **({"after": after} if after else {})}).json()
+        assert page["object"] == "list"
+        seen += [job["id"] for job in page["data"]]
+        after = page["next_cursor"]
+        assert page["has_more"] is (after is not None)
+        if after is None:
+            break
+    assert seen == ids[::-1]
+    labelled = client.get("/v1/jobs", params={"metadata[team]": "search"}).json()["data"]
+    assert {job["id"] for job in labelled} == {ids[1], ids[3]}
+    assert client.get("/v1/jobs", params={"status": "running"}).json()["data"] == []
+    assert len(client.get("/v1/jobs", params={"status": "queued", "model": "tiny"}).json()["data"]) == 5
+    assert client.get("/v1/jobs", params={"model": "other"}).json()["data"] == []
+    assert client.get("/v1/jobs", params={"after": "bm9uc2Vuc2U"}).json()["code"] == "invalid_query"
+
+
+def test_cancel(client: httpx.Client, submit: Submit, hands: Hands) -> None:
+    path = submit()["links"]["self"]
+    response = client.post(f"{path}/cancel", json={})
+    assert (response.status_code, response.json()["status"]) == (202, "cancelled")
+    assert response.headers["location"] == path
+    assert "retry-after" in response.headers
+    late = client.post(f"{path}/cancel")
+    assert (late.status_code, late.json()["code"]) == (409, "invalid_state")
+    running = submit()["links"]["self"]
+    hands.claim()
+    for _ in range(2):
+        assert client.post(f"{running}/cancel").json()["status"] == "cancelling"
+
+
+def test_cancel_takes_no_fields(client: httpx.Client, submit: Submit) -> None:
+    path = submit()["links"]["self"]
+    refused = client.post(f"{path}/cancel", json={"force": True})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/force")
+    assert client.get(path).json()["status"] == "queued"
+
+
+def test_cancel_with_a_key_repeats_its_response(client: httpx.Client, submit: Submit) -> None:
+    path = submit()["links"]["self"]
+    answers = [client.post(f"{path}/cancel", headers={"Idempotency-Key": "stop"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].json() == answers[1].json()
+
+
+def test_delete(client: httpx.Client, finished: str, settings: Settings, submit: Submit) -> None:
+    assert any(settings.artifacts_dir.glob(f"{finished}/*"))
+    assert client.delete(f"/v1/jobs/{finished}").status_code == 204
+    assert client.get(f"/v1/jobs/{finished}").status_code == 404
+    assert not any(settings.artifacts_dir.glob(f"{finished}/*"))
+    assert client.delete(f"/v1/jobs/{finished}").status_code == 404
+    queued = submit()["id"]
+    assert client.delete(f"/v1/jobs/{queued}").json()["code"] == "invalid_state"
+
+
+@pytest.mark.parametrize("job_id", ["job_" + "0" * 24, "x", "job_%00", "%F0%9F%92%A9", "job_" + "A" * 5000, "..%2f.."])
+@pytest.mark.parametrize("tail", ["", "/events", "/layers", "/report", "/artifacts", "/archive"])
+def test_ids_that_do_not_exist(client: httpx.Client, job_id: str, tail: str) -> None:
+    response = client.get(f"/v1/jobs/{job_id}{tail}")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_presets_are_what_a_job_resolves_to(client: httpx.Client, submit: Submit) -> None:
+    for preset in client.get("/v1/presets").json()["data"]:
+        assert submit(policy={"preset": preset["name"]})["policy"] == preset["policy"]
+
+
+def test_capabilities(client: httpx.Client, hands: Hands) -> None:
+    hands.keeper.beat_worker("w1", hostname="node", pid=1, device="cpu")
+    capabilities = client.get("/v1/capabilities").json()
+    assert "LlamaForCausalLM" in capabilities["architectures"]
+    assert capabilities["weights"]["formats"] == [f"int{bits}" for bits in range(2, 9)]
+    assert "none" in capabilities["activations"]["formats"]
+    assert "smooth_rotation" in capabilities["transforms"]["kinds"]
+    datasets = {dataset["name"]: dataset for dataset in capabilities["datasets"]}
+    assert datasets["pydoc"] == {
+        "name": "pydoc",
+        "source": "built_in",
+        "uses": ["calibration", "evaluation"],
+        "default": True,
+    }
+    assert datasets["tales"]["uses"] == ["calibration"]
+    assert datasets["self"]["source"] == "model"
+    assert capabilities["local_models"] == ["tiny"]
+    assert capabilities["devices"] == ["cpu"]
+    assert [worker["hostname"] for worker in capabilities["workers"]] == ["node"]
+    assert capabilities["limits"]["max_body_bytes"] == 100_000
+
+
+def test_ready_only_with_a_worker(client: httpx.Client, hands: Hands) -> None:
+    problem = client.get("/readyz").json()
+    assert problem["checks"]["database"]["status"] == "ok"
+    assert problem["checks"]["workers"]["status"] == "missing"
+    hands.keeper.beat_worker("w1", hostname="node", pid=1, device="cpu")
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (200, "ready")
+    assert response.json()["checks"]["workers"]["workers"] == 1
+
+
+@pytest.mark.usefixtures("finished")
+def test_metrics_count_jobs(client: httpx.Client, submit: Submit) -> None:
+    submit()
+    lines = client.get("/metrics").text.splitlines()
+    assert 'quantry_jobs{status="queued"} 1.0' in lines
+    assert 'quantry_jobs{status="succeeded"} 1.0' in lines
+    assert 'quantry_jobs{status="failed"} 0.0' in lines
+    assert 'quantry_http_requests_total{method="POST",route="/v1/jobs",status="202"} 2.0' in lines
