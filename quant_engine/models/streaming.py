@@ -86,7 +86,7 @@ class StreamedModel:
     @property
     def ties_embeddings(self) -> bool:
         """Whether the head is the embedding matrix."""
-        return f"{self.architecture.head}.weight" not in self.source.tensors
+        return bool(self.config.tie_word_embeddings)
 
     @cached_property
     def end_names(self) -> tuple[str, ...]:

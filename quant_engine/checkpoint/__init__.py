@@ -1,0 +1,23 @@
+"""Rotated compressed-tensors checkpoints: writing, loading, and the gate that proves a reload is exact.
+
+from quant_engine.checkpoint import load
+model = load("path/to/checkpoint")
+"""
+
+from quant_engine.checkpoint.export import ExportedModel, OnlineInput, write_checkpoint
+from quant_engine.checkpoint.loading import load
+from quant_engine.checkpoint.packing import QuantizedLinear, packed_tensors, quantize_linear
+from quant_engine.checkpoint.runtime import attach_online, prepare_quantized, unpacked_state
+
+__all__ = [
+    "ExportedModel",
+    "OnlineInput",
+    "QuantizedLinear",
+    "attach_online",
+    "load",
+    "packed_tensors",
+    "prepare_quantized",
+    "quantize_linear",
+    "unpacked_state",
+    "write_checkpoint",
+]

@@ -1,0 +1,104 @@
+"""A linear's quantized weight as compressed-tensors stores it in ``pack-quantized`` form.
+
+Shapes: O output channels, I input channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy, QuantizationType
+from torch import Tensor
+
+from quant_engine.grids import Quantized, largest_code, quantize_weight
+from quant_engine.policy import ActivationQuantization, WeightQuantization
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineInput:
+    """What happens to a linear's input before it is rounded: a Hadamard of ``order``, then a clip.
+
+    Attributes:
+        order: of the rotation x Hᵀ, block-diagonal where it is below the width; None for none.
+        clip_ratio: values beyond this fraction of the token's absmax are clamped; 1 for none.
+    """
+
+    order: int | None = None
+    clip_ratio: float = 1.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing has to be done."""
+        return self.order is None and self.clip_ratio == 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLinear:
+    """How one linear of an exported model is quantized."""
+
+    name: str
+    weights: WeightQuantization
+    activations: ActivationQuantization
+    online: OnlineInput
+
+
+def quantize_linear(w_OI: Tensor, spec: WeightQuantization, dtype: torch.dtype) -> Quantized:
+    """Round to nearest on the grid whose scales are representable in ``dtype``, the type of the checkpoint.
+
+    In half precision the scale is rounded first and the codes are taken against what it became.
+
+    Raises:
+        UnsupportedPolicy: as :func:`quantize_weight`.
+    """
+    quantized = quantize_weight(w_OI, spec)
+    scale = quantized.scale.to(dtype)
+    if dtype == w_OI.dtype:
+        return quantized
+    grouped = w_OI.reshape(*scale.shape, -1) if scale.numel() > 1 else w_OI
+    against = scale.to(w_OI.dtype)[..., None] if scale.numel() > 1 else scale.to(w_OI.dtype)
+    largest = largest_code(quantized.bits)
+    codes = (grouped / against).round_().clamp_(-largest - 1, largest).to(torch.int8).reshape(w_OI.shape)
+    return Quantized(codes=codes, scale=scale, bits=quantized.bits)
+
+
+def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
+    """``<name>.weight_packed`` (int32, dense bits), ``.weight_scale`` and ``.weight_shape``."""
+    scale = quantized.scale.flatten() if quantized.scale.numel() == 1 else quantized.scale
+    return {
+        f"{name}.weight_packed": pack_to_int32(quantized.codes, quantized.bits).contiguous(),
+        f"{name}.weight_scale": scale.contiguous(),
+        f"{name}.weight_shape": torch.tensor(quantized.codes.shape),
+    }
+
+
+_STRATEGIES = {
+    "channel": QuantizationStrategy.CHANNEL,
+    "group": QuantizationStrategy.GROUP,
+    "tensor": QuantizationStrategy.TENSOR,
+}
+
+
+def quantization_scheme(
+    weights: WeightQuantization, activations: ActivationQuantization, targets: list[str]
+) -> QuantizationScheme:
+    """The compressed-tensors scheme of these settings, in ``pack-quantized`` format."""
+    weight_args = QuantizationArgs(
+        num_bits=weights.format.bits,
+        type=QuantizationType.INT,
+        strategy=_STRATEGIES[weights.granularity],
+        group_size=weights.group_size,
+        symmetric=True,
+        dynamic=False,
+    )
+    input_args = None
+    if activations.format.bits is not None:
+        input_args = QuantizationArgs(
+            num_bits=activations.format.bits,
+            type=QuantizationType.INT,
+            strategy=QuantizationStrategy.TOKEN,
+            symmetric=True,
+            dynamic=True,
+        )
+    return QuantizationScheme(
+        targets=targets, weights=weight_args, input_activations=input_args, format="pack-quantized"
+    )

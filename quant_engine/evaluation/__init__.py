@@ -1,0 +1,1 @@
+"""What quantization costs: layer errors, perplexity, and the report that puts them side by side."""

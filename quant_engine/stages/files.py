@@ -1,0 +1,153 @@
+"""A stage's files: written aside, described by a manifest, and put in place by one rename.
+
+``work_dir/<stage>/`` exists only when it is complete. ``manifest.json`` in it holds a digest of the stage's inputs and
+the SHA-256 of every output; a stage whose manifest matches is reused. What a killed attempt left in
+``work_dir/<stage>.partial/`` is taken up again by stages that work file by file, if the inputs are the same.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from quant_engine.errors import disk_full_as_error
+from quant_engine.stages.observer import Observer
+
+FORMAT: Final = 1
+"""Raised whenever the meaning of a stage's files changes, so that no old file is reused."""
+
+_MANIFEST: Final = "manifest.json"
+_INPUTS: Final = "inputs.digest"
+_TEMPORARY: Final = ".tmp"
+
+
+class Progress:
+    """A stage's own way to advance."""
+
+    def __init__(self, observer: Observer, name: str, total: int) -> None:
+        self._observer = observer
+        self._name = name
+        self._total = total
+        self._done = 0
+
+    def advance(self, units: int = 1) -> None:
+        """``units`` more are finished."""
+        self.reach(self._done + units)
+
+    def reach(self, done: int) -> None:
+        """``done`` in all are finished."""
+        self._done = done
+        self._observer.stage_advanced(self._name, done, self._total)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name, unit, total: what the observer is told.
+        inputs: everything that the outputs depend on, as JSON.
+        produce: writes the outputs into the directory it is given.
+        resumable: ``produce`` skips the files that are already there.
+    """
+
+    name: str
+    unit: str
+    total: int
+    inputs: dict[str, Any]
+    produce: Callable[[Path, Progress], None]
+    resumable: bool = False
+
+
+def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
+    """Run the stage unless its files are already there; the directory that holds them.
+
+    Raises:
+        DiskFull: the disk filled up.
+    """
+    started = time.monotonic()
+    observer.stage_started(stage.name, stage.unit, stage.total)
+    final = work_dir / stage.name
+    digest = digest_of({"format": FORMAT, "stage": stage.name, "inputs": stage.inputs})
+    reused = _is_complete(final, digest)
+    if reused:
+        observer.stage_advanced(stage.name, stage.total, stage.total)
+    else:
+        with disk_full_as_error(f"the files of stage {stage.name}"):
+            partial = _partial_directory(work_dir / f"{stage.name}.partial", digest, stage.resumable)
+            stage.produce(partial, Progress(observer, stage.name, stage.total))
+            _publish(partial, final, digest)
+    observer.stage_finished(stage.name, time.monotonic() - started, reused)
+    return final
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def manifest_digest(stage_directory: Path) -> str:
+    """What names a finished stage's content: the input of the stages after it."""
+    return hashlib.sha256((stage_directory / _MANIFEST).read_bytes()).hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it when the block ends well: ``path`` is whole or absent."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    yield temporary
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    return json.loads(path.read_bytes())
+
+
+def _is_complete(directory: Path, digest: str) -> bool:
+    try:
+        manifest = read_json(directory / _MANIFEST)
+        if manifest["inputs"] != digest:
+            return False
+        return all(_sha256(directory / name) == sha256 for name, sha256 in manifest["outputs"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _partial_directory(partial: Path, digest: str, resumable: bool) -> Path:
+    marker = partial / _INPUTS
+    if not (resumable and marker.is_file() and marker.read_text() == digest):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with whole_file(marker) as temporary:
+            temporary.write_text(digest)
+    for leftover in partial.rglob(f"*{_TEMPORARY}"):
+        leftover.unlink()
+    return partial
+
+
+def _publish(partial: Path, final: Path, digest: str) -> None:
+    outputs = {
+        path.relative_to(partial).as_posix(): _sha256(path)
+        for path in sorted(partial.rglob("*"))
+        if path.is_file() and path.name not in (_INPUTS, _MANIFEST)
+    }
+    write_json(partial / _MANIFEST, {"inputs": digest, "outputs": outputs})
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
