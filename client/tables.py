@@ -11,23 +11,28 @@ from client.results import Layer
 
 
 def layer_table(layers: Sequence[Layer]) -> Table:
-    """One row for each layer: what was chosen, and its held-out error beside SmoothRot's and round-to-nearest's."""
-    table = Table(title="Held-out error of each layer", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("chosen", overflow="fold")
-    for heading in ("error", "SmoothRot", "gain", "no transform", "SQNR"):
+    """One row for each layer: what was chosen, and its held-out error beside those of SmoothRot and of plain rounding.
+
+    Layers that the search was scored on are marked: ``*`` critical, ``+`` normal.
+    """
+    marked = any(layer.selected for layer in layers)
+    caption = "Searched on the layers marked * (critical) and + (normal)." if marked else None
+    table = Table(title="Held-out error of each layer", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("block", justify="right")
+    table.add_column("linear", overflow="fold")
+    table.add_column("transform", overflow="fold")
+    for heading in ("error", "SmoothRot", "gain", "rounded", "SQNR"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
     for layer in layers:
         table.add_row(
-            layer.name.removeprefix("model."),
+            {"critical": "* ", "normal": "+ "}.get(layer.selected or "", "") + str(layer.block),
+            layer.name.rsplit(".", 1)[-1],
             describe_choice(layer),
             _number(layer.error),
             _number(layer.baseline_error),
             _number(layer.gain_percent, "{:+.1f} %"),
             _number(layer.rtn_error),
             _number(layer.sqnr_db, "{:.1f} dB"),
-            layer.selected or "",
             style="bold" if layer.selected else None,
         )
     return table

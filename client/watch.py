@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -15,6 +15,7 @@ from client.results import Event, Job, Progress
 _LINE_EVERY_SECONDS: Final = 15.0
 
 
+@runtime_checkable
 class View(Protocol):
     """Something that shows progress."""
 
@@ -36,13 +37,13 @@ def watch_job(client: Quantry, job_id: str, console: Console) -> Job:
     if not job.is_terminal:
         with open_view(console) as view:
             view.show(job.status, job.progress)
-            _follow(client.events(job_id), view, job)
+            follow(client.events(job_id), view, job.status, job.progress)
         job = client.get(job_id)
     return job
 
 
-def _follow(events: Iterator[Event], view: View, job: Job) -> None:
-    status, progress = str(job.status), job.progress
+def follow(events: Iterator[Event], view: View, status: str, progress: Progress) -> None:
+    """Show what each event changes, from the state before the first one on."""
     for event in events:
         if event.type == "job.status":
             status = str(event.data.get("status", status))

@@ -15,13 +15,16 @@ from client.http import Quantry
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer. ``cut_after`` breaks the connection after so many bytes of the body, whose length was promised."""
+    """One answer. ``cut_after`` breaks the connection after so many bytes of the body, whose length was promised;
+    ``hold`` keeps it open, with a byte more promised than sent, until the event is set.
+    """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     cut_after: int | None = None
     drop: bool = False
+    hold: threading.Event | None = None
 
 
 def json_answer(body: Any, status: int = 200, **headers: str) -> Answer:
@@ -71,10 +74,14 @@ class ScriptedServer:
                 if answer.drop:
                     return
                 self.send_response(answer.status)
-                for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+                promised = len(answer.body) + (answer.hold is not None)
+                for name, value in {"Content-Length": str(promised), **answer.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(answer.body if answer.cut_after is None else answer.body[: answer.cut_after])
+                if answer.hold is not None:
+                    self.wfile.flush()
+                    answer.hold.wait(30)
 
             do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - the base class looks for these names
 
