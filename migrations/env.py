@@ -8,7 +8,7 @@ from jobs.models import Base
 from jobs.settings import get_settings
 
 # A migration that waits for a lock makes every later query on that table wait behind it; give up instead, and retry.
-LOCK_TIMEOUT = "5s"
+LOCK_TIMEOUT = "3s"
 # One migrator at a time; any constant that nothing else here uses.
 ADVISORY_LOCK = 7_212_023
 

@@ -1,5 +1,8 @@
 """Servers that many tests share: a real PostgreSQL, migrated by Alembic, and a real Valkey, both private and empty."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,3 +56,12 @@ def database(database_url: str) -> Iterator[Database]:
         session.execute(text(f"TRUNCATE {tables}"))
     yield database
     database.close()
+
+
+@pytest.fixture(scope="session")
+def demo_models_dir() -> Path:
+    """Where ``smollm2-135m`` is: QUANTRY_MODELS_DIR, or where ``make serve`` puts it. Made on first use, then kept."""
+    chosen = os.environ.get("QUANTRY_MODELS_DIR") or Path(__file__).resolve().parent.parent / "var" / "models"
+    command = [sys.executable, "-m", "worker.prepare_demo_model", f"--models-dir={chosen}"]
+    subprocess.run(command, check=True, capture_output=True, timeout=900)
+    return Path(chosen)
