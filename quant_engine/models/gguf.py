@@ -6,6 +6,7 @@ for, and quantizing them is the engine's work.
 """
 
 import logging
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,8 @@ from quant_engine.errors import UnsafeCheckpoint
 
 _log = logging.getLogger(__name__)
 
-_MAGIC: Final = b"GGUF"
+# What transformers' reader raises on bytes that make no sense to it.
+_UNREADABLE: Final = (ValueError, KeyError, IndexError, RuntimeError, struct.error)
 
 
 def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
@@ -28,12 +30,11 @@ def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
         UnsafeCheckpoint: it is not a GGUF file, or not one of a model transformers can read.
         OSError: a file can not be read or written.
     """
-    _check_magic(gguf_file)
     source = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    except (ValueError, KeyError, RuntimeError, IndexError) as error:
+    except _UNREADABLE as error:
         raise UnsafeCheckpoint(
             detail=f"{gguf_file.name} can not be read as a GGUF model ({type(error).__name__}: {error}).",
             hint="Fetch the file again; if that does not help, it holds an architecture transformers does not convert.",
@@ -44,13 +45,3 @@ def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     _log.info("Converted %s: %d parameters.", gguf_file.name, model.num_parameters())
-
-
-def _check_magic(gguf_file: Path) -> None:
-    with gguf_file.open("rb") as file:
-        magic = file.read(len(_MAGIC))
-    if magic != _MAGIC:
-        raise UnsafeCheckpoint(
-            detail=f"{gguf_file.name} is not a GGUF file: it starts with {magic!r}, not {_MAGIC!r}.",
-            hint="Fetch the file again; it may have been cut short.",
-        )
