@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -25,10 +25,8 @@ BlockReader = Callable[[int], Mapping[str, Tensor]]
 """A block's index to its parameters, named as in the whole model."""
 
 
-class BlockPreparer(Protocol):
-    """Changes a meta block (adds hooks, quantization) before its parameters are assigned."""
-
-    def __call__(self, block: nn.Module, index: int) -> None: ...
+BlockPreparer = Callable[[nn.Module, int], None]
+"""Changes a block that has no memory yet (adds hooks, quantization) before its parameters are assigned."""
 
 
 @dataclass(frozen=True)

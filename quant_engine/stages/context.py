@@ -1,0 +1,157 @@
+"""What every stage of one run shares: the model, the sites to quantize, and each site's settings."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from quant_engine.calibration import SELF, Purpose, characters_for, dataset_text
+from quant_engine.checkpoint import OnlineInput, QuantizedLinear
+from quant_engine.errors import UnsupportedPolicy
+from quant_engine.hadamard import hadamard_order
+from quant_engine.models import CheckpointSource, Site, StreamedModel, model_sites, target_sites
+from quant_engine.policy import (
+    ActivationQuantization,
+    InlineTexts,
+    Policy,
+    Transform,
+    WeightQuantization,
+    matches,
+)
+from quant_engine.stages.observer import Observer
+from quant_engine.stages.spec import RunSpec
+from quant_engine.transforms import SitePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSettings:
+    """The policy as it stands for one site, overrides applied."""
+
+    weights: WeightQuantization
+    activations: ActivationQuantization
+    transform: Transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run's invariants.
+
+    Attributes:
+        model: streams in fp32, for calibration and for everything that is computed on weights.
+        every_site: all sites of the model; ``sites`` are those that the policy quantizes.
+        settings: by site name.
+    """
+
+    spec: RunSpec
+    work_dir: Path
+    observer: Observer
+    source: CheckpointSource
+    model: StreamedModel
+    every_site: list[Site]
+    sites: list[Site]
+    settings: dict[str, SiteSettings]
+
+    def site_weights(self, site: Site) -> list[Tensor]:
+        """The fp32 weight [O, I] of each linear to quantize, memory-mapped where the checkpoint is fp32."""
+        names = [f"{reader}.weight" for reader in site.readers]
+        stored = self.source.read(names, dtype=self.model.dtype, device=self.model.device)
+        return [stored[name] for name in names]
+
+    def quantized_linears(self, site: Site, plan: SitePlan) -> list[QuantizedLinear]:
+        """How each linear of a site is exported under ``plan``."""
+        settings = self.settings[site.name]
+        clip = settings.activations.clip_ratio if settings.activations.format.bits is not None else 1.0
+        online = OnlineInput(order=plan.order, clip_ratio=clip)
+        return [
+            QuantizedLinear(name=name, weights=settings.weights, activations=settings.activations, online=online)
+            for name in site.readers
+        ]
+
+    def policy_inputs(self) -> dict[str, Any]:
+        """The policy as an input of a stage; its preset's name does not count."""
+        return self.spec.policy.model_dump(mode="json", exclude={"preset"})
+
+
+def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
+    """Open the model and settle what the policy means for it.
+
+    Raises:
+        ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
+        NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
+    """
+    source = CheckpointSource(spec.model_dir)
+    model = StreamedModel(source, device=spec.device)
+    every_site = model_sites(model.config, model.architecture)
+    sites = target_sites(every_site, spec.policy)
+    return Run(
+        spec=spec,
+        work_dir=work_dir,
+        observer=observer,
+        source=source,
+        model=model,
+        every_site=every_site,
+        sites=sites,
+        settings={site.name: _settings_of(site, spec.policy) for site in sites},
+    )
+
+
+def quantiles_of(policy: Policy) -> list[float]:
+    """Every q below 1 whose exact quantile some stage may ask for; q = 1 is the maximum."""
+    wanted = {transform.statistic.q for transform in _transforms(policy) if transform.statistic.kind == "quantile"}
+    if policy.search is not None:
+        wanted |= set(policy.search.q)
+    return sorted(wanted - {1.0})
+
+
+def text_for(run: Run, dataset: str | InlineTexts | None, purpose: Purpose, tokens: int) -> str:
+    """The text of a request's data set, long enough for ``tokens`` tokens where there is that much."""
+    return dataset_text(
+        resolved_dataset(run, dataset), purpose, run.spec.datasets_dir, max_characters=characters_for(tokens)
+    )
+
+
+def resolved_dataset(run: Run, dataset: str | InlineTexts | None) -> str | InlineTexts:
+    """The request's data set, or the operator's default."""
+    return run.spec.default_dataset if dataset is None else dataset
+
+
+def dataset_inputs(run: Run, dataset: str | InlineTexts | None, purpose: Purpose, tokens: int) -> str:
+    """What a stage's digest says about its text: a hash of it, or ``self``, which the model's fingerprint covers."""
+    if resolved_dataset(run, dataset) == SELF:
+        return SELF
+    return hashlib.sha256(text_for(run, dataset, purpose, tokens).encode()).hexdigest()
+
+
+def _transforms(policy: Policy) -> list[Transform]:
+    return [policy.transform, *(each.transform for each in policy.overrides if each.transform is not None)]
+
+
+def _settings_of(site: Site, policy: Policy) -> SiteSettings:
+    """The settings that all of a site's linears share, checked against its width."""
+    each = [_linear_settings(reader, policy) for reader in site.readers]
+    if any(other != each[0] for other in each):
+        raise UnsupportedPolicy(
+            detail=f"{', '.join(site.readers)} read the same input but are given different settings.",
+            hint="Write overrides so that they match all of these linears, or none.",
+        )
+    size = each[0].weights.group_size
+    if size is not None and site.features % size:
+        raise UnsupportedPolicy(
+            detail=f"weights.group_size {size} does not divide the {site.features} inputs of {site.name}.",
+            hint=f"Use a divisor of {site.features}, or granularity 'channel'.",
+        )
+    if each[0].transform.kind.rotates:
+        hadamard_order(site.features, each[0].transform.block_size)
+    return each[0]
+
+
+def _linear_settings(name: str, policy: Policy) -> SiteSettings:
+    weights, activations, transform = policy.weights, policy.activations, policy.transform
+    for override in policy.overrides:
+        if matches(override.match, name):
+            weights = override.weights or weights
+            activations = override.activations or activations
+            transform = override.transform or transform
+    return SiteSettings(weights=weights, activations=activations, transform=transform)

@@ -1,0 +1,78 @@
+"""Stage ``evaluate``: the perplexity of the original and of the quantized model, on text calibration never saw."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from quant_engine.calibration import (
+    SELF,
+    Purpose,
+    evaluation_windows,
+    load_tokenizer,
+    self_windows,
+    token_ids,
+)
+from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplexity
+from quant_engine.models import StreamedModel
+from quant_engine.policy import Perplexity
+from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for
+from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.quantize import Plans, block_linears, quantized_reader
+
+_FILE = "perplexity.json"
+
+
+def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans, upstream: str) -> Stage:
+    """Writes ``perplexity.json``. One unit per block and pass. Both models run in the checkpoint's own type."""
+    windows = _lengths(settings)
+    total = 2 * run.model.blocks * passes(windows)
+
+    def produce(directory: Path, progress: Progress) -> None:
+        windows = _windows(run, settings)
+        model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
+        read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
+        found = {
+            "original": perplexity(model, windows, on_block=progress.advance),
+            "quantized": perplexity(model, windows, read=read, prepare=prepare, on_block=progress.advance),
+        }
+        write_json(directory / _FILE, {name: _fields(result) for name, result in found.items()})
+
+    return Stage(
+        name="evaluate",
+        unit="block",
+        total=total,
+        inputs={
+            "upstream": upstream,
+            "perplexity": settings.model_dump(mode="json"),
+            "text": dataset_inputs(run, settings.dataset, Purpose.EVALUATION, settings.tokens),
+        },
+        produce=produce,
+    )
+
+
+def read_perplexity(directory: Path) -> dict[str, Any]:
+    """``original`` and ``quantized``, each with perplexity, mean_nll and predicted."""
+    found: dict[str, Any] = read_json(directory / _FILE)
+    return found
+
+
+def _windows(run: Run, settings: Perplexity) -> list[Tensor]:
+    if resolved_dataset(run, settings.dataset) == SELF:
+        # Another seed than calibration's, so that the model is not measured on what it was calibrated on.
+        samples = -(-settings.tokens // settings.sequence_length)
+        seed = run.spec.calibration.seed + 1
+        ids = self_windows(run.source, samples=samples, sequence_length=settings.sequence_length, seed=seed).flatten()
+    else:
+        text = text_for(run, settings.dataset, Purpose.EVALUATION, settings.tokens)
+        ids = token_ids(load_tokenizer(run.spec.model_dir), text)
+    return evaluation_windows(ids, tokens=settings.tokens, sequence_length=settings.sequence_length)
+
+
+def _lengths(settings: Perplexity) -> list[Tensor]:
+    """Windows of the right shapes, to count passes before there is text."""
+    return evaluation_windows(Tensor(settings.tokens), tokens=settings.tokens, sequence_length=settings.sequence_length)
+
+
+def _fields(result: PerplexityResult) -> dict[str, float | int]:
+    return {"perplexity": result.perplexity, "mean_nll": result.mean_nll, "predicted": result.predicted}

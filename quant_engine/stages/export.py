@@ -1,0 +1,110 @@
+"""Stages ``export`` and ``verify``: the checkpoint, and the proof that it reloads exactly."""
+
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quant_engine.checkpoint import ExportedModel, write_checkpoint
+from quant_engine.checkpoint.verify import verify_in_fresh_process
+from quant_engine.models import StreamedModel
+from quant_engine.policy import policy_hash
+from quant_engine.stages.context import Run
+from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.quantize import Plans, block_linears, block_path, dense_linears, quantized_reader
+
+CHECKPOINT = "checkpoint"
+_VERIFICATION = "verification.json"
+_REFERENCE_TOKENS = 64
+
+
+def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str) -> Stage:
+    """Writes ``checkpoint/``. One unit per block, the ends, and the stored rotations."""
+    parts: list[Callable[[], dict[str, Tensor]]] = [partial(load_file, quantized / "ends.safetensors")]
+    parts += [partial(load_file, block_path(quantized, block)) for block in range(run.model.blocks)]
+    facts = {
+        "model": str(run.source.config.get("name_or_path") or run.spec.model_dir.name),
+        "policy": policy_hash(run.spec.policy),
+        "weights": run.spec.policy.weights.format.value,
+        "activations": run.spec.policy.activations.format.value,
+        "made with": f"quantry {_own_version()}",
+    }
+
+    def produce(directory: Path, progress: Progress) -> None:
+        model = ExportedModel(
+            source=run.spec.model_dir,
+            config=run.source.config,
+            linears=[each for block in block_linears(run, plans).values() for each in block.values()],
+            dense=dense_linears(run),
+            dtype=run.source.dtype,
+            card=facts,
+        )
+        (directory / CHECKPOINT).mkdir()
+        write_checkpoint(directory / CHECKPOINT, model, parts, on_part=progress.reach)
+
+    return Stage(
+        name="export",
+        unit="part",
+        total=len(parts) + 1,
+        inputs={"upstream": upstream, "card": facts},
+        produce=produce,
+    )
+
+
+def verify_stage(run: Run, quantized: Path, exported: Path, plans: Plans, upstream: str) -> Stage:
+    """Writes ``verification.json``. One unit: the gate.
+
+    ``produce`` raises VerificationFailed when the reloaded logits differ at all from the in-memory model's.
+    """
+
+    def produce(directory: Path, progress: Progress) -> None:
+        reference = directory / "reference.safetensors"
+        _write_reference(run, quantized, plans, reference)
+        found = verify_in_fresh_process(exported / CHECKPOINT, reference)
+        write_json(
+            directory / _VERIFICATION,
+            {
+                "max_abs_difference": found.max_abs_difference,
+                "tokens": found.tokens,
+                "threads": found.threads,
+                "versions": found.versions,
+            },
+        )
+        progress.advance()
+
+    return Stage(name="verify", unit="check", total=1, inputs={"upstream": upstream}, produce=produce)
+
+
+def read_verification(directory: Path) -> dict[str, Any]:
+    """What the gate found."""
+    found: dict[str, Any] = read_json(directory / _VERIFICATION)
+    return found
+
+
+@torch.no_grad()
+def _write_reference(run: Run, quantized: Path, plans: Plans, path: Path) -> None:
+    """Fixed tokens and the quantized model's logits on them, computed from the quantized blocks, not the export."""
+    model = StreamedModel(run.source, dtype=run.source.dtype)
+    length = min(_REFERENCE_TOKENS, int(model.config.max_position_embeddings))
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(0, int(model.config.vocab_size), (2, length), generator=generator)
+    read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
+    entered = model.enter(ids_BT)
+    hidden = entered.hidden_BTD
+    for index in range(model.blocks):
+        with model.block(index, read, prepare) as block:
+            hidden = block(hidden, **entered.layer_arguments[index])
+    tensors = {"input_ids": ids_BT, "logits": model.leave(hidden).contiguous()}
+    save_file(tensors, path, metadata={"threads": str(torch.get_num_threads())})
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("quantry")
+    except importlib.metadata.PackageNotFoundError:
+        return "from source"

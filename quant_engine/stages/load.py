@@ -1,0 +1,97 @@
+"""Stage ``load``: check the model, measure what the run needs, and fix what a resumed run has to repeat."""
+
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+
+from quant_engine.calibration import RESERVOIR_TOKENS, record_bytes, split_samples
+from quant_engine.errors import DiskFull, InsufficientMemory
+from quant_engine.stages.context import Run, quantiles_of
+from quant_engine.stages.files import Progress, Stage, read_json, write_json
+
+_FILE = "model.json"
+
+
+def load_stage(run: Run) -> Stage:
+    """Writes the model's fingerprint and the number of threads. One unit per block."""
+
+    def produce(directory: Path, progress: Progress) -> None:
+        check_disk(run)
+        check_memory(run)
+        for block in range(run.model.blocks):
+            with run.model.block(block):
+                progress.advance()
+        write_json(
+            directory / _FILE,
+            {
+                "threads": torch.get_num_threads(),
+                "dtype": str(run.source.dtype),
+                "weight_bytes": run.source.weight_bytes,
+                "sites": [site.name for site in run.sites],
+            },
+        )
+
+    return Stage(
+        name="load",
+        unit="block",
+        total=run.model.blocks,
+        inputs={"model": run.source.fingerprint, "policy": run.policy_inputs()},
+        produce=produce,
+    )
+
+
+def recorded_threads(directory: Path) -> int:
+    """The number of threads that the first attempt computed with: sums are cut by it, so it decides the bits."""
+    return int(read_json(directory / _FILE)["threads"])
+
+
+def check_disk(run: Run) -> None:
+    """Refuse early a run whose files will not fit.
+
+    Raises:
+        DiskFull: with the needed and the free bytes.
+    """
+    kept = _kept_tokens(run)
+    quantiles = len(quantiles_of(run.spec.policy))
+    records = sum(record_bytes(site, kept, quantiles) for site in run.sites)
+    needed = records + 2 * run.source.weight_bytes  # quantized blocks, and the checkpoint made of them
+    free = shutil.disk_usage(run.work_dir).free
+    if needed > free:
+        raise DiskFull(
+            detail=f"The run needs up to {needed:,} bytes of disk; {free:,} are free.",
+            hint="Free some space, use fewer samples or shorter sequences, or target fewer layers.",
+        )
+
+
+def check_memory(run: Run) -> None:
+    """Refuse early a run whose smallest working set will not fit.
+
+    Raises:
+        InsufficientMemory: with the needed and the available bytes.
+    """
+    calibration = run.spec.calibration
+    config = run.model.config
+    hidden = 4 * calibration.samples * calibration.sequence_length * config.hidden_size
+    most_sites = max(sum(site.features for site in run.sites if site.block == block) for block in _blocks(run))
+    block = 4 * sum(value.numel() for value in run.model.empty_block(0).parameters())
+    ends = 4 * config.vocab_size * config.hidden_size * (1 if run.model.ties_embeddings else 2)
+    needed = hidden + 4 * most_sites * _kept_tokens(run) + block + ends
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise InsufficientMemory(
+            detail=f"The run needs about {needed:,} bytes of memory; {available:,} are available.",
+            hint="Use fewer samples or shorter sequences, or a machine with more memory.",
+        )
+
+
+def _blocks(run: Run) -> set[int]:
+    return {site.block for site in run.sites}
+
+
+def _kept_tokens(run: Run) -> int:
+    calibration = run.spec.calibration
+    split = split_samples(calibration.samples, calibration.holdout)
+    parts = (split.fit, split.validation, split.test)
+    return sum(min(part * calibration.sequence_length, RESERVOIR_TOKENS) for part in parts)

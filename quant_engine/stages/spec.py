@@ -1,0 +1,40 @@
+"""What a run is asked to do, and what it hands back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant_engine.calibration import BUILT_IN
+from quant_engine.policy import Calibration, Evaluation, Output, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run of the pipeline.
+
+    Attributes:
+        model_dir: a dense safetensors checkpoint with its tokenizer.
+        policy: fully resolved (:func:`quant_engine.policy.resolve_policy`).
+        datasets_dir: where named data sets are; None leaves the built-in ones.
+        default_dataset: used where the request names none.
+        device: where tensors are computed, as torch names it.
+    """
+
+    model_dir: Path
+    policy: Policy
+    calibration: Calibration
+    evaluation: Evaluation
+    output: Output
+    datasets_dir: Path | None = None
+    default_dataset: str = BUILT_IN
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves in its output directory, and where the checkpoint is."""
+
+    summary: dict[str, Any]
+    report: dict[str, Any]
+    layers: list[dict[str, Any]]
+    checkpoint_dir: Path
