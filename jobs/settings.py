@@ -8,10 +8,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SINGLE_TENANT = "default"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+Directory = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
@@ -26,9 +33,9 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    data_dir: Path = Path("var")
-    models_dir: Path = Path()  # an empty path means data_dir/models; the validator below fills it in
-    datasets_dir: Path | None = None
+    data_dir: Directory = Field(default=Path("var"), validate_default=True)
+    models_dir: Directory = Field(default_factory=lambda chosen: chosen["data_dir"] / "models")
+    datasets_dir: Directory | None = None
     default_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pydoc"
     device: Literal["cpu", "auto"] = "cpu"
 
@@ -52,16 +59,6 @@ class Settings(BaseSettings):
         if isinstance(values, dict):
             return {key: value for key, value in values.items() if value != ""}
         return values
-
-    @model_validator(mode="after")
-    def _complete(self) -> "Settings":
-        data_dir = self.data_dir.expanduser().absolute()
-        models_dir = data_dir / "models" if self.models_dir == Path() else self.models_dir.expanduser().absolute()
-        # The model is frozen for everyone else; only its own validator completes it.
-        self.__dict__.update(data_dir=data_dir, models_dir=models_dir)
-        if self.datasets_dir is not None:
-            self.__dict__.update(datasets_dir=self.datasets_dir.expanduser().absolute())
-        return self
 
     @model_validator(mode="after")
     def _leases_outlive_heartbeats(self) -> "Settings":

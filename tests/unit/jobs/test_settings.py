@@ -16,6 +16,8 @@ def test_defaults_are_local_and_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert settings.models_dir == tmp_path / "var" / "models"
     assert settings.artifacts_dir == tmp_path / "var" / "artifacts"
     assert settings.datasets_dir is None
+    assert Settings(data_dir=Path("elsewhere")).models_dir == tmp_path / "elsewhere" / "models"
+    assert Settings(models_dir=Path()).models_dir == tmp_path
 
 
 def test_the_environment_sets_everything_and_empty_means_unset(monkeypatch: pytest.MonkeyPatch) -> None:
