@@ -1,0 +1,56 @@
+"""Whether the worker of this machine works: ``python -m worker.health``; exit status 0 when it does, else 1 and why.
+
+A ping would answer while nothing is ever taken. So this asks the database: has a worker here reported lately, and,
+where jobs wait and none runs, has one been taken lately?
+"""
+
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from jobs.database import Database
+from jobs.errors import Unavailable
+from jobs.overview import Overview
+from jobs.settings import Settings, get_settings
+
+_STALLED: Final = timedelta(seconds=60)
+
+
+def trouble(overview: Overview, hostname: str, now: datetime) -> str | None:
+    """What is wrong with the workers of ``hostname``; None when nothing is.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    here = [worker for worker in overview.recent_workers() if worker.hostname == hostname]
+    if not here:
+        return f"no worker of {hostname} has reported lately"
+    jobs = overview.jobs_by_status()
+    if jobs["queued"] and not jobs["running"]:
+        last_seen_busy = max(worker.last_claim_at or worker.started_at for worker in here)
+        if now - last_seen_busy > _STALLED:
+            return f"{jobs['queued']} jobs wait, and none has been taken since {last_seen_busy.isoformat()}"
+    return None
+
+
+def main(settings: Settings | None = None) -> int:
+    """The exit status; the reason goes to standard error."""
+    settings = settings or get_settings()
+    if settings.database_url is None:
+        sys.stderr.write("QUANTRY_DATABASE_URL is not set\n")
+        return 1
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        reason = trouble(Overview(database, settings), socket.gethostname(), datetime.now(UTC))
+    except Unavailable as error:
+        reason = error.detail
+    finally:
+        database.close()
+    if reason is not None:
+        sys.stderr.write(reason + "\n")
+    return 0 if reason is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
