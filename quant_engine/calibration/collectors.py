@@ -113,8 +113,7 @@ class TokenReservoir:
         self._slot_N = torch.full((tokens,), -1)
         self._slot_N[order_N[: self.size]] = torch.arange(self.size)
         self._rows = torch.empty(self.size, features)
-        self._index = torch.full((self.size,), -1)
-        self._index[torch.arange(self.size)] = order_N[: self.size]
+        self._index = order_N[: self.size].clone()
         aside = capacity // 8 if keep_massive and tokens > capacity else 0
         self._aside_rows = torch.empty(aside, features)
         self._aside_index = torch.full((aside,), -1)
@@ -132,11 +131,12 @@ class TokenReservoir:
         self._peaks.append(peak_T)
         peaks = torch.cat([self._aside_peak, peak_T])
         # Ties go to the earlier token, so the cut into batches does not matter.
-        best = peaks.sort(descending=True, stable=True).indices[: len(self._aside_peak)]
-        old, new = best[best < len(self._aside_peak)], best[best >= len(self._aside_peak)] - len(self._aside_peak)
-        self._aside_rows = torch.cat([self._aside_rows[old], x_TD[new]])
-        self._aside_index = torch.cat([self._aside_index[old], first + new])
-        self._aside_peak = peaks[best]
+        held = len(self._aside_peak)
+        best = peaks.sort(descending=True, stable=True).indices[:held]
+        old, new = best[best < held], best[best >= held]
+        self._aside_rows = torch.cat([self._aside_rows[old], x_TD[new - held]])
+        self._aside_index = torch.cat([self._aside_index[old], first + new - held])
+        self._aside_peak = torch.cat([peaks[old], peaks[new]])
 
     def result(self) -> Tensor:
         """[≤ capacity, D] tokens in the order of the stream."""

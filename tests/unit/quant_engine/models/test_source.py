@@ -1,0 +1,174 @@
+"""A checkpoint is measured before it is opened, and its config can not ask for foreign code."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture
+from quant_engine.models import ARCHITECTURES, CheckpointSource, architecture_of, safe_config
+from quant_engine.models.source import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
+from quant_engine.policy.architectures import SUPPORTED_ARCHITECTURES
+from tests.tiny_models import write_tiny_model
+
+
+def _write_raw(directory: Path, header: bytes, data: bytes = b"", length: int | None = None) -> CheckpointSource:
+    prefix = struct.pack("<Q", len(header) if length is None else length)
+    (directory / "model.safetensors").write_bytes(prefix + header + data)
+    return CheckpointSource(directory)
+
+
+def _header(**entries: Any) -> bytes:
+    return json.dumps(entries).encode()
+
+
+_ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "length", "message"),
+    [
+        (b"{}", b"", MAX_HEADER_BYTES + 1, "claims 16,777,217 bytes"),
+        (b"{}", b"", 4000, "ends inside its header"),
+        (b"{not json", b"", None, "not JSON"),
+        (b"[" * 100_000, b"", None, "not JSON"),
+        (b"[]", b"", None, "not a JSON object"),
+        (_header(a=_ENTRY), b"1234567", None, "has 79|bytes, but the file has"),
+        (_header(a=_ENTRY), b"123456789", None, "bytes, but the file has"),
+        (_header(a=_ENTRY | {"shape": [3]}), b"12345678", None, "does not match its shape"),
+        (_header(a=_ENTRY | {"dtype": "F8_E4M3"}), b"12345678", None, "unsupported type"),
+        (_header(a={"dtype": "F32"}), b"", None, "malformed"),
+        (_header(a=_ENTRY | {"data_offsets": [8, 0]}), b"", None, "does not match its shape"),
+    ],
+)
+def test_a_broken_file_is_refused_with_a_remedy(
+    header: bytes, data: bytes, length: int | None, message: str, tmp_path: Path
+) -> None:
+    source = _write_raw(tmp_path, header, data, length)
+    with pytest.raises(UnsafeCheckpoint, match=message) as caught:
+        _ = source.tensors
+    assert "Download" in caught.value.hint
+
+
+def test_a_million_empty_tensors_are_refused_without_opening_them(tmp_path: Path) -> None:
+    entries = {f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(MAX_TENSORS + 1)}
+    with pytest.raises(UnsafeCheckpoint, match="100,001 tensors"):
+        _ = _write_raw(tmp_path, _header(**entries)).tensors
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UnsafeCheckpoint):
+        _ = CheckpointSource(tmp_path).tensors
+
+
+def test_a_truncated_real_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UnsafeCheckpoint, match="describes"):
+        _ = CheckpointSource(tmp_path).tensors
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "weights.bin", 7])
+def test_an_index_can_not_point_elsewhere(name: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UnsafeCheckpoint, match="outside its directory"):
+        _ = CheckpointSource(tmp_path).shards
+
+
+def test_an_index_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    with pytest.raises(UnsafeCheckpoint, match=r"one\.safetensors that the index names is missing"):
+        _ = CheckpointSource(tmp_path).shards
+    save_file({"b": torch.zeros(2)}, tmp_path / "one.safetensors")
+    with pytest.raises(UnsafeCheckpoint, match="names tensors that no weight file holds: a"):
+        _ = CheckpointSource(tmp_path).tensors
+
+
+def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(UnsafeCheckpoint, match="not safetensors: pytorch_model"):
+        _ = CheckpointSource(tmp_path).tensors
+
+
+def test_a_missing_model_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="no model directory"):
+        _ = CheckpointSource(tmp_path / "nothing").tensors
+    with pytest.raises(ModelNotFound, match="no weights"):
+        _ = CheckpointSource(tmp_path).tensors
+    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        _ = CheckpointSource(tmp_path).config
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b" " * (MAX_CONFIG_BYTES + 1)])
+def test_a_broken_config_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UnsafeCheckpoint):
+        _ = CheckpointSource(tmp_path).config
+
+
+def test_the_config_loses_everything_that_could_run_code() -> None:
+    config = {
+        "model_type": "llama",
+        "auto_map": {"AutoModel": "evil.Model"},
+        "_attn_implementation": "someone/kernel",
+        "rope_parameters": {"rope_type": "default", "trust_remote_code": True, "_x": [{"auto_map": 1, "keep": 2}]},
+        "layers": [{"_private": 1, "public": 2}],
+    }
+    assert safe_config(config) == {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "default"},
+        "layers": [{"public": 2}],
+    }
+
+
+def test_an_already_quantized_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": {}}')
+    with pytest.raises(UnsupportedArchitecture, match="already quantized"):
+        _ = CheckpointSource(tmp_path).config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+        {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]},
+        {"model_type": "gemma3", "architectures": ["LlamaForCausalLM"]},
+        {},
+        {"model_type": ["llama"]},
+    ],
+)
+def test_other_architectures_are_named_and_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedArchitecture) as caught:
+        architecture_of(config)
+    assert all(architecture.class_name in caught.value.hint for architecture in ARCHITECTURES)
+
+
+def test_the_architectures_are_those_that_the_service_announces() -> None:
+    assert tuple(architecture.class_name for architecture in ARCHITECTURES) == SUPPORTED_ARCHITECTURES
+    assert architecture_of({"model_type": "qwen3"}).class_name == "Qwen3ForCausalLM"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_stored_type_is_found_and_tensors_are_read_as_asked(dtype: torch.dtype, tmp_path: Path) -> None:
+    source = CheckpointSource(write_tiny_model(tmp_path, dtype=dtype))
+    assert source.dtype == dtype
+    read = source.read(["model.norm.weight"], dtype=torch.float32)
+    assert read["model.norm.weight"].dtype == torch.float32
+    with pytest.raises(UnsafeCheckpoint, match="holds no tensor"):
+        source.read(["model.nothing"], dtype=dtype)
+
+
+def test_the_fingerprint_follows_every_byte(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path) / "model.safetensors"
+    before = CheckpointSource(tmp_path).fingerprint
+    assert CheckpointSource(tmp_path).fingerprint == before
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert CheckpointSource(tmp_path).fingerprint != before
