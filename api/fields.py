@@ -1,14 +1,18 @@
 """From pydantic's validation errors to the fields of a problem: where and what, never the value that was sent."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from api.names import is_tellable
 from jobs.errors import FieldError
 
 _MAX_ERRORS = 50
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _OWN_MESSAGE = re.compile(r"^(Value|Assertion) error, ")
+_REMEDIES = {
+    "extra_forbidden": "There is no such field here. Remove it, or see /openapi.json for the names.",
+    "missing": "This field is required. Add it.",
+}
 
 
 def body_errors(errors: Iterable[Mapping[str, Any]], body: object) -> tuple[FieldError, ...]:
@@ -27,12 +31,13 @@ def body_errors(errors: Iterable[Mapping[str, Any]], body: object) -> tuple[Fiel
 
 def parameter_errors(errors: Iterable[Mapping[str, Any]]) -> tuple[FieldError, ...]:
     """What does not fit in the query, path or headers, by parameter name: ``?limit``."""
-    return tuple(_field(f"?{_name(error['loc'])}", error) for error in errors)
+    return tuple(_field(f"?{error['loc'][-1]}", error) for error in errors)
 
 
 def _field(pointer: str, error: Mapping[str, Any]) -> FieldError:
-    detail = _OWN_MESSAGE.sub("", str(error["msg"]))
-    return FieldError(pointer=pointer, code=str(error["type"]), detail=detail[:1].upper() + detail[1:])
+    code = str(error["type"])
+    detail = _REMEDIES.get(code) or _OWN_MESSAGE.sub("", str(error["msg"]))
+    return FieldError(pointer=pointer, code=code, detail=detail[:1].upper() + detail[1:])
 
 
 def _follows_from_another(field: FieldError, fields: Iterable[FieldError]) -> bool:
@@ -40,19 +45,13 @@ def _follows_from_another(field: FieldError, fields: Iterable[FieldError]) -> bo
     return field.code == "too_short" and any(other.pointer.startswith(f"{field.pointer}/") for other in fields)
 
 
-def _name(location: Sequence[str | int]) -> str:
-    """The declared parameter: an undeclared one is told only if it looks like a name."""
-    name = str(location[1]) if len(location) > 1 else str(location[0])
-    return name if _PLAIN_KEY.fullmatch(name) else ""
-
-
 def _steps(error: Mapping[str, Any], body: object) -> Iterable[str]:
-    """The location's steps that exist in the body; union tags and keys that do not look like names are left out."""
+    """The location's steps that exist in the body; union tags are left out, and what lies in an untellable key."""
     here = body
     for step in error["loc"]:
         if isinstance(here, dict) and step in here:
             here = here[step]
-            if not _PLAIN_KEY.fullmatch(str(step)):
+            if not is_tellable(step):
                 return
             yield str(step)
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):

@@ -9,10 +9,10 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from api.errors import InvalidFields
+from api.names import is_tellable
 from jobs.errors import FieldError
 
 _MEMBER: Final = re.compile(r"([a-z_]+)\[[^\[\]]+\]", re.ASCII)
-_TELLABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
 async def declared_only(request: Request) -> None:
@@ -66,5 +66,4 @@ def _unknown(name: str, known: frozenset[str]) -> FieldError:
 
 
 def _told(name: str) -> str:
-    """An undeclared name is input: it is told only if it looks like a parameter's name."""
-    return name if _TELLABLE.fullmatch(name) else ""
+    return name if is_tellable(name) else ""

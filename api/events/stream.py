@@ -17,6 +17,7 @@ from jobs.views import EventView
 HEARTBEAT_SECONDS: Final = 15
 _POLL_SECONDS: Final = 0.5
 _OUTAGE_SECONDS: Final = 3.0
+_GRACE_SECONDS: Final = 5.0
 _POLLS_PER_CHECK: Final = 20
 _LINE_END: Final = "\n"
 
@@ -36,40 +37,48 @@ class EventLog:
 
 def event_stream(source: EventLog, after: int) -> EventSourceResponse:
     """The events after ``after`` as they are written, a comment every 15 seconds, the end after ``done``."""
+    stopping = anyio.Event()
     return EventSourceResponse(
-        _events(source, after),
+        _messages(source, after, stopping),
         ping=HEARTBEAT_SECONDS,
         ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep=_LINE_END),
         sep=_LINE_END,
+        shutdown_event=stopping,
+        shutdown_grace_period=_GRACE_SECONDS,
     )
 
 
-async def _events(source: EventLog, after: int) -> AsyncIterator[ServerSentEvent]:
-    """Until ``done``; a deleted job ends the stream, a database that is away is waited for."""
+async def _messages(source: EventLog, after: int, stopping: anyio.Event) -> AsyncIterator[ServerSentEvent]:
+    """Until ``done``, the end of the server, or of the job's rows."""
     idle = 0
-    while True:
-        try:
-            # Asked before reading: what is written between the two is still read.
-            over = idle % _POLLS_PER_CHECK == _POLLS_PER_CHECK - 1 and await _in_thread(source, source.is_over)
-            events = await _in_thread(source, partial(source.read, after))
-        except NotFound:
+    while not stopping.is_set():
+        events = await _next_batch(source, after, idle)
+        if events is None:
             return
-        except Unavailable:
-            log.warning("events.database_unavailable")
-            await anyio.sleep(_OUTAGE_SECONDS)
-            continue
         for event in events:
             after = event.id
             yield _message(event)
             if event.type == "done":
                 return
-        if events:
-            idle = 0
-        elif over:
-            return
-        else:
-            idle += 1
-            await anyio.sleep(_POLL_SECONDS)
+        idle = 0 if events else idle + 1
+        if idle:
+            with anyio.move_on_after(_POLL_SECONDS):
+                await stopping.wait()
+
+
+async def _next_batch(source: EventLog, after: int, idle: int) -> tuple[EventView, ...] | None:
+    """What was written after ``after``, perhaps nothing yet; None when nothing more can come."""
+    try:
+        # Asked before reading: what is written between the two is still read.
+        over = idle % _POLLS_PER_CHECK == _POLLS_PER_CHECK - 1 and await _in_thread(source, source.is_over)
+        events = await _in_thread(source, partial(source.read, after))
+    except NotFound:
+        return None
+    except Unavailable:
+        log.warning("events.database_unavailable")
+        await anyio.sleep(_OUTAGE_SECONDS)
+        return ()
+    return None if over and not events else events
 
 
 async def _in_thread(source: EventLog, call: Callable[[], Result]) -> Result:

@@ -140,7 +140,13 @@ def test_union_branches_do_not_show_in_pointers() -> None:
     assert set(found) == {"/calibration/dataset", "/calibration/dataset/texts/1"}
 
 
+@pytest.mark.parametrize("key", ["max_run_secs", "wieghts", "l3"])
+def test_misspelt_names_are_told(key: str) -> None:
+    assert _pointers({"model": _MODEL, key: 1}) == {f"/{key}": "extra_forbidden"}
+
+
 def test_keys_that_do_not_look_like_names_are_not_repeated() -> None:
+    assert _pointers({"model": _MODEL, _SECRET: 1}) == {"": "extra_forbidden"}
     found = _pointers({"model": _MODEL, f"my {_SECRET} key": 1})
     assert found == {"": "extra_forbidden"}
     found = _pointers({"model": _MODEL, "metadata": {f"a b {_SECRET}": "x"}})

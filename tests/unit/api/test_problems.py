@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import structlog
 
 from api.main import create_app
 from jobs.errors import InstallationError
@@ -162,7 +163,10 @@ def test_a_bug_is_a_problem_that_tells_nothing(client: httpx.Client, monkeypatch
         raise RuntimeError(_SENT)
 
     monkeypatch.setattr("api.metrics.Metrics.render", broken)
-    _problem(client.get("/metrics"), 500, "internal_error")
+    with structlog.testing.capture_logs() as logged:
+        _problem(client.get("/metrics"), 500, "internal_error")
+    [bug] = [entry for entry in logged if entry["event"] == "http.bug"]
+    assert (bug["log_level"], bug["exc_info"]) == ("error", True)
 
 
 def test_request_ids_are_kept_if_safe_and_made_if_not(client: httpx.Client) -> None:

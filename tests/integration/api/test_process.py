@@ -1,0 +1,155 @@
+"""The API as a process of its own: killed, stopped, its log, and its broker killed under it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.settings import Settings
+from tests.integration.api.conftest import BODY, Hands
+
+_ROOT = Path(__file__).resolve().parents[3]
+_KEY = "operator-key-of-this-test"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Process:
+    """``uvicorn api.main:app`` with the settings in its environment."""
+
+    def __init__(self, settings: Settings, log: Path, **environment: str) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        assert settings.database_url is not None
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "api.main:app", "--port", str(self.port)],
+                cwd=_ROOT,
+                env={
+                    **inherited,
+                    "QUANTRY_DATA_DIR": str(settings.data_dir),
+                    "QUANTRY_DATABASE_URL": settings.database_url.get_secret_value(),
+                    **environment,
+                },
+                stdout=output,
+                stderr=output,
+            )
+
+    def wait_until_alive(self) -> None:
+        """Until /healthz answers."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/healthz").is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise RuntimeError(self.log.read_text())
+
+    def signal(self, number: int) -> float:
+        """Send a signal; the seconds until the process was gone."""
+        began = time.monotonic()
+        self._process.send_signal(number)
+        self._process.wait(timeout=30)
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        if self._process.poll() is None:
+            self.signal(signal.SIGKILL)
+
+
+@contextmanager
+def _process(settings: Settings, log: Path, **environment: str) -> Iterator[Process]:
+    process = Process(settings, log, **environment)
+    try:
+        process.wait_until_alive()
+        yield process
+    finally:
+        process.kill()
+
+
+def test_a_job_outlives_the_api_that_took_it(settings: Settings, tmp_path: Path, hands: Hands) -> None:
+    """The process is killed the moment it has answered, with a broker that never takes the nudge."""
+    for attempt in range(3):
+        with _process(settings, tmp_path / "log", QUANTRY_BROKER_URL="redis://127.0.0.1:1/0") as process:
+            job = httpx.post(f"{process.url}/v1/jobs", json=BODY).json()
+            process.signal(signal.SIGKILL)
+        claim = hands.claim()
+        assert (claim.job_id, claim.attempt) == (job["id"], 1), attempt
+
+
+def test_stop_ends_streams_and_answers_what_runs(settings: Settings, tmp_path: Path) -> None:
+    with _process(settings, tmp_path / "log") as process:
+        job = httpx.post(f"{process.url}/v1/jobs", json=BODY).json()
+        with httpx.stream(
+            "GET", f"{process.url}{job['links']['events']}", headers={"Accept": "text/event-stream"}
+        ) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "id: 1"
+            assert process.signal(signal.SIGTERM) < 5
+            list(lines)
+
+
+def test_the_log_is_json_with_request_ids_and_without_secrets(settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    sent = "zzSentinelValue42"
+    with _process(settings, log, QUANTRY_API_KEY=_KEY) as process:
+        headers = {"Authorization": f"Bearer {_KEY}", "X-Request-ID": "trace-me"}
+        assert httpx.get(f"{process.url}/v1/jobs?model={sent}", headers=headers).status_code == 200
+        assert httpx.get(f"{process.url}/v1/jobs", headers={"Authorization": f"Bearer {sent}"}).status_code == 401
+        bad = httpx.post(f"{process.url}/v1/jobs", json={"model": {"credential": sent}}, headers=headers)
+        assert bad.status_code == 422
+        process.signal(signal.SIGTERM)
+    text = log.read_text()
+    events: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    requests = [event for event in events if event["event"] == "http.request" and event["route"] == "/v1/jobs"]
+    assert [(event["method"], event["status"]) for event in requests] == [("GET", 200), ("GET", 401), ("POST", 422)]
+    assert requests[0]["request_id"] == "trace-me"
+    assert {"time", "level", "milliseconds"} <= set(requests[0])
+    for secret in (_KEY, sent, str(settings.database_url and settings.database_url.get_secret_value())):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("broker", ["absent", "silent"])
+def test_a_broken_broker_slows_no_request(settings: Settings, tmp_path: Path, broker: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if broker == "silent":  # takes connections, never answers
+            listener.listen(64)
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        with _process(settings, tmp_path / "log", QUANTRY_BROKER_URL=url) as process, httpx.Client() as client:
+            client.get(f"{process.url}/v1/jobs")
+            for _ in range(5):
+                began = time.monotonic()
+                assert client.post(f"{process.url}/v1/jobs", json=BODY).status_code == 202
+                assert time.monotonic() - began < 1
+            checks = client.get(f"{process.url}/readyz").json()["checks"]
+            assert checks["broker"]["status"] == "down"
+            assert process.signal(signal.SIGTERM) < 5
+
+
+def test_settings_that_would_open_the_service_to_the_network_do_not_start(settings: Settings, tmp_path: Path) -> None:
+    process = Process(settings, tmp_path / "log", QUANTRY_HOST="0.0.0.0")  # noqa: S104 - refused, which is the point
+    try:
+        with pytest.raises(RuntimeError, match="QUANTRY_API_KEY"):
+            process.wait_until_alive()
+    finally:
+        process.kill()
