@@ -10,20 +10,20 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from jobs.artifacts import ArtifactStore, UnsafeArtifactError
-from jobs.errors import JobProblem, Unavailable, run_deadline
+from jobs.errors import run_deadline
 from jobs.lease import Claim, LeaseKeeper, Manifest
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
 from quant_engine.policy import JobRequest
 from worker.child import Child, Command
 from worker.devices import Device
+from worker.ending import Ending, FinalWrite, Outcome
 from worker.environment import DOWNLOAD, RUNNER, download_environment, runner_environment
 from worker.ledger import Ledger, Standing
 from worker.messages import DownloadFile, Error, Message, Result, RunFile, StageFinished, StageStarted
@@ -39,26 +39,6 @@ _PUBLISH: Final = "publish"
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 logger = structlog.get_logger(__name__)
-
-
-class Outcome(Enum):
-    """How an attempt ends."""
-
-    SUCCEEDED = auto()  # published
-    FAILED = auto()  # ended by a problem; the job is over
-    CANCELLED = auto()  # stopped by request; the job is over
-    CRASHED = auto()  # the subprocess died; another attempt resumes, while there are any left
-    DRAINED = auto()  # this worker is being stopped; another one resumes, and the attempt does not count
-    LOST = auto()  # the claim went to someone else, or we can not know; nothing may be written
-
-
-@dataclass(frozen=True)
-class Ending:
-    """An outcome and what belongs to it."""
-
-    outcome: Outcome
-    problem: JobProblem | None = None
-    manifest: Manifest | None = None
 
 
 class _Ended(Exception):
@@ -118,7 +98,7 @@ class Attempt:
         if ending.outcome is Outcome.FAILED:
             self.reporter.fail_stage()
         self.reporter.flush(force=True)
-        final = _FinalWrite(self.equipment.keeper, self.claim, ending)
+        final = FinalWrite(self.equipment.keeper, self.claim, ending)
         outcome = self.ledger.settle(final) or Outcome.LOST
         if outcome is Outcome.SUCCEEDED:
             self.equipment.store.keep_only(self.claim.job_id, self.claim.fence)
@@ -269,42 +249,6 @@ class Attempt:
             raise _Ended(_failed(internal_error("The run ended without a usable result."))) from error
         self.reporter.handle(StageFinished(name=_PUBLISH, seconds=time.monotonic() - began))
         return manifest
-
-
-class _FinalWrite:
-    """The one write that ends the attempt. ``unsure``: a publication may have landed although its answer did not."""
-
-    def __init__(self, keeper: LeaseKeeper, claim: Claim, ending: Ending) -> None:
-        self._keeper = keeper
-        self._claim = claim
-        self._ending = ending
-        self.unsure = False
-
-    def __call__(self) -> Outcome:
-        """Write it. Raises: Unavailable, and may then be called again."""
-        try:
-            return self._write()
-        except Unavailable:
-            self.unsure = self._ending.outcome is Outcome.SUCCEEDED
-            raise
-
-    def _write(self) -> Outcome:
-        keeper, claim, ending = self._keeper, self._claim, self._ending
-        landed = False
-        match ending.outcome:
-            case Outcome.SUCCEEDED if ending.manifest is not None:
-                landed = keeper.publish(claim, ending.manifest)
-                if not landed and keeper.cancelled(claim):
-                    return Outcome.CANCELLED
-            case Outcome.FAILED if ending.problem is not None:
-                landed = keeper.fail(claim, ending.problem)
-            case Outcome.CANCELLED:
-                landed = keeper.cancelled(claim)
-            case Outcome.CRASHED:
-                landed = keeper.release(claim, "crash")
-            case Outcome.DRAINED:
-                landed = keeper.release(claim, "drain")
-        return ending.outcome if landed else Outcome.LOST
 
 
 def _failed(error: Error) -> Ending:

@@ -148,7 +148,7 @@ class Ledger:
             except Unavailable:
                 self._closing.wait(min(_RETRY_SECONDS, self._heartbeat_seconds))
                 return False
-            except SQLAlchemyError:
+            except (SQLAlchemyError, ValueError):
                 # The row is refused as it is: trying again changes nothing, and one bad row must not end a good run.
                 logger.exception("write_refused")
         if entry.written is not None:

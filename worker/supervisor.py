@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from jobs.lease import Claim
 from jobs.queue import Nudger
-from worker.attempt import Attempt, Equipment, Outcome
+from worker.attempt import Attempt, Equipment
+from worker.ending import Outcome
 from worker.ledger import PATIENCE_OF_LEASE, Ledger
 from worker.problems import as_error, as_problem
 from worker.progress import ProgressTracker, stage_weights
@@ -40,8 +41,8 @@ class Supervisor:
             logger.info("job_claimed", owner=self.owner)
             outcome = self._run(claim, claimed_at)
             logger.info("attempt_ended", outcome=outcome.name.lower())
-        if outcome in {Outcome.CRASHED, Outcome.DRAINED}:
-            self.nudger.nudge()
+        if outcome is Outcome.DRAINED:
+            self.nudger.nudge()  # for another worker; after a crash the loop, or the sweep, takes the job up again
         return outcome
 
     def _run(self, claim: Claim, claimed_at: float) -> Outcome:

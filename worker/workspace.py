@@ -44,9 +44,8 @@ class Workspace:
         _remove_if_empty(self.output.parent)
 
     def discard(self) -> None:
-        """Remove everything but the output: the job is over."""
-        _remove(self.root)
-        _remove_if_empty(self.root.parent)
+        """Remove every attempt's directory, but not the output: the job is over."""
+        _remove(self.root.parent)
 
 
 def open_workspace(work_dir: Path, artifacts_dir: Path, job_id: str, fence: int) -> Workspace:

@@ -1,0 +1,171 @@
+"""A real Celery worker with its pool child, runner and sweeper, and every way in which one of them can die."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import select
+
+from jobs.models import Worker
+from jobs.queue import SilentNudger
+from jobs.service import JobService
+from tests.integration.worker.conftest import TENANT, Office, eventually, family_of, is_running
+from worker.ending import Outcome
+
+
+def steps_done(office: Office, job_id: str) -> int:
+    return len(list(office.work(job_id).glob("*/stages/step-*")))
+
+
+def pool_child(worker_pid: int, runner_pid: int) -> int:
+    """The process between the worker and the runner."""
+    parent = psutil.Process(runner_pid).ppid()
+    assert psutil.Process(parent).ppid() == worker_pid
+    return parent
+
+
+def sweepers(worker_pid: int) -> list[psutil.Process]:
+    return [process for process in family_of(worker_pid) if "worker.sweeper" in " ".join(process.cmdline())]
+
+
+def test_a_nudge_runs_every_job_that_waits(office: Office) -> None:
+    office.start_worker()
+    jobs = [office.submit("succeed") for _ in range(3)]
+    for job_id in jobs:
+        assert office.wait(job_id, "succeeded", "failed").status == "succeeded"
+
+
+def test_a_lost_nudge_is_sent_again_by_the_sweep(office: Office) -> None:
+    office.service = JobService(office.database, office.settings, office.store, SilentNudger())
+    job_id = office.submit("succeed")
+    office.start_worker()
+    assert office.wait(job_id, "succeeded", "failed").status == "succeeded"
+
+
+def test_celerys_processes_do_not_load_torch_and_say_that_they_live(office: Office) -> None:
+    worker = office.start_worker()
+    job_id = office.submit("step")
+    runner = office.runner_pid(job_id)
+    for process in family_of(worker.pid):
+        if process.pid != runner:
+            assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text(), process.cmdline()
+    assert len(sweepers(worker.pid)) == 1
+
+    def rows() -> list[Worker]:
+        with office.database.transaction() as session:
+            return list(session.scalars(select(Worker)))
+
+    eventually(lambda: len(rows()) == 1)
+    (row,) = rows()
+    assert (row.pid, row.device, row.owner.endswith(f":{worker.pid}")) == (worker.pid, "cpu", True)
+
+
+def test_a_killed_runner_resumes(office: Office) -> None:
+    office.start_worker()
+    job_id = office.submit("step")
+    runner = office.runner_pid(job_id)
+    eventually(lambda: steps_done(office, job_id) >= 3)
+    os.kill(runner, signal.SIGKILL)
+    began = time.monotonic()
+    job = office.wait(job_id, "succeeded", "failed")
+    assert time.monotonic() - began < 60
+    assert (job.status, job.attempt, job.summary) == ("succeeded", 2, {"runners": 2})
+
+
+def test_a_killed_pool_child_takes_its_runner_along_and_the_sweep_resumes_the_job(office: Office) -> None:
+    worker = office.start_worker()
+    job_id = office.submit("step")
+    runner = office.runner_pid(job_id)
+    eventually(lambda: steps_done(office, job_id) >= 3)
+    os.kill(pool_child(worker.pid, runner), signal.SIGKILL)
+    eventually(lambda: not is_running(runner), seconds=5)
+    job = office.wait(job_id, "succeeded", "failed")
+    assert (job.status, job.attempt, job.summary) == ("succeeded", 2, {"runners": 2})
+
+
+def test_a_killed_worker_leaves_no_process_and_another_worker_takes_over(office: Office) -> None:
+    worker = office.start_worker()
+    job_id = office.submit("step")
+    runner = office.runner_pid(job_id)
+    eventually(lambda: steps_done(office, job_id) >= 3)
+    family = [process.pid for process in family_of(worker.pid)]
+    assert len(family) >= 4
+    assert runner in family
+    worker.kill()
+    worker.wait(10)
+    eventually(lambda: not any(is_running(pid) for pid in family), seconds=20)
+    office.start_worker()
+    job = office.wait(job_id, "succeeded", "failed")
+    assert (job.status, job.summary) == ("succeeded", {"runners": 2})
+
+
+def test_a_killed_sweeper_comes_back(office: Office) -> None:
+    worker = office.start_worker()
+    eventually(lambda: len(sweepers(worker.pid)) == 1)
+    first = sweepers(worker.pid)[0].pid
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: [process.pid for process in sweepers(worker.pid)] not in ([], [first]))
+
+
+def test_cancel_while_running(office: Office) -> None:
+    office.start_worker()
+    job_id = office.submit("hang")
+    runner = office.runner_pid(job_id)
+    began = time.monotonic()
+    office.service.cancel_job(job_id, tenant=TENANT)
+    assert office.wait(job_id, "cancelled", "succeeded", seconds=15).status == "cancelled"
+    eventually(lambda: not is_running(runner), seconds=15 - (time.monotonic() - began))
+
+
+def test_a_poison_job_does_not_stop_the_others(office: Office) -> None:
+    office.start_worker()
+    poison, good = office.submit("die"), office.submit("succeed")
+    failed = office.wait(poison, "failed", "succeeded")
+    assert failed.error is not None
+    assert (failed.status, failed.attempt, failed.error["code"]) == ("failed", 3, "crash_loop")
+    assert office.wait(good, "succeeded", "failed").status == "succeeded"
+
+
+def test_a_warm_shutdown_finishes_the_job_and_takes_no_other(office: Office) -> None:
+    worker = office.start_worker()
+    running, waiting = office.submit("step"), office.submit("succeed")
+    office.runner_pid(running)
+    family = [process.pid for process in family_of(worker.pid)]
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    job = office.job(running)
+    assert (job.status, job.attempt, job.summary) == ("succeeded", 1, {"runners": 1})
+    assert office.job(waiting).status == "queued"
+    eventually(lambda: not any(is_running(pid) for pid in family), seconds=10)
+
+
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGQUIT,), (signal.SIGTERM, signal.SIGQUIT), (signal.SIGINT, signal.SIGINT)]
+)
+def test_a_cold_shutdown_hands_the_job_back_without_counting_the_attempt(
+    office: Office, signals: tuple[signal.Signals, ...]
+) -> None:
+    worker = office.start_worker()
+    job_id = office.submit("step")
+    office.runner_pid(job_id)
+    eventually(lambda: steps_done(office, job_id) >= 2)
+    family = [process.pid for process in family_of(worker.pid)]
+    for signum in signals:
+        worker.send_signal(signum)
+        time.sleep(0.3)
+    worker.wait(15)
+    eventually(lambda: not any(is_running(pid) for pid in family), seconds=5)
+    job = office.job(job_id)
+    assert (job.status, job.attempt) == ("queued", 0)
+    assert office.supervisor().run_next() is Outcome.SUCCEEDED
+    job = office.job(job_id)
+    assert (job.attempt, job.summary) == (1, {"runners": 2})
+
+
+def test_a_worker_without_addresses_says_what_is_missing(office: Office) -> None:
+    worker = office.start_worker(QUANTRY_DATABASE_URL="")
+    assert worker.wait(30) != 0
+    assert "QUANTRY_DATABASE_URL" in (office.settings.data_dir / "worker-0.log").read_text()

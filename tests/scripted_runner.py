@@ -1,0 +1,141 @@
+"""A runner that speaks the protocol and computes nothing; the name of its model says how it behaves.
+
+A fake at the port between supervisor and engine: a real process, with real signals, files and exit codes.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from worker.lifeline import die_with_parent
+from worker.messages import (
+    Error,
+    EventWriter,
+    LayerCompleted,
+    Log,
+    Metric,
+    Result,
+    RunFile,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+)
+from worker.problems import as_error
+
+STEPS = 12
+STEP_SECONDS = 0.15
+
+
+def layer_row(name: str = "model.layers.0.mlp.down_proj") -> dict[str, Any]:
+    """A layer row as the engine reports it."""
+    numbers = ("error", "error_normalized", "sqnr_db", "cosine", "baseline_error", "gain_percent", "rtn_error")
+    described = {"name": name, "block": 0, "role": "down_proj", "scheme": "w4a4", "transform": "smooth_rotation"}
+    sizes = {"input_absmax": 3.0, "input_kurtosis": 4.0, "parameters": 10, "bytes": 5}
+    return {**described, **dict.fromkeys(numbers, 1.0), **sizes}
+
+
+def succeed(run: RunFile, events: EventWriter) -> None:
+    """Every kind of message, then output."""
+    for name in ("load", "calibrate", "train"):
+        events.send(StageStarted(name=name, unit="layer", total=2))
+        events.send(StageAdvanced(name=name, done=2, total=2))
+        events.send(StageFinished(name=name, seconds=0.5, reused=name == "load"))
+    events.send(LayerCompleted(row=layer_row()))
+    events.send(Metric(name="perplexity", value=12.5))
+    events.send(Log(message="half way"))
+    finish(run, events, {"full_mean_error": 1.5})
+
+
+def step(run: RunFile, events: EventWriter) -> None:
+    """Slow steps, each kept as a file: a later attempt does only what is missing."""
+    events.send(StageStarted(name="train", unit="layer", total=STEPS))
+    for number in range(STEPS):
+        file = run.work_dir / f"step-{number}"
+        if not file.exists():
+            time.sleep(STEP_SECONDS)
+            file.write_text(str(os.getpid()))
+        events.send(StageAdvanced(name="train", done=number + 1, total=STEPS))
+    events.send(StageFinished(name="train", seconds=1.0))
+    workers = {(run.work_dir / f"step-{number}").read_text() for number in range(STEPS)}
+    finish(run, events, {"runners": len(workers)})
+
+
+def die(_: RunFile, events: EventWriter) -> None:
+    """A poison job."""
+    events.send(StageStarted(name="load", unit="block", total=1))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(_: RunFile, events: EventWriter) -> None:
+    """Never ends, and does not heed SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    events.send(StageStarted(name="train", unit="layer", total=1))
+    time.sleep(600)
+
+
+def refuse(_: RunFile, events: EventWriter) -> None:
+    """An error of the user's."""
+    events.send(StageStarted(name="load", unit="block", total=1))
+    events.send(Error(code="not_enough_text", category="user", detail="Too short.", hint="Give more."))
+    sys.exit(1)
+
+
+def overflow(_: RunFile, events: EventWriter) -> None:
+    """A disk that is full, for real."""
+    try:
+        with Path("/dev/full").open("w") as full:
+            full.write("x")
+    except OSError as error:
+        events.send(as_error(error))
+    sys.exit(1)
+
+
+def vanish(_: RunFile, __: EventWriter) -> None:
+    """An end without a word."""
+    sys.exit(3)
+
+
+def show(run: RunFile, events: EventWriter) -> None:
+    """Put what this process can see into the report."""
+    finish(run, events, {}, {"environment": dict(os.environ), "arguments": sys.argv, "directory": str(Path.cwd())})
+
+
+def malformed(run: RunFile, events: EventWriter) -> None:
+    """A result without its files."""
+    run.output_dir.mkdir(parents=True)
+    events.send(Result(payload={}))
+
+
+def finish(run: RunFile, events: EventWriter, summary: dict[str, Any], report: dict[str, Any] | None = None) -> None:
+    """Output as the engine leaves it."""
+    (run.output_dir / "checkpoint").mkdir(parents=True)
+    (run.output_dir / "checkpoint" / "config.json").write_text("{}")
+    for name, content in (("summary", summary), ("report", report or {"layers": []}), ("layers", [layer_row()])):
+        (run.output_dir / f"{name}.json").write_text(json.dumps(content))
+    events.send(Result(payload={}))
+
+
+BEHAVIOURS = {
+    behaviour.__name__: behaviour for behaviour in (succeed, step, die, hang, refuse, overflow, vanish, show, malformed)
+}
+
+
+def main() -> None:
+    """Behave."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_file", type=Path)
+    parser.add_argument("--events-fd", type=int, required=True)
+    options = parser.parse_args()
+    run = RunFile.model_validate_json(options.run_file.read_bytes())
+    die_with_parent(run.parent_pid)
+    (options.run_file.parent.parent / "runner.pid").write_text(str(os.getpid()))
+    BEHAVIOURS.get(run.model_dir.name, succeed)(run, EventWriter(options.events_fd))
+
+
+if __name__ == "__main__":
+    main()

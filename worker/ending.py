@@ -1,0 +1,76 @@
+"""How an attempt ends, and the one fenced write that says so."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import structlog
+
+from jobs.errors import JobProblem, Unavailable
+from jobs.lease import Claim, LeaseKeeper, Manifest
+from worker.problems import as_problem, internal_error
+
+logger = structlog.get_logger(__name__)
+
+
+class Outcome(Enum):
+    """How an attempt ends."""
+
+    SUCCEEDED = auto()  # published
+    FAILED = auto()  # ended by a problem; the job is over
+    CANCELLED = auto()  # stopped by request; the job is over
+    CRASHED = auto()  # the subprocess died; another attempt resumes, while there are any left
+    DRAINED = auto()  # this worker is being stopped; another one resumes, and the attempt does not count
+    LOST = auto()  # the claim went to someone else, or we can not know; nothing may be written
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An outcome and what belongs to it."""
+
+    outcome: Outcome
+    problem: JobProblem | None = None
+    manifest: Manifest | None = None
+
+
+class FinalWrite:
+    """The one write that ends the attempt. ``unsure``: a publication may have landed although its answer did not."""
+
+    def __init__(self, keeper: LeaseKeeper, claim: Claim, ending: Ending) -> None:
+        self._keeper = keeper
+        self._claim = claim
+        self._ending = ending
+        self.unsure = False
+
+    def __call__(self) -> Outcome:
+        """Write it. Raises: Unavailable, and may then be called again."""
+        try:
+            return self._write()
+        except Unavailable:
+            self.unsure = self._ending.outcome is Outcome.SUCCEEDED
+            raise
+
+    def _write(self) -> Outcome:
+        keeper, claim, ending = self._keeper, self._claim, self._ending
+        landed = False
+        match ending.outcome:
+            case Outcome.SUCCEEDED if ending.manifest is not None:
+                return self._publish(ending.manifest)
+            case Outcome.FAILED if ending.problem is not None:
+                landed = keeper.fail(claim, ending.problem)
+            case Outcome.CANCELLED:
+                landed = keeper.cancelled(claim)
+            case Outcome.CRASHED:
+                landed = keeper.release(claim, "crash")
+            case Outcome.DRAINED:
+                landed = keeper.release(claim, "drain")
+        return ending.outcome if landed else Outcome.LOST
+
+    def _publish(self, manifest: Manifest) -> Outcome:
+        try:
+            if self._keeper.publish(self._claim, manifest):
+                return Outcome.SUCCEEDED
+        except ValueError:
+            logger.exception("result_refused")
+            problem = as_problem(internal_error("The run's result is not in the shape that was agreed."))
+            return Outcome.FAILED if self._keeper.fail(self._claim, problem) else Outcome.LOST
+        return Outcome.CANCELLED if self._keeper.cancelled(self._claim) else Outcome.LOST

@@ -1,0 +1,140 @@
+"""One worker: Celery's main process, its pool children, and the sweeper.
+
+The one task takes no arguments. A nudge says "look"; the task claims the oldest job and runs it, until none is left.
+torch is never imported here: the pool forks, and CUDA does not survive that.
+"""
+
+import os
+import signal
+import socket
+import sys
+from typing import Final
+
+import billiard
+import structlog
+from celery import Celery, bootsteps, signals
+
+from jobs.artifacts import ArtifactStore
+from jobs.database import Database
+from jobs.errors import InstallationError, Unavailable
+from jobs.lease import LeaseKeeper
+from jobs.queue import TASK_NAME
+from jobs.settings import Settings
+from worker.attempt import Equipment, Programs
+from worker.devices import devices
+from worker.draining import Draining
+from worker.keeper import SweeperKeeper
+from worker.lifeline import die_with_parent
+from worker.logs import configure_logging
+from worker.nudge import CeleryNudger, make_celery
+from worker.supervisor import Supervisor
+
+_POOL_STEP: Final = "celery.worker.components:Pool"
+_NO_DATABASE: Final = "postgresql://"  # never connected to: the worker refuses to start without an address
+
+logger = structlog.get_logger(__name__)
+
+
+class Worker:
+    """What the processes of one worker share; made in the main process, before the pool forks."""
+
+    def __init__(self, settings: Settings, *, programs: Programs | None = None) -> None:
+        self._settings = settings
+        self._programs = programs or Programs()
+        self._devices = devices(settings.device)
+        self._main_pid = os.getpid()
+        self._owner = f"{socket.gethostname()}:{self._main_pid}"
+        # No connection yet: the engine connects on first use, in the pool child.
+        self._database = Database(settings.database_url.get_secret_value() if settings.database_url else _NO_DATABASE)
+        self._device = self._devices[0]
+        self.draining = Draining()
+        self.sweeper = SweeperKeeper(self._owner)
+        self.celery = make_celery(settings)
+        self.celery.conf.update(
+            worker_pool="prefork",
+            worker_concurrency=len(self._devices),
+            worker_hijack_root_logger=False,
+            worker_redirect_stdouts=False,
+        )
+
+    def install(self) -> Celery:
+        """Register the task, the sweeper and Celery's signals; the application that Celery's command line runs."""
+        self.celery.task(name=TASK_NAME, acks_late=False, ignore_result=True)(self.run_jobs)
+        self.celery.steps["worker"].add(self._sweeper_step())
+        signals.setup_logging.connect(self._on_setup_logging, weak=False)
+        signals.worker_init.connect(self._on_init, weak=False)
+        signals.worker_process_init.connect(self._on_process_init, weak=False)
+        signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
+        signals.worker_shutdown.connect(self._on_shutdown, weak=False)
+        return self.celery
+
+    def require_services(self) -> None:
+        """Raises: InstallationError: the worker was not told where the database and the broker are."""
+        if self._settings.database_url is None or self._settings.broker_url is None:
+            raise InstallationError(
+                "The worker needs QUANTRY_DATABASE_URL and QUANTRY_BROKER_URL. Set them, or start the whole service "
+                "with 'quantry serve'."
+            )
+
+    def enter_pool_process(self, index: int) -> None:
+        """In a pool child, right after the fork: its own connections and device, and SIGTERM when its parent dies."""
+        self._database.after_fork()
+        self._device = self._devices[index % len(self._devices)]
+        # Celery asks for SIGKILL; on SIGTERM the child hands its job back, which is quicker than an expiring lease.
+        die_with_parent(self._main_pid, signal.SIGTERM)
+
+    def run_jobs(self) -> None:
+        """Run jobs until none is left to claim, or this worker is stopping."""
+        with self.draining.yielding_on_sigterm():
+            supervisor = self._supervisor()
+            while not self.draining.has_begun():
+                try:
+                    if supervisor.run_next() is None:
+                        return
+                except Unavailable:
+                    logger.warning("claim_failed", reason="the database does not answer; a sweep nudges again")
+                    return
+
+    def _on_setup_logging(self, **_: object) -> None:
+        configure_logging()
+
+    def _on_init(self, **_: object) -> None:
+        try:
+            self.require_services()
+        except InstallationError as error:
+            sys.exit(str(error))  # Celery logs whatever else a receiver raises, and starts all the same
+
+    def _on_process_init(self, **_: object) -> None:
+        # billiard numbers the processes of its pool; its stubs do not know.
+        self.enter_pool_process(getattr(billiard.current_process(), "index", 0))
+
+    def _on_shutting_down(self, **_: object) -> None:
+        self.draining.begin()
+
+    def _on_shutdown(self, **_: object) -> None:
+        # The pool has let its last job go; until then this worker is alive, and others may need its sweeps.
+        self.sweeper.stop()
+
+    def _supervisor(self) -> Supervisor:
+        equipment = Equipment(
+            keeper=LeaseKeeper(self._database, self._settings),
+            store=ArtifactStore(self._settings.artifacts_dir),
+            settings=self._settings,
+            device=self._device,
+            programs=self._programs,
+            must_yield=self.draining.must_yield,
+        )
+        return Supervisor(equipment=equipment, owner=self._owner, nudger=CeleryNudger(self.celery))
+
+    def _sweeper_step(self) -> type[bootsteps.StartStopStep]:
+        sweeper = self.sweeper
+
+        class SweeperStep(bootsteps.StartStopStep):
+            """Starts the sweeper once the pool has forked, whether or not the broker answers yet."""
+
+            requires = (_POOL_STEP,)
+
+            def start(self, _: object) -> None:
+                sweeper.start()
+
+        return SweeperStep
