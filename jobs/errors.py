@@ -250,7 +250,7 @@ def crash_loop(attempts: int) -> JobProblem:
         category="platform",
         title="The run crashed every time",
         detail=f"The process that ran this job ended without a result {attempts} times.",
-        hint="Often memory: use a smaller model, fewer samples or a machine with more memory; runner.log has the end.",
+        hint="Often memory: use a smaller model, fewer samples or a machine with more memory; see the worker's log.",
     )
 
 
