@@ -95,7 +95,7 @@ class Attempt:
 
     def settle(self, ending: Ending) -> Outcome:
         """Write the ending, and clean up what nobody will need."""
-        if ending.outcome is Outcome.FAILED:
+        if ending.outcome is not Outcome.SUCCEEDED:
             self.reporter.fail_stage()
         self.reporter.flush(force=True)
         final = FinalWrite(self.equipment.keeper, self.claim, ending)
@@ -116,10 +116,11 @@ class Attempt:
     def _resolve(self) -> Path:
         """The model's directory on this machine."""
         began = time.monotonic()
-        self.reporter.handle(StageStarted(name=_RESOLVE, unit="byte", total=0))
         if self.request.model.source == "local":
+            self.reporter.handle(StageStarted(name=_RESOLVE, unit="model", total=1))
             directory = resolve_local(self.equipment.settings.models_dir, self.request.model.id)
         else:
+            self.reporter.handle(StageStarted(name=_RESOLVE, unit="byte", total=0))
             directory = self._download()
         self.reporter.handle(StageFinished(name=_RESOLVE, seconds=time.monotonic() - began))
         return directory

@@ -19,6 +19,7 @@ STAGES: Final = (
 )  # fmt: skip
 
 _UNIT_TIMES_KEPT: Final = 64
+_TAKEN_OVER: Final = 0.02  # a unit this much quicker than the slowest was not computed but found done
 _Z90: Final = 1.2816  # the standard normal's 90th percentile
 _UNSEEN_STAGE_SPREAD: Final = 1.5  # p90 over p50 of a stage that has not begun: its weight is a rule of thumb
 
@@ -32,11 +33,10 @@ def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluati
         weights["search"] = 1.5 * candidates * tokens
     if policy.training is not None:
         weights["train"] = 80.0 * len(policy.training.learning_rates) * policy.training.steps / 800
-    if policy.selection is not None:
-        weights["select"] = 2.0 * len(policy.selection.candidates) * tokens
-    weights["quantize"] = 2.0
-    perplexity_tokens = evaluation.perplexity.tokens if evaluation.perplexity is not None else 0
-    weights["evaluate"] = 2.0 * tokens + 8.0 * perplexity_tokens / 16_384
+    candidates = len(policy.selection.candidates) if policy.selection is not None else 1
+    weights |= {"select": (1.0 + candidates) * tokens, "quantize": 2.0}
+    if evaluation.perplexity is not None:
+        weights["evaluate"] = 8.0 * evaluation.perplexity.tokens / 16_384
     return weights | {"export": 1.0, "verify": 2.0, "publish": 0.5}
 
 
@@ -74,8 +74,9 @@ class _Running:
         if not self.unit_seconds:
             return None
         units = max(self.total - self.done, 0)
-        typical = statistics.median(self.unit_seconds)
-        deviation = statistics.pstdev(self.unit_seconds)
+        computed = [seconds for seconds in self.unit_seconds if seconds >= _TAKEN_OVER * max(self.unit_seconds)]
+        typical = statistics.median(computed)
+        deviation = statistics.pstdev(computed)
         waited = min(now - self.advanced, typical) if units else 0.0
         p50 = max(units * typical - waited, 0.0)
         return p50, p50 + _Z90 * deviation * math.sqrt(units)

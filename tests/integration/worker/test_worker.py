@@ -102,6 +102,25 @@ def test_a_killed_worker_leaves_no_process_and_another_worker_takes_over(office:
     assert (job.status, job.summary) == ("succeeded", {"runners": 2})
 
 
+def test_a_frozen_worker_wakes_up_too_late_and_changes_nothing(office: Office) -> None:
+    worker = office.start_worker()
+    job_id = office.submit("step")
+    frozen_runner = office.runner_pid(job_id)
+    child = psutil.Process(pool_child(worker.pid, frozen_runner))
+    eventually(lambda: steps_done(office, job_id) >= 3)
+    child.suspend()
+    os.kill(frozen_runner, signal.SIGSTOP)
+    office.wait(job_id, "queued", seconds=20)  # the worker's own sweeper goes on
+    assert office.supervisor().run_next() is Outcome.SUCCEEDED
+    published = office.job(job_id), office.service.list_artifacts(job_id, tenant=TENANT)
+    child.resume()
+    eventually(lambda: not is_running(frozen_runner))
+    after = office.submit("succeed")
+    assert office.wait(after, "succeeded", "failed").status == "succeeded", "the woken worker works on"
+    assert (office.job(job_id), office.service.list_artifacts(job_id, tenant=TENANT)) == published
+    assert [path.name for path in (office.settings.artifacts_dir / job_id).iterdir()] == ["2"]
+
+
 def test_a_killed_sweeper_comes_back(office: Office) -> None:
     worker = office.start_worker()
     eventually(lambda: len(sweepers(worker.pid)) == 1)

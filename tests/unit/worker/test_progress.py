@@ -28,8 +28,10 @@ def weights_of(preset: str) -> dict[str, float]:
 
 
 def test_only_the_stages_a_policy_needs_are_weighed() -> None:
-    assert list(weights_of("trainable-smoothrot-w4a4")) == [name for name in STAGES if name != "select"]
-    assert not {"search", "train", "select"} & weights_of("rtn-w4a4").keys()
+    assert tuple(weights_of("trainable-smoothrot-w4a4")) == STAGES
+    assert not {"search", "train"} & weights_of("rtn-w4a4").keys()
+    without = stage_weights(PRESETS["rtn-w4a4"].policy, Calibration(), Evaluation(perplexity=None))
+    assert "evaluate" not in without
 
 
 def test_training_weighs_by_its_steps() -> None:
@@ -106,6 +108,17 @@ def test_uneven_units_widen_the_upper_estimate(clock: Clock) -> None:
     assert reading.eta_p50 == pytest.approx(28.0)
     # 4 units of deviation √5: 1.2816 · √5 · √4 above the median's estimate.
     assert reading.eta_p90 == pytest.approx(28.0 + 1.2816 * 5**0.5 * 2)
+
+
+def test_units_found_done_by_a_resumed_stage_do_not_flatter(clock: Clock) -> None:
+    tracker = ProgressTracker({"train": 1.0}, clock=clock)
+    tracker.start("train", "layer", 10)
+    for done in range(1, 6):
+        clock.now += 0.001
+        tracker.advance("train", done, 10)
+    clock.now += 20.0
+    tracker.advance("train", 6, 10)
+    assert tracker.snapshot().eta_p50 == pytest.approx(80.0)
 
 
 def test_stages_to_come_cost_what_a_unit_of_weight_has_cost(clock: Clock) -> None:
