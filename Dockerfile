@@ -24,7 +24,7 @@ RUN pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^tor
 COPY pyproject.toml ./
 RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > runtime.txt \
-    && pip install --constraint requirements.lock --requirement runtime.txt setuptools
+    && pip install --constraint requirements.lock --requirement runtime.txt "setuptools>=77"
 RUN if [ -n "$EXTRAS" ]; then \
         python3 -c "import sys, tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(each for name in sys.argv[1].split(',') for each in extras[name]), sep='\n')" "$EXTRAS" > extras.txt \
         && pip install --no-build-isolation --constraint requirements.lock --requirement extras.txt; \
