@@ -3,6 +3,10 @@
 import re
 from collections.abc import Sequence
 from email.message import Message
+from typing import Final
+
+VARY: Final = {"Vary": "Accept"}
+"""What a response carries whose form depends on ``Accept``."""
 
 _ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 

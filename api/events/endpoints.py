@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.deps import Accept, JobId, Service, State, Tenant
 from api.events.stream import EventLog, event_stream
-from api.negotiation import preferred
+from api.negotiation import VARY, preferred
 from api.responses import json_view
 from jobs.views import EventView, Page
 from quant_engine.policy.fields import MAX_INT32
@@ -42,7 +42,7 @@ def list_events(
 ) -> Response:
     """What happened to a job, in order. A stream resumes behind ``Last-Event-ID``."""
     if preferred(accept, ("application/json", "text/event-stream")) == "application/json":
-        return json_view(service.list_events(job_id, tenant=tenant, after=after, limit=limit))
+        return json_view(service.list_events(job_id, tenant=tenant, after=after, limit=limit), headers=VARY)
 
     def read(behind: int) -> tuple[EventView, ...]:
         return service.list_events(job_id, tenant=tenant, after=behind, limit=_BATCH).data

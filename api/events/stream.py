@@ -11,6 +11,7 @@ import anyio.to_thread
 import structlog
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from api.negotiation import VARY
 from jobs.errors import NotFound, Unavailable
 from jobs.views import EventView
 
@@ -40,6 +41,7 @@ def event_stream(source: EventLog, after: int) -> EventSourceResponse:
     stopping = anyio.Event()
     return EventSourceResponse(
         _messages(source, after, stopping),
+        headers=VARY,
         ping=HEARTBEAT_SECONDS,
         ping_message_factory=lambda: ServerSentEvent(comment="heartbeat", sep=_LINE_END),
         sep=_LINE_END,

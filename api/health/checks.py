@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Final
 
+from sqlalchemy.exc import ProgrammingError
+
 from api.health.schemas import Check, Checks, WorkersCheck
 from jobs.errors import Unavailable
 from jobs.service import JobService
@@ -13,17 +15,14 @@ _STALLED_SECONDS: Final = 60.0
 
 def check_all(service: JobService, broker_answers: Callable[[], bool] | None) -> Checks:
     """Ask everything once. ``broker_answers`` is None where no broker is configured."""
-    try:
-        health: QueueHealth | None = service.queue_health()
-    except Unavailable:
-        health = None
-    return Checks(database=_database(health), broker=_broker(broker_answers), workers=judge_workers(health))
+    database, health = _ask_database(service)
+    return Checks(database=database, broker=_broker(broker_answers), workers=judge_workers(health))
 
 
 def judge_workers(health: QueueHealth | None) -> WorkersCheck:
     """A worker must have beaten recently; and where jobs wait and none runs, one must have been claimed recently."""
     if health is None:
-        return WorkersCheck(status="down", detail="Unknown while the database does not answer.")
+        return WorkersCheck(status="down", detail="Unknown without the database.")
     numbers = health.model_dump()
     if health.workers == 0:
         return WorkersCheck(status="missing", detail="No worker has reported lately. Start one.", **numbers)
@@ -40,10 +39,15 @@ def _is_stalled(health: QueueHealth) -> bool:
     return health.queued > 0 and health.running == 0 and waited > _STALLED_SECONDS and idle
 
 
-def _database(health: QueueHealth | None) -> Check:
-    if health is None:
-        return Check(status="down", detail="PostgreSQL does not answer. Check QUANTRY_DATABASE_URL and the server.")
-    return Check(status="ok", detail="PostgreSQL answers.")
+def _ask_database(service: JobService) -> tuple[Check, QueueHealth | None]:
+    try:
+        return Check(status="ok", detail="PostgreSQL answers."), service.queue_health()
+    except Unavailable:
+        detail = "PostgreSQL does not answer. Check QUANTRY_DATABASE_URL and the server."
+        return Check(status="down", detail=detail), None
+    except ProgrammingError:  # a table or a column is missing
+        detail = "The database's schema is not this release's. Run 'alembic upgrade head'."
+        return Check(status="not_migrated", detail=detail), None
 
 
 def _broker(broker_answers: Callable[[], bool] | None) -> Check:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from jobs.views import View
 
-CheckStatus = Literal["ok", "down", "missing", "stalled", "not_configured"]
+CheckStatus = Literal["ok", "down", "not_migrated", "missing", "stalled", "not_configured"]
 
 
 class Check(View):

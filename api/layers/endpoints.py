@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.deps import Accept, Cursor, JobId, Service, Tenant
 from api.layers.csv import csv_table
-from api.negotiation import preferred
+from api.negotiation import VARY, preferred
 from api.responses import json_view
 from jobs.views import LayerView, Page
 
@@ -34,7 +34,9 @@ def list_layers(
 ) -> Response:
     """One row for each quantized linear: what was chosen for it and its held-out error."""
     if preferred(accept, ("application/json", "text/csv")) == "application/json":
-        return json_view(service.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _PAGE, after=after))
+        return json_view(
+            service.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _PAGE, after=after), headers=VARY
+        )
     rows: list[LayerView] = []
     while True:
         page = service.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _MAX_PAGE, after=after)
@@ -42,5 +44,5 @@ def list_layers(
         if limit is not None or page.next_cursor is None:
             break
         after = page.next_cursor
-    headers = {"Content-Disposition": f'attachment; filename="{job_id}-layers.csv"'}
+    headers = {**VARY, "Content-Disposition": f'attachment; filename="{job_id}-layers.csv"'}
     return Response(csv_table(rows), media_type="text/csv", headers=headers)

@@ -6,8 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from api.main import create_app
+from jobs.database import Database
 from jobs.settings import Settings
+from tests.api_server import serving
 from tests.integration.api.conftest import BODY, Hands
 
 Submit = Callable[..., dict[str, Any]]
@@ -202,6 +206,20 @@ def test_ready_only_with_a_worker(client: httpx.Client, hands: Hands) -> None:
     response = client.get("/readyz")
     assert (response.status_code, response.json()["status"]) == (200, "ready")
     assert response.json()["checks"]["workers"]["workers"] == 1
+
+
+def test_not_ready_before_the_migrations(settings: Settings, database: Database) -> None:
+    url = database.engine.url.set(database="quantry_empty").render_as_string(hide_password=False)
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("CREATE DATABASE quantry_empty")
+        try:
+            empty = settings.model_copy(update={"database_url": SecretStr(url)})
+            with serving(create_app(empty)) as served:
+                problem = httpx.get(f"{served}/readyz").json()
+        finally:
+            connection.exec_driver_sql("DROP DATABASE quantry_empty WITH (FORCE)")
+    assert problem["checks"]["database"]["status"] == "not_migrated"
+    assert "alembic upgrade head" in problem["detail"]
 
 
 @pytest.mark.usefixtures("finished")

@@ -1,17 +1,20 @@
 """Nudges through a real broker."""
 
 import json
+import os
+import signal
 import time
+from pathlib import Path
 
 import redis
 
 from api.nudge import CeleryNudger, broker_answers
-from jobs.queue import QUEUE_NAME, TASK_NAME
+from jobs.embedded.valkey import Valkey
+from jobs.queue import QUEUE_NAME, TASK_NAME, redis_url
 
 
 def _client(broker_url: str) -> redis.Redis:
-    """kombu writes ``redis+socket:///path``; redis-py reads ``unix:///path``."""
-    return redis.Redis.from_url(broker_url.replace("redis+socket://", "unix://").split("?")[0])
+    return redis.Redis.from_url(redis_url(broker_url))
 
 
 def test_a_nudge_is_an_empty_short_lived_message(broker_url: str) -> None:
@@ -42,3 +45,31 @@ def test_nudging_waits_for_nobody(broker_url: str) -> None:
 def test_the_broker_answers(broker_url: str) -> None:
     assert broker_answers(broker_url)
     assert not broker_answers("redis://127.0.0.1:1/0")
+
+
+def test_nudges_flow_again_after_the_broker_was_killed(server_data_dir: Path) -> None:
+    broker = Valkey(server_data_dir, server_data_dir)
+    broker.start()
+    try:
+        with CeleryNudger(broker.url) as nudger:
+            nudger.nudge()
+            _wait_for_nudges(broker.url)
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGKILL)
+            nudger.nudge()  # lost: the sweep of a worker makes it good
+            broker.stop()
+            broker.start()
+            assert broker_answers(broker.url)
+            nudger.nudge()
+            nudger.nudge()
+            _wait_for_nudges(broker.url)
+    finally:
+        broker.stop()
+
+
+def _wait_for_nudges(url: str) -> None:
+    deadline = time.monotonic() + 10
+    with _client(url) as server:
+        while not server.llen(QUEUE_NAME):
+            assert time.monotonic() < deadline, "no nudge arrived"
+            time.sleep(0.02)

@@ -41,6 +41,7 @@ def test_layers_as_csv_are_all_of_them(client: httpx.Client, finished: str) -> N
     path = f"/v1/jobs/{finished}/layers"
     response = client.get(path, params={"sort": "-error"}, headers={"Accept": "text/csv"})
     assert response.headers["content-type"].startswith("text/csv")
+    assert response.headers["vary"] == "Accept"
     rows = list(csv.DictReader(io.StringIO(response.text)))
     expected = client.get(path, params={"sort": "-error"}).json()["data"]
     assert list(rows[0]) == list(expected[0])
