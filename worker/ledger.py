@@ -5,6 +5,7 @@ memory and by the monotonic clock alone, so a database that hangs can not keep a
 """
 
 import contextlib
+import contextvars
 import queue
 import threading
 import time
@@ -67,7 +68,9 @@ class Ledger:
         self._beat = Beat(ok=True)
         self._entries: queue.Queue[_Entry | None] = queue.Queue()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
+        # In the caller's context, for the ids that are bound to its log events.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name="ledger", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

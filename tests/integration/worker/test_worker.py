@@ -1,17 +1,21 @@
 """A real Celery worker with its pool child, runner and sweeper, and every way in which one of them can die."""
 
+import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from sqlalchemy import select
 
+from jobs.embedded import EmbeddedServices
 from jobs.models import Worker
 from jobs.queue import SilentNudger
 from jobs.service import JobService
+from jobs.settings import Settings
 from tests.integration.worker.conftest import TENANT, Office, eventually, family_of, is_running
 from worker.ending import Outcome
 
@@ -36,6 +40,13 @@ def test_a_nudge_runs_every_job_that_waits(office: Office) -> None:
     jobs = [office.submit("succeed") for _ in range(3)]
     for job_id in jobs:
         assert office.wait(job_id, "succeeded", "failed").status == "succeeded"
+    lines = (office.settings.data_dir / "worker-0.log").read_text().splitlines()
+    ended = [
+        entry for line in lines if line.startswith("{") and (entry := json.loads(line))["event"] == "attempt_ended"
+    ]
+    assert [(entry["job_id"], entry["fence"], entry["attempt"]) for entry in ended] == [
+        (job_id, 1, 1) for job_id in jobs
+    ]
 
 
 def test_a_lost_nudge_is_sent_again_by_the_sweep(office: Office) -> None:
@@ -188,3 +199,34 @@ def test_a_worker_without_addresses_says_what_is_missing(office: Office) -> None
     worker = office.start_worker(QUANTRY_DATABASE_URL="")
     assert worker.wait(30) != 0
     assert "QUANTRY_DATABASE_URL" in (office.settings.data_dir / "worker-0.log").read_text()
+
+
+@pytest.fixture
+def mortal_broker(office: Office, server_data_dir: Path) -> Iterator[EmbeddedServices]:
+    """A broker of this test's own, which may be killed; the office is on it."""
+    services = EmbeddedServices(
+        Settings(data_dir=server_data_dir, database_url=office.settings.database_url, broker_url=None)
+    )
+    url = services.start().broker_url
+    office.settings = Settings.model_validate({**office.settings.model_dump(), "broker_url": url})
+    yield services
+    services.stop()
+
+
+def test_a_killed_broker_loses_nothing(office: Office, mortal_broker: EmbeddedServices) -> None:
+    office.service = JobService(office.database, office.settings, office.store, SilentNudger())
+    office.start_worker()
+    running = office.submit("step")
+    runner = office.runner_pid(running)
+    broker = mortal_broker.pids["Valkey"]
+    assert broker is not None
+    os.kill(broker, signal.SIGKILL)
+    job = office.wait(running, "succeeded", "failed")
+    assert (job.status, job.attempt) == ("succeeded", 1), "the run does not depend on the broker"
+    assert not is_running(runner)
+    time.sleep(0.5)  # the task has looked once more, and ended
+    waiting = office.submit("succeed")
+    time.sleep(1.5)
+    assert office.job(waiting).status == "queued"
+    mortal_broker.revive()
+    assert office.wait(waiting, "succeeded", "failed").status == "succeeded"

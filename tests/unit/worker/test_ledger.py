@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import structlog
 from sqlalchemy.exc import StatementError
 
 from jobs.errors import Unavailable
@@ -155,6 +156,18 @@ def test_no_beat_follows_the_last_write(keeper: ScriptedKeeper) -> None:
         before = keeper.beats
         time.sleep(0.3)
     assert keeper.beats == before
+
+
+def test_log_events_of_the_thread_carry_the_jobs_ids(keeper: ScriptedKeeper) -> None:
+    keeper.beat = Beat(ok=False)
+    with (
+        structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as events,
+        structlog.contextvars.bound_contextvars(job_id="job_1", fence=3),
+        ledger_of(keeper) as ledger,
+    ):
+        eventually(lambda: ledger.standing() is Standing.LOST)
+        eventually(lambda: len(events) == 1)
+    assert events == [{"event": "claim_lost", "job_id": "job_1", "fence": 3, "log_level": "warning"}]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -1,0 +1,105 @@
+"""The sweeper's rounds on a real database."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import text
+
+from jobs.errors import Unavailable
+from jobs.lease import LeaseKeeper, Swept
+from tests.integration.worker.conftest import Office
+from worker.sweeper import Sweeper
+from worker.workspace import open_workspace
+
+
+@dataclass
+class CountingNudger:
+    """A nudger that only counts."""
+
+    nudges: int = 0
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+
+def sweeper_of(office: Office, nudger: CountingNudger) -> Sweeper:
+    return Sweeper(office.keeper, nudger, office.settings, owner="host:1", worker_pid=1)
+
+
+def open_work(office: Office, job_id: str) -> Path:
+    """A work directory that nobody has touched for an hour."""
+    space = open_workspace(office.settings.work_dir, office.settings.artifacts_dir, job_id, 1)
+    long_ago = time.time() - 3600
+    os.utime(office.work(job_id), (long_ago, long_ago))
+    return space.root
+
+
+def expire(office: Office, job_id: str, **columns: int) -> None:
+    values = "".join(f", {name} = {value}" for name, value in columns.items())
+    with office.database.transaction() as session:
+        session.execute(
+            text(f"UPDATE jobs SET lease_until = now() - interval '1 s'{values} WHERE id = :id"),  # noqa: S608 — ours
+            {"id": job_id},
+        )
+
+
+def test_an_expired_lease_is_queued_again_with_its_work_kept_and_a_nudge(office: Office) -> None:
+    job_id = office.submit("succeed")
+    assert office.keeper.claim("dead:1") is not None
+    work = open_work(office, job_id)
+    expire(office, job_id)
+    nudger = CountingNudger()
+    sweeper_of(office, nudger).sweep()
+    assert (office.job(job_id).status, nudger.nudges) == ("queued", 1)
+    assert work.is_dir()
+
+
+def test_work_of_a_job_that_the_sweep_ended_is_removed(office: Office) -> None:
+    job_id, running = office.submit("succeed"), office.submit("succeed")
+    for _ in range(2):
+        assert office.keeper.claim("dead:1") is not None
+    work, kept = open_work(office, job_id), open_work(office, running)
+    expire(office, job_id, attempt=office.settings.max_attempts)
+    sweeper_of(office, CountingNudger()).sweep()
+    assert (office.job(job_id).status, office.job(running).status) == ("failed", "running")
+    assert not work.exists()
+    assert kept.is_dir()
+
+
+def test_work_of_a_job_that_nobody_knows_is_removed_once_it_is_old(office: Office) -> None:
+    old = open_work(office, "job_unknown")
+    fresh = open_workspace(office.settings.work_dir, office.settings.artifacts_dir, "job_fresh", 1).root
+    sweeper_of(office, CountingNudger()).sweep()
+    assert not old.exists()
+    assert fresh.is_dir()
+
+
+class Faltering(LeaseKeeper):
+    """A real keeper on a database that is away for the first sweeps."""
+
+    failures = 2
+
+    def sweep(self) -> Swept:
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable
+        return super().sweep()
+
+
+def test_sweeping_goes_on_after_an_outage_with_jitter_between_rounds(office: Office) -> None:
+    office.keeper = Faltering(office.database, office.settings)
+    office.submit("succeed")
+    waits: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) == 6
+
+    nudger = CountingNudger()
+    sweeper_of(office, nudger).run(wait)
+    assert nudger.nudges >= 1
+    assert len(set(waits)) > 1
+    base = office.settings.sweep_seconds
+    assert all(0.75 * base <= seconds <= 1.25 * base for seconds in waits)
