@@ -35,7 +35,7 @@ def scale_policy(stats: ChannelStatistics, w_OD: Tensor, alpha: float, statistic
     """
     activation_D, weight_D = _STATISTICS[statistic.kind](stats, w_OD, statistic.q)
     weight_D = weight_D.double().clamp(min=SMALLEST_SCALE)
-    scales_D = (activation_D.double() ** alpha / weight_D ** (1.0 - alpha)).clamp(min=SMALLEST_SCALE).float()
+    scales_D = (activation_D.to(weight_D) ** alpha / weight_D ** (1.0 - alpha)).clamp(min=SMALLEST_SCALE).float()
     broken = int((~torch.isfinite(scales_D)).sum())
     if broken:
         raise NumericalInstability(

@@ -1,0 +1,153 @@
+"""What quantization costs a linear, or every linear of a site: E, Ẽ, SQNR and cosine on given tokens.
+
+    E = ‖Y − Q(X') Q(W')ᵀ‖_F      Ẽ = E / (‖Y‖_F + ε)      SQNR = −20 log10 Ẽ      (arXiv 2606.09927; not squared)
+
+Shapes: T tokens, I input channels, O output channels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from quant_engine.errors import NumericalInstability
+from quant_engine.grids import fake_quantize_activation, fake_quantize_weight
+from quant_engine.policy import ActivationQuantization, WeightQuantization
+from quant_engine.transforms import SitePlan, transform_activation, transform_weight
+
+EPSILON: Final = 1e-12
+"""ε of Ẽ, and the floor of the ratio behind the SQNR (240 dB)."""
+
+_CHUNK_TOKENS: Final = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerErrors:
+    """One linear's error on one set of tokens.
+
+    Attributes:
+        error: E = ‖Y − Ŷ‖_F, in the units of Y.
+        error_normalized: Ẽ = E / (‖Y‖_F + ε).
+        sqnr_db: −20 log10 Ẽ, in dB.
+        cosine: of Y and Ŷ as vectors; 1 when both are zero.
+    """
+
+    error: float
+    error_normalized: float
+    sqnr_db: float
+    cosine: float
+
+
+def layer_errors(
+    x_TI: Tensor, w_OI: Tensor, plan: SitePlan, weights: WeightQuantization, activations: ActivationQuantization
+) -> LayerErrors:
+    """The errors of one linear Y = X Wᵀ under ``plan`` and the two grids, in chunks of tokens.
+
+    The round-to-nearest baseline is the plan of kind ``none``.
+
+    Raises:
+        UnsupportedPolicy: ``weights.group_size`` does not divide I.
+        NumericalInstability: the error is not finite.
+    """
+    return site_errors(x_TI, [w_OI], plan, weights, activations)[0]
+
+
+def site_errors(
+    x_TI: Tensor,
+    linears: Sequence[Tensor],
+    plan: SitePlan,
+    weights: WeightQuantization,
+    activations: ActivationQuantization,
+) -> tuple[LayerErrors, ...]:
+    """The errors of each linear [O, I] that reads the site, transforming and rounding the activations only once.
+
+    Each weight is rounded by itself, so a per-tensor scale spans one linear and never its neighbours.
+
+    Raises:
+        UnsupportedPolicy, NumericalInstability: as :func:`layer_errors`.
+    """
+    with torch.no_grad():
+        rounded = [fake_quantize_weight(transform_weight(w_OI, plan), weights) for w_OI in linears]
+        sums = [_Sums() for _ in linears]
+        for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
+            inputs_TI = fake_quantize_activation(transform_activation(chunk_TI, plan), activations)
+            for each, w_OI, rounded_OI in zip(sums, linears, rounded, strict=True):
+                each.add(chunk_TI @ w_OI.T, inputs_TI @ rounded_OI.T)
+    return tuple(each.errors() for each in sums)
+
+
+def plan_errors(
+    x_TI: Tensor,
+    linears: Sequence[Tensor],
+    plans: Sequence[SitePlan],
+    weights: WeightQuantization,
+    activations: ActivationQuantization,
+) -> tuple[float, ...]:
+    """E of the whole site, all its linears as one, under each plan in turn; Y is computed once for all of them.
+
+    Raises:
+        UnsupportedPolicy, NumericalInstability: as :func:`layer_errors`.
+    """
+    with torch.no_grad():
+        outputs = [x_TI @ w_OI.T for w_OI in linears]
+        return tuple(_plan_error(x_TI, linears, outputs, plan, weights, activations) for plan in plans)
+
+
+def _plan_error(
+    x_TI: Tensor,
+    linears: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    plan: SitePlan,
+    weights: WeightQuantization,
+    activations: ActivationQuantization,
+) -> float:
+    rounded = [fake_quantize_weight(transform_weight(w_OI, plan), weights) for w_OI in linears]
+    total = 0.0
+    for first in range(0, x_TI.shape[0], _CHUNK_TOKENS):
+        chunk = slice(first, first + _CHUNK_TOKENS)
+        inputs_TI = fake_quantize_activation(transform_activation(x_TI[chunk], plan), activations)
+        for y_TO, rounded_OI in zip(outputs, rounded, strict=True):
+            difference_TO = y_TO[chunk] - inputs_TI @ rounded_OI.T
+            total += _inner(difference_TO, difference_TO)
+    return math.sqrt(_finite(total))
+
+
+class _Sums:
+    """⟨Y, Y⟩, ⟨Ŷ, Ŷ⟩, ⟨Y, Ŷ⟩ and ‖Y − Ŷ‖², accumulated in double precision over chunks of tokens."""
+
+    def __init__(self) -> None:
+        self.original = self.quantized = self.product = self.difference = 0.0
+
+    def add(self, y_TO: Tensor, quantized_TO: Tensor) -> None:
+        self.original += _inner(y_TO, y_TO)
+        self.quantized += _inner(quantized_TO, quantized_TO)
+        self.product += _inner(y_TO, quantized_TO)
+        self.difference += _inner(difference_TO := y_TO - quantized_TO, difference_TO)
+
+    def errors(self) -> LayerErrors:
+        error = math.sqrt(_finite(self.difference))
+        normalized = error / (math.sqrt(self.original) + EPSILON)
+        norms = math.sqrt(self.original * self.quantized)
+        return LayerErrors(
+            error=error,
+            error_normalized=normalized,
+            sqnr_db=-20.0 * math.log10(max(normalized, EPSILON)),
+            cosine=self.product / norms if norms else float(self.original == self.quantized),
+        )
+
+
+def _inner(a_TO: Tensor, b_TO: Tensor) -> float:
+    """⟨A, B⟩: per token in the tensors' own precision, then in double precision over the tokens."""
+    return float(torch.linalg.vecdot(a_TO, b_TO).sum(dtype=torch.float64))
+
+
+def _finite(square: float) -> float:
+    if not math.isfinite(square):
+        raise NumericalInstability(
+            detail="The quantization error of a layer is not finite.",
+            hint="Check the model's weights for NaN or infinity; run it in float32 if its activations overflow.",
+        )
+    return square

@@ -1,0 +1,15 @@
+"""Scale policies by grid search: candidates, scores per site, and the guarded choice over tables of scores."""
+
+from quant_engine.search.choice import SharedChoice, guarded, search_layer, search_shared
+from quant_engine.search.grid import SiteScores, baseline_transform, candidate_transforms, search_site
+
+__all__ = [
+    "SharedChoice",
+    "SiteScores",
+    "baseline_transform",
+    "candidate_transforms",
+    "guarded",
+    "search_layer",
+    "search_shared",
+    "search_site",
+]

@@ -1,0 +1,104 @@
+"""The training objective on batches: E = ‖Y − Q(X Λ⁻¹ Hᵀ) Q(W Λ Hᵀ)ᵀ‖_F, whose square is estimated without bias.
+
+Shapes: T tokens, I = D input channels, O output channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quant_engine.evaluation.layer_errors import EPSILON
+from quant_engine.grids import fake_quantize_activation, fake_quantize_weight
+from quant_engine.policy import ActivationQuantization, WeightQuantization
+from quant_engine.training.sampling import inclusion_probabilities, systematic_draw
+from quant_engine.transforms import SitePlan, transform_activation, transform_weight
+
+_CHUNK_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grids:
+    """The two grids that the error is measured on."""
+
+    weights: WeightQuantization
+    activations: ActivationQuantization
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Tokens and outputs with the weight of each in the sum of squares.
+
+    Attributes:
+        x_TI, w_OI: inputs and weight rows.
+        y_TO: X Wᵀ.
+        root_T1, root_O: square roots of the weights 1/π of tokens and outputs.
+    """
+
+    x_TI: Tensor
+    w_OI: Tensor
+    y_TO: Tensor
+    root_T1: Tensor
+    root_O: Tensor
+
+    def error(self, plan: SitePlan, grids: Grids) -> Tensor:
+        """The estimate of E = ‖Y − Ŷ‖_F under ``plan``; differentiable in ``plan.scales_D``."""
+        x_TI = fake_quantize_activation(transform_activation(self.x_TI, plan), grids.activations)
+        w_OI = fake_quantize_weight(transform_weight(self.w_OI, plan), grids.weights)
+        error: Tensor = torch.linalg.vector_norm((self.y_TO - x_TI @ w_OI.T) * self.root_T1 * self.root_O)
+        return error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batches:
+    """All tokens and outputs of a layer, with the chance of each to be in a batch.
+
+    Attributes:
+        x_TI, w_OI, y_TO: the whole layer; ``norm`` is ‖Y‖_F + ε.
+        chance_T, chance_O: inclusion probabilities.
+    """
+
+    x_TI: Tensor
+    w_OI: Tensor
+    y_TO: Tensor
+    norm: float
+    chance_T: Tensor
+    chance_O: Tensor
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """A random batch, the same for the same state of ``generator``."""
+        device = self.x_TI.device
+        tokens = systematic_draw(self.chance_T, generator).to(device)
+        outputs = systematic_draw(self.chance_O, generator).to(device)
+        every_output = outputs.index.shape[0] == self.w_OI.shape[0]
+        y_TO = self.y_TO[tokens.index]
+        return Batch(
+            x_TI=self.x_TI[tokens.index],
+            w_OI=self.w_OI if every_output else self.w_OI[outputs.index],
+            y_TO=y_TO if every_output else y_TO[:, outputs.index],
+            root_T1=tokens.weight.sqrt()[:, None],
+            root_O=outputs.weight.sqrt(),
+        )
+
+
+def prepare_batches(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids, *, tokens: int, outputs: int) -> Batches:
+    """Batches of about ``tokens`` and ``outputs``, each drawn in proportion to its squared error under ``plan``."""
+    with torch.no_grad():
+        rounded_OI = fake_quantize_weight(transform_weight(w_OI, plan), grids.weights)
+        by_token, y_TO = [], []
+        by_output = torch.zeros(w_OI.shape[0], dtype=torch.float64, device=w_OI.device)
+        for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
+            y_TO.append(chunk_TI @ w_OI.T)
+            inputs_TI = fake_quantize_activation(transform_activation(chunk_TI, plan), grids.activations)
+            square_TO = (y_TO[-1] - inputs_TI @ rounded_OI.T).square_()
+            by_token.append(square_TO.sum(dim=1))
+            by_output += square_TO.sum(dim=0)
+        whole_TO = torch.cat(y_TO)
+        return Batches(
+            x_TI=x_TI,
+            w_OI=w_OI,
+            y_TO=whole_TO,
+            norm=float(torch.linalg.vector_norm(whole_TO, dtype=torch.float64)) + EPSILON,
+            chance_T=inclusion_probabilities(torch.cat(by_token), tokens),
+            chance_O=inclusion_probabilities(by_output, outputs),
+        )
