@@ -54,6 +54,7 @@ class Stage:
         inputs: everything that the outputs depend on, as JSON.
         produce: writes the outputs into the directory it is given.
         resumable: ``produce`` skips the files that are already there.
+        retell: tells the observer again what ``produce`` told it, when the files are reused.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     inputs: dict[str, Any]
     produce: Callable[[Path, Progress], None]
     resumable: bool = False
+    retell: Callable[[Path], None] | None = None
 
 
 def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
@@ -76,6 +78,8 @@ def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
     digest = digest_of({"format": FORMAT, "stage": stage.name, "inputs": stage.inputs})
     reused = _is_complete(final, digest)
     if reused:
+        if stage.retell is not None:
+            stage.retell(final)
         observer.stage_advanced(stage.name, stage.total, stage.total)
     else:
         with disk_full_as_error(f"the files of stage {stage.name}"):

@@ -1,6 +1,7 @@
 """Site plans on disk, one small safetensors file each: the scales as a tensor, the rest as metadata."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ from quant_engine.models import Site
 from quant_engine.policy import Statistic, TransformKind
 from quant_engine.stages.files import whole_file
 from quant_engine.transforms import SitePlan
+
+PlanReader = Callable[[Site], SitePlan | None]
+"""A site's plan from an earlier stage; None where there is none."""
+
+
+def plan_reader(directory: Path | None) -> PlanReader:
+    """Reads the plans that a stage left in ``directory``; without one there are none."""
+
+    def read(site: Site) -> SitePlan | None:
+        if directory is None or not plan_path(directory, site).is_file():
+            return None
+        return read_plan(directory, site)
+
+    return read
 
 
 def plan_path(directory: Path, site: Site) -> Path:

@@ -1,0 +1,128 @@
+"""The numbers of a run as the API shows them: layer rows, the summary, the whole report. Pure functions, plain JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quant_engine.evaluation.layer_errors import LayerErrors
+from quant_engine.policy import ActivationQuantization, WeightQuantization
+from quant_engine.selection import LayerGroup
+from quant_engine.transforms import SitePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMeasurement:
+    """One linear, measured on test tokens only.
+
+    Attributes:
+        errors: under the chosen plan; ``baseline`` under SmoothRot(0.5, max), ``rtn`` under no transform.
+        parameters: weights of the linear; ``stored_bytes`` of its codes and scales.
+    """
+
+    name: str
+    block: int
+    role: str
+    weights: WeightQuantization
+    activations: ActivationQuantization
+    plan: SitePlan
+    errors: LayerErrors
+    baseline: LayerErrors
+    rtn: LayerErrors
+    input_absmax: float
+    input_kurtosis: float
+    parameters: int
+    stored_bytes: int
+    selected: LayerGroup | None
+
+
+def layer_row(layer: LayerMeasurement) -> dict[str, Any]:
+    """A row of ``/v1/jobs/{id}/layers``."""
+    return {
+        "name": layer.name,
+        "block": layer.block,
+        "role": layer.role,
+        "scheme": scheme_name(layer.weights, layer.activations),
+        "transform": layer.plan.kind.value,
+        "alpha": layer.plan.alpha,
+        "statistic": statistic_name(layer.plan),
+        "error": layer.errors.error,
+        "error_normalized": layer.errors.error_normalized,
+        "sqnr_db": layer.errors.sqnr_db,
+        "cosine": layer.errors.cosine,
+        "baseline_error": layer.baseline.error,
+        "gain_percent": gain_percent(layer.errors.error, layer.baseline.error),
+        "rtn_error": layer.rtn.error,
+        "input_absmax": layer.input_absmax,
+        "input_kurtosis": layer.input_kurtosis,
+        "parameters": layer.parameters,
+        "bytes": layer.stored_bytes,
+        "selected": layer.selected,
+    }
+
+
+def summarize(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    perplexity: Mapping[str, Mapping[str, float]] | None,
+    original_bytes: int,
+    quantized_bytes: int,
+    chosen: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The ``summary`` of a finished job: mean errors E over the selected layers and over all, beside the baseline's."""
+    selected = [row for row in rows if row["selected"] is not None]
+    errors = {name: _mean_errors(part) for name, part in (("selected", selected), ("full", rows))}
+    return {
+        "selected_mean_error": errors["selected"][0],
+        "full_mean_error": errors["full"][0],
+        "baseline_selected_mean_error": errors["selected"][1],
+        "baseline_full_mean_error": errors["full"][1],
+        "gain_percent": {name: gain_percent(*pair) for name, pair in errors.items()},
+        "perplexity": None
+        if perplexity is None
+        else {name: perplexity[name]["perplexity"] for name in ("original", "quantized")},
+        "bytes": {"original": original_bytes, "quantized": quantized_bytes},
+        "policy": dict(chosen),
+    }
+
+
+def chosen_policy(plans: Sequence[SitePlan], *, learning_rate: float | None) -> dict[str, Any]:
+    """What was chosen: how many sites took which transform and statistic, and α and the learning rate if shared."""
+    return {
+        "transforms": _counts([plan.kind.value for plan in plans]),
+        "statistics": _counts([statistic_name(plan) or "none" for plan in plans]),
+        "alpha": _shared([plan.alpha for plan in plans if plan.alpha is not None]),
+        "learning_rate": learning_rate,
+    }
+
+
+def scheme_name(weights: WeightQuantization, activations: ActivationQuantization) -> str:
+    """``W4A4``, ``W8A16``; ``W4A4-g128`` for groups of 128."""
+    group = "" if weights.group_size is None else f"-g{weights.group_size}"
+    return f"W{weights.format.bits or 16}A{activations.format.bits or 16}{group}"
+
+
+def statistic_name(plan: SitePlan) -> str | None:
+    """``absmax``, ``l2``, ``quantile(0.997)``, ``learned``; None without scales."""
+    if plan.scales_D is None:
+        return None
+    if plan.label == "quantile" and plan.statistic is not None:
+        return f"quantile({plan.statistic.q:g})"
+    return plan.label
+
+
+def gain_percent(error: float, baseline: float) -> float:
+    """How far ``error`` is below ``baseline``, in percent of it; 0 where both are zero."""
+    return 100.0 * (1.0 - error / baseline) if baseline else 0.0
+
+
+def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    count = max(1, len(rows))
+    return sum(row["error"] for row in rows) / count, sum(row["baseline_error"] for row in rows) / count
+
+
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def _shared(values: Sequence[float]) -> float | None:
+    return values[0] if values and len(set(values)) == 1 else None

@@ -1,0 +1,85 @@
+"""One site at a time: its weights and record, plans for it, and their errors.
+
+Errors of a site are those of all its linears together: E² = Σ E_i², Y being the concatenation of their outputs.
+Shapes: T tokens, O output and D input channels, P parameters of a diagonal (P < D where heads are tied).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from quant_engine.calibration import SiteRecord, read_record
+from quant_engine.evaluation.layer_errors import LayerErrors, plan_errors, site_errors
+from quant_engine.hadamard import hadamard_order
+from quant_engine.models import Site
+from quant_engine.policy import Transform, TransformKind
+from quant_engine.stages.context import Run, SiteSettings
+from quant_engine.transforms import SitePlan, build_plan
+
+BASELINE: Final = Transform(kind=TransformKind.SMOOTH_ROTATION, alpha=0.5)
+"""SmoothRot(0.5, max), arXiv 2506.05413: what every gain is measured against."""
+
+NO_TRANSFORM: Final = SitePlan(kind=TransformKind.NONE)
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """A site with its record and weights at hand; let go of it before the next is opened."""
+
+    run: Run
+    site: Site
+    directory: Path
+
+    @cached_property
+    def record(self) -> SiteRecord:
+        """The calibration record."""
+        return read_record(self.directory, self.site)
+
+    @cached_property
+    def linears(self) -> list[Tensor]:
+        """The weight [O, D] of each linear, fp32."""
+        return self.run.site_weights(self.site)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The rows [O, D] of all linears."""
+        return torch.cat(self.linears)
+
+    @property
+    def settings(self) -> SiteSettings:
+        """The policy for this site."""
+        return self.run.settings[self.site.name]
+
+    def plan(self, transform: Transform) -> SitePlan:
+        """The plan of ``transform``; where heads are tied, from statistics over all heads that share a parameter."""
+        if self.site.tied == 1 or not transform.kind.scales_channels:
+            return self._on_device(build_plan(transform, self.record.statistics, self.rows))
+        unrotated = transform.model_copy(update={"kind": TransformKind.SMOOTH})
+        plan = build_plan(unrotated, self.record.statistics, self.site.pool(self.rows))
+        order = hadamard_order(self.site.features, transform.block_size) if transform.kind.rotates else None
+        if plan.scales_D is not None:
+            plan = replace(plan, scales_D=plan.scales_D[self.site.tie_index()])
+        return self._on_device(replace(plan, kind=transform.kind, order=order))
+
+    def errors(self, x_TD: Tensor, plan: SitePlan) -> tuple[LayerErrors, ...]:
+        """The errors of each linear."""
+        settings = self.settings
+        device = self.run.model.device
+        return site_errors(x_TD.to(device), self.linears, self._on_device(plan), settings.weights, settings.activations)
+
+    def validation_errors(self, plans: Sequence[SitePlan]) -> tuple[float, ...]:
+        """E of the whole site under each plan, on validation tokens: what every choice is judged by."""
+        settings = self.settings
+        x_TD = self.record.validation_VD.to(self.run.model.device)
+        plans = [self._on_device(plan) for plan in plans]
+        return plan_errors(x_TD, self.linears, plans, settings.weights, settings.activations)
+
+    def _on_device(self, plan: SitePlan) -> SitePlan:
+        if plan.scales_D is None:
+            return plan
+        return replace(plan, scales_D=plan.scales_D.to(self.run.model.device))

@@ -1,0 +1,68 @@
+"""The run's summary and report, put together from what the stages left."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant_engine.evaluation.report import chosen_policy, summarize
+from quant_engine.policy import policy_hash
+from quant_engine.stages.context import Run
+from quant_engine.stages.files import read_json
+from quant_engine.stages.search import CHOICE as SEARCH_CHOICE
+from quant_engine.stages.select import Selection
+from quant_engine.stages.train import CHOICE as TRAIN_CHOICE
+
+REPORT_VERSION = 1
+
+
+def run_summary(
+    run: Run, selection: Selection, perplexity: dict[str, Any] | None, checkpoint: Path, trained: Path | None
+) -> dict[str, Any]:
+    """The ``summary`` of a finished job."""
+    rate = None if trained is None else read_json(trained / TRAIN_CHOICE)["learning_rate"]
+    return summarize(
+        selection.rows,
+        perplexity=perplexity,
+        original_bytes=run.source.weight_bytes,
+        quantized_bytes=sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
+        chosen=chosen_policy(list(selection.plans.values()), learning_rate=rate),
+    )
+
+
+def run_report(
+    run: Run,
+    summary: dict[str, Any],
+    rows: list[dict[str, Any]],
+    *,
+    perplexity: dict[str, Any] | None,
+    verification: dict[str, Any],
+    searched: Path | None,
+) -> dict[str, Any]:
+    """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""
+    spec = run.spec
+    return {
+        "version": REPORT_VERSION,
+        "model": {
+            "architecture": run.model.architecture.class_name,
+            "blocks": run.model.blocks,
+            "dtype": str(run.source.dtype).removeprefix("torch."),
+            "fingerprint": f"sha256:{run.source.fingerprint}",
+            "config": run.source.config,
+        },
+        "policy": spec.policy.model_dump(mode="json"),
+        "policy_hash": policy_hash(spec.policy),
+        "calibration": spec.calibration.model_dump(mode="json"),
+        "evaluation": spec.evaluation.model_dump(mode="json"),
+        "metric": {
+            "error": "E = ‖Y − Q(X')Q(W')ᵀ‖_F on held-out tokens; activations at absmax/(2^(b−1)−1), as the paper",
+            "baseline": "SmoothRot(0.5, max)",
+            "perplexity": "exp of the mean negative log-likelihood; the exported checkpoint's own forward",
+        },
+        "search": None if searched is None else read_json(searched / SEARCH_CHOICE),
+        "summary": summary,
+        "perplexity": perplexity,
+        "layers": rows,
+        "verification": verification,
+        "environment": {"threads": torch.get_num_threads(), "device": spec.device},
+    }
