@@ -210,6 +210,7 @@ class Attempt:
         """Stop the subprocess if the claim or the worker's end demands it."""
         standing = self.ledger.standing()
         if standing is Standing.LOST:
+            logger.warning("claim_given_up", silent_seconds=round(self.ledger.silent_seconds(), 1))
             child.stop(grace=0)
             raise _Ended(Ending(Outcome.LOST))
         if self.equipment.must_yield():

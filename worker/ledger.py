@@ -83,11 +83,15 @@ class Ledger:
 
     def standing(self) -> Standing:
         """Whether the runner may go on; never blocks."""
-        if not self._beat.ok or self._clock() - self._beaten_at > self._patience_seconds:
+        if not self._beat.ok or self.silent_seconds() > self._patience_seconds:
             return Standing.LOST
         if self._beat.cancel_requested:
             return Standing.CANCEL
         return Standing.DEADLINE if self._beat.deadline_exceeded else Standing.HELD
+
+    def silent_seconds(self) -> float:
+        """Time since the latest good beat."""
+        return self._clock() - self._beaten_at
 
     def post(self, write: Callable[[], bool]) -> None:
         """Have ``write`` done in its turn; dropped when the claim is lost first."""
@@ -133,7 +137,7 @@ class Ledger:
         try:
             beat = self._keeper.heartbeat(self._claim)
         except Unavailable:
-            logger.warning("heartbeat_failed", silent_seconds=round(self._clock() - self._beaten_at, 1))
+            logger.warning("heartbeat_failed", silent_seconds=round(self.silent_seconds(), 1))
             return False
         self._beat = beat
         if beat.ok:
