@@ -3,11 +3,13 @@
 Shapes: T tokens, I = D input channels, O output channels.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from quant_engine.errors import NumericalInstability
 from quant_engine.evaluation.layer_errors import EPSILON
 from quant_engine.grids import fake_quantize_activation, fake_quantize_weight
 from quant_engine.policy import ActivationQuantization, WeightQuantization
@@ -82,7 +84,11 @@ class Batches:
 
 
 def prepare_batches(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids, *, tokens: int, outputs: int) -> Batches:
-    """Batches of about ``tokens`` and ``outputs``, each drawn in proportion to its squared error under ``plan``."""
+    """Batches of about ``tokens`` and ``outputs``, drawn by their squared error under ``plan``.
+
+    Raises:
+        NumericalInstability: Y is not finite.
+    """
     with torch.no_grad():
         rounded_OI = fake_quantize_weight(transform_weight(w_OI, plan), grids.weights)
         by_token, y_TO = [], []
@@ -94,11 +100,17 @@ def prepare_batches(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids, *,
             by_token.append(square_TO.sum(dim=1))
             by_output += square_TO.sum(dim=0)
         whole_TO = torch.cat(y_TO)
-        return Batches(
-            x_TI=x_TI,
-            w_OI=w_OI,
-            y_TO=whole_TO,
-            norm=float(torch.linalg.vector_norm(whole_TO, dtype=torch.float64)) + EPSILON,
-            chance_T=inclusion_probabilities(torch.cat(by_token), tokens),
-            chance_O=inclusion_probabilities(by_output, outputs),
+        norm = float(torch.linalg.vector_norm(whole_TO, dtype=torch.float64))
+    if not math.isfinite(norm):
+        raise NumericalInstability(
+            detail="The output of a layer on calibration tokens is not finite.",
+            hint="Check the model's weights for NaN or infinity; run it in float32 if its activations overflow.",
         )
+    return Batches(
+        x_TI=x_TI,
+        w_OI=w_OI,
+        y_TO=whole_TO,
+        norm=norm + EPSILON,
+        chance_T=inclusion_probabilities(torch.cat(by_token), tokens),
+        chance_O=inclusion_probabilities(by_output, outputs),
+    )

@@ -20,7 +20,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from quant_engine.errors import NumericalInstability
 from quant_engine.evaluation.layer_errors import layer_errors
 from quant_engine.policy import ActivationQuantization, Training, WeightQuantization
 from quant_engine.training.objective import Batch, Batches, Grids, prepare_batches
@@ -102,32 +101,31 @@ def train_scales(
 
     Raises:
         ValueError: ``start_plan`` has no scales.
-        NumericalInstability: a loss is not finite.
+        NumericalInstability: the inputs, or what training made of them, are not finite.
         UnsupportedPolicy: ``weights.group_size`` does not divide I.
     """
     grids = Grids(weights=weights, activations=activations)
+    start = _Candidate(plan=start_plan, error=_error(x_val_TI, w_OI, start_plan, grids))
     generator = torch.Generator().manual_seed(seed)
     judge = prepare_batches(
         x_val_TI, w_OI, start_plan, grids, tokens=_JUDGE_TOKENS, outputs=_outputs(_JUDGE_OUTPUTS, w_OI, weights)
     ).draw(generator)
     batches = _training_batches(x_fit_TI, w_OI, start_plan, grids, training)
 
-    candidates = [_Candidate(plan=start_plan, error=math.inf)]
+    finalists: list[_Candidate] = []
     curve: list[CurvePoint] = []
     for rate in training.learning_rates:
         descent = _Descent(start=start_plan, training=training, grids=grids, judge=judge, learning_rate=rate)
-        candidates += descent.run(batches, generator, on_step or (lambda _: None))
+        finalists += descent.run(batches, generator, on_step or (lambda _: None))
         curve += descent.curve
-    judged = [
-        replace(each, error=layer_errors(x_val_TI, w_OI, each.plan, weights, activations).error) for each in candidates
-    ]
-    best = min(judged, key=lambda each: each.error)
+    judged = [replace(each, error=_error(x_val_TI, w_OI, each.plan, grids)) for each in finalists]
+    best = min([start, *judged], key=lambda each: each.error)
     return TrainedScales(
         plan=best.plan,
         best_step=best.step,
         learning_rate=best.learning_rate,
         validation_error=best.error,
-        start_error=judged[0].error,
+        start_error=start.error,
         curve=tuple(curve),
     )
 
@@ -176,17 +174,11 @@ class _Descent:
         with torch.enable_grad():
             loss = batch.error(self._start.with_scales(self._scales(), "learned"), self._grids) / norm
             loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NumericalInstability(
-                detail=f"The training loss is {value} at step {step} with learning rate {self._rate}.",
-                hint="Use a lower learning rate, or set training.max_log_ratio.",
-            )
         optimizer.step()
         if self._bounds is not None:
             with torch.no_grad():
                 self._theta_D.clamp_(*self._bounds)
-        return value
+        return float(loss.detach())
 
     def _scales(self) -> Tensor:
         return scales_from(self._theta_D) * self._mean
@@ -202,6 +194,10 @@ def learning_rate_factor(step: int, training: Training) -> float:
         return (step + 1) / (training.warmup + 1)
     done = (step - training.warmup) / max(training.steps - training.warmup, 1)
     return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _error(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids) -> float:
+    return layer_errors(x_TI, w_OI, plan, grids.weights, grids.activations).error
 
 
 def _training_batches(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids, training: Training) -> Batches:
