@@ -22,7 +22,7 @@ class Eta(Result):
 
 
 class Progress(Result):
-    """Where a job is; ``done`` and ``total`` count ``unit`` in the current stage."""
+    """Where a job is; ``done`` and ``total`` count ``unit`` in the stage, ``queue_position`` is 1 for the next job."""
 
     fraction: float = 0.0
     stage: str | None = None

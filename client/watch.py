@@ -114,7 +114,7 @@ def phase(status: str, progress: Progress) -> str:
     if status == "running":
         return progress.stage or "starting"
     if status == "queued" and progress.queue_position:
-        return f"queued ({progress.queue_position} ahead)"
+        return "queued, next" if progress.queue_position == 1 else f"queued, place {progress.queue_position}"
     return status
 
 

@@ -93,7 +93,8 @@ def test_phases_counts_and_times() -> None:
     progress = Progress(fraction=0.5, stage="train", unit="layer", done=13, total=30, eta_seconds=Eta(p50=126, p90=170))
     assert phase("running", progress) == "train"
     assert phase("running", Progress()) == "starting"
-    assert phase("queued", Progress(queue_position=2)) == "queued (2 ahead)"
+    assert phase("queued", Progress(queue_position=1)) == "queued, next"
+    assert phase("queued", Progress(queue_position=2)) == "queued, place 2"
     assert phase("cancelling", progress) == "cancelling"
     assert count(progress) == "13/30 layers"
     assert count(Progress(done=0, total=1, unit="model")) == "0/1 model"
