@@ -138,13 +138,13 @@ def backend_for(x: Tensor) -> Backend:
     """The backend that is forced, or else the first that supports ``x``.
 
     Raises:
-        ValueError: the forced backend does not support ``x``.
+        ValueError: the forced backend, or every backend, does not support ``x``.
     """
     forced = _forced.get()
-    if forced is None:
-        return next(backend for backend in BACKENDS.values() if backend.supports(x))
-    if not forced.supports(x):
-        raise ValueError(
-            f"Hadamard backend {forced.name!r} can not take {x.dtype} on {x.device} (requires_grad={x.requires_grad})"
-        )
-    return forced
+    for backend in BACKENDS.values() if forced is None else (forced,):
+        if backend.supports(x):
+            return backend
+    name = "any" if forced is None else forced.name
+    raise ValueError(
+        f"Hadamard backend {name!r} can not take {x.dtype} on {x.device} (requires_grad={x.requires_grad})"
+    )

@@ -127,6 +127,8 @@ def test_backends_refuse_what_they_can_not_do() -> None:
         hadamard_transform(x, order=64)
     with hadamard_backend("cuda"), pytest.raises(ValueError, match="cuda"):
         hadamard_transform(x, order=64)
+    with pytest.raises(ValueError, match=r"any.*int64"):
+        hadamard_transform(torch.ones(2, 64, dtype=torch.int64), order=64)
     with pytest.raises(ValueError, match=r"quantum.*kronecker"), hadamard_backend("quantum"):
         pass
 
