@@ -18,6 +18,7 @@ from quant_engine.checkpoint.packing import QuantizedLinear, quantization_scheme
 FORMAT_VERSION: Final = 1
 """Of the ``quantry`` section."""
 
+_STORED = re.compile(r"\.hadamard(\d+)_input\.weight$")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -46,8 +47,19 @@ def checkpoint_config(
 
 
 def transform_name(order: int) -> str:
-    """The name of the transform group of one order; its matrix is ``<linear>.<name>_input.weight``."""
+    """The name of the transform group of one order."""
     return f"hadamard{order}"
+
+
+def stored_name(linear: str, order: int) -> str:
+    """Where compressed-tensors looks for the matrix of a linear's online transform."""
+    return f"{linear}.{transform_name(order)}_input.weight"
+
+
+def hadamard_order_of(name: str) -> int | None:
+    """The order of the matrix that is stored under ``name``; None for other tensors."""
+    found = _STORED.search(name)
+    return int(found[1]) if found else None
 
 
 def is_power_of_two(order: int) -> bool:

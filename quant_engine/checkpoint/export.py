@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quant_engine.checkpoint.card import model_card
-from quant_engine.checkpoint.config import checkpoint_config, is_power_of_two, transform_name
+from quant_engine.checkpoint.config import checkpoint_config, is_power_of_two, stored_name
 from quant_engine.checkpoint.packing import OnlineInput, QuantizedLinear
 from quant_engine.errors import DiskFull, disk_full_as_error
 from quant_engine.hadamard import hadamard_matrix
@@ -36,7 +36,7 @@ _COMPANIONS: Final = (
     "chat_template.json",
 )
 
-__all__ = ["SHARD_BYTES", "ExportedModel", "OnlineInput", "dense_hadamards", "write_checkpoint"]
+__all__ = ["SHARD_BYTES", "ExportedModel", "OnlineInput", "dense_hadamards", "stored_hadamard", "write_checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def write_checkpoint(
 
 
 def dense_hadamards(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
-    """Hᵀ as ±1 in bfloat16, once for each order that is not a power of two, under its first linear's name."""
+    """Each order that is not a power of two, once, under its first linear's name."""
     matrices: dict[str, Tensor] = {}
     done: set[int] = set()
     for linear in linears:
@@ -96,9 +96,13 @@ def dense_hadamards(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
         if order is None or is_power_of_two(order) or order in done:
             continue
         done.add(order)
-        h = hadamard_matrix(order, dtype=torch.float32)
-        matrices[f"{linear.name}.{transform_name(order)}_input.weight"] = h.T.sign().to(torch.bfloat16).contiguous()
+        matrices[stored_name(linear.name, order)] = stored_hadamard(order)
     return matrices
+
+
+def stored_hadamard(order: int) -> Tensor:
+    """Hᵀ [order, order] as ±1 in bfloat16: compressed-tensors multiplies x by it and divides by √order."""
+    return hadamard_matrix(order, dtype=torch.float32).T.sign().to(torch.bfloat16).contiguous()
 
 
 def _write_shards(

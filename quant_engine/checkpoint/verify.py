@@ -20,8 +20,10 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 
+from quant_engine.checkpoint.config import hadamard_order_of
+from quant_engine.checkpoint.export import stored_hadamard
 from quant_engine.checkpoint.loading import load
-from quant_engine.errors import EngineError, VerificationFailed
+from quant_engine.errors import EngineError, UnsafeCheckpoint, VerificationFailed
 
 _PACKAGES: Final = ("torch", "transformers", "compressed-tensors", "safetensors")
 _TIMEOUT_SECONDS: Final = 3600
@@ -75,6 +77,7 @@ def compare(checkpoint: Path, reference: Path) -> Verification:
         threads = int(file.metadata()["threads"])
         input_ids_BT, expected_BTV = file.get_tensor("input_ids"), file.get_tensor("logits")
     torch.set_num_threads(threads)
+    _check_stored_hadamards(checkpoint)
     model: Any = load(checkpoint)
     with torch.no_grad():
         logits_BTV = model(input_ids_BT, use_cache=False).logits
@@ -86,6 +89,19 @@ def compare(checkpoint: Path, reference: Path) -> Verification:
         versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
     )
+
+
+def _check_stored_hadamards(checkpoint: Path) -> None:
+    """The matrices that other runtimes read, and ours does not, have to be the ones that our runtime applies."""
+    for shard in checkpoint.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no mapping
+                order = hadamard_order_of(name)
+                if order is not None and not torch.equal(file.get_tensor(name), stored_hadamard(order)):
+                    raise UnsafeCheckpoint(
+                        detail=f"The stored matrix {name} is not the Hadamard matrix of order {order}.",
+                        hint="Export the checkpoint again.",
+                    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,7 +28,7 @@ def fuse_scales(state: dict[str, Tensor], site: Site, scales_D: Tensor) -> None:
             detail=f"The scales of {site.name} are not all positive and finite.",
             hint="Use a larger quantile or the l2 statistic, or a lower learning rate.",
         )
-    index_D = site.tie_index()
+    index_D = site.tie_index().to(s_D.device)
     s_P = s_D.new_empty(int(index_D.max()) + 1).scatter_(0, index_D, s_D)
     if not torch.equal(s_P[index_D], s_D):
         raise NumericalInstability(

@@ -58,28 +58,29 @@ class OpenSite:
     def plan(self, transform: Transform) -> SitePlan:
         """The plan of ``transform``; where heads are tied, from statistics over all heads that share a parameter."""
         if self.site.tied == 1 or not transform.kind.scales_channels:
-            return self._on_device(build_plan(transform, self.record.statistics, self.rows))
+            return self.on_device(build_plan(transform, self.record.statistics, self.rows.cpu()))
         unrotated = transform.model_copy(update={"kind": TransformKind.SMOOTH})
-        plan = build_plan(unrotated, self.record.statistics, self.site.pool(self.rows))
+        plan = build_plan(unrotated, self.record.statistics, self.site.pool(self.rows.cpu()))
         order = hadamard_order(self.site.features, transform.block_size) if transform.kind.rotates else None
         if plan.scales_D is not None:
             plan = replace(plan, scales_D=plan.scales_D[self.site.tie_index()])
-        return self._on_device(replace(plan, kind=transform.kind, order=order))
+        return self.on_device(replace(plan, kind=transform.kind, order=order))
 
     def errors(self, x_TD: Tensor, plan: SitePlan) -> tuple[LayerErrors, ...]:
         """The errors of each linear."""
         settings = self.settings
         device = self.run.model.device
-        return site_errors(x_TD.to(device), self.linears, self._on_device(plan), settings.weights, settings.activations)
+        return site_errors(x_TD.to(device), self.linears, self.on_device(plan), settings.weights, settings.activations)
 
     def validation_errors(self, plans: Sequence[SitePlan]) -> tuple[float, ...]:
         """E of the whole site under each plan, on validation tokens: what every choice is judged by."""
         settings = self.settings
         x_TD = self.record.validation_VD.to(self.run.model.device)
-        plans = [self._on_device(plan) for plan in plans]
+        plans = [self.on_device(plan) for plan in plans]
         return plan_errors(x_TD, self.linears, plans, settings.weights, settings.activations)
 
-    def _on_device(self, plan: SitePlan) -> SitePlan:
+    def on_device(self, plan: SitePlan) -> SitePlan:
+        """The plan with its scales where the run computes."""
         if plan.scales_D is None:
             return plan
         return replace(plan, scales_D=plan.scales_D.to(self.run.model.device))

@@ -84,7 +84,7 @@ class _Trials:
         for rate in rates:
             self._trial(site, rate)
         plans = [opened.plan(baseline_transform(opened.settings.transform)), self._start(opened)]
-        plans += [read_plan(self._trial_directory(rate), site) for rate in rates]
+        plans += [opened.on_device(read_plan(self._trial_directory(rate), site)) for rate in rates]
         settings = opened.settings
         best = lowest_error(
             opened.record.validation_VD.to(self._run.model.device),
@@ -134,7 +134,7 @@ class _Trials:
         if self._training.start == "l2":
             return opened.plan(transform.model_copy(update={"alpha": 0.5, "statistic": _L2}))
         found = self._found(opened.site)
-        plan = opened.plan(transform) if found is None else found
+        plan = opened.plan(transform) if found is None else opened.on_device(found)
         if self._training.start == "ones":
             return plan.with_scales(torch.ones(opened.site.features, device=self._run.model.device), "ones")
         return plan

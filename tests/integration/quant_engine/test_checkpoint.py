@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quant_engine.checkpoint import load
-from quant_engine.checkpoint.verify import verify_in_fresh_process
+from quant_engine.checkpoint.verify import main, verify_in_fresh_process
 from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, VerificationFailed
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Policy
@@ -181,13 +181,22 @@ def test_the_gate_passes_an_honest_checkpoint_and_fails_one_flipped_byte(tmp_pat
     assert found["max_abs_difference"] == 0.0
     assert found["versions"]["compressed-tensors"]
     shard = checkpoint / "model.safetensors"
-    content = bytearray(shard.read_bytes())
-    header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
-    begin, _ = header["model.layers.1.mlp.down_proj.weight_packed"]["data_offsets"]
-    content[8 + struct.unpack("<Q", content[:8])[0] + begin + 8] ^= 0x40
-    shard.write_bytes(content)
+    honest = shard.read_bytes()
+    _flip_a_byte(shard, "model.layers.1.mlp.down_proj.weight_packed")
     with pytest.raises(VerificationFailed, match=r"max \|Δ logits\| ="):
         verify_in_fresh_process(checkpoint, verified / "reference.safetensors")
+    # A matrix that only other runtimes read.
+    shard.write_bytes(honest)
+    _flip_a_byte(shard, "model.layers.0.mlp.down_proj.hadamard96_input.weight")
+    assert main([str(checkpoint), str(verified / "reference.safetensors")]) == 2
+
+
+def _flip_a_byte(shard: Path, tensor: str) -> None:
+    content = bytearray(shard.read_bytes())
+    length = struct.unpack("<Q", content[:8])[0]
+    begin, _ = json.loads(content[8 : 8 + length])[tensor]["data_offsets"]
+    content[8 + length + begin + 9] ^= 0x80
+    shard.write_bytes(content)
 
 
 def test_the_gate_fails_a_truncated_shard(tmp_path: Path) -> None:
