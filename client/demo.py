@@ -20,7 +20,7 @@ from client.http import Quantry
 from client.processes import Process, ProcessSpec, describe_exit
 from client.results import Job
 from client.serve import DEMO_MODEL, demo_model_spec
-from client.tables import layer_table, summary_table
+from client.tables import print_layers, summary_table
 from client.watch import watch_job
 
 _PRESET: Final = "trainable-smoothrot-w4a4"
@@ -38,9 +38,9 @@ _NOT_HANDED_ON: Final = frozenset(
 class DemoSize:
     """How much the demo does: small enough for two cores, large enough to be the real thing."""
 
-    samples: int = 256
-    steps: int = 200
-    perplexity_tokens: int = 8192
+    samples: int = 128
+    steps: int = 60
+    perplexity_tokens: int = 4096
     sequence_length: ClassVar[int] = 128
 
 
@@ -169,7 +169,7 @@ def quantize(client: Quantry, request: dict[str, Any], console: Console) -> Job:
 
 def show_results(client: Quantry, job: Job, directory: Path, console: Console) -> None:
     """The layers' errors, the summary, and the files, downloaded and checked."""
-    console.print(layer_table(client.layers(job.id)))
+    print_layers(client.layers(job.id), console)
     console.print(summary_table(job.summary or {}))
     client.download(job.id, directory)
     console.print(f"Checkpoint: {directory / 'checkpoint'}", highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from client.errors import QuantryError, error_from_problem
 from client.http import Quantry
 from client.results import Artifact, Job
 from client.serve import serve as serve_until_stopped
-from client.tables import layer_table, layers_as_csv, summary_table
+from client.tables import layers_as_csv, print_layers, summary_table
 from client.watch import watch_job
 
 _DEFAULT_PRESET: Final = "trainable-smoothrot-w4a4"
@@ -110,7 +110,7 @@ def layers(
     if csv:
         sys.stdout.write(layers_as_csv(rows))
     else:
-        out.print(layer_table(rows))
+        print_layers(rows, out)
 
 
 @app.command()

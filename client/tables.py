@@ -3,44 +3,54 @@
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from rich.console import Console
 from rich.table import Table
 
 from client.results import Layer
 
+_WIDE: Final = 100
 
-def layer_table(layers: Sequence[Layer]) -> Table:
-    """One row for each layer: what was chosen, and its held-out error beside those of SmoothRot and of plain rounding.
 
-    Layers that the search was scored on are marked: ``*`` critical, ``+`` normal.
+def layer_table(layers: Sequence[Layer], *, wide: bool = False) -> Table:
+    """One line for each layer: what was chosen, and its held-out error beside SmoothRot's.
+
+    ``wide`` adds α, plain rounding's error and the signal-to-noise ratio, for which eighty columns have no room. Layers
+    that the search was scored on are marked: ``*`` critical, ``+`` normal.
     """
     marked = any(layer.selected for layer in layers)
     caption = "Searched on the layers marked * (critical) and + (normal)." if marked else None
-    table = Table(title="Held-out error of each layer", title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("block", justify="right")
-    table.add_column("linear", overflow="fold")
-    table.add_column("transform", overflow="fold")
-    for heading in ("error", "SmoothRot", "gain", "rounded", "SQNR"):
+    table = _plain_table("Held-out error of each layer", caption)
+    table.add_column("block", justify="right", no_wrap=True)
+    for heading in ("linear", "transform", "scales"):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for heading in ("error", "SmoothRot", "gain", *(("α", "rounded", "SQNR") if wide else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in layers:
+        more = (_number(layer.alpha), _number(layer.rtn_error), _number(layer.sqnr_db, "{:.1f} dB")) if wide else ()
         table.add_row(
             {"critical": "* ", "normal": "+ "}.get(layer.selected or "", "") + str(layer.block),
             layer.name.rsplit(".", 1)[-1],
-            describe_choice(layer),
+            layer.transform.replace("_", " "),
+            layer.statistic or "",
             _number(layer.error),
             _number(layer.baseline_error),
-            _number(layer.gain_percent, "{:+.1f} %"),
-            _number(layer.rtn_error),
-            _number(layer.sqnr_db, "{:.1f} dB"),
+            _number(layer.gain_percent, "{:+.1f}%"),
+            *more,
             style="bold" if layer.selected else None,
         )
     return table
 
 
+def print_layers(layers: Sequence[Layer], console: Console) -> None:
+    """The table, as wide as the console has room for."""
+    console.print(layer_table(layers, wide=console.width >= _WIDE))
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """The whole job: mean errors against SmoothRot, perplexity and size before and after."""
-    table = Table(title="Against SmoothRot (α 0.5, absmax)", title_justify="left")
+    table = _plain_table("Against SmoothRot (α 0.5, absmax) and the original", None)
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -48,7 +58,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for scope, label in (("selected", "mean error, selected layers"), ("full", "mean error, all layers")):
         before, after = summary.get(f"baseline_{scope}_mean_error"), summary.get(f"{scope}_mean_error")
         gain = gains.get(scope)
-        change = "—" if gain is None else f"{-gain:+.1f} %"
+        change = "—" if gain is None else f"{-gain:+.1f}%"
         table.add_row(label, _number(before), _number(after), change)
     perplexity = summary.get("perplexity") or {}
     if perplexity:
@@ -60,14 +70,6 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def describe_choice(layer: Layer) -> str:
-    """The transform with its parameters, in a few words."""
-    details = [layer.statistic] if layer.statistic else []
-    if layer.alpha is not None:
-        details.append(f"α {layer.alpha:g}")
-    return layer.transform + (f" ({', '.join(details)})" if details else "")
-
-
 def layers_as_csv(layers: Sequence[Layer]) -> str:
     """The rows with a header, in the order of the contract's fields."""
     text = io.StringIO()
@@ -77,8 +79,14 @@ def layers_as_csv(layers: Sequence[Layer]) -> str:
     return text.getvalue()
 
 
+def _plain_table(title: str, caption: str | None) -> Table:
+    table = Table(title=f"\n{title}", caption=caption, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.title_justify = table.caption_justify = "left"
+    return table
+
+
 def _number(value: float | None, form: str = "{:.4g}") -> str:
-    return "—" if value is None else form.format(value)
+    return "—" if value is None else form.format(value).replace("e+0", "e")
 
 
 def _megabytes(value: float | None) -> str:

@@ -13,6 +13,7 @@ from client.http import Quantry
 from client.results import Event, Job, Progress
 
 _LINE_EVERY_SECONDS: Final = 15.0
+_ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
 @runtime_checkable
@@ -47,11 +48,14 @@ def follow(events: Iterator[Event], view: View, status: str, progress: Progress)
     for event in events:
         if event.type == "job.status":
             status = str(event.data.get("status", status))
+            if status in _ENDED:
+                continue  # the last progress is not of this moment; what came of the job is told elsewhere
         elif event.type == "progress":
             progress = Progress.model_validate(event.data)
         elif event.type == "stage.status" and event.data.get("status") != "running":
             view.note(_stage_line(event))
-        view.show(status, progress)
+        if event.type != "done":
+            view.show(status, progress)
 
 
 @contextmanager
@@ -94,14 +98,15 @@ class _Lines:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._shown = ""
+        self._shown: set[str] = set()
         self._next = 0.0
 
     def show(self, status: str, progress: Progress) -> None:
         current = phase(status, progress)
-        if current == self._shown and self._clock() < self._next:
+        if current in self._shown and self._clock() < self._next:
             return
-        self._shown, self._next = current, self._clock() + _LINE_EVERY_SECONDS
+        self._shown.add(current)
+        self._next = self._clock() + _LINE_EVERY_SECONDS
         parts = [f"{progress.fraction:4.0%}", current, count(progress), eta(progress)]
         self.note("  ".join(part for part in parts if part))
 

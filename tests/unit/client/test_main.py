@@ -97,7 +97,7 @@ def test_submit_and_watch_to_the_end(server: ScriptedServer) -> None:
     done = quantry(server, "submit", "local:tiny", "--watch")
     assert done.returncode == 0
     assert done.stdout.startswith("job_1\n")
-    assert "-30.0 %" in done.stdout
+    assert "-30.0%" in done.stdout
     assert done.stderr.splitlines()[:3] == ["  0%  queued", "  0%  starting", " 50%  train"]
     assert "job_1 succeeded" in done.stderr
 
