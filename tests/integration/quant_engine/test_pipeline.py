@@ -293,3 +293,18 @@ def test_a_checkpoint_that_fails_the_gate_is_not_handed_over(model_dir: Path, tm
     with pytest.raises(VerificationFailed):
         _run(model_dir, _policy(preset="smoothrot-w4a4"), tmp_path, Vandal())
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.model
+def test_smollm2_end_to_end(smollm2: Path, tmp_path: Path) -> None:
+    """The real model, briefly: quantizing down_proj to W4A4 costs little, and less than without a transform."""
+    spec = {
+        "calibration": Calibration(samples=16, sequence_length=64),
+        "evaluation": Evaluation(perplexity=Perplexity(tokens=512, sequence_length=256)),
+    }
+    policy = _policy(preset="quantile-smoothrot-w4a4", search={"alpha": [0.5], "q": [1.0]})
+    result = _run(smollm2, policy, tmp_path, **spec)
+    perplexity = result.summary["perplexity"]
+    assert perplexity["original"] < perplexity["quantized"] < 2 * perplexity["original"]
+    assert result.summary["gain_percent"]["full"] > 10.0
+    assert all(row["error"] < row["rtn_error"] for row in result.layers)
