@@ -15,6 +15,7 @@ _DRIVER: Final = "postgresql+psycopg"
 _CONNECT_TIMEOUT_SECONDS: Final = 5
 _POOL_TIMEOUT_SECONDS: Final = 10
 _STATEMENT_TIMEOUT: Final = "30s"
+_IDLE_IN_TRANSACTION_TIMEOUT: Final = "10s"  # a process frozen inside a transaction must not keep its row locks
 
 
 def normalize_url(url: str) -> str:
@@ -42,7 +43,8 @@ class Database:
             connect_args={
                 "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
                 "application_name": "quantry",
-                "options": f"-c statement_timeout={_STATEMENT_TIMEOUT} -c timezone=UTC",
+                "options": f"-c statement_timeout={_STATEMENT_TIMEOUT} -c timezone=UTC "
+                f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_TIMEOUT}",
             },
         )
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)

@@ -5,11 +5,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import Unavailable
 from jobs.lease import LeaseKeeper, Swept
-from tests.integration.worker.conftest import Office
+from tests.integration.worker.conftest import Office, eventually
 from worker.sweeper import Sweeper
 from worker.workspace import open_workspace
 
@@ -74,6 +76,27 @@ def test_work_of_a_job_that_nobody_knows_is_removed_once_it_is_old(office: Offic
     sweeper_of(office, CountingNudger()).sweep()
     assert not old.exists()
     assert fresh.is_dir()
+
+
+@pytest.mark.slow
+def test_a_worker_frozen_inside_a_transaction_does_not_keep_its_job(office: Office) -> None:
+    job_id = office.submit("succeed")
+    assert office.keeper.claim("frozen:1") is not None
+    expire(office, job_id)
+    sweeper = sweeper_of(office, CountingNudger())
+    with office.database.engine.connect() as frozen:
+        frozen.execute(text("UPDATE jobs SET heartbeat_at = now() WHERE id = :id"), {"id": job_id})
+        sweeper.sweep()
+        assert office.job(job_id).status == "running", "its row is locked, and sweeps pass locked rows over"
+
+        def swept() -> bool:
+            sweeper.sweep()
+            return office.job(job_id).status == "queued"
+
+        eventually(swept, seconds=20)
+        with pytest.raises(DBAPIError) as woken:
+            frozen.execute(text("SELECT 1"))
+        assert woken.value.connection_invalidated
 
 
 class Faltering(LeaseKeeper):

@@ -121,7 +121,7 @@ def test_a_frozen_worker_wakes_up_too_late_and_changes_nothing(office: Office) -
     eventually(lambda: steps_done(office, job_id) >= 3)
     child.suspend()
     os.kill(frozen_runner, signal.SIGSTOP)
-    office.wait(job_id, "queued", seconds=20)  # the worker's own sweeper goes on
+    office.wait(job_id, "queued", seconds=40)  # the worker's own sweeper goes on
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
     published = office.job(job_id), office.service.list_artifacts(job_id, tenant=TENANT)
     child.resume()
