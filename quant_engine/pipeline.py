@@ -108,7 +108,7 @@ def _choose(context: Run, calibrated: Path, finished: Callable[[Stage], Path]) -
         stage = train_stage(context, policy.training, records, searched, plan_reader(searched), manifest_digest(latest))
         latest = trained = finished(stage)
     found = plan_reader(trained or searched)
-    selected = finished(select_stage(context, records, searched, found, manifest_digest(latest)))
+    selected = finished(select_stage(context, records, found, manifest_digest(latest)))
     selection = read_selection(context, selected)
     return _Choices(searched=searched, trained=trained, selected=selected, selection=selection)
 

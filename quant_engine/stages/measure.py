@@ -4,6 +4,7 @@ Errors of a site are those of all its linears together: E² = Σ E_i², Y being 
 Shapes: T tokens, O output and D input channels, P parameters of a diagonal (P < D where heads are tied).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,3 +85,8 @@ class OpenSite:
         if plan.scales_D is None:
             return plan
         return replace(plan, scales_D=plan.scales_D.to(self.run.model.device))
+
+
+def site_error(errors: Sequence[LayerErrors]) -> float:
+    """E of linears that read one input, taken as one linear."""
+    return math.sqrt(sum(each.error**2 for each in errors))

@@ -83,13 +83,13 @@ def site_baselines(
 
 
 def selected_layers(run: Run, baselines: dict[str, float]) -> dict[str, LayerGroup]:
-    """Site name to ``critical`` or ``normal``, ranked by baseline error."""
+    """Site name to ``critical`` or ``normal``, ranked by the given baseline errors."""
     search = run.spec.policy.search
     return choose_layers(baselines, search.layers if search is not None else LayerChoice())
 
 
 def selected_sites(run: Run, baselines: dict[str, float], among: list[Site]) -> list[Site]:
-    """The selected layers among ``among``; all of these where none is."""
+    """The sites among ``among`` that choices are judged on, ranked on validation tokens; all where none is selected."""
     selected = selected_layers(run, baselines)
     return [site for site in among if site.name in selected] or among
 

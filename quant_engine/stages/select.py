@@ -1,20 +1,21 @@
 """Stage ``select``: every site's final transform, judged on validation tokens; its rows, measured on test tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from quant_engine.evaluation.layer_errors import LayerErrors
 from quant_engine.evaluation.report import LayerMeasurement, layer_row
 from quant_engine.models import Site
 from quant_engine.policy import Transform, TransformKind, WeightQuantization
 from quant_engine.selection import LayerGroup
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.measure import BASELINE, NO_TRANSFORM, OpenSite
+from quant_engine.stages.measure import BASELINE, NO_TRANSFORM, OpenSite, site_error
 from quant_engine.stages.plans import PlanReader, read_plan, write_plan
-from quant_engine.stages.search import selected_layers, site_baselines
+from quant_engine.stages.search import selected_layers
 from quant_engine.transforms import SitePlan
 
 
@@ -26,23 +27,26 @@ class Selection:
     rows: list[dict[str, Any]]
 
 
-def select_stage(run: Run, records: Path, earlier: Path | None, found: PlanReader, upstream: str) -> Stage:
-    """Writes ``<site>.safetensors`` (the plan) and ``<site>.rows.json``, and tells the rows. One unit per site.
+def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> Stage:
+    """Writes ``<site>.safetensors`` (the plan) and ``<site>.rows.json``, and tells the rows.
+
+    Which layers are critical and normal is ranked here by the baseline on test tokens, as the paper reports them; the
+    search has ranked for itself on validation tokens. One unit per site for its baseline, and one for its rows.
 
     Args:
-        earlier: a stage directory that already holds the baselines, if there is one.
         found: the plan of the stages before, for the sites that they looked at.
     """
 
     def produce(directory: Path, progress: Progress) -> None:
-        baselines = site_baselines(run, records, directory, earlier, lambda: None)
-        selected = selected_layers(run, baselines)
+        baselines = _test_baselines(run, records, directory, progress)
+        selected = selected_layers(run, {name: site_error(errors) for name, errors in baselines.items()})
         for site in run.sites:
             if not _rows_path(directory, site).is_file():
                 opened = OpenSite(run, site, records)
                 plan = _chosen_plan(opened, found(site))
                 write_plan(directory, site, plan)
-                write_json(_rows_path(directory, site), _measured_rows(opened, plan, selected.get(site.name)))
+                rows = _measured_rows(opened, plan, baselines[site.name], selected.get(site.name))
+                write_json(_rows_path(directory, site), rows)
             _tell(run, directory, site)
             progress.advance()
 
@@ -53,12 +57,26 @@ def select_stage(run: Run, records: Path, earlier: Path | None, found: PlanReade
     return Stage(
         name="select",
         unit="layer",
-        total=len(run.sites),
+        total=2 * len(run.sites),
         inputs={"upstream": upstream, "policy": run.policy_inputs()},
         produce=produce,
         resumable=True,
         retell=retell,
     )
+
+
+def _test_baselines(run: Run, records: Path, directory: Path, progress: Progress) -> dict[str, tuple[LayerErrors, ...]]:
+    """The errors of each linear under SmoothRot(0.5, max) on test tokens, by site name; one file each."""
+    found = {}
+    for site in run.sites:
+        path = directory / f"{site.name}.baseline.json"
+        if not path.is_file():
+            opened = OpenSite(run, site, records)
+            errors = opened.errors(opened.record.test_ED, opened.plan(BASELINE))
+            write_json(path, [asdict(each) for each in errors])
+        found[site.name] = tuple(LayerErrors(**each) for each in read_json(path))
+        progress.advance()
+    return found
 
 
 def read_selection(run: Run, directory: Path) -> Selection:
@@ -98,13 +116,14 @@ def _candidate(opened: OpenSite, own: SitePlan, transform: Transform, kind: Tran
     return built
 
 
-def _measured_rows(opened: OpenSite, plan: SitePlan, selected: LayerGroup | None) -> list[dict[str, Any]]:
+def _measured_rows(
+    opened: OpenSite, plan: SitePlan, baseline: tuple[LayerErrors, ...], selected: LayerGroup | None
+) -> list[dict[str, Any]]:
     """One row per linear, on test tokens."""
     record, settings = opened.record, opened.settings
-    measured = [opened.errors(record.test_ED, each) for each in (plan, opened.plan(BASELINE), NO_TRANSFORM)]
+    chosen, rtn = (opened.errors(record.test_ED, each) for each in (plan, NO_TRANSFORM))
     rows = []
     for index, (name, w_OD) in enumerate(zip(opened.site.readers, opened.linears, strict=True)):
-        errors, baseline, rtn = (each[index] for each in measured)
         rows.append(
             layer_row(
                 LayerMeasurement(
@@ -114,9 +133,9 @@ def _measured_rows(opened: OpenSite, plan: SitePlan, selected: LayerGroup | None
                     weights=settings.weights,
                     activations=settings.activations,
                     plan=plan,
-                    errors=errors,
-                    baseline=baseline,
-                    rtn=rtn,
+                    errors=chosen[index],
+                    baseline=baseline[index],
+                    rtn=rtn[index],
                     input_absmax=record.input_absmax,
                     input_kurtosis=record.input_kurtosis,
                     parameters=w_OD.numel(),

@@ -95,6 +95,14 @@ def test_a_rows_size_is_what_the_checkpoint_stores(finished: tuple[RunResult, Pa
         assert row["bytes"] == sum(parts)
 
 
+def test_selected_layers_are_ranked_by_the_baseline_on_test_tokens(model_dir: Path, tmp_path: Path) -> None:
+    policy = _policy(preset="quantile-smoothrot-w4a4", search={"layers": {"critical": 1, "normal": 1}})
+    rows = _run_until("quantize", model_dir, policy, tmp_path).rows
+    ranked = sorted(rows, key=lambda row: row["baseline_error"], reverse=True)
+    assert ranked[0]["selected"] == "critical"
+    assert sorted(str(row["selected"]) for row in ranked[1:]) == ["None", "normal"]
+
+
 def test_stages_advance_in_order_to_their_totals(finished: tuple[RunResult, Path, RecordingObserver]) -> None:
     _, _, observer = finished
     started = [event for event in observer.events if event[0] == "started"]
