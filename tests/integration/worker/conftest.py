@@ -150,7 +150,16 @@ def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def is_running(pid: int) -> bool:
     """Whether there is such a process, zombies aside."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    with suppressed():
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty when it is gone."""
+    with suppressed():
+        return " ".join(process.cmdline())
+    return ""
 
 
 @pytest.fixture

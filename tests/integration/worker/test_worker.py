@@ -17,7 +17,7 @@ from jobs.models import Worker
 from jobs.queue import SilentNudger
 from jobs.service import JobService
 from jobs.settings import Settings
-from tests.integration.worker.conftest import TENANT, Office, eventually, family_of, is_running
+from tests.integration.worker.conftest import TENANT, Office, command_of, eventually, family_of, is_running
 from worker.ending import Outcome
 
 
@@ -33,7 +33,7 @@ def pool_child(worker_pid: int, runner_pid: int) -> int:
 
 
 def sweepers(worker_pid: int) -> list[psutil.Process]:
-    return [process for process in family_of(worker_pid) if "worker.sweeper" in " ".join(process.cmdline())]
+    return [process for process in family_of(worker_pid) if "worker.sweeper" in command_of(process)]
 
 
 def test_a_nudge_runs_every_job_that_waits(office: Office) -> None:
