@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(run_file: RunFile, observer: PipeObserver) -> None:
     # Imported only now: torch takes seconds, and by now this process is tied to its parent and can report a failure.
     import torch  # noqa: PLC0415 — see above
+
     from quant_engine.pipeline import RunSpec, run  # noqa: PLC0415 — see above
 
     torch.set_num_threads(run_file.threads)
