@@ -38,8 +38,8 @@ _NOT_HANDED_ON: Final = frozenset(
 class DemoSize:
     """How much the demo does: small enough for two cores, large enough to be the real thing."""
 
-    samples: int = 128
-    steps: int = 60
+    samples: int = 96
+    steps: int = 40
     perplexity_tokens: int = 4096
     sequence_length: ClassVar[int] = 128
 
