@@ -6,7 +6,7 @@ model = load("path/to/checkpoint")
 
 from quant_engine.checkpoint.export import ExportedModel, OnlineInput, write_checkpoint
 from quant_engine.checkpoint.loading import load
-from quant_engine.checkpoint.packing import QuantizedLinear, packed_tensors, quantize_linear
+from quant_engine.checkpoint.packing import QuantizedLinear, packed_tensors
 from quant_engine.checkpoint.runtime import attach_online, prepare_quantized, unpacked_state
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "load",
     "packed_tensors",
     "prepare_quantized",
-    "quantize_linear",
     "unpacked_state",
     "write_checkpoint",
 ]

@@ -10,7 +10,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy, QuantizationType
 from torch import Tensor
 
-from quant_engine.grids import Quantized, largest_code, quantize_weight
+from quant_engine.grids import Quantized
 from quant_engine.policy import ActivationQuantization, WeightQuantization
 
 
@@ -40,25 +40,6 @@ class QuantizedLinear:
     weights: WeightQuantization
     activations: ActivationQuantization
     online: OnlineInput
-
-
-def quantize_linear(w_OI: Tensor, spec: WeightQuantization, dtype: torch.dtype) -> Quantized:
-    """Round to nearest on the grid whose scales are representable in ``dtype``, the type of the checkpoint.
-
-    In half precision the scale is rounded first and the codes are taken against what it became.
-
-    Raises:
-        UnsupportedPolicy: as :func:`quantize_weight`.
-    """
-    quantized = quantize_weight(w_OI, spec)
-    scale = quantized.scale.to(dtype)
-    if dtype == w_OI.dtype:
-        return quantized
-    grouped = w_OI.reshape(*scale.shape, -1) if scale.numel() > 1 else w_OI
-    against = scale.to(w_OI.dtype)[..., None] if scale.numel() > 1 else scale.to(w_OI.dtype)
-    largest = largest_code(quantized.bits)
-    codes = (grouped / against).round_().clamp_(-largest - 1, largest).to(torch.int8).reshape(w_OI.shape)
-    return Quantized(codes=codes, scale=scale, bits=quantized.bits)
 
 
 def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:

@@ -80,6 +80,12 @@ def _check(policy: Policy) -> None:
     for field in ("targets", "ignore"):
         for index, pattern in enumerate(getattr(policy, field)):
             _check_pattern(pattern, f"/{field}/{index}")
+    if policy.search is not None and not (policy.search.q or policy.search.l2):
+        raise PolicyError(
+            "/search/q",
+            "empty_grid",
+            "The grid has no statistic to try: list a q, or set search.l2 to true.",
+        )
     scaled = policy.transform.kind.scales_channels
     for field in ("search", "training"):
         if getattr(policy, field) is not None and not scaled:

@@ -1,7 +1,7 @@
 """Scale policies by grid search: candidates, scores per site, and the guarded choice over tables of scores."""
 
 from quant_engine.search.choice import SharedChoice, guarded, search_layer, search_shared
-from quant_engine.search.grid import SiteScores, baseline_transform, candidate_transforms, search_site
+from quant_engine.search.grid import SiteScores, baseline_transform, candidate_transforms
 
 __all__ = [
     "SharedChoice",
@@ -11,5 +11,4 @@ __all__ = [
     "guarded",
     "search_layer",
     "search_shared",
-    "search_site",
 ]

@@ -11,11 +11,11 @@ from quant_engine.checkpoint import (
     QuantizedLinear,
     packed_tensors,
     prepare_quantized,
-    quantize_linear,
     unpacked_state,
 )
 from quant_engine.hadamard import hadamard_transform
 from quant_engine.models import StreamedModel, fuse_scales
+from quant_engine.rounding import round_to_nearest
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, whole_file
 from quant_engine.transforms import SitePlan
@@ -81,7 +81,7 @@ def quantized_block(run: Run, block: int, plans: Plans, dtype: torch.dtype) -> d
         if site.block == block:
             for reader in site.readers:
                 weights = run.settings[site.name].weights
-                tensors |= packed_tensors(reader, quantize_linear(state.pop(f"{reader}.weight"), weights, dtype))
+                tensors |= packed_tensors(reader, round_to_nearest(state.pop(f"{reader}.weight"), weights, dtype))
     return tensors | {name: tensor.to(dtype) for name, tensor in state.items()}
 
 

@@ -132,6 +132,7 @@ def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> 
         ({"overrides": [{"match": "re:["}]}, "/overrides/0/match", "bad_pattern"),
         ({"transform": {"kind": "rotation"}, "training": {}}, "/training", "transform_without_scales"),
         ({"transform": {"kind": "none"}, "search": {}}, "/search", "transform_without_scales"),
+        ({"search": {"q": []}}, "/search/q", "empty_grid"),
     ],
 )
 def test_contradictions_are_refused_with_a_pointer(fields: dict[str, Any], pointer: str, code: str) -> None:

@@ -15,8 +15,8 @@ from tests.unit.quant_engine.outliers import massive_input, weight
 def test_codes_are_the_nearest_to_the_transformed_weight(kind: TransformKind, number_format: NumberFormat) -> None:
     x_TI, w_OI = massive_input(32, 96), weight(8, 96)
     plan = build_plan(Transform(kind=kind), channel_statistics(x_TI), w_OI)
-    rounded = round_to_nearest(w_OI, plan, WeightQuantization(format=number_format))
     transformed_OI = transform_weight(w_OI, plan)
+    rounded = round_to_nearest(transformed_OI, WeightQuantization(format=number_format), torch.float32)
     assert ((rounded.dequantize() - transformed_OI).abs() <= rounded.scale * 0.50001).all()
     top = 7 if number_format is NumberFormat.INT4 else 127
     assert rounded.codes.abs().amax(dim=1).tolist() == [top] * 8
@@ -24,6 +24,5 @@ def test_codes_are_the_nearest_to_the_transformed_weight(kind: TransformKind, nu
 
 
 def test_no_format_has_no_codes() -> None:
-    plan = build_plan(Transform(), channel_statistics(massive_input(32, 96)), weight(8, 96))
     with pytest.raises(UnsupportedPolicy):
-        round_to_nearest(weight(8, 96), plan, WeightQuantization(format=NumberFormat.NONE))
+        round_to_nearest(weight(8, 96), WeightQuantization(format=NumberFormat.NONE), torch.float32)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quant_engine.evaluation.layer_errors import layer_errors
+from quant_engine.evaluation.layer_errors import layer_errors, plan_errors
 from quant_engine.policy import (
     ActivationQuantization,
     GridSearch,
@@ -12,7 +12,7 @@ from quant_engine.policy import (
     TransformKind,
     WeightQuantization,
 )
-from quant_engine.search import baseline_transform, candidate_transforms, search_site
+from quant_engine.search import baseline_transform, candidate_transforms
 from quant_engine.transforms import build_plan, channel_statistics
 from tests.unit.quant_engine.outliers import massive_input, weight
 
@@ -43,29 +43,26 @@ def test_baseline_is_smoothrot() -> None:
     assert baseline_transform(tuned) == Transform(block_size=32)
 
 
-def test_scores_are_the_layer_errors_of_each_policy() -> None:
+def test_the_errors_of_many_plans_are_the_layer_errors_of_each() -> None:
     x_TI, w_OI = massive_input(100, 96), weight(24, 96)
     stats = channel_statistics(x_TI, (0.9,))
-    scores = search_site(x_TI, [w_OI[:8], w_OI[8:]], w_OI, stats, GRID, Transform(), INT4, TOKEN4)
-
-    def error(transform: Transform) -> float:
-        return layer_errors(x_TI, w_OI, build_plan(transform, stats, w_OI), INT4, TOKEN4).error
-
-    assert scores.baseline == pytest.approx(error(Transform()), rel=1e-5)
-    assert scores.errors == pytest.approx([error(each) for each in candidate_transforms(GRID, Transform())], rel=1e-5)
+    plans = [build_plan(each, stats, w_OI) for each in candidate_transforms(GRID, Transform())]
+    found = plan_errors(x_TI, [w_OI[:8], w_OI[8:]], plans, INT4, TOKEN4)
+    assert found == pytest.approx([layer_errors(x_TI, w_OI, plan, INT4, TOKEN4).error for plan in plans], rel=1e-5)
 
 
 def test_a_quantile_that_was_not_recorded_is_an_error() -> None:
     x_TI, w_OI = massive_input(10, 96), weight(4, 96)
     with pytest.raises(KeyError, match=r"0\.9"):
-        search_site(x_TI, [w_OI], w_OI, channel_statistics(x_TI), GRID, Transform(), INT4, TOKEN4)
+        build_plan(candidate_transforms(GRID, Transform())[0], channel_statistics(x_TI), w_OI)
 
 
 def test_a_careless_quantile_falls_off_the_cliff() -> None:
     """The massive token is beyond a low quantile, so that policy is far worse than the baseline: the guard's reason."""
     x_TI, w_OI = torch.randn(400, 96, generator=torch.Generator().manual_seed(0)), weight(24, 96)
     x_TI[:3, 5] = 3157.0
-    search = GridSearch(alpha=(0.5,), q=(0.9,))
     stats = channel_statistics(x_TI, (0.9,))
-    scores = search_site(x_TI, [w_OI], w_OI, stats, search, Transform(), INT4, TOKEN4)
-    assert scores.errors[0] > 3 * scores.baseline
+    (careless,) = candidate_transforms(GridSearch(alpha=(0.5,), q=(0.9,)), Transform())
+    plans = [build_plan(each, stats, w_OI) for each in (careless, baseline_transform(Transform()))]
+    error, baseline = plan_errors(x_TI, [w_OI], plans, INT4, TOKEN4)
+    assert error > 3 * baseline
