@@ -58,7 +58,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for scope, label in (("selected", "mean error, selected layers"), ("full", "mean error, all layers")):
         before, after = summary.get(f"baseline_{scope}_mean_error"), summary.get(f"{scope}_mean_error")
         gain = gains.get(scope)
-        change = "—" if gain is None else f"{-gain:+.1f}%"
+        change = "—" if gain is None else f"{round(-gain, 1) + 0.0:+.1f}%"
         table.add_row(label, _number(before), _number(after), change)
     perplexity = summary.get("perplexity") or {}
     if perplexity:

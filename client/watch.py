@@ -37,8 +37,9 @@ def watch_job(client: Quantry, job_id: str, console: Console) -> Job:
     job = client.get(job_id)
     if not job.is_terminal:
         with open_view(console) as view:
-            view.show(job.status, job.progress)
-            follow(client.events(job_id), view, job.status, job.progress)
+            if job.status == "queued":
+                view.show(job.status, job.progress)
+            follow(client.events(job_id), view, "queued", job.progress)  # from its first event on
         job = client.get(job_id)
     return job
 

@@ -124,7 +124,9 @@ def test_watching_a_job_that_did_not_succeed(server: ScriptedServer, fields: dic
 
 def test_ctrl_c_stops_watching_and_says_that_the_job_goes_on(server: ScriptedServer) -> None:
     hold = threading.Event()
-    started = Answer(body=b'id: 1\nevent: progress\ndata: {"fraction": 0.5, "stage": "train"}\n\n', hold=hold)
+    running = b'id: 1\nevent: job.status\ndata: {"status": "running"}\n\n'
+    training = b'id: 2\nevent: progress\ndata: {"fraction": 0.5, "stage": "train"}\n\n'
+    started = Answer(body=running + training, hold=hold)
     server.answers = [json_answer(job_body()), started]
     with subprocess.Popen(
         [sys.executable, "-m", "client.main", "watch", "job_1"],

@@ -73,6 +73,11 @@ def test_the_summary_compares_before_and_after() -> None:
     assert "× 0.200" in rows["bytes"]
 
 
+def test_no_change_has_no_sign_of_loss() -> None:
+    unchanged = {"full_mean_error": 1.0, "baseline_full_mean_error": 1.0, "gain_percent": {"full": 1e-9}}
+    assert "+0.0%" in rendered(summary_table(unchanged))
+
+
 def test_a_summary_without_perplexity_has_no_such_row() -> None:
     assert "perplexity" not in rendered(summary_table({"perplexity": None}))
 
