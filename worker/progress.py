@@ -34,11 +34,12 @@ def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluati
     if policy.search is not None:
         weights["search"] = 4.0 * len(policy.search.alpha) * (len(policy.search.q) + int(policy.search.l2)) * tokens
     if policy.training is not None:
-        weights["train"] = 1500.0 * len(policy.training.learning_rates) * policy.training.steps / 800
+        # Each layer is prepared and judged once; patience ends most runs long before the last step.
+        weights["train"] = len(policy.training.learning_rates) * (60.0 * tokens + 0.4 * policy.training.steps)
     candidates = len(policy.selection.candidates) if policy.selection is not None else 1
     weights |= {"select": 20.0 * (1 + candidates) * tokens, "quantize": 5.0}
     if evaluation.perplexity is not None:
-        weights["evaluate"] = 60.0 * evaluation.perplexity.tokens / 16_384
+        weights["evaluate"] = 250.0 * evaluation.perplexity.tokens / 16_384
     return weights | {"export": 5.0, "verify": 15.0, "publish": 1.0}
 
 
