@@ -34,12 +34,17 @@ def test_only_the_stages_a_policy_needs_are_weighed() -> None:
     assert "evaluate" not in without
 
 
-def test_training_weighs_by_its_steps() -> None:
+def test_training_weighs_by_its_steps_beside_a_fixed_part() -> None:
     policy = PRESETS["trainable-smoothrot-w4a4"].policy
-    assert policy.training is not None
-    short = policy.model_copy(update={"training": policy.training.model_copy(update={"steps": 80})})
-    long = stage_weights(policy, Calibration(), Evaluation())
-    assert stage_weights(short, Calibration(), Evaluation())["train"] == pytest.approx(long["train"] / 10)
+
+    def weight(steps: int) -> float:
+        assert policy.training is not None
+        training = policy.training.model_copy(update={"steps": steps})
+        changed = policy.model_copy(update={"training": training})
+        return stage_weights(changed, Calibration(), Evaluation())["train"]
+
+    assert weight(800) - weight(80) == pytest.approx(9 * (weight(160) - weight(80)))
+    assert weight(800) > weight(80) > weight(800) / 10
 
 
 def test_fraction_goes_from_zero_to_one_and_never_back(clock: Clock) -> None:
