@@ -34,7 +34,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from worker.lifeline import die_with_parent
 from worker.messages import DownloadFile, Error, EventWriter, Result, StageAdvanced
-from worker.problems import as_error, disk_full
+from worker.problems import as_error
 
 ALLOWED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt", "LICENSE*")
 REFUSED: Final = ("*/*", ".*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "consolidated*")
@@ -199,8 +199,6 @@ def _as_error(error: Exception, request: DownloadFile) -> Error:
             return _unreachable(f"The Hub answered with HTTP status {error.response.status_code}.")
         case httpx.HTTPError() | LocalEntryNotFoundError() | ConnectionError():
             return _unreachable("The Hub did not answer.")
-        case OSError() if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return disk_full()
     return as_error(error)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import pytest
 
 from jobs.settings import Settings
 from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
+from tests.small_disk import mounted_disk
 from tests.tiny_models import write_tiny_model
 from worker.ending import Outcome
 from worker.environment import RUNNER
@@ -141,12 +141,8 @@ def test_a_policy_that_matches_no_layer(office: Office) -> None:
 @pytest.fixture
 def small_disk(settings: Settings) -> Iterator[None]:
     """The work directory on a disk of its own that holds the first stages and no more."""
-    settings.work_dir.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(settings.work_dir)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a disk")
-    yield
-    subprocess.run(["umount", "--lazy", str(settings.work_dir)], check=True)
+    with mounted_disk(settings.work_dir, "300k"):
+        yield
 
 
 @pytest.mark.usefixtures("tiny", "small_disk")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from jobs.errors import Unavailable
 from jobs.lease import Beat, Claim, LeaseKeeper, Manifest
 from jobs.settings import Settings
 from tests.integration.worker.conftest import Office, eventually, is_running
+from tests.small_disk import mounted_disk
 from worker.ending import Outcome
 from worker.supervisor import Supervisor
 
@@ -337,12 +337,8 @@ def test_a_model_that_leads_outside_the_models_directory(office: Office, tmp_pat
 @pytest.fixture
 def tiny_disk(settings: Settings) -> Iterator[None]:
     """The work directory on a disk of its own, with hardly any room."""
-    settings.work_dir.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(settings.work_dir)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a disk")
-    yield
-    subprocess.run(["umount", "--lazy", str(settings.work_dir)], check=True)
+    with mounted_disk(settings.work_dir, "64k"):
+        yield
 
 
 @pytest.mark.usefixtures("tiny_disk")
