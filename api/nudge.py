@@ -42,6 +42,7 @@ class CeleryNudger:
             task_ignore_result=True,
         )
         self._waiting: queue.Queue[bool] = queue.Queue(maxsize=_MAX_WAITING)
+        self._dropping = False
         self._thread = threading.Thread(target=self._send_until_stopped, name="nudge", daemon=True)
 
     def __enter__(self) -> Self:
@@ -58,11 +59,18 @@ class CeleryNudger:
         self._thread.join(timeout=_DRAIN_SECONDS)
 
     def nudge(self) -> None:
-        """Ask for one nudge and return at once. When a thousand already wait, this one is dropped."""
+        """Ask for one nudge and return at once. When a thousand already wait, this one is dropped.
+
+        The first one dropped in a row is logged: a stuck broker must not slow requests down by their log.
+        """
         try:
             self._waiting.put_nowait(True)
         except queue.Full:
-            log.warning("nudge.dropped", waiting=_MAX_WAITING)
+            if not self._dropping:
+                log.warning("nudge.dropped", waiting=_MAX_WAITING)
+            self._dropping = True
+        else:
+            self._dropping = False
 
     def _send_until_stopped(self) -> None:
         while self._waiting.get():
