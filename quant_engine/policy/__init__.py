@@ -1,5 +1,6 @@
 """What a job is asked to do, as frozen types. Imports no torch: every room of the service can speak it."""
 
+from quant_engine.policy.formats import ActivationQuantization, GptqSettings, NumberFormat, WeightQuantization
 from quant_engine.policy.presets import PRESETS, Preset
 from quant_engine.policy.request import (
     Calibration,
@@ -12,29 +13,28 @@ from quant_engine.policy.request import (
     Perplexity,
 )
 from quant_engine.policy.resolve import PolicyError, matches, policy_hash, resolve_policy
-from quant_engine.policy.types import (
-    ActivationQuantization,
-    GridSearch,
-    LayerChoice,
-    LowestError,
-    NumberFormat,
-    Override,
-    Policy,
-    Statistic,
-    Training,
-    Transform,
-    TransformKind,
-    WeightQuantization,
-)
+from quant_engine.policy.search import AnySearch, GridSearch, LayerChoice, PaperExperiment
+from quant_engine.policy.selection import AnySelection, Candidate, Differentiable, Kurtosis, LowestError
+from quant_engine.policy.training import AnyTraining, BlockTraining, RotationTraining, Training
+from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
+from quant_engine.policy.types import Override, Policy
 
 __all__ = [
     "PRESETS",
     "ActivationQuantization",
+    "AnySearch",
+    "AnySelection",
+    "AnyTraining",
+    "BlockTraining",
     "Calibration",
+    "Candidate",
+    "Differentiable",
     "Evaluation",
+    "GptqSettings",
     "GridSearch",
     "InlineTexts",
     "JobRequest",
+    "Kurtosis",
     "LayerChoice",
     "Limits",
     "LowestError",
@@ -42,10 +42,13 @@ __all__ = [
     "NumberFormat",
     "Output",
     "Override",
+    "PaperExperiment",
     "Perplexity",
     "Policy",
     "PolicyError",
     "Preset",
+    "Residual",
+    "RotationTraining",
     "Statistic",
     "Training",
     "Transform",

@@ -4,9 +4,9 @@ Pydantic's lax defaults accept ``true`` for an integer, NUL bytes in a string an
 them survives the trip to PostgreSQL or to a tensor. These aliases close that door once.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
 MAX_INT32 = 2**31 - 1
 _MAX_TEXT = 2_000_000
@@ -38,3 +38,13 @@ Quantile = Annotated[float, Field(strict=True, ge=0.5, le=1.0)]
 LearningRate = Annotated[float, Field(strict=True, gt=0.0, le=10.0)]
 Name = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_length=1, max_length=256)]
 Text = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_length=1, max_length=_MAX_TEXT)]
+
+
+def kind_or(default: str) -> Discriminator:
+    """The type of a choice by its ``kind``; ``default`` where a request leaves it out."""
+
+    def kind(value: Any) -> str | None:
+        found = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", None)
+        return found if isinstance(found, str) else None
+
+    return Discriminator(kind)

@@ -1,9 +1,30 @@
-"""Named starting points. Explicit fields of a request override them, field by field."""
+"""Named starting points. Explicit fields of a request override them, field by field.
 
-from typing import Final
+What each of them gives on a real model, and in how much time, is in ``docs/measurements.md``.
+"""
+
+from typing import Any, Final
 
 from quant_engine.policy.fields import Frozen
-from quant_engine.policy.types import GridSearch, Policy, Statistic, Training, Transform, TransformKind
+from quant_engine.policy.formats import ActivationQuantization, GptqSettings, NumberFormat, WeightQuantization
+from quant_engine.policy.search import GridSearch, PaperExperiment
+from quant_engine.policy.selection import LowestError
+from quant_engine.policy.training import BlockTraining, RotationTraining, Training
+from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
+from quant_engine.policy.types import Policy
+
+EVERY_LINEAR: Final = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+)
+"""The linears of a decoder block, by the names that the supported architectures give them."""
 
 
 class Preset(Frozen):
@@ -18,18 +39,39 @@ def _preset(name: str, description: str, **fields: object) -> Preset:
     return Preset(name=name, description=description, policy=Policy.model_validate({"preset": name, **fields}))
 
 
-_QUANTILE = Transform(statistic=Statistic(kind="quantile", q=0.997))
+def _whole(name: str, description: str, **fields: object) -> Preset:
+    return _preset(name, description, targets=EVERY_LINEAR, **fields)
 
-_ALL: Final = (
+
+_QUANTILE = Transform(statistic=Statistic(kind="quantile", q=0.997))
+_NONE = Transform(kind=TransformKind.NONE)
+_ROTATION = Transform(kind=TransformKind.ROTATION)
+_L2 = Transform(statistic=Statistic(kind="l2"))
+_CAT = Transform(kind=TransformKind.CAT)
+_CAT_BLOCKS = Transform(kind=TransformKind.CAT, block_size=128)
+_WUSH = Transform(kind=TransformKind.WUSH)
+_FLATQUANT = Transform(kind=TransformKind.KRONECKER, alpha=0.3)
+_L2_KRONECKER = Transform(kind=TransformKind.KRONECKER, statistic=Statistic(kind="l2"))
+_DUQUANT = Transform(kind=TransformKind.DUQUANT, block_size=64)
+
+
+def _weights(format_: NumberFormat = NumberFormat.INT4, **fields: object) -> WeightQuantization:
+    return WeightQuantization.model_validate({"format": format_, "clip": "mse", **fields})
+
+
+def _searched(format_: NumberFormat = NumberFormat.INT4) -> ActivationQuantization:
+    return ActivationQuantization(format=format_, clip="search")
+
+
+_GPTQ4 = _weights(rounding="gptq")
+_NO_ACTIVATIONS = ActivationQuantization(format=NumberFormat.NONE)
+_CORRECTED: Final[dict[str, Any]] = {"rounding": "gptq", "gptq": GptqSettings(correction=1.0)}
+
+_DOWN_PROJ: Final = (
     _preset(
-        "rtn-w4a4",
-        "Round to nearest, no transform: the baseline everything else is compared with.",
-        transform=Transform(kind=TransformKind.NONE),
+        "rtn-w4a4", "Round to nearest, no transform: the baseline everything else is compared with.", transform=_NONE
     ),
-    _preset(
-        "smoothrot-w4a4",
-        "SmoothRot (arXiv 2506.05413): scale by absmax at α 0.5, then rotate.",
-    ),
+    _preset("smoothrot-w4a4", "SmoothRot (arXiv 2506.05413): scale by absmax at α 0.5, then rotate."),
     _preset(
         "quantile-smoothrot-w4a4",
         "Smooth rotation with quantile-robust and L2 scales, α and q searched over a grid.",
@@ -43,6 +85,120 @@ _ALL: Final = (
         search=GridSearch(alpha=(0.45, 0.475, 0.5), q=(0.994, 0.997, 1.0), l2=True),
         training=Training(),
     ),
+    _preset(
+        "paper-2606.09927",
+        "The whole experiment of arXiv 2606.09927, N1 to T3, with its table and figures in the report.",
+        search=PaperExperiment(),
+    ),
 )
 
-PRESETS: Final[dict[str, Preset]] = {preset.name: preset for preset in _ALL}
+_PAPERS: Final = (
+    _whole(
+        "quarot-w4a4",
+        "QuaRot (arXiv 2404.00456): residual and head rotations fused, Hadamards inside, GPTQ.",
+        transform=_ROTATION,
+        online="inner",
+        residual=Residual(),
+        weights=_GPTQ4,
+        activations=ActivationQuantization(clip_ratio=0.9),
+    ),
+    _whole(
+        "spinquant-w4a4",
+        "SpinQuant (arXiv 2405.16406): QuaRot's rotations, R1 and R2 learned on the model's own loss, GPTQ.",
+        transform=_ROTATION,
+        online="inner",
+        residual=Residual(),
+        training=RotationTraining(),
+        weights=_GPTQ4,
+        activations=ActivationQuantization(clip_ratio=0.9),
+    ),
+    _whole(
+        "flatquant-w4a4",
+        "FlatQuant (ICML 2025): learned Kronecker transforms, scales and clipping, block by block.",
+        transform=_FLATQUANT,
+        training=BlockTraining(),
+    ),
+    _whole(
+        "wush-w4a4",
+        "WUSH (arXiv 2512.00956): the closed-form optimal transform of every site, GPTQ.",
+        transform=_WUSH,
+        weights=_GPTQ4,
+    ),
+    _whole(
+        "duquant-w4a4",
+        "DuQuant (arXiv 2406.01721): smoothing, block rotations and a zigzag permutation.",
+        transform=_DUQUANT,
+        weights=_weights(),
+        activations=ActivationQuantization(clip_ratio=0.9),
+    ),
+    _whole(
+        "omniquant-w4a4",
+        "OmniQuant (arXiv 2308.13137): learned diagonals and learned weight clipping, nothing online.",
+        transform=Transform(kind=TransformKind.SMOOTH),
+        online="none",
+        training=BlockTraining(learn=("scales", "weight_clip")),
+    ),
+    _whole(
+        "smoothquant-w8a8",
+        "SmoothQuant (arXiv 2211.10438): fused diagonals at α 0.5, int8 throughout.",
+        transform=Transform(kind=TransformKind.SMOOTH),
+        online="none",
+        weights=_weights(NumberFormat.INT8, clip="none"),
+        activations=ActivationQuantization(format=NumberFormat.INT8),
+    ),
+)
+
+_ADAPTIVE: Final = LowestError(candidates=(_ROTATION, _L2, _CAT_BLOCKS, _CAT, _WUSH))
+
+_BEST: Final = (
+    _whole(
+        "adaptive-w4a4",
+        "Per layer the best of Hadamard, smooth rotation and closed forms by held-out error, GPTQ.",
+        transform=_L2,
+        weights=_GPTQ4,
+        activations=_searched(),
+        selection=_ADAPTIVE,
+    ),
+    _whole(
+        "adaptive-w3a3",
+        "The adaptive choice at three bits.",
+        transform=_L2,
+        weights=_weights(NumberFormat.INT3, rounding="gptq"),
+        activations=_searched(NumberFormat.INT3),
+        selection=_ADAPTIVE,
+    ),
+    _whole(
+        "best-w4a4",
+        "The most accurate four bits we know: L2-smoothed Kronecker transforms learned per block, corrected GPTQ.",
+        transform=_L2_KRONECKER,
+        weights=_weights(**_CORRECTED),
+        activations=_searched(),
+        training=BlockTraining(inputs="quantized"),
+    ),
+    _whole(
+        "w4a16",
+        "Four-bit weights in groups, activations untouched, nothing online: loads anywhere.",
+        transform=Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")),
+        online="none",
+        weights=_weights(granularity="group", group_size=64, **_CORRECTED),
+        activations=_NO_ACTIVATIONS,
+    ),
+    _whole(
+        "w8a8",
+        "Eight bits throughout, nothing online: loads anywhere, with hardly a difference to see.",
+        transform=Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")),
+        online="none",
+        weights=_weights(NumberFormat.INT8, rounding="gptq"),
+        activations=ActivationQuantization(format=NumberFormat.INT8),
+    ),
+    _whole(
+        "fp8",
+        "Eight-bit floating point, dynamic per token, nothing online.",
+        transform=_NONE,
+        online="none",
+        weights=WeightQuantization(format=NumberFormat.FP8),
+        activations=ActivationQuantization(format=NumberFormat.FP8),
+    ),
+)
+
+PRESETS: Final[dict[str, Preset]] = {preset.name: preset for preset in (*_DOWN_PROJ, *_PAPERS, *_BEST)}

@@ -8,8 +8,9 @@ import json
 import re
 from typing import Any
 
+from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization
 from quant_engine.policy.presets import PRESETS
-from quant_engine.policy.types import NumberFormat, Policy, WeightQuantization
+from quant_engine.policy.types import Policy
 
 
 class PolicyError(ValueError):
@@ -73,28 +74,87 @@ def _overlay(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 def _check(policy: Policy) -> None:
     _check_weights(policy.weights, "/weights")
+    _check_activations(policy.activations, policy.weights, "/activations")
     for index, override in enumerate(policy.overrides):
         _check_pattern(override.match, f"/overrides/{index}/match")
         if override.weights is not None:
             _check_weights(override.weights, f"/overrides/{index}/weights")
+        if override.weights is not None or override.activations is not None:
+            activations, weights = override.activations or policy.activations, override.weights or policy.weights
+            _check_activations(activations, weights, f"/overrides/{index}/activations")
     for field in ("targets", "ignore"):
         for index, pattern in enumerate(getattr(policy, field)):
             _check_pattern(pattern, f"/{field}/{index}")
-    if policy.search is not None and not (policy.search.q or policy.search.l2):
+    _check_search(policy)
+    _check_training(policy)
+
+
+def _check_search(policy: Policy) -> None:
+    search = policy.search
+    if search is None:
+        return
+    _require_scales(policy, "search")
+    if search.kind == "grid" and not (search.q or search.l2 or search.p):
         raise PolicyError(
             "/search/q",
             "empty_grid",
-            "The grid has no statistic to try: list a q, or set search.l2 to true.",
+            "The grid has no statistic to try: list a q or a p, or set search.l2 to true.",
         )
-    scaled = policy.transform.kind.scales_channels
-    for field in ("search", "training"):
-        if getattr(policy, field) is not None and not scaled:
-            raise PolicyError(
-                f"/{field}",
-                "transform_without_scales",
-                f"{field} looks for channel scales, but transform.kind is {policy.transform.kind.value!r}. "
-                f"Use 'smooth' or 'smooth_rotation', or set {field} to null.",
-            )
+    if search.kind == "paper" and policy.training is not None:
+        raise PolicyError(
+            "/training",
+            "paper_trains_by_itself",
+            "search.kind 'paper' runs its own training families. Set training to null.",
+        )
+
+
+def _check_training(policy: Policy) -> None:
+    training = policy.training
+    if training is None:
+        return
+    if training.kind == "scales":
+        _require_scales(policy, "training")
+    if training.kind == "rotation" and policy.residual is None:
+        raise PolicyError(
+            "/residual",
+            "no_rotation_to_learn",
+            "training.kind 'rotation' learns the residual rotation, but residual is null. "
+            'Set residual to {"kind": "hadamard"}, or choose another training.',
+        )
+    if training.kind == "block" and policy.selection is not None:
+        raise PolicyError(
+            "/selection",
+            "block_training_and_selection",
+            "training.kind 'block' learns one transform for each site, so there is nothing to choose among. "
+            "Set selection to null, or use training.kind 'scales'.",
+        )
+
+
+def _require_scales(policy: Policy, field: str) -> None:
+    if not policy.transform.kind.scales_channels:
+        raise PolicyError(
+            f"/{field}",
+            "transform_without_scales",
+            f"{field} looks for channel scales, but transform.kind is {policy.transform.kind.value!r}. "
+            f"Use 'smooth' or 'smooth_rotation', or set {field} to null.",
+        )
+
+
+def _check_activations(activations: ActivationQuantization, weights: WeightQuantization, pointer: str) -> None:
+    if activations.clip == "search" and activations.clip_ratio != 1.0:
+        raise PolicyError(
+            f"{pointer}/clip_ratio",
+            "clip_given_and_searched",
+            f"clip_ratio is {activations.clip_ratio}, but clip 'search' looks for it. Leave one of them out.",
+        )
+    quantizes = NumberFormat.NONE not in (activations.format, weights.format)
+    if quantizes and activations.format.is_float != weights.format.is_float:
+        raise PolicyError(
+            f"{pointer}/format",
+            "mixed_number_kinds",
+            f"weights are {weights.format.value} and activations {activations.format.value}: no runtime multiplies "
+            "integers by fp8. Use fp8 for both, or for neither.",
+        )
 
 
 def _check_weights(weights: WeightQuantization, pointer: str) -> None:
@@ -102,7 +162,7 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
         raise PolicyError(
             f"{pointer}/format",
             "nothing_to_quantize",
-            "weights.format 'none' quantizes nothing; use int2 to int8.",
+            "weights.format 'none' quantizes nothing; use int2 to int8 or fp8.",
         )
     if (weights.granularity == "group") != (weights.group_size is not None):
         raise PolicyError(
@@ -110,6 +170,13 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             "group_size_mismatch",
             f"group_size is {weights.group_size} with granularity {weights.granularity!r}. "
             "Give a group_size with granularity 'group', and only then.",
+        )
+    if weights.format.is_float and (weights.clip != "none" or weights.granularity == "group"):
+        raise PolicyError(
+            f"{pointer}/format",
+            "fp8_is_plain",
+            "fp8 weights have one scale a channel or a tensor and are not clipped. "
+            "Set clip to 'none' and granularity to 'channel'.",
         )
 
 

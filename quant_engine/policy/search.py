@@ -1,0 +1,61 @@
+"""How a scale policy is looked for."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, Tag
+
+from quant_engine.policy.fields import Count, Flag, Fraction, Frozen, LearningRate, NonNegativeInt, Quantile, kind_or
+
+
+class LayerChoice(Frozen):
+    """How many layers the search is scored on: the ``critical`` worst by baseline error and ``normal`` others."""
+
+    critical: Count = 3
+    normal: NonNegativeInt = 2
+
+
+class GridSearch(Frozen):
+    """Every (α, q) pair, and every listed statistic without a parameter, tried as a scale policy.
+
+    ``scope`` "shared" takes one policy for all layers, judged on the selected ones; "per_layer" one for each layer.
+    """
+
+    kind: Literal["grid"] = "grid"
+    alpha: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=64)] = (0.5,)
+    q: Annotated[tuple[Quantile, ...], Field(max_length=64)] = (1.0,)
+    l2: Flag = False
+    p: Annotated[tuple[Annotated[float, Field(strict=True, ge=1.0, le=64.0)], ...], Field(max_length=16)] = ()
+    scope: Literal["shared", "per_layer"] = "shared"
+    layers: LayerChoice = LayerChoice()
+
+
+class PaperExperiment(Frozen):
+    """The experiment families of arXiv 2606.09927 (N1, N2, N3, T1, T2, T3), run as the job's search and training.
+
+    ``alpha`` is N1's grid, ``q`` N2's; N3 crosses the ``top`` best of each, T1 trains from s = 1 at every rate and T2
+    from the ``top`` policies of N3 at the best rate and the next smaller one. T3 trains every layer that way.
+    """
+
+    kind: Literal["paper"] = "paper"
+    alpha: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=64)] = tuple(
+        round(0.25 + 0.025 * i, 6) for i in range(21)
+    )
+    q: Annotated[tuple[Quantile, ...], Field(min_length=1, max_length=64)] = (
+        *(round(1.0 - 0.05 * 10 ** (-2 * i / 15), 6) for i in range(15)),
+        1.0,
+    )
+    top: Annotated[int, Field(strict=True, ge=1, le=16)] = 5
+    learning_rates: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=16)] = tuple(
+        round(5e-3 * 4 ** (i / 4), 6) for i in range(5)
+    )
+    steps: Count = 800
+    warmup: NonNegativeInt = 5
+    patience: Count = 80
+    batch_tokens: Annotated[int, Field(strict=True, ge=16, le=1_048_576)] | None = None
+    layers: LayerChoice = LayerChoice()
+
+
+AnySearch = Annotated[
+    Annotated[GridSearch, Tag("grid")] | Annotated[PaperExperiment, Tag("paper")],
+    kind_or("grid"),
+]

@@ -1,0 +1,56 @@
+"""How each layer's transform is chosen among candidates."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, Tag
+
+from quant_engine.policy.fields import Count, Frozen, LearningRate, kind_or
+from quant_engine.policy.transform import Transform, TransformKind
+
+Candidate = TransformKind | Transform
+Candidates = Annotated[tuple[Candidate, ...], Field(min_length=1, max_length=16)]
+_CANDIDATES: Final = (TransformKind.NONE, TransformKind.ROTATION, TransformKind.SMOOTH_ROTATION)
+
+
+class LowestError(Frozen):
+    """Per layer, keep the candidate transform with the lowest error on validation tokens.
+
+    A candidate is a kind, which takes the rest from ``transform``, or a whole transform. ``online_cost`` is λ: a
+    candidate's error counts as E · (1 + λ · c), c being its online multiply-adds per token over the linears' own.
+    """
+
+    kind: Literal["lowest_error"] = "lowest_error"
+    candidates: Candidates = _CANDIDATES
+    online_cost: Annotated[float, Field(strict=True, ge=0.0, le=100.0)] = 0.0
+
+
+class Kurtosis(Frozen):
+    """Per layer, one of two transforms by the robust z-score of the weights' kurtosis (arXiv 2511.17809).
+
+    z = 0.6745 (κ − median) / (MAD + ε) over the layers of one role group; where ``sign`` · z > ``beta`` a layer takes
+    ``outlying``, elsewhere ``typical``. The paper's values are not public to us: the defaults were fitted.
+    """
+
+    kind: Literal["kurtosis"] = "kurtosis"
+    outlying: Candidate = TransformKind.SMOOTH_ROTATION
+    typical: Candidate = TransformKind.CAT
+    sign: Literal[-1, 1] = 1
+    beta: Annotated[float, Field(strict=True, ge=-100.0, le=100.0)] = 0.0
+
+
+class Differentiable(Frozen):
+    """Per layer, the candidate with the largest weight after learning f = Σ softmax(a/τ)_t f_t (arXiv 2511.17809)."""
+
+    kind: Literal["differentiable"] = "differentiable"
+    candidates: Candidates = _CANDIDATES
+    temperature: Annotated[float, Field(strict=True, gt=0.0, le=100.0)] = 1.0
+    steps: Count = 60
+    learning_rate: LearningRate = 0.1
+
+
+AnySelection = Annotated[
+    Annotated[LowestError, Tag("lowest_error")]
+    | Annotated[Kurtosis, Tag("kurtosis")]
+    | Annotated[Differentiable, Tag("differentiable")],
+    kind_or("lowest_error"),
+]

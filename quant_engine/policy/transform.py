@@ -1,0 +1,84 @@
+"""Which equivalent transform a site gets, and whether the residual stream is rotated."""
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from quant_engine.policy.fields import Flag, Fraction, Frozen, NonNegativeInt, Quantile
+
+
+class TransformKind(StrEnum):
+    """The equivalent transforms A of Y = (X A)(W A⁻ᵀ)ᵀ that can be asked for."""
+
+    NONE = "none"
+    SMOOTH = "smooth"
+    ROTATION = "rotation"
+    SMOOTH_ROTATION = "smooth_rotation"
+    KRONECKER = "kronecker"
+    DUQUANT = "duquant"
+    CAT = "cat"
+    WUSH = "wush"
+    AFFINE = "affine"
+
+    @property
+    def scales_channels(self) -> bool:
+        """Whether the transform starts with a diagonal s that a search or a training may look for."""
+        return self in _SCALED
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the transform mixes channels, online, in front of the linear."""
+        return self not in (TransformKind.NONE, TransformKind.SMOOTH)
+
+
+_SCALED: Final = (
+    TransformKind.SMOOTH,
+    TransformKind.SMOOTH_ROTATION,
+    TransformKind.KRONECKER,
+    TransformKind.DUQUANT,
+    TransformKind.AFFINE,
+)
+
+
+class Statistic(Frozen):
+    """The channel statistic behind s = stat_X^α / stat_W^(1−α).
+
+    ``q`` is for ``quantile`` (1: the maximum), ``p`` for ``lp``, the norm (Σ |x|^p)^(1/p); ``l2`` is ``lp`` at p = 2.
+    """
+
+    kind: Literal["absmax", "quantile", "l2", "lp"] = "absmax"
+    q: Quantile = 1.0
+    p: Annotated[float, Field(strict=True, ge=1.0, le=64.0)] = 2.0
+
+
+class Transform(Frozen):
+    """One transform of a site's input.
+
+    Attributes:
+        kind: ``rotation`` is a Hadamard; ``kronecker`` FlatQuant's P₁ ⊗ P₂; ``affine`` a learned block matrix
+            (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers.
+        alpha, statistic: of the diagonal, where the kind has one.
+        block_size: the order of the Hadamard, or the width of the blocks; null is the full width where that exists.
+        damping: times the mean diagonal, added to covariances before they are inverted (``cat``, ``wush``).
+        massive_cap: tokens longer than this many times the median token are shortened to that before a covariance is
+            taken; null leaves them.
+    """
+
+    kind: TransformKind = TransformKind.SMOOTH_ROTATION
+    alpha: Fraction = 0.5
+    statistic: Statistic = Statistic()
+    block_size: Annotated[int, Field(strict=True, ge=2, le=65536)] | None = None
+    damping: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.01
+    massive_cap: Annotated[float, Field(strict=True, ge=1.0, le=1e6)] | None = 8.0
+
+
+class Residual(Frozen):
+    """A rotation R1 of the residual stream and R2 of every value head, fused into the weights (QuaRot, SpinQuant).
+
+    ``hadamard`` are randomised Hadamard matrices drawn from ``seed``; training of kind ``rotation`` learns from them.
+    """
+
+    kind: Literal["hadamard"] = "hadamard"
+    heads: Flag = True
+    seed: NonNegativeInt = 0
