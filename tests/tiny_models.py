@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -23,7 +26,11 @@ ARCHITECTURES: dict[str, type[PreTrainedConfig]] = {
     "mistral": MistralConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "gemma2": Gemma2Config,
+    "gemma3": Gemma3TextConfig,
+    "phi3": Phi3Config,
 }
+_TIED = ("llama", "gemma2", "gemma3")
 
 
 def write_tiny_model(
@@ -44,7 +51,8 @@ def write_tiny_model(
     """Write a dense safetensors checkpoint and its tokenizer into ``directory`` and return it.
 
     ``outliers`` plants massive activations: a few tokens drive one channel of every second block's ``down_proj``
-    input to hundreds of times the median. Qwen2 gets random q/k/v biases, Qwen3 a head size of hidden/heads · 2.
+    input to hundreds of times the median. Qwen2 gets random q/k/v biases, Qwen3 and Gemma a head size of
+    hidden/heads · 2, Gemma sliding and full attention in turns, Phi-3 rotary positions on half of a head.
     """
     settings: dict[str, object] = {
         "vocab_size": VOCABULARY,
@@ -57,12 +65,8 @@ def write_tiny_model(
         "bos_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": 1,
-        "tie_word_embeddings": architecture == "llama",
-    }
-    if architecture == "qwen3":
-        settings["head_dim"] = 2 * hidden // heads
-    if architecture == "mistral":
-        settings["sliding_window"] = 24
+        "tie_word_embeddings": architecture in _TIED,
+    } | _particulars(architecture, layers, 2 * hidden // heads)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](**(settings | config)), dtype=torch.float32)
     _randomize(model, seed)
@@ -71,6 +75,20 @@ def write_tiny_model(
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
     tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+def _particulars(architecture: str, layers: int, head_dim: int) -> dict[str, object]:
+    """What an architecture's configuration needs beyond sizes."""
+    kinds = [("sliding_attention", "full_attention")[index % 2] for index in range(layers)]
+    gemma = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim, "sliding_window": 24, "layer_types": kinds}
+    particulars: dict[str, dict[str, object]] = {
+        "mistral": {"sliding_window": 24},
+        "qwen3": {"head_dim": head_dim},
+        "gemma2": gemma,
+        "gemma3": gemma,
+        "phi3": {"partial_rotary_factor": 0.5},
+    }
+    return particulars.get(architecture, {})
 
 
 @cache
@@ -94,15 +112,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def _randomize(model: PreTrainedModel, seed: int) -> None:
     """Weights large enough that the blocks matter; norms and biases away from one and zero, so that fusing shows."""
     generator = torch.Generator().manual_seed(seed)
+    gemma = model.config.model_type.startswith("gemma")  # multiplies embeddings by √hidden, and by 1 + a norm's weight
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
-                parameter.copy_(1.0 + 0.2 * noise)
+                parameter.copy_(0.2 * noise if gemma else 1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 parameter.copy_(0.1 * noise)
             elif "embed" in name:
-                parameter.copy_(0.5 * noise)
+                parameter.copy_(0.5 * noise * (parameter.shape[-1] ** -0.5 if gemma else 1.0))
             else:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
 
@@ -116,6 +135,12 @@ def _plant_outliers(model: PreTrainedModel) -> None:
         for index, block in enumerate(model.model.layers):
             if index % 2 == 0:
                 channel = 5 + index
-                block.mlp.gate_proj.weight[channel] = 12.0 * direction
-                block.mlp.up_proj.weight[channel] = 12.0 * direction
+                for rows in _gate_and_up(block.mlp):
+                    rows[channel] = 12.0 * direction
                 block.mlp.down_proj.weight[:, channel] *= 0.02
+
+
+def _gate_and_up(mlp: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    if hasattr(mlp, "gate_up_proj"):
+        return mlp.gate_up_proj.weight.chunk(2)
+    return mlp.gate_proj.weight, mlp.up_proj.weight

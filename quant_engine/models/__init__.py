@@ -1,21 +1,41 @@
 """Model sources and block streaming: a model is a stream of decoder blocks, never a whole in memory."""
 
-from quant_engine.models.architectures import ARCHITECTURES, Architecture, ProducerKind, SiteTemplate, architecture_of
+from quant_engine.models.architectures import (
+    ARCHITECTURES,
+    FUSED_LINEARS,
+    Architecture,
+    ProducerKind,
+    ProducerRows,
+    SiteTemplate,
+    architecture_of,
+)
+from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.fusion import fuse_scales
-from quant_engine.models.sites import Site, model_sites, target_sites
+from quant_engine.models.residual import ResidualRotation, RotatedSource, hadamard_rotation
+from quant_engine.models.sites import Site, head_size, model_sites, target_sites
 from quant_engine.models.source import CheckpointSource, safe_config
 from quant_engine.models.streaming import StreamedModel
+from quant_engine.models.weight_source import WeightSource
 
 __all__ = [
     "ARCHITECTURES",
+    "FUSED_LINEARS",
     "Architecture",
     "CheckpointSource",
     "ProducerKind",
+    "ProducerRows",
+    "ResidualRotation",
+    "RotatedSource",
     "Site",
     "SiteTemplate",
     "StreamedModel",
+    "WeightSource",
     "architecture_of",
+    "empty_model",
     "fuse_scales",
+    "hadamard_rotation",
+    "head_size",
+    "model_configuration",
     "model_sites",
     "safe_config",
     "target_sites",

@@ -15,6 +15,13 @@ class ProducerKind(StrEnum):
     LINEAR_ROWS = "linear_rows"
 
 
+class ProducerRows(StrEnum):
+    """Which rows of the producing linear make the site's tensor."""
+
+    ALL = "all"
+    LAST = "last"  # of a fused linear: the values of [q; k; v], the linear branch of [gate; up]
+
+
 @dataclass(frozen=True)
 class SiteTemplate:
     """One site of a decoder block: a tensor, the linears that read it, and the module that produces it.
@@ -26,15 +33,24 @@ class SiteTemplate:
     readers: tuple[str, ...]
     producer: str
     kind: ProducerKind
+    rows: ProducerRows = ProducerRows.ALL
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only model class: its names and its blocks' sites, in the order in which a forward reaches them."""
+    """A decoder-only model class: its names and its blocks' sites, in the order in which a forward reaches them.
+
+    Attributes:
+        norm_offset: what every RMSNorm adds to its stored weight before it multiplies (Gemma: 1).
+        post_norms: norms between a linear and the residual stream it is added to. No rotation of the stream passes
+            through them, and no linear follows that could take their weight.
+    """
 
     class_name: str
     model_type: str
     sites: tuple[SiteTemplate, ...]
+    norm_offset: float = 0.0
+    post_norms: tuple[str, ...] = ()
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
@@ -45,38 +61,64 @@ class Architecture:
         return f"{self.blocks}.{index}."
 
 
-_LLAMA_SITES: Final = (
-    SiteTemplate(
-        role="attention_input",
-        readers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        producer="input_layernorm",
-        kind=ProducerKind.NORM_WEIGHT,
-    ),
-    SiteTemplate(
-        role="attention_output",
-        readers=("self_attn.o_proj",),
-        producer="self_attn.v_proj",
-        kind=ProducerKind.VALUE_ROWS,
-    ),
-    SiteTemplate(
-        role="feed_forward_input",
-        readers=("mlp.gate_proj", "mlp.up_proj"),
-        producer="post_attention_layernorm",
-        kind=ProducerKind.NORM_WEIGHT,
-    ),
-    SiteTemplate(
-        role="feed_forward_inner",
-        readers=("mlp.down_proj",),
-        producer="mlp.up_proj",
-        kind=ProducerKind.LINEAR_ROWS,
-    ),
+FUSED_LINEARS: Final[dict[str, tuple[str, ...]]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""A linear that holds the rows of several, in this order, and the names that other architectures give its parts."""
+
+
+def _attention_output(producer: str = "self_attn.v_proj", rows: ProducerRows = ProducerRows.ALL) -> SiteTemplate:
+    return SiteTemplate("attention_output", ("self_attn.o_proj",), producer, ProducerKind.VALUE_ROWS, rows)
+
+
+def _feed_forward_inner(producer: str = "mlp.up_proj", rows: ProducerRows = ProducerRows.ALL) -> SiteTemplate:
+    return SiteTemplate("feed_forward_inner", ("mlp.down_proj",), producer, ProducerKind.LINEAR_ROWS, rows)
+
+
+def _separate_sites(feed_forward_norm: str) -> tuple[SiteTemplate, ...]:
+    """Sites of a block whose q, k, v, gate and up are linears of their own."""
+    return (
+        SiteTemplate(
+            role="attention_input",
+            readers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            producer="input_layernorm",
+            kind=ProducerKind.NORM_WEIGHT,
+        ),
+        _attention_output(),
+        SiteTemplate(
+            role="feed_forward_input",
+            readers=("mlp.gate_proj", "mlp.up_proj"),
+            producer=feed_forward_norm,
+            kind=ProducerKind.NORM_WEIGHT,
+        ),
+        _feed_forward_inner(),
+    )
+
+
+_LLAMA_SITES: Final = _separate_sites("post_attention_layernorm")
+_GEMMA_SITES: Final = _separate_sites("pre_feedforward_layernorm")
+_GEMMA_POST_NORMS: Final = ("post_attention_layernorm", "post_feedforward_layernorm")
+_PHI3_SITES: Final = (
+    SiteTemplate("attention_input", ("self_attn.qkv_proj",), "input_layernorm", ProducerKind.NORM_WEIGHT),
+    _attention_output("self_attn.qkv_proj", ProducerRows.LAST),
+    SiteTemplate("feed_forward_input", ("mlp.gate_up_proj",), "post_attention_layernorm", ProducerKind.NORM_WEIGHT),
+    _feed_forward_inner("mlp.gate_up_proj", ProducerRows.LAST),
 )
 
+
+def _gemma(class_name: str, model_type: str) -> Architecture:
+    return Architecture(class_name, model_type, _GEMMA_SITES, norm_offset=1.0, post_norms=_GEMMA_POST_NORMS)
+
+
 ARCHITECTURES: Final[tuple[Architecture, ...]] = (
-    Architecture(class_name="LlamaForCausalLM", model_type="llama", sites=_LLAMA_SITES),
-    Architecture(class_name="MistralForCausalLM", model_type="mistral", sites=_LLAMA_SITES),
-    Architecture(class_name="Qwen2ForCausalLM", model_type="qwen2", sites=_LLAMA_SITES),
-    Architecture(class_name="Qwen3ForCausalLM", model_type="qwen3", sites=_LLAMA_SITES),
+    Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES),
+    Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES),
+    Architecture("Qwen2ForCausalLM", "qwen2", _LLAMA_SITES),
+    Architecture("Qwen3ForCausalLM", "qwen3", _LLAMA_SITES),
+    _gemma("Gemma2ForCausalLM", "gemma2"),
+    _gemma("Gemma3ForCausalLM", "gemma3_text"),
+    Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES),
 )
 
 

@@ -2,15 +2,17 @@
 
 Y = X Wᵀ = (X Λ⁻¹)(W Λ)ᵀ with Λ = diag(s) (SmoothQuant, arXiv 2211.10438, equation 3). The producer's rows, or the
 norm's weight, take Λ⁻¹; it is exact because what lies between (RMSNorm's weight, attention's averaging, act(gate)·up)
-is linear in them.
+is linear in them. A norm that multiplies by c + w takes (c + w)/s − c; of a fused linear only the rows that make the
+tensor change.
 
-Shapes: D in features, O out features.
+Shapes: D in features, O out features, P parameters of the diagonal (P < D where heads tie them).
 """
 
 import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
+from quant_engine.models.architectures import ProducerRows
 from quant_engine.models.sites import Site
 
 
@@ -35,16 +37,18 @@ def fuse_scales(state: dict[str, Tensor], site: Site, scales_D: Tensor) -> None:
             detail=f"The scales of {site.name} differ between heads that share a value head.",
             hint="This is a defect of the engine: report it with the job's policy.",
         )
-    weight = f"{site.producer}.weight"
     inverse_P = s_P.reciprocal()
-    rows = inverse_P[:, None] if state[weight].ndim == 2 else inverse_P
-    state[weight] = _scaled(state[weight], rows)
-    bias = f"{site.producer}.bias"
-    if bias in state:
-        state[bias] = _scaled(state[bias], inverse_P)
+    for parameter in (f"{site.producer}.weight", f"{site.producer}.bias"):
+        if parameter in state:
+            state[parameter] = _produced(state[parameter], inverse_P, site)
     for reader in site.all_readers:
-        state[f"{reader}.weight"] = _scaled(state[f"{reader}.weight"], s_D[None, :])
+        weight = state[f"{reader}.weight"]
+        state[f"{reader}.weight"] = (weight.to(torch.float64) * s_D[None, :]).to(weight.dtype)
 
 
-def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
-    return (tensor.to(torch.float64) * factor).to(tensor.dtype)
+def _produced(parameter: Tensor, inverse_P: Tensor, site: Site) -> Tensor:
+    """A producer's weight [O, I] or [O], or its bias [O], for a tensor that is multiplied by ``inverse_P``."""
+    value = parameter.to(torch.float64, copy=True) + site.norm_offset
+    first = len(value) - len(inverse_P) if site.rows is ProducerRows.LAST else 0
+    value[first:] *= inverse_P.reshape(-1, *[1] * (value.ndim - 1))
+    return (value - site.norm_offset).to(parameter.dtype)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NoMatchingLayer
-from quant_engine.models.architectures import Architecture, ProducerKind, SiteTemplate
+from quant_engine.models.architectures import (
+    FUSED_LINEARS,
+    Architecture,
+    ProducerKind,
+    ProducerRows,
+    SiteTemplate,
+)
 from quant_engine.policy import NumberFormat, Policy, matches
 
 
@@ -20,7 +26,8 @@ class Site:
 
     ``readers`` are the linears to quantize, ``all_readers`` every linear that sees the tensor: a fused diagonal has to
     be undone in each of them. ``heads`` and ``tied`` describe the attention output: features are heads × head size,
-    and ``tied`` neighbouring heads share one diagonal, because they read the same value head.
+    and ``tied`` neighbouring heads share one diagonal, because they read the same value head. ``rows`` are the
+    rows of the producer that make the tensor, and ``norm_offset`` is what a producing norm adds to its stored weight.
     """
 
     block: int
@@ -32,6 +39,8 @@ class Site:
     features: int
     heads: int = 1
     tied: int = 1
+    rows: ProducerRows = ProducerRows.ALL
+    norm_offset: float = 0.0
 
     @property
     def name(self) -> str:
@@ -57,16 +66,23 @@ class Site:
 def model_sites(config: Any, architecture: Architecture) -> list[Site]:
     """Every site of every block, in forward order. ``config`` is a transformers configuration."""
     return [
-        _site(template, block, architecture.block_prefix(block), config)
+        _site(template, block, architecture, config)
         for block in range(config.num_hidden_layers)
         for template in architecture.sites
     ]
 
 
+def head_size(config: Any) -> int:
+    """Channels of one attention head; not always hidden / heads (Qwen3, Gemma)."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def target_sites(sites: list[Site], policy: Policy) -> list[Site]:
     """The sites that ``policy`` quantizes, ``readers`` cut down to the targeted linears.
 
-    An override of a linear's weights to ``none`` leaves that linear alone.
+    An override of a linear's weights to ``none`` leaves that linear alone. A fused linear is also meant where
+    ``targets`` name all of its parts (``q_proj``, ``k_proj`` and ``v_proj`` for ``qkv_proj``), and ignored where
+    ``ignore`` names one of them.
 
     Raises:
         NoMatchingLayer: nothing matches ``targets``, or ``ignore`` and the overrides leave nothing.
@@ -86,9 +102,10 @@ def target_sites(sites: list[Site], policy: Policy) -> list[Site]:
 
 
 def _is_targeted(name: str, policy: Policy) -> bool:
-    if not any(matches(pattern, name) for pattern in policy.targets):
-        return False
-    if any(matches(pattern, name) for pattern in policy.ignore):
+    prefix, _, leaf = name.rpartition(".")
+    parts = [f"{prefix}.{part}" for part in FUSED_LINEARS.get(leaf, ())]
+    named = _matches_any(policy.targets, name) or (parts and all(_matches_any(policy.targets, part) for part in parts))
+    if not named or any(_matches_any(policy.ignore, each) for each in (name, *parts)):
         return False
     weights = policy.weights
     for override in policy.overrides:
@@ -97,14 +114,19 @@ def _is_targeted(name: str, policy: Policy) -> bool:
     return weights.format is not NumberFormat.NONE
 
 
-def _site(template: SiteTemplate, block: int, prefix: str, config: Any) -> Site:
+def _matches_any(patterns: tuple[str, ...], name: str) -> bool:
+    return any(matches(pattern, name) for pattern in patterns)
+
+
+def _site(template: SiteTemplate, block: int, architecture: Architecture, config: Any) -> Site:
     heads, tied, features = 1, 1, config.hidden_size
     if template.kind is ProducerKind.LINEAR_ROWS:
         features = config.intermediate_size
     elif template.kind is ProducerKind.VALUE_ROWS:
         heads = config.num_attention_heads
         tied = heads // config.num_key_value_heads
-        features = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        features = heads * head_size(config)
+    prefix = architecture.block_prefix(block)
     readers = tuple(prefix + reader for reader in template.readers)
     return Site(
         block=block,
@@ -116,4 +138,6 @@ def _site(template: SiteTemplate, block: int, prefix: str, config: Any) -> Site:
         features=features,
         heads=heads,
         tied=tied,
+        rows=template.rows,
+        norm_offset=architecture.norm_offset if template.kind is ProducerKind.NORM_WEIGHT else 0.0,
     )

@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from quant_engine.errors import UnsafeCheckpoint, UnsupportedArchitecture
+from quant_engine.errors import UnsafeCheckpoint
 from quant_engine.models.architectures import Architecture, architecture_of
-from quant_engine.models.source import CheckpointSource
+from quant_engine.models.configuration import empty_model, model_configuration
+from quant_engine.models.weight_source import WeightSource
 
 BlockReader = Callable[[int], Mapping[str, Tensor]]
 """A block's index to its parameters, named as in the whole model."""
@@ -53,7 +53,7 @@ class StreamedModel:
     """A model of which only the embeddings, the final norm and the head stay in memory.
 
     Args:
-        source: the dense checkpoint.
+        source: the dense checkpoint, or a view of one.
         dtype: the type to compute in.
         device: where to compute.
 
@@ -62,14 +62,14 @@ class StreamedModel:
     """
 
     def __init__(
-        self, source: CheckpointSource, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self, source: WeightSource, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
         self.source = source
         self.architecture: Architecture = architecture_of(source.config)
         self.dtype = dtype
         self.device = torch.device(device)
-        self.config = _configuration(source)
-        model = _empty_model(self.config, dtype)
+        self.config = model_configuration(source.config)
+        model = empty_model(self.config, dtype)
         self._layer_class = type(model.model.layers[0])
         self._model_config = model.config
         model.model.layers = nn.ModuleList(_Recorder() for _ in range(self.blocks))
@@ -154,19 +154,19 @@ class StreamedModel:
 
     @torch.no_grad()
     def leave(self, hidden_BTD: Tensor) -> Tensor:
-        """The logits [B, T, V] of the last block's output."""
+        """The logits [B, T, V] of the last block's output, through the model's own norm, head and soft cap."""
         self._load_ends()
-        logits_BTV: Tensor = self._skeleton.lm_head(self._skeleton.model.norm(hidden_BTD))
+        logits_BTV: Tensor = self._skeleton(inputs_embeds=hidden_BTD, use_cache=False).logits
         return logits_BTV
 
     def whole(self) -> PreTrainedModel:
         """The whole model over the memory-mapped weights, for sampling; where no cast is needed, nothing is copied."""
-        model = _empty_model(self.config, self.dtype)
+        model = empty_model(self.config, self.dtype)
         state = self.source.read(self.source.tensors, dtype=self.dtype, device=self.device)
         if self.ties_embeddings:
             state[f"{self.architecture.head}.weight"] = state[f"{self.architecture.embedding}.weight"]
+        _materialize_buffers(model, self.device)
         model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(self.device)
         whole: PreTrainedModel = model.eval().requires_grad_(False)
         return whole
 
@@ -176,6 +176,7 @@ class StreamedModel:
         ends = self.source.read(self.end_names, dtype=self.dtype, device=self.device)
         if self.ties_embeddings:
             ends[f"{self.architecture.head}.weight"] = ends[f"{self.architecture.embedding}.weight"]
+        _materialize_buffers(self._skeleton, self.device)
         try:
             self._skeleton.load_state_dict(ends, assign=True)
         except RuntimeError as error:
@@ -184,40 +185,18 @@ class StreamedModel:
                 hint="Check that config.json belongs to these weights.",
             ) from error
         self._skeleton.requires_grad_(False)
-        rotary = type(self._skeleton.model.rotary_emb)
-        self._skeleton.model.rotary_emb = rotary(config=self._model_config).to(self.device)
         self._ends_loaded = True
 
 
-_CONFIG_ERRORS = (
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    RuntimeError,
-    ZeroDivisionError,
-)
+def _materialize_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Give the buffers that no checkpoint stores (rotary frequencies, Gemma's embedding scale) memory and values.
 
-
-def _configuration(source: CheckpointSource) -> Any:
-    fields = {key: value for key, value in source.config.items() if key != "model_type"}
-    try:
-        return AutoConfig.for_model(source.config["model_type"], **fields)
-    except _CONFIG_ERRORS as error:
-        raise _bad_config(error) from error
-
-
-def _empty_model(config: Any, dtype: torch.dtype) -> Any:
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    except _CONFIG_ERRORS as error:
-        raise _bad_config(error) from error
-
-
-def _bad_config(error: Exception) -> UnsupportedArchitecture:
-    return UnsupportedArchitecture(
-        detail=f"config.json has values that transformers refuses for this model class ({type(error).__name__}).",
-        hint="Check config.json against the model's original.",
-    )
+    They are the values that ``from_pretrained`` gives them. To be called while the parameters are still without memory:
+    transformers initialises them along with the buffers.
+    """
+    for module in model.modules():
+        empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in empty.items():
+            setattr(module, name, torch.empty_like(buffer, device=device))
+        if empty:
+            model._init_weights(module)  # noqa: SLF001  # the hook in which every model class says it

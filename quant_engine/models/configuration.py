@@ -1,0 +1,52 @@
+"""From a ``config.json`` to transformers' configuration, and to a model without memory behind its parameters."""
+
+from typing import Any, Final
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from quant_engine.errors import UnsupportedArchitecture
+
+_CONFIG_ERRORS: Final = (
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ZeroDivisionError,
+)
+
+
+def model_configuration(config: dict[str, Any]) -> Any:
+    """The transformers configuration of a sanitized ``config.json``, its class's defaults filled in.
+
+    Raises:
+        UnsupportedArchitecture: transformers refuses a value.
+    """
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        return AutoConfig.for_model(config["model_type"], **fields)
+    except _CONFIG_ERRORS as error:
+        raise _bad_config(error) from error
+
+
+def empty_model(config: Any, dtype: torch.dtype) -> Any:
+    """The model class of a transformers configuration, every tensor on the meta device.
+
+    Raises:
+        UnsupportedArchitecture: transformers refuses a value.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    except _CONFIG_ERRORS as error:
+        raise _bad_config(error) from error
+
+
+def _bad_config(error: Exception) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(
+        detail=f"config.json has values that transformers refuses for this model class ({type(error).__name__}).",
+        hint="Check config.json against the model's original.",
+    )

@@ -1,0 +1,41 @@
+"""What streaming and the stages need of a model's weights, whether they are a checkpoint's or a view's of one."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class WeightSource(Protocol):
+    """A dense model, read tensor by tensor; :class:`CheckpointSource` and :class:`RotatedSource` are such."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoint and its tokenizer are."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sanitized ``config.json`` of the weights as they are read."""
+
+    @property
+    def tensors(self) -> Mapping[str, Path]:
+        """Every tensor that can be read, and the file it comes from."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type that most of the weights are stored in."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that follows every byte of the config and the weights."""
+
+    def read(
+        self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """The named tensors as ``dtype`` on ``device``."""
