@@ -1,6 +1,6 @@
 """Symmetric round-to-nearest of rows that share one scale each, with a straight-through estimator.
 
-    a = ρ max_j abs(v_j) / q_max        c_j = clamp(round(v_j / a), −q_max − 1, q_max)        q_j = a c_j
+    a = ρ max_j abs(v_j) / q_max        c_j = the grid's nearest code to v_j / a        q_j = a c_j
 
 Shapes: R rows (a token, an output channel, a group or a whole tensor), G values in each.
 """
@@ -10,58 +10,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant_engine.grids.formats import Grid, IntegerGrid
 
-def row_scales(v_RG: Tensor, *, bits: int, clip_ratio: float = 1.0) -> Tensor:
+
+def row_scales(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) -> Tensor:
     """The scale a of each row [R, 1]; 1 for a row of zeros (or so small that a would vanish), whose codes are all 0."""
-    scale_R1 = v_RG.abs().amax(dim=-1, keepdim=True) * (clip_ratio / largest_code(bits))
+    scale_R1 = v_RG.abs().amax(dim=-1, keepdim=True) * (clip_ratio / grid.largest)
     return torch.where(scale_R1 > 0, scale_R1, torch.ones_like(scale_R1))
 
 
-def row_codes(v_RG: Tensor, scale_R1: Tensor, *, bits: int) -> Tensor:
-    """The codes c [R, G], as floating-point integers."""
-    return (v_RG / scale_R1).round_().clamp_(-largest_code(bits) - 1, largest_code(bits))
+def row_codes(v_RG: Tensor, scale_R1: Tensor, *, grid: Grid) -> Tensor:
+    """The codes c [R, G], as floating-point numbers."""
+    return grid.nearest_(v_RG / scale_R1)
 
 
-def largest_code(bits: int) -> int:
-    """q_max = 2^(bits − 1) − 1: 7 for int4, whose smallest code is −8."""
-    return (1 << (bits - 1)) - 1
+def fake_quantize_rows(v_RG: Tensor, *, bits: int, clip_ratio: float | Tensor = 1.0) -> Tensor:
+    """:func:`fake_quantize_on_grid` for the integers of ``bits`` bits."""
+    return fake_quantize_on_grid(v_RG, grid=IntegerGrid(bits), clip_ratio=clip_ratio)
 
 
-def fake_quantize_rows(v_RG: Tensor, *, bits: int, clip_ratio: float = 1.0) -> Tensor:
-    """q [R, G]. The gradient passes ``round`` as if it were the identity, and nothing else that way: it reaches v
+def fake_quantize_on_grid(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) -> Tensor:
+    """q [R, G]. The gradient passes the rounding as if it were the identity, and nothing else that way: it reaches v
     through the scale too, and it is zero through a clamped code (arXiv 2606.09927, straight-through estimator).
+
+    Args:
+        clip_ratio: ρ > 0; a tensor, a scalar or one for each row [R, 1], gets its gradient (the learned clipping of
+            OmniQuant, arXiv 2308.13137, and FlatQuant, arXiv 2410.09426).
     """
-    quantized: Tensor = _FakeQuantizeRows.apply(v_RG, bits, clip_ratio)  # type: ignore[no-untyped-call]  # torch's apply
+    if isinstance(clip_ratio, Tensor):
+        # Rows of ρ in another precision would promote the result.
+        clip_ratio = clip_ratio.to(v_RG.dtype)
+    quantized: Tensor = _FakeQuantizeRows.apply(v_RG, grid, clip_ratio)  # type: ignore[no-untyped-call]  # torch's apply
     return quantized
 
 
 class _FakeQuantizeRows(torch.autograd.Function):
     """The composite operation in one node, at a third of autograd's time and memory on its parts.
 
-    With r = 1 where a code is not clamped and 0 elsewhere, ∂q_j/∂v_j = r_j and ∂q_j/∂a = c_j − r_j v_j/a; and
-    ∂a/∂v_m = ρ sign(v_m)/q_max at the largest entry m (the first of them on a tie).
+    With r = 1 where a code is not clamped and 0 elsewhere, ∂q_j/∂v_j = r_j and ∂q_j/∂a = c_j − r_j v_j/a;
+    ∂a/∂v_m = ρ sign(v_m)/q_max at the largest entry m (the first of them on a tie), and ∂a/∂ρ = abs(v_m)/q_max.
     """
 
     @staticmethod
-    def forward(ctx: Any, v_RG: Tensor, bits: int, clip_ratio: float) -> Tensor:
-        scale_R1 = row_scales(v_RG, bits=bits, clip_ratio=clip_ratio)
-        codes_RG = row_codes(v_RG, scale_R1, bits=bits)
-        if ctx.needs_input_grad[0]:
+    def forward(ctx: Any, v_RG: Tensor, grid: Grid, clip_ratio: float | Tensor) -> Tensor:
+        scale_R1 = row_scales(v_RG, grid=grid, clip_ratio=clip_ratio)
+        codes_RG = row_codes(v_RG, scale_R1, grid=grid)
+        if any(ctx.needs_input_grad):
+            learned = isinstance(clip_ratio, Tensor)
             peak_R1 = v_RG.abs().argmax(dim=-1, keepdim=True)
-            slope_R1 = v_RG.gather(-1, peak_R1).sign() * (clip_ratio / largest_code(bits))
-            residual_RG = codes_RG - v_RG / scale_R1
-            ctx.clips = clip_ratio < 1.0
-            ctx.save_for_backward(residual_RG, codes_RG if ctx.clips else None, peak_R1, slope_R1)
+            top_R1 = v_RG.gather(-1, peak_R1)
+            ratio_RG = v_RG / scale_R1
+            by_scale_RG = codes_RG - ratio_RG  # ∂q/∂a
+            clamped_RG = None
+            if learned or clip_ratio < 1.0:
+                clamped_RG = grid.clamped(ratio_RG, codes_RG)
+                by_scale_RG = torch.where(clamped_RG, codes_RG, by_scale_RG)
+            slope_R1 = top_R1.sign() * (clip_ratio / grid.largest)  # ∂a/∂v_m
+            reach_R1 = top_R1.abs() / grid.largest if learned else None  # ∂a/∂ρ
+            ctx.ratio_shape = clip_ratio.shape if isinstance(clip_ratio, Tensor) else None
+            ctx.save_for_backward(by_scale_RG, clamped_RG, peak_R1, slope_R1, reach_R1)
         return codes_RG * scale_R1
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (grad_RG,) = grads
-        residual_RG, codes_RG, peak_R1, slope_R1 = ctx.saved_tensors
-        through_RG = grad_RG.clone()
-        if ctx.clips:
-            clamped_RG = residual_RG.abs() > 0.5
-            through_RG.masked_fill_(clamped_RG, 0.0)
-            residual_RG = torch.where(clamped_RG, codes_RG, residual_RG)
-        scale_grad_R1 = (grad_RG * residual_RG).sum(dim=-1, keepdim=True)
-        return through_RG.scatter_add_(-1, peak_R1, scale_grad_R1 * slope_R1), None, None
+        by_scale_RG, clamped_RG, peak_R1, slope_R1, reach_R1 = ctx.saved_tensors
+        scale_grad_R1 = (grad_RG * by_scale_RG).sum(dim=-1, keepdim=True)
+        v_grad_RG = ratio_grad = None
+        if ctx.needs_input_grad[0]:
+            v_grad_RG = grad_RG.clone()
+            if clamped_RG is not None:
+                v_grad_RG.masked_fill_(clamped_RG, 0.0)
+            v_grad_RG.scatter_add_(-1, peak_R1, scale_grad_R1 * slope_R1)
+        if ctx.needs_input_grad[2]:
+            ratio_grad = (scale_grad_R1 * reach_R1).sum_to_size(ctx.ratio_shape)
+        return v_grad_RG, None, ratio_grad

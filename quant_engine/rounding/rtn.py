@@ -1,29 +1,50 @@
-"""Round to nearest of a transformed weight, for a checkpoint of a given dtype. Shapes: O output channels, I inputs."""
+"""Round to nearest of a transformed weight, for a checkpoint of a given dtype.
+
+Shapes: O output channels, I inputs, R rows of values that share a scale.
+"""
 
 import torch
 from torch import Tensor
 
-from quant_engine.grids import Quantized, largest_code, quantize_weight
+from quant_engine.errors import NumericalInstability
+from quant_engine.grids import Quantized, codes_on_scale, weight_scale
 from quant_engine.policy import WeightQuantization
 
 
-def round_to_nearest(w_OI: Tensor, spec: WeightQuantization, dtype: torch.dtype) -> Quantized:
+def round_to_nearest(
+    w_OI: Tensor,
+    spec: WeightQuantization,
+    dtype: torch.dtype,
+    *,
+    importance_I: Tensor | None = None,
+    clip_ratio_R1: Tensor | None = None,
+) -> Quantized:
     """Codes and scales of W' on the grid whose scales are representable in ``dtype``, the type of the checkpoint.
 
     In half precision the scale is rounded first and the codes are taken against what it became.
 
     Args:
-        w_OI: W' = W Λ Hᵀ, transformed already.
+        w_OI: W' = W A⁻ᵀ, transformed already.
+        importance_I, clip_ratio_R1: as for :func:`quant_engine.grids.weight_scale`.
 
     Raises:
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
+        NumericalInstability: a scale is not finite in ``dtype``.
     """
-    quantized = quantize_weight(w_OI, spec)
-    scale = quantized.scale.to(dtype)
-    if dtype == w_OI.dtype:
-        return quantized
-    grouped = w_OI.reshape(*scale.shape, -1) if scale.numel() > 1 else w_OI
-    against = scale.to(w_OI.dtype)[..., None] if scale.numel() > 1 else scale.to(w_OI.dtype)
-    largest = largest_code(quantized.bits)
-    codes = (grouped / against).round_().clamp_(-largest - 1, largest).to(torch.int8).reshape(w_OI.shape)
-    return Quantized(codes=codes, scale=scale, bits=quantized.bits)
+    scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1)
+    return codes_on_scale(w_OI, spec, representable_scale(scale, dtype))
+
+
+def representable_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``scale`` in ``dtype``; 1 where it vanishes there, whose codes are the values' own, that is all 0.
+
+    Raises:
+        NumericalInstability: a scale is not finite in ``dtype``.
+    """
+    found = scale.to(dtype)
+    if not bool(torch.isfinite(found).all()):
+        raise NumericalInstability(
+            detail=f"A scale of a weight is not finite in {dtype}.",
+            hint="Check the model's weights for NaN or infinity; export in float32 or bfloat16 if they are that large.",
+        )
+    return torch.where(found > 0, found, torch.ones_like(found))

@@ -1,0 +1,94 @@
+"""GPTQ (arXiv 2210.17323): columns are rounded one after another, each error made good by the columns that follow.
+
+With (H + λI)⁻¹ = Uᵀ U, U upper triangular, column j of W is rounded to q_j and the rest becomes
+
+    W_k ← W_k − (W_j − q_j) U_jk / U_jj        for k > j
+
+which is the least that tr((W − Q) H (W − Q)ᵀ) can be, given the columns rounded so far.
+
+Shapes: O output channels, I input channels, B columns of a block, G groups of an output channel.
+"""
+
+import torch
+from torch import Tensor
+
+from quant_engine.grids import Grid, Quantized, weight_grid, weight_scale
+from quant_engine.policy import WeightQuantization
+from quant_engine.rounding.factor import GptqFactor, factorise
+from quant_engine.rounding.rtn import representable_scale
+
+
+def gptq(
+    w_OI: Tensor,
+    hessian: Tensor | GptqFactor,
+    spec: WeightQuantization,
+    dtype: torch.dtype,
+    *,
+    scale: Tensor | None = None,
+    clip_ratio_R1: Tensor | None = None,
+) -> Quantized:
+    """Codes of W' that keep the layer's output on the inputs behind ``hessian``, for a checkpoint of ``dtype``.
+
+    The scales are those of round to nearest, fixed before the first column is rounded, so the groups of act-order are
+    the checkpoint's (static). They are rounded to ``dtype`` first, and the codes answer for that.
+
+    Args:
+        w_OI: W' = W A⁻ᵀ, transformed already.
+        hessian: H [I, I] of the transformed input, or its factor where several weights share it.
+        scale: [O, 1] per channel, [O, G] per group, [1, 1] per tensor; None for ``spec``'s.
+        clip_ratio_R1: a learned ρ in place of ``spec.clip``, as for :func:`quant_engine.grids.weight_scale`.
+
+    Raises:
+        UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
+        NumericalInstability: the Hessian or a scale is not finite, or the damped Hessian is not positive definite.
+    """
+    grid = weight_grid(spec)
+    if scale is None:
+        scale = weight_scale(w_OI, spec, clip_ratio_R1=clip_ratio_R1)
+    scale = representable_scale(scale, dtype)
+    factor = hessian if isinstance(hessian, GptqFactor) else factorise(hessian, spec.gptq)
+    codes_IO = _rounded_columns(w_OI, scale, factor, grid)
+    return Quantized(codes=codes_IO.T.contiguous().to(grid.storage), scale=scale, bits=grid.bits)
+
+
+def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid) -> Tensor:
+    """The codes [I, O] as floating-point numbers. Columns of W are rows here, so that each is contiguous."""
+    width = w_OI.shape[1]
+    working = torch.promote_types(w_OI.dtype, torch.float32)
+    order = torch.arange(width, device=w_OI.device) if factor.order is None else factor.order
+    rest_IO = w_OI.T.to(working)[order]
+    root_II = factor.inverse_root_II.to(working)
+    group_I = (order // (width // scale.shape[1])).tolist()
+    scale_GO = scale.T.to(working).contiguous()
+    codes_IO = torch.empty_like(rest_IO)
+    for first in range(0, width, factor.block_size):
+        last = min(first + factor.block_size, width)
+        error_BO = _round_block(
+            rest_IO[first:last],
+            codes_IO[first:last],
+            root_II[first:last, first:last],
+            scale_GO,
+            group_I[first:last],
+            grid,
+        )
+        rest_IO[last:].addmm_(root_II[first:last, last:].T, error_BO, alpha=-1)
+    found_IO = torch.empty_like(codes_IO)
+    found_IO[order] = codes_IO
+    return found_IO
+
+
+def _round_block(
+    rest_BO: Tensor, codes_BO: Tensor, root_BB: Tensor, scale_GO: Tensor, group_B: list[int], grid: Grid
+) -> Tensor:
+    """Fill ``codes_BO``, consuming ``rest_BO``; the errors (W_j − q_j) / U_jj [B, O] are what later blocks are due."""
+    # Row j of U over U_jj, so that the loop needs no number from the device.
+    pivot_B1 = root_BB.diagonal().unsqueeze(-1)
+    follow_BB = root_BB / pivot_B1
+    error_BO = torch.empty_like(rest_BO)
+    for column, group in enumerate(group_B):
+        scale_O = scale_GO[group]
+        code_O = grid.nearest_(rest_BO[column] / scale_O)
+        codes_BO[column] = code_O
+        torch.addcmul(rest_BO[column], code_O, scale_O, value=-1, out=error_BO[column])
+        rest_BO[column + 1 :].addr_(follow_BB[column, column + 1 :], error_BO[column], alpha=-1)
+    return error_BO.div_(pivot_B1)
