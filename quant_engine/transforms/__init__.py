@@ -1,17 +1,66 @@
 """Equivalent transforms of a linear's input: their statistics, their scale policies, and how they act."""
 
+from quant_engine.transforms.builders_kronecker import kronecker_hadamard, kronecker_sizes
+from quant_engine.transforms.closed_form import capped_tokens, cat_blocks, covariance_of, wush_blocks
+from quant_engine.transforms.composition import (
+    apply_all,
+    apply_online_all,
+    covariance_all,
+    dense_matrix,
+    inverse_transpose_all,
+    merge_diagonals,
+    online_cost,
+    split_fusable,
+)
+from quant_engine.transforms.permutation import duquant, zigzag_permutation
 from quant_engine.transforms.plan import SitePlan, transform_activation, transform_weight
+from quant_engine.transforms.primitives import (
+    PRIMITIVES,
+    Block,
+    Dense,
+    Diagonal,
+    Hadamard,
+    Kronecker,
+    Permutation,
+    Primitive,
+    primitive_from,
+)
 from quant_engine.transforms.scales import SMALLEST_SCALE, build_plan, scale_policy
 from quant_engine.transforms.statistics import ChannelStatistics, abs_quantile, channel_statistics
 
 __all__ = [
+    "PRIMITIVES",
     "SMALLEST_SCALE",
+    "Block",
     "ChannelStatistics",
+    "Dense",
+    "Diagonal",
+    "Hadamard",
+    "Kronecker",
+    "Permutation",
+    "Primitive",
     "SitePlan",
     "abs_quantile",
+    "apply_all",
+    "apply_online_all",
     "build_plan",
+    "capped_tokens",
+    "cat_blocks",
     "channel_statistics",
+    "covariance_all",
+    "covariance_of",
+    "dense_matrix",
+    "duquant",
+    "inverse_transpose_all",
+    "kronecker_hadamard",
+    "kronecker_sizes",
+    "merge_diagonals",
+    "online_cost",
+    "primitive_from",
     "scale_policy",
+    "split_fusable",
     "transform_activation",
     "transform_weight",
+    "wush_blocks",
+    "zigzag_permutation",
 ]

@@ -1,0 +1,130 @@
+"""DuQuant (arXiv 2406.01721): outliers are rotated away inside blocks, dealt evenly over the blocks, and rotated again.
+
+Shapes: T tokens, D channels, N blocks of K channels.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from quant_engine.hadamard import hadamard_cores, hadamard_matrix
+from quant_engine.transforms.builders import block_count, random_orthogonal
+from quant_engine.transforms.primitives import Block, Permutation, Primitive
+
+
+def zigzag_permutation(peak_D: Tensor, block_size: int) -> Tensor:
+    """The channels, sorted by peak and dealt to the blocks back and forth, so that the blocks' mean peaks are alike.
+
+    Block 0 gets the largest, block N − 1 the N-th, block N − 1 again the next, and so on, K rounds (DuQuant, 3.3).
+
+    Args:
+        peak_D: max_t abs X_tj per channel.
+        block_size: K.
+
+    Returns:
+        ``index_D``, int64: position j takes channel ``index_D[j]``; equal peaks keep their order.
+
+    Raises:
+        UnsupportedPolicy: ``block_size`` does not divide D.
+    """
+    blocks = block_count(peak_D.shape[0], block_size)
+    deal_KN = peak_D.argsort(descending=True, stable=True).reshape(block_size, blocks).clone()
+    deal_KN[1::2] = deal_KN[1::2].flip(-1)
+    return deal_KN.mT.reshape(-1)
+
+
+def duquant(
+    peak_D: Tensor,
+    *,
+    block_size: int,
+    steps: int = 16,
+    seed: int = 0,
+    x_TI: Tensor | None = None,
+) -> tuple[Primitive, ...]:
+    """Block rotation, zigzag permutation, block rotation, for activations that are already smoothed.
+
+    A block's rotation is R = R₁ ⋯ R_n, R_i = E R̃ Q E: E swaps the channel with the largest abs(x) and the first one,
+    R̃ is orthogonal with a uniform first row, Q = diag(1, Q') with a random rotation Q'; n is the step, of at most
+    ``steps``, that leaves the smallest max abs(x) (DuQuant, 3.2 and equations 2 to 4).
+
+    Our reading, where the paper leaves room: the rotation acts as X R; n = 0, no rotation, is a candidate, so that a
+    peak never rises; R̃ is the Hadamard matrix of order K, or a reflection where there is none; all blocks share the
+    draws of Q', and each has its own E and n.
+
+    Args:
+        peak_D: max_t abs X_tj after smoothing; without ``x_TI`` it is taken for the one token to be flattened.
+        block_size: K.
+        steps: greedy steps per rotation; the paper takes 256, most of the gain comes early.
+        seed: of Q'. Equal seeds give equal bits.
+        x_TI: smoothed calibration tokens, which the peaks are then measured on.
+
+    Returns:
+        ``(Block, Permutation, Block)``, orthogonal, the blocks in float32, on the device of ``peak_D``.
+
+    Raises:
+        UnsupportedPolicy: ``block_size`` does not divide D.
+        ValueError: ``steps`` is negative, or the width of ``x_TI`` is not D.
+    """
+    if steps < 0:
+        raise ValueError(f"steps is {steps}, and can not be negative")
+    if x_TI is not None and x_TI.shape[-1] != peak_D.shape[0]:
+        raise ValueError(f"x_TI has {x_TI.shape[-1]} channels and peak_D {peak_D.shape[0]}")
+    block_count(peak_D.shape[0], block_size)
+    tokens_TI = (peak_D[None] if x_TI is None else x_TI).to(peak_D.device, torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    first = _block_rotation(tokens_TI, block_size, steps, generator)
+    rotated_TI = first.apply(tokens_TI)
+    permutation = Permutation(index_D=zigzag_permutation(rotated_TI.abs().amax(dim=0), block_size))
+    second = _block_rotation(permutation.apply(rotated_TI), block_size, steps, generator)
+    return first, permutation, second
+
+
+def _block_rotation(x_TI: Tensor, block_size: int, steps: int, generator: torch.Generator) -> Block:
+    """The greedy rotation of every block at once."""
+    x_NTK = x_TI.reshape(x_TI.shape[0], -1, block_size).transpose(0, 1)
+    blocks = x_NTK.shape[0]
+    spread_KK = _uniform_first_row(block_size)
+    rotation_NKK = torch.eye(block_size, dtype=torch.float64, device=x_TI.device).repeat(blocks, 1, 1)
+    best_NKK, best_N = rotation_NKK, x_NTK.abs().amax(dim=(1, 2))
+    for _ in range(steps):
+        step_KK = (spread_KK @ _first_channel_kept(block_size, generator)).to(x_TI.device)
+        swap_NK = _swap_with_first(x_NTK.abs().amax(dim=1).argmax(dim=-1), block_size)
+        x_NTK = _swapped(_swapped(x_NTK, swap_NK) @ step_KK, swap_NK)
+        rotation_NKK = _swapped(_swapped(rotation_NKK, swap_NK) @ step_KK, swap_NK)
+        peak_N = x_NTK.abs().amax(dim=(1, 2))
+        better_N = peak_N < best_N
+        best_NKK = torch.where(better_N[:, None, None], rotation_NKK, best_NKK)
+        best_N = torch.where(better_N, peak_N, best_N)
+    return Block(blocks_NKK=best_NKK.float())
+
+
+def _uniform_first_row(size: int) -> Tensor:
+    """R̃ [K, K]: orthogonal, every entry of its first row of magnitude 1/√K."""
+    if hadamard_cores(size) is not None:
+        return hadamard_matrix(size)
+    # The Householder reflection that exchanges the first axis and the diagonal of the cube.
+    axis_K = torch.full((size,), -1.0 / math.sqrt(size), dtype=torch.float64)
+    axis_K[0] += 1.0
+    identity_KK = torch.eye(size, dtype=torch.float64)
+    return identity_KK - 2.0 * torch.outer(axis_K, axis_K) / axis_K.dot(axis_K)
+
+
+def _first_channel_kept(size: int, generator: torch.Generator) -> Tensor:
+    """Q = diag(1, Q') [K, K]."""
+    q_KK = torch.eye(size, dtype=torch.float64)
+    if size > 1:
+        q_KK[1:, 1:] = random_orthogonal(size - 1, generator)
+    return q_KK
+
+
+def _swap_with_first(channel_N: Tensor, size: int) -> Tensor:
+    """Per block, the channel order in which ``channel_N`` and channel 0 have changed places; its own inverse."""
+    order_NK = torch.arange(size, device=channel_N.device).repeat(channel_N.shape[0], 1)
+    order_NK.scatter_(1, channel_N[:, None], 0)
+    order_NK[:, 0] = channel_N
+    return order_NK
+
+
+def _swapped(x_NTK: Tensor, order_NK: Tensor) -> Tensor:
+    return x_NTK.gather(2, order_NK[:, None, :].expand_as(x_NTK))
