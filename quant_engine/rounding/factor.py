@@ -20,13 +20,14 @@ class GptqFactor:
         inverse_root_II: upper triangular U with (H + λI)⁻¹ = Uᵀ U, rows and columns in the order of rounding; in the
             dtype of the Hessian, at least float32.
         order: the columns in the order of rounding; None for the order they have.
-        diagonal_I: of the Hessian, undamped, in the order the columns have.
+        importance_I: 1 / U_jj², what a unit of squared error costs in column j once the columns after it have made
+            good what they can, relative to the largest; in the order the columns have.
         block_size: columns between two updates of all that follow.
     """
 
     inverse_root_II: Tensor
     order: Tensor | None
-    diagonal_I: Tensor
+    importance_I: Tensor
     block_size: int
 
 
@@ -50,10 +51,13 @@ def factorise(hessian_II: Tensor, settings: GptqSettings) -> GptqFactor:
     upper_II = cholesky(damped_II.flip(0, 1)).flip(0, 1)
     identity_II = torch.eye(upper_II.shape[0], dtype=upper_II.dtype, device=upper_II.device)
     inverse_root_II = torch.linalg.solve_triangular(upper_II, identity_II, upper=True)
+    cost_I = inverse_root_II.diagonal().pow(-2)
+    importance_I = torch.empty_like(cost_I)
+    importance_I[slice(None) if order is None else order] = cost_I / cost_I.max()
     return GptqFactor(
         inverse_root_II=inverse_root_II.to(torch.promote_types(hessian_II.dtype, torch.float32)),
         order=order,
-        diagonal_I=hessian_II.diagonal().clone(),
+        importance_I=importance_I,
         block_size=settings.block_size,
     )
 

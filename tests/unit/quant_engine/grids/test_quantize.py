@@ -15,7 +15,7 @@ from quant_engine.grids import fake_quantize_activation, fake_quantize_weight, l
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
 from tests.unit.quant_engine.outliers import massive_input, weight
 
-FORMATS = [each for each in NumberFormat if each.bits is not None]
+FORMATS = [each for each in NumberFormat if each.bits is not None and not each.is_float]
 Granularity = Literal["channel", "group", "tensor"]
 
 
@@ -87,6 +87,10 @@ def test_fake_quantization_is_the_round_trip(granularity: Granularity) -> None:
 def test_group_size_has_to_divide() -> None:
     with pytest.raises(UnsupportedPolicy, match=r"24.*32"):
         quantize_weight(weight(2, 32), spec(granularity="group", size=24))
+    with pytest.raises(UnsupportedPolicy, match=r"128.*576.*Use 96 or 144,"):
+        quantize_weight(weight(2, 576), spec(granularity="group", size=128))
+    with pytest.raises(UnsupportedPolicy, match=r"Use 32,"):
+        quantize_weight(weight(2, 32), spec(granularity="group", size=64))
 
 
 def test_none_leaves_tensors_alone() -> None:
