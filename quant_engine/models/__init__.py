@@ -11,7 +11,8 @@ from quant_engine.models.architectures import (
 )
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.fusion import fuse_scales
-from quant_engine.models.residual import ResidualRotation, RotatedSource, hadamard_rotation
+from quant_engine.models.residual import RotatedSource
+from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
 from quant_engine.models.sites import Site, head_size, model_sites, target_sites
 from quant_engine.models.source import CheckpointSource, safe_config
 from quant_engine.models.streaming import StreamedModel

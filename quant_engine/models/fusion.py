@@ -48,7 +48,7 @@ def fuse_scales(state: dict[str, Tensor], site: Site, scales_D: Tensor) -> None:
 
 def _produced(parameter: Tensor, inverse_P: Tensor, site: Site) -> Tensor:
     """A producer's weight [O, I] or [O], or its bias [O], for a tensor that is multiplied by ``inverse_P``."""
-    value = parameter.to(torch.float64, copy=True) + site.norm_offset
+    value = parameter.to(torch.float64) + site.norm_offset
     first = len(value) - len(inverse_P) if site.rows is ProducerRows.LAST else 0
     value[first:] *= inverse_P.reshape(-1, *[1] * (value.ndim - 1))
     return (value - site.norm_offset).to(parameter.dtype)
