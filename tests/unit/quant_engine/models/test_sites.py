@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quant_engine.errors import NoMatchingLayer
-from quant_engine.models import ARCHITECTURES, Site, model_sites, target_sites
+from quant_engine.models import ARCHITECTURES, ProducerRows, Site, architecture_of, model_sites, target_sites
 from quant_engine.policy import Policy
 
 
@@ -77,3 +77,39 @@ def test_pooling_puts_tied_heads_under_one_another() -> None:
         assert torch.equal(pooled_TP[:, parameter].sort().values, expected)
     other = _sites()[0]
     assert other.pool(x_TD) is x_TD
+
+
+def _phi3_sites() -> list[Site]:
+    config = SimpleNamespace(
+        num_hidden_layers=1, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2
+    )
+    return model_sites(config, architecture_of({"model_type": "phi3"}))
+
+
+def test_fused_linears_make_their_tensors_with_their_last_rows() -> None:
+    sites = _phi3_sites()
+    assert [site.features for site in sites] == [24, 24, 24, 40]
+    assert [site.producer.rpartition(".")[2] for site in sites] == [
+        "input_layernorm",
+        "qkv_proj",
+        "post_attention_layernorm",
+        "gate_up_proj",
+    ]
+    assert [site.rows for site in sites] == [ProducerRows.ALL, ProducerRows.LAST, ProducerRows.ALL, ProducerRows.LAST]
+
+
+@pytest.mark.parametrize(
+    ("targets", "ignore", "expected"),
+    [
+        (("qkv_proj",), (), ["qkv_proj"]),
+        (("q_proj", "k_proj", "v_proj"), (), ["qkv_proj"]),
+        (("q_proj", "v_proj", "o_proj"), (), ["o_proj"]),
+        (("gate_proj", "up_proj", "down_proj"), ("up_proj",), ["down_proj"]),
+        (("re:.*_proj",), ("gate_up_proj",), ["qkv_proj", "o_proj", "down_proj"]),
+    ],
+)
+def test_a_fused_linear_answers_to_all_of_its_parts(
+    targets: tuple[str, ...], ignore: tuple[str, ...], expected: list[str]
+) -> None:
+    chosen = target_sites(_phi3_sites(), Policy(targets=targets, ignore=ignore))
+    assert [reader.rpartition(".")[2] for site in chosen for reader in site.readers] == expected
