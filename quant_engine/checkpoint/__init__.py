@@ -4,10 +4,11 @@ from quant_engine.checkpoint import load
 model = load("path/to/checkpoint")
 """
 
-from quant_engine.checkpoint.export import ExportedModel, OnlineInput, write_checkpoint
+from quant_engine.checkpoint.export import ExportedModel, write_checkpoint
 from quant_engine.checkpoint.loading import load
+from quant_engine.checkpoint.online import OnlineInput, attach_online, transformed_input
 from quant_engine.checkpoint.packing import QuantizedLinear, packed_tensors
-from quant_engine.checkpoint.runtime import attach_online, prepare_quantized, unpacked_state
+from quant_engine.checkpoint.runtime import prepare_quantized, unpacked_state
 
 __all__ = [
     "ExportedModel",
@@ -17,6 +18,7 @@ __all__ = [
     "load",
     "packed_tensors",
     "prepare_quantized",
+    "transformed_input",
     "unpacked_state",
     "write_checkpoint",
 ]

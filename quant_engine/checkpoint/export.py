@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quant_engine.checkpoint.card import model_card
 from quant_engine.checkpoint.config import checkpoint_config, is_power_of_two, stored_name
-from quant_engine.checkpoint.packing import OnlineInput, QuantizedLinear
+from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.errors import DiskFull, disk_full_as_error
 from quant_engine.hadamard import hadamard_matrix
 
@@ -36,7 +36,7 @@ _COMPANIONS: Final = (
     "chat_template.json",
 )
 
-__all__ = ["SHARD_BYTES", "ExportedModel", "OnlineInput", "dense_hadamards", "stored_hadamard", "write_checkpoint"]
+__all__ = ["SHARD_BYTES", "ExportedModel", "dense_hadamards", "stored_hadamard", "write_checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from quant_engine.checkpoint.config import FORMAT_VERSION
-from quant_engine.checkpoint.packing import OnlineInput
-from quant_engine.checkpoint.runtime import attach_online
+from quant_engine.checkpoint.online import OnlineInput, attach_online
 from quant_engine.errors import ModelNotFound, UnsafeCheckpoint
 from quant_engine.models.source import MAX_CONFIG_BYTES
+from quant_engine.transforms.primitives import Hadamard
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -72,7 +72,10 @@ def _online_inputs(directory: Path) -> dict[str, OnlineInput]:
         if section is None or section["format_version"] != FORMAT_VERSION:
             raise _unusable(f"config.json has no quantry section of format version {FORMAT_VERSION}")
         return {
-            name: OnlineInput(order=entry["hadamard_order"], clip_ratio=float(entry["clip_ratio"]))
+            name: OnlineInput(
+                primitives=() if entry["hadamard_order"] is None else (Hadamard(order=entry["hadamard_order"]),),
+                clip_ratio=float(entry["clip_ratio"]),
+            )
             for name, entry in section["online"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:

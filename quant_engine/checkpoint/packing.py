@@ -10,26 +10,9 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, QuantizationStrategy, QuantizationType
 from torch import Tensor
 
+from quant_engine.checkpoint.online import OnlineInput
 from quant_engine.grids import Quantized
 from quant_engine.policy import ActivationQuantization, WeightQuantization
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineInput:
-    """What happens to a linear's input before it is rounded: a Hadamard of ``order``, then a clip.
-
-    Attributes:
-        order: of the rotation x Hᵀ, block-diagonal where it is below the width; None for none.
-        clip_ratio: values beyond this fraction of the token's absmax are clamped; 1 for none.
-    """
-
-    order: int | None = None
-    clip_ratio: float = 1.0
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing has to be done."""
-        return self.order is None and self.clip_ratio == 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

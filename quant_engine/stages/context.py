@@ -62,8 +62,11 @@ class Run:
     def quantized_linears(self, site: Site, plan: SitePlan) -> list[QuantizedLinear]:
         """How each linear of a site is exported under ``plan``."""
         settings = self.settings[site.name]
-        clip = settings.activations.clip_ratio if settings.activations.format.bits is not None else 1.0
-        online = OnlineInput(order=plan.order, clip_ratio=clip)
+        activations = plan.clipped(settings.activations)
+        online = OnlineInput(
+            primitives=plan.to(self.model.device).online,
+            clip_ratio=1.0 if activations.format.bits is None else activations.clip_ratio,
+        )
         return [
             QuantizedLinear(name=name, weights=settings.weights, activations=settings.activations, online=online)
             for name in site.readers
