@@ -1,15 +1,20 @@
 """Per layer, the candidate transform with the lowest error on tokens that none of them was fitted to.
 
+    score = E · (1 + λ c),   c = online multiply-adds per token of the transform / those of the linears behind it
+
 Shapes: T tokens, I input channels, O output channels.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from quant_engine.errors import NumericalInstability
 from quant_engine.evaluation.layer_errors import plan_errors
 from quant_engine.policy import ActivationQuantization, WeightQuantization
+from quant_engine.selection.candidates import relative_cost
 from quant_engine.transforms import SitePlan
 
 
@@ -18,14 +23,18 @@ class Selected:
     """The best of some plans for a site.
 
     Attributes:
-        plan: the one with the lowest E; the earlier of equals.
+        plan: the one with the lowest score; the earlier of equals.
         index: its place among the candidates.
-        errors: E of every candidate, in order.
+        errors: E of every candidate, in order; infinite where it is not a number or not finite.
+        costs: c of every candidate.
+        scores: E · (1 + λ c).
     """
 
     plan: SitePlan
     index: int
     errors: tuple[float, ...]
+    costs: tuple[float, ...]
+    scores: tuple[float, ...]
 
 
 def lowest_error(
@@ -34,17 +43,58 @@ def lowest_error(
     plans: Sequence[SitePlan],
     weights: WeightQuantization,
     activations: ActivationQuantization,
+    *,
+    online_cost: float = 0.0,
 ) -> Selected:
-    """Measure every plan on validation tokens and keep the best.
+    """Measure every plan on validation tokens and keep the best whose error is finite.
 
     Put the cheaper plan first: it wins a tie.
 
+    Args:
+        online_cost: λ ≥ 0.
+
     Raises:
         ValueError: there is no plan to choose from.
-        UnsupportedPolicy, NumericalInstability: as :func:`plan_errors`.
+        NumericalInstability: no plan's error is finite.
+        UnsupportedPolicy: as :func:`plan_errors`.
     """
-    if not plans:
+    errors = finite_or_infinite(lambda each: plan_errors(x_val_TI, linears, each, weights, activations), plans)
+    costs = tuple(relative_cost(plan, linears) for plan in plans)
+    scores = scored(errors, costs, online_cost)
+    index = lowest(scores)
+    return Selected(plan=plans[index], index=index, errors=errors, costs=costs, scores=scores)
+
+
+def scored(errors: Sequence[float], costs: Sequence[float], online_cost: float) -> tuple[float, ...]:
+    """E · (1 + λ c) of every candidate."""
+    return tuple(error * (1.0 + online_cost * cost) for error, cost in zip(errors, costs, strict=True))
+
+
+def lowest(scores: Sequence[float]) -> int:
+    """The place of the lowest finite score; the earlier of equals.
+
+    Raises:
+        ValueError: there are no scores.
+        NumericalInstability: none is finite.
+    """
+    if not scores:
         raise ValueError("there is no plan to choose from")
-    errors = plan_errors(x_val_TI, linears, plans, weights, activations)
-    index = min(range(len(errors)), key=errors.__getitem__)
-    return Selected(plan=plans[index], index=index, errors=errors)
+    finite = [index for index, score in enumerate(scores) if math.isfinite(score)]
+    if not finite:
+        raise NumericalInstability(
+            detail=f"None of {len(scores)} candidate transforms gives a layer a finite error.",
+            hint="Check the model's weights for NaN or infinity, or add a candidate that is a rotation.",
+        )
+    return min(finite, key=scores.__getitem__)
+
+
+def finite_or_infinite(
+    measure: Callable[[Sequence[SitePlan]], Sequence[float]], plans: Sequence[SitePlan]
+) -> tuple[float, ...]:
+    """``measure(plans)``, or infinity for the plans that it can not measure: one broken candidate spoils no other."""
+    try:
+        return tuple(measure(plans))
+    except NumericalInstability:
+        if len(plans) == 1:
+            return (math.inf,)
+        return tuple(error for plan in plans for error in finite_or_infinite(measure, [plan]))

@@ -1,16 +1,42 @@
-"""Stage ``select``: every site's final transform, judged on validation tokens; its rows, measured on test tokens."""
+"""Stage ``select``: every site's final transform, judged on validation tokens; its rows, measured on test tokens.
 
+With a selection in the policy, one chooser for each of its kinds looks at a site's candidates. Whatever it is, the same
+report is left for each site, and no site is left on a candidate whose error on validation tokens is not finite.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from quant_engine.errors import EngineError, NumericalInstability, UnsupportedPolicy
 from quant_engine.evaluation.layer_errors import LayerErrors
 from quant_engine.evaluation.report import LayerMeasurement, layer_row
 from quant_engine.models import Site
-from quant_engine.policy import Transform, TransformKind, WeightQuantization
-from quant_engine.selection import LayerGroup
+from quant_engine.policy import AnySelection, Differentiable, Kurtosis, WeightQuantization
+from quant_engine.selection import (
+    ROLE_GROUPS,
+    Choices,
+    LayerGroup,
+    Mixture,
+    Tails,
+    Verdict,
+    Wanted,
+    by_kurtosis,
+    candidate_name,
+    candidates_of,
+    choose,
+    differentiable,
+    distinct,
+    finite_or_infinite,
+    grouped_z,
+    relative_cost,
+    wanted,
+    weight_kurtosis,
+)
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 from quant_engine.stages.measure import BASELINE, NO_TRANSFORM, OpenSite, site_error
@@ -21,14 +47,19 @@ from quant_engine.transforms import SitePlan
 
 @dataclass(frozen=True)
 class Selection:
-    """What ``select`` left: a plan per site name, and the rows in forward order."""
+    """What ``select`` left: a plan per site name, the rows in forward order, and how each site chose."""
 
     plans: dict[str, SitePlan]
     rows: list[dict[str, Any]]
+    choices: dict[str, dict[str, Any]]
 
 
 def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> Stage:
     """Writes ``<site>.safetensors`` (the plan) and ``<site>.rows.json``, and tells the rows.
+
+    With a selection there is ``<site>.selection.json`` too: the candidates by name with E on validation tokens (null
+    where one can not be used, and why) and online cost, the chosen one's name; of lowest error the scores, of kurtosis
+    κ and z, of differentiable the weights.
 
     Which layers are critical and normal is ranked here by the baseline on test tokens, as the paper reports them; the
     search has ranked for itself on validation tokens. One unit per site for its baseline, and one for its rows.
@@ -40,10 +71,13 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
     def produce(directory: Path, progress: Progress) -> None:
         baselines = _test_baselines(run, records, directory, progress)
         selected = selected_layers(run, {name: site_error(errors) for name, errors in baselines.items()})
+        tails = _tails(run, directory)
         for site in run.sites:
             if not _rows_path(directory, site).is_file():
                 opened = OpenSite(run, site, records)
-                plan = _chosen_plan(opened, found(site))
+                plan, choice = _chosen(opened, found(site), tails.get(site.name))
+                if choice is not None:
+                    write_json(_choice_path(directory, site), choice)
                 write_plan(directory, site, plan)
                 rows = _measured_rows(opened, plan, baselines[site.name], selected.get(site.name))
                 write_json(_rows_path(directory, site), rows)
@@ -82,7 +116,12 @@ def _test_baselines(run: Run, records: Path, directory: Path, progress: Progress
 def read_selection(run: Run, directory: Path) -> Selection:
     """The stage's outcome."""
     rows = [row for site in run.sites for row in read_json(_rows_path(directory, site))]
-    return Selection(plans={site.name: read_plan(directory, site) for site in run.sites}, rows=rows)
+    chosen = [site for site in run.sites if _choice_path(directory, site).is_file()]
+    return Selection(
+        plans={site.name: read_plan(directory, site) for site in run.sites},
+        rows=rows,
+        choices={site.name: read_json(_choice_path(directory, site)) for site in chosen},
+    )
 
 
 def _tell(run: Run, directory: Path, site: Site) -> None:
@@ -94,26 +133,118 @@ def _rows_path(directory: Path, site: Site) -> Path:
     return directory / f"{site.name}.rows.json"
 
 
-def _chosen_plan(opened: OpenSite, found: SitePlan | None) -> SitePlan:
-    """The plan that was found or asked for; with a selection, the best of its candidates on validation tokens."""
-    transform = opened.settings.transform
-    own = found if found is not None else opened.plan(transform)
+def _choice_path(directory: Path, site: Site) -> Path:
+    return directory / f"{site.name}.selection.json"
+
+
+def _tails(run: Run, directory: Path) -> dict[str, Tails]:
+    """The kurtosis of every site by name, one file each; nothing where the policy does not select by it."""
+    selection = run.spec.policy.selection
+    if not isinstance(selection, Kurtosis):
+        return {}
+    kappas: dict[str, float] = {}
+    for site in run.sites:
+        path = directory / f"{site.name}.kurtosis.json"
+        if not path.is_file():
+            write_json(path, {"kurtosis": weight_kurtosis(run.site_weights(site))})
+        kappas[site.name] = read_json(path)["kurtosis"]
+    groups = {site.name: ROLE_GROUPS[site.role] for site in run.sites}
+    z = grouped_z(kappas, groups)
+    outlying = by_kurtosis(kappas, groups, sign=selection.sign, beta=selection.beta)
+    return {name: Tails(kurtosis=kappas[name], z=z[name], outlying=outlying[name]) for name in kappas}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Candidate:
+    """A transform at one site: its plan, or why there is none; and E on validation tokens, infinite without one."""
+
+    name: str
+    plan: SitePlan | None = None
+    refused: EngineError | None = None
+    error: float = math.inf
+    cost: float = 0.0
+
+
+def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tuple[SitePlan, dict[str, Any] | None]:
+    """The plan that was found or asked for; with a selection, its choice among its candidates and how it came about."""
     selection = opened.run.spec.policy.selection
     if selection is None:
-        return own
-    plans = [_candidate(opened, own, transform, kind) for kind in selection.candidates]
-    errors = opened.validation_errors(plans)
-    return plans[min(range(len(plans)), key=errors.__getitem__)]
+        return (opened.plan(opened.settings.transform) if found is None else found), None
+    own = opened.settings.transform
+    apart, places = distinct([wanted(each, own, found) for each in candidates_of(selection)], found)
+    candidates = _measured(opened, [_built(opened, each, found) for each in apart])
+
+    def mixture(settings: Differentiable, usable: Sequence[int]) -> Mixture:
+        plans = [plan for index in usable if (plan := candidates[index].plan) is not None]
+        return _mixture(opened, plans, settings)
+
+    verdict = choose(
+        selection,
+        Choices(
+            errors=[each.error for each in candidates],
+            costs=[each.cost for each in candidates],
+            places=places,
+            mixture=mixture,
+            tails=tails,
+        ),
+    )
+    plan = candidates[verdict.index].plan
+    assert plan is not None  # noqa: S101 -- a finite error was measured on it
+    return plan, _choice(selection, candidates, verdict)
 
 
-def _candidate(opened: OpenSite, own: SitePlan, transform: Transform, kind: TransformKind) -> SitePlan:
-    """The candidate of one kind: with the scales that were found, where it has scales and these were looked for."""
-    if kind is own.kind:
-        return own
-    built = opened.plan(transform.model_copy(update={"kind": kind}))
-    if kind.scales_channels and own.scales_D is not None:
-        return replace(own, kind=kind, order=built.order)
-    return built
+def _built(opened: OpenSite, each: Wanted, found: SitePlan | None) -> _Candidate:
+    """The candidate's plan; a transform that this site's width or numbers do not allow is no reason to stop."""
+    inherited = found if each.inherits else None
+    name = candidate_name(each.transform, inherited)
+    if inherited is not None and inherited.kind is each.transform.kind:
+        return _Candidate(name=name, plan=opened.on_device(inherited))
+    try:
+        plan = opened.plan(each.transform)
+    except (NumericalInstability, UnsupportedPolicy) as error:
+        return _Candidate(name=name, refused=error)
+    if inherited is not None:
+        plan = opened.on_device(replace(plan, scales_D=inherited.scales_D, label=inherited.label))
+    return _Candidate(name=name, plan=plan)
+
+
+def _measured(opened: OpenSite, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """The candidates with their errors and costs.
+
+    Raises:
+        NumericalInstability, UnsupportedPolicy: of the first one, where none has a plan.
+    """
+    plans = [each.plan for each in candidates if each.plan is not None]
+    refused = [each.refused for each in candidates if each.refused is not None]
+    if not plans:
+        raise refused[0]
+    errors = iter(finite_or_infinite(opened.validation_errors, plans))
+    return [
+        each if each.plan is None else replace(each, error=next(errors), cost=relative_cost(each.plan, opened.linears))
+        for each in candidates
+    ]
+
+
+def _mixture(opened: OpenSite, plans: Sequence[SitePlan], settings: Differentiable) -> Mixture:
+    x_FD = opened.record.fit_FD.to(opened.run.model.device)
+    grids = opened.settings.weights, opened.settings.activations
+    return differentiable(x_FD, opened.linears, plans, *grids, settings)
+
+
+def _choice(selection: AnySelection, candidates: Sequence[_Candidate], verdict: Verdict) -> dict[str, Any]:
+    """What ``<site>.selection.json`` says; JSON has no infinity, so what is not finite is null."""
+    rows: list[dict[str, Any]] = []
+    for index, each in enumerate(candidates):
+        row = {"name": each.name, "error": _finite(each.error), "online_cost": each.cost}
+        row |= {column: _finite(values[index]) for column, values in verdict.columns.items()}
+        if each.refused is not None:
+            row["refused"] = each.refused.detail
+        rows.append(row)
+    return {"kind": selection.kind, "chosen": candidates[verdict.index].name, "candidates": rows} | verdict.facts
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _measured_rows(

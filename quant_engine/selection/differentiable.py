@@ -1,0 +1,145 @@
+"""A learned mixture of candidate transforms, and the candidate that weighs most (arXiv 2511.17809).
+
+    min over a of ‖Y − Σ_t p_t F_t‖²,   p = softmax(a / τ),   F_t = Q(X A_t) Q(W A_t⁻ᵀ)ᵀ
+
+Because Σ p_t = 1, the loss is pᵀ G p with G_st = ⟨Y − F_s, Y − F_t⟩: the candidates' outputs are needed once, in chunks
+of tokens, and never kept. So the loss is that of every token, nothing is drawn at random, and a step costs nothing.
+
+What the largest weight means: the loss is that of a *mixture*, which no layer runs. Rounding errors of different
+candidates partly cancel, so the best mixture hardly ever is one candidate. Where their errors are uncorrelated the
+optimum is p_t ∝ 1 / G_tt, and the argmax is the candidate with the lowest error; where they are correlated, a candidate
+whose errors differ from the others' may weigh more than a better one. A low temperature hardens the mixture and
+closes that gap, at the price of a rougher descent. Use lowest error where the answer has to be the best single
+candidate; this is the published method, on transforms whose own parameters were learned before.
+
+Shapes: T tokens, I input channels, O output channels, N candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from quant_engine.errors import NumericalInstability
+from quant_engine.grids import fake_quantize_activation, fake_quantize_weight
+from quant_engine.policy import ActivationQuantization, Differentiable, WeightQuantization
+from quant_engine.transforms import SitePlan, transform_activation, transform_weight
+
+_CHUNK_ELEMENTS: Final = 1 << 24
+"""How many output values of all candidates together are held at a time (64 MiB)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What was learned.
+
+    Attributes:
+        weights: p of every candidate, in order; 0 where its outputs are not finite.
+        index: the place of the largest weight; the earlier of equals.
+        loss: pᵀGp over the mean of G's diagonal: below 1 by as much as mixing beats an average candidate.
+    """
+
+    weights: tuple[float, ...]
+    index: int
+    loss: float
+
+
+def differentiable(
+    x_fit_TI: Tensor,
+    linears: Sequence[Tensor],
+    plans: Sequence[SitePlan],
+    weights: WeightQuantization,
+    activations: ActivationQuantization,
+    settings: Differentiable,
+) -> Mixture:
+    """Learn the weights of ``plans`` on a site's fit tokens, and name the heaviest.
+
+    Raises:
+        ValueError: there is no plan to choose from.
+        UnsupportedPolicy: ``weights.group_size`` does not divide I.
+        NumericalInstability: no candidate's outputs are finite.
+    """
+    if not plans:
+        raise ValueError("there is no plan to choose from")
+    return learned_mixture(error_gram(x_fit_TI, linears, plans, weights, activations), settings)
+
+
+def error_gram(
+    x_TI: Tensor,
+    linears: Sequence[Tensor],
+    plans: Sequence[SitePlan],
+    weights: WeightQuantization,
+    activations: ActivationQuantization,
+) -> Tensor:
+    """G [N, N], fp64, on the CPU: the inner products of the candidates' errors over all tokens and linears."""
+    outputs = sum(w_OI.shape[0] for w_OI in linears)
+    tokens = max(1, _CHUNK_ELEMENTS // (len(plans) * outputs))
+    gram_NN = torch.zeros(len(plans), len(plans), dtype=torch.float64)
+    with torch.no_grad():
+        rounded = [_rounded_rows(linears, plan, weights) for plan in plans]
+        w_OI = torch.cat(list(linears))
+        for chunk_TI in torch.split(x_TI, tokens):
+            y_TO = chunk_TI @ w_OI.T
+            inputs = [_rounded_inputs(chunk_TI, plan, activations) for plan in plans]
+            errors_NTO = torch.stack([y_TO - a_TI @ q_OI.T for a_TI, q_OI in zip(inputs, rounded, strict=True)])
+            gram_NN += _gram(errors_NTO).cpu()
+    return gram_NN
+
+
+def learned_mixture(gram_NN: Tensor, settings: Differentiable) -> Mixture:
+    """Adam on a from 0, in fp64, over the candidates whose diagonal is finite.
+
+    Raises:
+        NumericalInstability: none is.
+    """
+    finite = [index for index, square in enumerate(gram_NN.diagonal().tolist()) if square < float("inf")]
+    if not finite:
+        raise NumericalInstability(
+            detail="No candidate transform gives finite outputs for a layer.",
+            hint="Check the model's weights for NaN or infinity, or add a candidate that is a rotation.",
+        )
+    kept_NN = gram_NN[finite][:, finite]
+    kept_NN = kept_NN / kept_NN.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    p_N, loss = _descend(kept_NN, settings)
+    weights = [0.0] * gram_NN.shape[0]
+    for index, weight in zip(finite, p_N.tolist(), strict=True):
+        weights[index] = weight
+    return Mixture(weights=tuple(weights), index=max(finite, key=weights.__getitem__), loss=loss)
+
+
+def _descend(gram_NN: Tensor, settings: Differentiable) -> tuple[Tensor, float]:
+    logits_N = torch.zeros(gram_NN.shape[0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits_N], lr=settings.learning_rate)
+    for _ in range(settings.steps):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            p_N = torch.softmax(logits_N / settings.temperature, dim=0)
+            (p_N @ gram_NN @ p_N).backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
+        optimizer.step()
+    p_N = torch.softmax(logits_N.detach() / settings.temperature, dim=0)
+    return p_N, float(p_N @ gram_NN @ p_N)
+
+
+def _rounded_rows(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQuantization) -> Tensor:
+    """The quantized rows [O, I] of all linears, each rounded by itself."""
+    clips: Sequence[Tensor | None] = [None] * len(linears)
+    if plan.weight_clip_O1 is not None:
+        clips = torch.split(plan.weight_clip_O1, [w_OI.shape[0] for w_OI in linears])
+    return torch.cat(
+        [
+            fake_quantize_weight(transform_weight(w_OI, plan), weights, clip_ratio_R1=clip_O1)
+            for w_OI, clip_O1 in zip(linears, clips, strict=True)
+        ]
+    )
+
+
+def _rounded_inputs(x_TI: Tensor, plan: SitePlan, activations: ActivationQuantization) -> Tensor:
+    return fake_quantize_activation(transform_activation(x_TI, plan), plan.clipped(activations))
+
+
+def _gram(errors_NTO: Tensor) -> Tensor:
+    """⟨D_s, D_t⟩ [N, N]: per token in the tensors' own precision, then in fp64 over the tokens."""
+    d_TNO = errors_NTO.transpose(0, 1)
+    return (d_TNO @ d_TNO.mT).sum(dim=0, dtype=torch.float64)
