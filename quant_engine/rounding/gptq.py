@@ -42,14 +42,15 @@ def gptq(
 
     Raises:
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
-        NumericalInstability: the Hessian or a scale is not finite, or the damped Hessian is not positive definite.
+        NumericalInstability: the Hessian, the weight or a scale is not finite, or the damped Hessian is not positive definite.
     """
     grid = weight_grid(spec)
     factor = hessian if isinstance(hessian, GptqFactor) else factorise(hessian, spec.gptq)
-    if scale is None:
-        scale = weight_scale(w_OI, spec, importance_I=factor.importance_I, clip_ratio_R1=clip_ratio_R1)
-    scale = representable_scale(scale, dtype)
-    codes_IO = _rounded_columns(w_OI, scale, factor, grid)
+    with torch.no_grad():
+        if scale is None:
+            scale = weight_scale(w_OI, spec, importance_I=factor.importance_I, clip_ratio_R1=clip_ratio_R1)
+        scale = representable_scale(scale, w_OI, dtype)
+        codes_IO = _rounded_columns(w_OI, scale, factor, grid)
     return Quantized(codes=codes_IO.T.contiguous().to(grid.storage), scale=scale, bits=grid.bits)
 
 

@@ -29,22 +29,23 @@ def round_to_nearest(
 
     Raises:
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
-        NumericalInstability: a scale is not finite in ``dtype``.
+        NumericalInstability: the weight is not finite, or a scale of it in ``dtype``.
     """
-    scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1)
-    return codes_on_scale(w_OI, spec, representable_scale(scale, dtype))
+    with torch.no_grad():
+        scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1)
+        return codes_on_scale(w_OI, spec, representable_scale(scale, w_OI, dtype))
 
 
-def representable_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def representable_scale(scale: Tensor, w_OI: Tensor, dtype: torch.dtype) -> Tensor:
     """``scale`` in ``dtype``; 1 where it vanishes there, whose codes are the values' own, that is all 0.
 
     Raises:
-        NumericalInstability: a scale is not finite in ``dtype``.
+        NumericalInstability: the weight is not finite, or a scale of it in ``dtype``.
     """
     found = scale.to(dtype)
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(w_OI).all() & torch.isfinite(found).all()):
         raise NumericalInstability(
-            detail=f"A scale of a weight is not finite in {dtype}.",
+            detail=f"A transformed weight, or a scale of it in {dtype}, is not finite.",
             hint="Check the model's weights for NaN or infinity; export in float32 or bfloat16 if they are that large.",
         )
     return torch.where(found > 0, found, torch.ones_like(found))

@@ -14,7 +14,7 @@ from tests.unit.quant_engine.outliers import massive_input, weight
 @pytest.mark.parametrize("number_format", [NumberFormat.INT4, NumberFormat.INT8])
 def test_codes_are_the_nearest_to_the_transformed_weight(kind: TransformKind, number_format: NumberFormat) -> None:
     x_TI, w_OI = massive_input(32, 96), weight(8, 96)
-    plan = build_plan(Transform(kind=kind), channel_statistics(x_TI), w_OI)
+    plan = build_plan(Transform(kind=kind), channel_statistics(x_TI), w_OI, tokens=lambda: x_TI)
     transformed_OI = transform_weight(w_OI, plan)
     rounded = round_to_nearest(transformed_OI, WeightQuantization(format=number_format), torch.float32)
     assert ((rounded.dequantize() - transformed_OI).abs() <= rounded.scale * 0.50001).all()
