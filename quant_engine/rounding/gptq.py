@@ -42,7 +42,8 @@ def gptq(
 
     Raises:
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
-        NumericalInstability: the Hessian, the weight or a scale is not finite, or the damped Hessian is not positive definite.
+        NumericalInstability: the Hessian, the weight or a scale is not finite, or the damped Hessian not positive
+            definite.
     """
     grid = weight_grid(spec)
     factor = hessian if isinstance(hessian, GptqFactor) else factorise(hessian, spec.gptq)
