@@ -1,0 +1,84 @@
+"""What a block is trained on: samples with their full-precision outputs, and the error that is minimised.
+
+    loss = Σ_t w_t ‖ŷ_t − y_t‖² / Σ_t w_t ‖y_t‖²,    w_t = min(1, c² · median ‖y‖² / ‖y_t‖²)
+
+Shapes: B samples, T tokens, D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from quant_engine.errors import NumericalInstability
+
+TOKEN_CAP: Final = 8.0
+"""c: a token counts fully up to so many times the median length. Massive tokens are hundreds of times longer, one among
+hundreds: uncapped, their error would be the whole loss, and the block would learn to serve them alone."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockBatch:
+    """Samples at a decoder layer's door.
+
+    Attributes:
+        inputs_BTD: hidden states that go in; those that the block will get when it runs, or the full-precision ones.
+        targets_BTD: the full-precision layer's output on full-precision inputs.
+        arguments: what else the layer is called with, for this shape (masks, rotary positions).
+    """
+
+    inputs_BTD: Tensor
+    targets_BTD: Tensor
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightedBatch:
+    """A batch with w_t / mean over the set of w ‖y‖², [B, T], so that losses of batches add up."""
+
+    batch: BlockBatch
+    weight_BT: Tensor
+
+    def error(self, outputs_BTD: Tensor) -> Tensor:
+        """The sum over this batch's tokens of the relative, weighted square error."""
+        square_BT = (outputs_BTD - self.batch.targets_BTD).square().sum(dim=-1)
+        return (square_BT * self.weight_BT).sum()
+
+    @property
+    def tokens(self) -> int:
+        """B · T."""
+        return self.weight_BT.numel()
+
+
+def weighted(batches: Sequence[BlockBatch], median: float) -> list[WeightedBatch]:
+    """The weights of the tokens of ``batches``, given the median ‖y‖² of the training tokens."""
+    squares = [_squares(batch) for batch in batches]
+    weights = [torch.clamp(TOKEN_CAP**2 * median / square.clamp(min=_tiny(square)), max=1.0) for square in squares]
+    total = sum(float((w * s).sum(dtype=torch.float64)) for w, s in zip(weights, squares, strict=True))
+    mean = total / sum(square.numel() for square in squares)
+    return [WeightedBatch(batch=b, weight_BT=w / mean) for b, w in zip(batches, weights, strict=True)]
+
+
+def median_square(batches: Sequence[BlockBatch]) -> float:
+    """The median ‖y_t‖² over all tokens.
+
+    Raises:
+        NumericalInstability: a target is not finite, or half of them are zero.
+    """
+    median = float(torch.cat([_squares(batch).flatten() for batch in batches]).median())
+    if not 0.0 < median < float("inf"):
+        raise NumericalInstability(
+            detail=f"The outputs of a block have a median squared length of {median}.",
+            hint="Check the model's weights for NaN or infinity; run it in float32 if its activations overflow.",
+        )
+    return median
+
+
+def _squares(batch: BlockBatch) -> Tensor:
+    return batch.targets_BTD.square().sum(dim=-1)
+
+
+def _tiny(square: Tensor) -> float:
+    return torch.finfo(square.dtype).tiny

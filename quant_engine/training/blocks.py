@@ -1,0 +1,235 @@
+"""Training a decoder block's transforms at once, against the full-precision block (FlatQuant, ICML 2025; OmniQuant,
+arXiv 2308.13137; AffineQuant, arXiv 2403.12544: what is learned tells them apart).
+
+AdamW without weight decay on the error of :mod:`quant_engine.training.block_loss`, a cosine down to a hundredth of each
+rate, straight through the rounding of weights and activations. The step that is kept is judged on validation samples,
+and is the start itself where nothing beat it. Shapes: B samples, T tokens, D hidden size, O outputs, I inputs.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from quant_engine.errors import NumericalInstability
+from quant_engine.models import Site
+from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
+from quant_engine.training.block_loss import BlockBatch, WeightedBatch, median_square, weighted
+from quant_engine.training.learnable import LearnablePlan, SiteSettings, plan_inputs, plan_weights
+from quant_engine.training.readers import QuantizedSite, SwappedReaders
+from quant_engine.transforms import SitePlan
+
+_JUDGEMENTS: Final = 12
+"""Over a whole training; each costs a forward of every validation sample."""
+_LAST_RATE: Final = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPoint:
+    """One judgement: the step's own loss, and the one on validation samples."""
+
+    step: int
+    loss: float
+    validation_loss: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedBlock:
+    """What training a block found.
+
+    Attributes:
+        plans: by the site's name; the start's own where nothing was better.
+        curve: every judgement, in order.
+        start_loss, best_loss: on validation samples; the second is never above the first.
+        best_step: the step that ``plans`` come from; 0 for the start.
+    """
+
+    plans: dict[str, SitePlan]
+    curve: tuple[BlockPoint, ...]
+    start_loss: float
+    best_loss: float
+    best_step: int
+
+
+def train_block(
+    layer: nn.Module,
+    prefix: str,
+    sites: Sequence[Site],
+    weights_by_reader: Mapping[str, Tensor],
+    start: Mapping[str, SitePlan],
+    batches: Sequence[BlockBatch],
+    validation: Sequence[BlockBatch],
+    training: BlockTraining,
+    settings: Mapping[str, tuple[WeightQuantization, ActivationQuantization]],
+    *,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+) -> TrainedBlock:
+    """Train the transforms of one block's ``sites`` together.
+
+    Args:
+        layer: the decoder layer with its parameters in fp32, none of which require a gradient; called as
+            ``layer(hidden_BTD, **arguments)`` and left as it was.
+        prefix: of the layer's names: ``model.layers.3.``.
+        weights_by_reader: [O, I] of every reader, by its full name.
+        start: a plan for each site, by its name.
+        batches: samples to take steps on, best one to a batch: ``training.batch_samples`` of them are drawn for a
+            step, each once before any comes again.
+        validation: samples that steps are judged on.
+        settings: the grids of each site, by its name.
+        seed: of the draws. Equal arguments and thread counts give equal bits.
+        on_step: called with the number of the step that is done; may raise to stop.
+
+    Raises:
+        ValueError: there are no batches, or no validation.
+        NumericalInstability: the samples, or what training made of them, are not finite.
+        UnsupportedPolicy: a group size does not divide a width.
+    """
+    if not batches or not validation:
+        raise ValueError(f"{len(batches)} training and {len(validation)} validation batches; one of each is needed")
+    block = _Block(sites=sites, weights=weights_by_reader, settings=settings)
+    with SwappedReaders(layer, prefix, sites) as readers:
+        return _Descent(block, readers, start, batches, validation, training).run(seed, on_step or (lambda _: None))
+
+
+class _Block:
+    """The constant part: sites, the weights that read them, their grids."""
+
+    def __init__(
+        self,
+        *,
+        sites: Sequence[Site],
+        weights: Mapping[str, Tensor],
+        settings: Mapping[str, tuple[WeightQuantization, ActivationQuantization]],
+    ) -> None:
+        self.sites = sites
+        self.linears = {site.name: tuple(weights[reader] for reader in site.readers) for site in sites}
+        self.settings = {
+            site.name: SiteSettings(weights=settings[site.name][0], activations=settings[site.name][1])
+            for site in sites
+        }
+
+    def learnable(self, start: Mapping[str, SitePlan], training: BlockTraining) -> dict[str, LearnablePlan]:
+        return {
+            site.name: LearnablePlan(
+                start[site.name], training, self.linears[site.name], self.settings[site.name], tied=site.tied > 1
+            )
+            for site in self.sites
+        }
+
+    def quantized(self, name: str, plan: SitePlan) -> QuantizedSite:
+        """A site under a finished plan."""
+        settings = self.settings[name]
+        return QuantizedSite(
+            rounder=partial(plan_inputs, plan=plan, settings=settings),
+            weights=plan_weights(self.linears[name], plan, settings),
+        )
+
+
+class _Descent:
+    """One run of the optimizer, remembering its best judged step."""
+
+    def __init__(
+        self,
+        block: _Block,
+        readers: SwappedReaders,
+        start: Mapping[str, SitePlan],
+        batches: Sequence[BlockBatch],
+        validation: Sequence[BlockBatch],
+        training: BlockTraining,
+    ) -> None:
+        self._block, self._readers, self._training = block, readers, training
+        device = batches[0].inputs_BTD.device
+        self._start = {site.name: start[site.name].to(device) for site in block.sites}
+        median = median_square(batches)
+        self._batches, self._validation = weighted(batches, median), weighted(validation, median)
+        self._learnable = block.learnable(self._start, training)
+
+    def run(self, seed: int, on_step: Callable[[int], None]) -> TrainedBlock:
+        """Descend until the steps or the patience run out."""
+        training = self._training
+        start_loss = best_loss = self._judge(self._start)
+        best, best_step, waited = self._start, 0, 0
+        curve: list[BlockPoint] = []
+        optimizer = self._optimizer()
+        cadence = max(1, training.steps // _JUDGEMENTS)
+        draws = self._draws(torch.Generator().manual_seed(seed))
+        for step in range(1, training.steps + 1 if optimizer.param_groups else 1):
+            loss = self._step(optimizer, next(draws), step)
+            on_step(step)
+            if step % cadence and step != training.steps:
+                continue
+            plans = {name: each.plan() for name, each in self._learnable.items()}
+            error = self._judge(plans)
+            curve.append(BlockPoint(step=step, loss=loss, validation_loss=error))
+            waited += 1
+            if error < best_loss:
+                best, best_loss, best_step, waited = plans, error, step, 0
+            if training.patience is not None and waited >= training.patience:
+                break
+        return TrainedBlock(
+            plans=dict(best), curve=tuple(curve), start_loss=start_loss, best_loss=best_loss, best_step=best_step
+        )
+
+    def _step(self, optimizer: torch.optim.Optimizer, drawn: Sequence[WeightedBatch], step: int) -> float:
+        """One update; returns the loss before it."""
+        factor, share = learning_rate_factor(step - 1, self._training.steps), step / self._training.steps
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        for each in self._learnable.values():
+            each.advance(share)
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            self._readers.use({name: each.quantized() for name, each in self._learnable.items()})
+            loss = self._loss(drawn)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
+        optimizer.step()
+        return _finite(float(loss.detach()))
+
+    def _judge(self, plans: Mapping[str, SitePlan]) -> float:
+        with torch.no_grad():
+            self._readers.use({name: self._block.quantized(name, plan) for name, plan in plans.items()})
+            return _finite(float(self._loss(self._validation)))
+
+    def _loss(self, batches: Sequence[WeightedBatch]) -> Tensor:
+        """The error per token of ``batches`` under the plans in use."""
+        errors = [each.error(self._readers.forward(each.batch.inputs_BTD, each.batch.arguments)) for each in batches]
+        return torch.stack(errors).sum() / sum(each.tokens for each in batches)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        learnable, training = self._learnable.values(), self._training
+        groups = [
+            ([p for each in learnable for p in each.transform_parameters()], training.learning_rate),
+            ([p for each in learnable for p in each.clip_parameters()], training.clip_learning_rate),
+        ]
+        return torch.optim.AdamW(
+            [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in groups if params], weight_decay=0.0
+        )
+
+    def _draws(self, generator: torch.Generator) -> Iterator[list[WeightedBatch]]:
+        """The batches of each step, about ``batch_samples`` samples, without replacement within an epoch."""
+        samples = sum(each.batch.inputs_BTD.shape[0] for each in self._batches) / len(self._batches)
+        count = min(len(self._batches), max(1, round(self._training.batch_samples / samples)))
+        while True:
+            order = torch.randperm(len(self._batches), generator=generator).tolist()
+            for first in range(0, len(order) - count + 1, count):
+                yield [self._batches[index] for index in order[first : first + count]]
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """The schedule at ``step`` (from 0): half a cosine from 1 down to a hundredth at the last step."""
+    done = step / max(steps - 1, 1)
+    return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise NumericalInstability(
+            detail="The error of a block in training is not finite.",
+            hint="Lower training.learning_rate, or check the model's weights for NaN or infinity.",
+        )
+    return loss

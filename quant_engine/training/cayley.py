@@ -1,0 +1,61 @@
+"""Stochastic gradient descent on orthogonal matrices by the Cayley transform.
+
+Li, Fuxin and Todorovic, *Efficient Riemannian optimization on the Stiefel manifold via the Cayley transform* (ICLR
+2020, arXiv 2002.01113, algorithm 1); SpinQuant (arXiv 2405.16406, section 3) learns its rotations with it.
+Shapes: [..., K, K].
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor
+
+from quant_engine.training.matrices import cayley
+
+_LARGEST_TURN: Final = 1.0
+"""Bound on α ‖W‖_F, 2q with the paper's q = ½: a step turns no plane by more than about a radian."""
+_EPSILON: Final = 1e-8
+
+
+class CayleySGD(torch.optim.Optimizer):
+    """X ← cayley(α W) X, where W is the skew matrix of the momentum in X's tangent space; X stays orthogonal.
+
+    The paper approximates the Cayley transform by a fixed-point iteration; here it is solved, which costs little next
+    to a model's backward pass and leaves X orthogonal to rounding: keep the parameters in fp64 for long runs.
+
+    Args:
+        params: orthogonal matrices [..., K, K].
+        lr: bound of α; the step is shorter where the gradient is large.
+        momentum: β of the paper; SpinQuant uses none.
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch's has overloads
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for x_KK in group["params"]:
+                if x_KK.grad is not None:
+                    self._turn(x_KK, group)
+        return loss
+
+    def _turn(self, x_KK: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[x_KK]
+        momentum_KK = -cast("Tensor", x_KK.grad)
+        if "momentum" in state:
+            momentum_KK += group["momentum"] * state["momentum"]
+        half_KK = momentum_KK @ x_KK.mT
+        half_KK = half_KK - 0.5 * x_KK @ (x_KK.mT @ half_KK)
+        skew_KK = half_KK - half_KK.mT
+        # The part of the momentum outside the tangent space of X would never act again: keep the projection only.
+        state["momentum"] = skew_KK @ x_KK
+        norm = torch.linalg.matrix_norm(skew_KK, keepdim=True)
+        rate = (_LARGEST_TURN / (norm + _EPSILON)).clamp(max=group["lr"])
+        x_KK.copy_(cayley(rate * skew_KK) @ x_KK)

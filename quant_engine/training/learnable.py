@@ -1,0 +1,277 @@
+"""A site's transform with its parameters exposed to an optimizer: what is trained is what is exported.
+
+Learned are, as a policy names them, the diagonal (``scales``), the matrices of the online part (``transform``:
+FlatQuant's Kronecker factors, AffineQuant's blocks), clipping of weights (OmniQuant, arXiv 2308.13137) and of
+activations (FlatQuant, arXiv 2410.09426). Hadamards and permutations stay.
+
+Shapes: T tokens, O outputs of every linear that reads the site, I = D channels, G scales of an output's row.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from quant_engine.grids import fake_quantize_weight, grid_of, mse_clip_ratio
+from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
+from quant_engine.training.matrices import MATRICES, CayleyMatrix, LearnedMatrix, Parametrization, inverse_transpose
+from quant_engine.training.parameter import scales_from, theta_from
+from quant_engine.training.readers import QuantizedSite
+from quant_engine.training.run_time import fake_quantize_at_run_time
+from quant_engine.transforms import SitePlan, transform_activation, transform_weight
+from quant_engine.transforms.composition import apply_all
+from quant_engine.transforms.primitives import Block, Dense, Diagonal, Kronecker, Primitive
+
+_MATRIX_KINDS: Final = (Block, Dense, Kronecker)
+_GRADUAL_KINDS: Final = (Block, Dense)
+_WIDEST: Final = 0.982
+"""Largest ratio that clipping starts from, sigmoid(4) as in FlatQuant: at 1 the sigmoid would have no gradient."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SiteSettings:
+    """The grids of a site's linears and of their input."""
+
+    weights: WeightQuantization
+    activations: ActivationQuantization
+
+
+class LearnablePlan(nn.Module):
+    """A :class:`SitePlan` whose parameters are learned.
+
+    Args:
+        start: where learning starts.
+        training: ``learn`` and ``gradual`` count.
+        linears: the weights [O, I] of the linears that read the site, in their order.
+        settings: their grids.
+        tied: channels of neighbouring heads share one diagonal (:attr:`Site.tied` > 1), which then is not learned.
+        parametrization: of matrices. Their entries train as well as FlatQuant's factors, at a fraction of the time.
+    """
+
+    def __init__(
+        self,
+        start: SitePlan,
+        training: BlockTraining,
+        linears: Iterable[Tensor],
+        settings: SiteSettings,
+        *,
+        tied: bool = False,
+        parametrization: Parametrization = "direct",
+    ) -> None:
+        super().__init__()
+        self._start, self._settings = start, settings
+        self._weights = tuple(linears)
+        learn = frozenset(training.learn)
+        # A common factor of s changes nothing; without it one learning rate means the same on every site.
+        self._mean = 1.0 if start.scales_D is None else float(start.scales_D.double().log().mean().exp())
+        self._theta_D: nn.Parameter | None = None
+        if start.scales_D is not None and "scales" in learn and not tied:
+            self._theta_D = nn.Parameter(theta_from(start.scales_D / self._mean))
+        self._online = tuple(
+            _learner(each, training.gradual, parametrization) if "transform" in learn else _Fixed(each)
+            for each in start.online
+        )
+        self._registered = nn.ModuleList(self._online)  # a tuple alone hides its parameters
+        self._weight_logit_OG = self._weight_logits() if "weight_clip" in learn else None
+        self._activation_logit = self._activation_logits() if "activation_clip" in learn else None
+
+    def clip_parameters(self) -> list[nn.Parameter]:
+        """The logits of clip ratios, which learn at a rate of their own."""
+        return [each for each in (self._weight_logit_OG, self._activation_logit) if each is not None]
+
+    def transform_parameters(self) -> list[nn.Parameter]:
+        """All others."""
+        clips = {id(each) for each in self.clip_parameters()}
+        return [each for each in self.parameters() if id(each) not in clips]
+
+    def advance(self, share: float) -> None:
+        """Tell how much of the training is done, for matrices that are freed gradually."""
+        for each in self._online:
+            each.advance(share)
+
+    def quantized(self) -> QuantizedSite:
+        """The site's rounder and rounded weights, attached to the parameters."""
+        live = self.live()
+        ratio = None if self._activation_logit is None else self._activation_logit.sigmoid()
+        activations = self._start.clipped(self._settings.activations)
+
+        def rounder(x_TI: Tensor) -> Tensor:
+            return fake_quantize_at_run_time(transform_activation(x_TI, live), activations, ratio)
+
+        return QuantizedSite(rounder=rounder, weights=self.quantized_weights())
+
+    def live(self) -> SitePlan:
+        """The transform, attached to the parameters; the clips are not in it."""
+        return replace(
+            self._start,
+            scales_D=self._scales(),
+            online=tuple(each.primitive() for each in self._online),
+        )
+
+    def quantized_weights(self) -> tuple[Tensor, ...]:
+        """Q(W A⁻ᵀ) of each linear, attached to the parameters.
+
+        A⁻ᵀ is applied as a product with inverted matrices, a sixth of the time of :func:`transform_weight`'s checked
+        solve, with the same result to rounding.
+        """
+        contragredients = [each.contragredient() for each in self._online]
+        scales_D = self._scales()
+        rows = self._clip_rows()
+        quantized = []
+        for w_OI, ratio_OG in zip(self._weights, rows, strict=True):
+            scaled_OI = w_OI if scales_D is None else w_OI * scales_D
+            moved_OI = apply_all(contragredients, scaled_OI)
+            quantized.append(_quantized(moved_OI, self._settings.weights, ratio_OG))
+        return tuple(quantized)
+
+    @torch.no_grad()
+    def plan(self) -> SitePlan:
+        """What has been learned, detached."""
+        live = self.live()
+        clip_ratio = self._start.clip_ratio
+        if self._activation_logit is not None:
+            clip_ratio = float(self._activation_logit.sigmoid())
+        weight_clip_OG = self._start.weight_clip_O1
+        if self._weight_logit_OG is not None:
+            weight_clip_OG = self._weight_logit_OG.sigmoid()
+        return replace(
+            live,
+            label="learned",
+            scales_D=None if live.scales_D is None else live.scales_D.detach().clone(),
+            online=tuple(_detached(each) for each in live.online),
+            clip_ratio=clip_ratio,
+            weight_clip_O1=weight_clip_OG,
+        )
+
+    def _scales(self) -> Tensor | None:
+        if self._theta_D is None:
+            return self._start.scales_D
+        return scales_from(self._theta_D) * self._mean
+
+    def _clip_rows(self) -> list[Tensor | None]:
+        clip_OG = self._start.weight_clip_O1
+        if self._weight_logit_OG is not None:
+            clip_OG = self._weight_logit_OG.sigmoid()
+        return split_clip(clip_OG, self._weights)
+
+    def _activation_logits(self) -> nn.Parameter | None:
+        """One for the site; None where its input is not rounded."""
+        if grid_of(self._settings.activations.format) is None:
+            return None
+        ratio = self._start.clipped(self._settings.activations).clip_ratio
+        return nn.Parameter(_logit(torch.tensor(ratio, device=self._weights[0].device)))
+
+    def _weight_logits(self) -> nn.Parameter | None:
+        """From the ratios of the start or else of the least squared error; None where a scale has no row of its own."""
+        weights = self._settings.weights
+        grid = grid_of(weights.format)
+        if grid is None or weights.granularity == "tensor":
+            return None
+        if self._start.weight_clip_O1 is not None:
+            return nn.Parameter(_logit(self._start.weight_clip_O1))
+        moved = torch.cat([transform_weight(w_OI, self._start) for w_OI in self._weights])
+        rows_RG = moved.reshape(-1, weights.group_size or moved.shape[1])
+        return nn.Parameter(_logit(mse_clip_ratio(rows_RG, grid=grid).reshape(moved.shape[0], -1)))
+
+
+def plan_inputs(x_TI: Tensor, plan: SitePlan, settings: SiteSettings) -> Tensor:
+    """Q(X A) [..., I] of a finished plan, on the grid of the run time."""
+    return fake_quantize_at_run_time(transform_activation(x_TI, plan), plan.clipped(settings.activations))
+
+
+def plan_weights(linears: Iterable[Tensor], plan: SitePlan, settings: SiteSettings) -> tuple[Tensor, ...]:
+    """Q(W A⁻ᵀ) of each linear of a finished plan.
+
+    Raises:
+        NumericalInstability: A can not be inverted.
+    """
+    weights = tuple(linears)
+    clips = split_clip(plan.weight_clip_O1, weights)
+    return tuple(
+        _quantized(transform_weight(w_OI, plan), settings.weights, ratio_OG)
+        for w_OI, ratio_OG in zip(weights, clips, strict=True)
+    )
+
+
+def split_clip(clip_OG: Tensor | None, linears: Iterable[Tensor]) -> list[Tensor | None]:
+    """The clip ratios of each linear, from those of all of them."""
+    sizes = [w_OI.shape[0] for w_OI in linears]
+    return [None] * len(sizes) if clip_OG is None else list(torch.split(clip_OG, sizes))
+
+
+def _quantized(w_OI: Tensor, weights: WeightQuantization, ratio_OG: Tensor | None) -> Tensor:
+    ratio_R1 = None if ratio_OG is None else ratio_OG.reshape(-1, 1)
+    return fake_quantize_weight(w_OI, weights, clip_ratio_R1=ratio_R1)
+
+
+class _Fixed(nn.Module):
+    """A primitive that is not learned."""
+
+    def __init__(self, primitive: Primitive) -> None:
+        super().__init__()
+        self._primitive, self._contragredient = primitive, _contragredient(primitive)
+
+    def advance(self, share: float) -> None:
+        """Nothing."""
+
+    def primitive(self) -> Primitive:
+        """P."""
+        return self._primitive
+
+    def contragredient(self) -> Primitive:
+        """P⁻ᵀ."""
+        return self._contragredient
+
+
+class _Learned(nn.Module):
+    """A primitive made of matrices, each a parameter."""
+
+    def __init__(self, primitive: Primitive, gradual: bool, parametrization: Parametrization) -> None:
+        super().__init__()
+        self._start = primitive
+        gradual = gradual and isinstance(primitive, _GRADUAL_KINDS)
+        self._matrices: dict[str, LearnedMatrix | CayleyMatrix] = {
+            key: MATRICES[parametrization](value, gradual=gradual) for key, value in primitive.tensors().items()
+        }
+        self._registered = nn.ModuleDict(self._matrices)  # a dict alone hides its parameters
+
+    def advance(self, share: float) -> None:
+        """How far the training is."""
+        for matrix in self._matrices.values():
+            matrix.advance(share)
+
+    def primitive(self) -> Primitive:
+        """P, attached."""
+        return replace(self._start, **{key: each.matrix() for key, each in self._matrices.items()})
+
+    def contragredient(self) -> Primitive:
+        """P⁻ᵀ, attached: that of a block matrix or a Kronecker product is made of those of its parts."""
+        return replace(self._start, **{key: each.inverse_transpose() for key, each in self._matrices.items()})
+
+
+def _learner(primitive: Primitive, gradual: bool, parametrization: Parametrization) -> "_Fixed | _Learned":
+    if isinstance(primitive, _MATRIX_KINDS):
+        return _Learned(primitive, gradual, parametrization)
+    return _Fixed(primitive)
+
+
+def _contragredient(primitive: Primitive) -> Primitive:
+    """P⁻ᵀ as a primitive; that of a Hadamard or a permutation is itself."""
+    if isinstance(primitive, Diagonal):
+        return Diagonal(scales_D=primitive.scales_D.reciprocal())
+    inverted = isinstance(primitive, _MATRIX_KINDS)
+    return _with_tensors(primitive, inverse_transpose) if inverted else primitive
+
+
+def _detached(primitive: Primitive) -> Primitive:
+    return _with_tensors(primitive, lambda value: value.detach().clone())
+
+
+def _with_tensors(primitive: Primitive, change: Callable[[Tensor], Tensor]) -> Primitive:
+    return replace(primitive, **{key: change(value) for key, value in primitive.tensors().items()})
+
+
+def _logit(ratio: Tensor) -> Tensor:
+    return ratio.detach().float().clamp(max=_WIDEST).logit()

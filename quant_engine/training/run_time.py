@@ -1,0 +1,33 @@
+"""The activation grid of the exported checkpoint, differentiable.
+
+compressed-tensors spreads a dynamic integer grid over its whole range, [−8, 7] at 4 bits, and scales by absmax / 7.5;
+the layer errors of a report use the paper's absmax / 7 (docs/decisions/0005). What runs is what has to be trained.
+"""
+
+from torch import Tensor
+
+from quant_engine.grids import Grid, IntegerGrid, fake_quantize_activation, grid_of
+from quant_engine.policy import ActivationQuantization
+
+
+def fake_quantize_at_run_time(
+    x_TI: Tensor, activations: ActivationQuantization, clip_ratio: float | Tensor | None = None
+) -> Tensor:
+    """Per-token rounding with scale = clip_ratio · absmax / (2^(b−1) − ½), codes clamped, straight-through gradients.
+
+    Clamping the activation to clip_ratio · absmax first, as the exported modules do, gives the same codes.
+
+    Args:
+        x_TI: any leading axes; the last holds a token's channels.
+        clip_ratio: in place of the policy's; a scalar tensor gets its gradient.
+    """
+    grid = grid_of(activations.format)
+    if grid is None:
+        return x_TI
+    ratio = activations.clip_ratio if clip_ratio is None else clip_ratio
+    return fake_quantize_activation(x_TI, activations, clip_ratio=x_TI.new_tensor(_shrink(grid)) * ratio)
+
+
+def _shrink(grid: Grid) -> float:
+    """By how much the run time's scale is smaller than absmax / q_max; a float grid is symmetric already."""
+    return grid.largest / (grid.largest + 0.5) if isinstance(grid, IntegerGrid) else 1.0
