@@ -1,4 +1,4 @@
-"""Rotated compressed-tensors checkpoints: writing, loading, and the gate that proves a reload is exact.
+"""compressed-tensors checkpoints with any online transform: writing, loading, the gate that proves a reload exact.
 
 from quant_engine.checkpoint import load
 model = load("path/to/checkpoint")
@@ -7,14 +7,15 @@ model = load("path/to/checkpoint")
 from quant_engine.checkpoint.export import ExportedModel, write_checkpoint
 from quant_engine.checkpoint.loading import load
 from quant_engine.checkpoint.online import OnlineInput, attach_online, transformed_input
-from quant_engine.checkpoint.packing import QuantizedLinear, packed_tensors
-from quant_engine.checkpoint.runtime import prepare_quantized, unpacked_state
+from quant_engine.checkpoint.packing import QuantizedLinear, exported_tensors, packed_tensors, unpacked_state
+from quant_engine.checkpoint.runtime import prepare_quantized
 
 __all__ = [
     "ExportedModel",
     "OnlineInput",
     "QuantizedLinear",
     "attach_online",
+    "exported_tensors",
     "load",
     "packed_tensors",
     "prepare_quantized",

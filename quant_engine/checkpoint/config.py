@@ -3,20 +3,25 @@
 ``quantization_config`` is complete and true for any consumer of compressed-tensors. Rotations of a power of two are its
 ``hadamard`` type, which runtimes have kernels for; other orders (1536 = 12 · 128) are stored once, dense and ±1, as its
 ``random-hadamard`` type. The ``quantry`` section tells our loader the same without a matrix.
+
+Other online transforms have no true entry there. A checkpoint that has one is barred: its schemes name a number type
+that compressed-tensors refuses, so that other readers fail instead of giving wrong logits (docs/decisions/0008).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import compressed_tensors
+from compressed_tensors.config import CompressionFormat
 from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme
 
-from quant_engine.checkpoint.packing import QuantizedLinear, quantization_scheme
+from quant_engine.checkpoint.packing import QuantizedLinear
+from quant_engine.checkpoint.section import Reach, online_section, reach
 
-FORMAT_VERSION: Final = 1
-"""Of the ``quantry`` section."""
+BARRIER: Final = " behind online transforms that only quant_engine.checkpoint.load applies"
+"""After the number type of every weight of a barred checkpoint: the words that a refusing reader repeats."""
 
 _STORED = re.compile(r"\.hadamard(\d+)_input\.weight$")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -33,16 +38,11 @@ def checkpoint_config(
         dense: the names of every other linear; they are listed in ``ignore``.
         dtype: the name of the type that the dense tensors are stored in.
     """
-    online = {
-        linear.name: {"hadamard_order": linear.online.order, "clip_ratio": linear.online.clip_ratio}
-        for linear in linears
-        if not linear.online.is_identity
-    }
     config = {key: value for key, value in base.items() if key != "torch_dtype"}
     return config | {
         "dtype": dtype,
         "quantization_config": _quantization_config(linears, dense),
-        "quantry": {"format_version": FORMAT_VERSION, "profile": "rotated", "online": online},
+        "quantry": online_section(linears),
     }
 
 
@@ -69,7 +69,7 @@ def is_power_of_two(order: int) -> bool:
 
 def transform_config(linears: Sequence[QuantizedLinear]) -> TransformConfig:
     """One group for each order: online on the input, and, already fused, its inverse on the weight."""
-    orders = sorted({linear.online.order for linear in linears if linear.online.order is not None})
+    orders = hadamard_orders(linears)
     dense = [linear.name for linear in linears]
     groups = {}
     for order in orders:
@@ -84,6 +84,13 @@ def transform_config(linears: Sequence[QuantizedLinear]) -> TransformConfig:
             ],
         )
     return TransformConfig(config_groups=groups)
+
+
+def hadamard_orders(linears: Sequence[QuantizedLinear]) -> list[int]:
+    """The orders that other readers have to know of: none where the checkpoint is not for them."""
+    if reach(linears) is Reach.LOADER:
+        return []
+    return sorted({linear.online.order for linear in linears if linear.online.order is not None})
 
 
 def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -102,24 +109,47 @@ def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
     return patterns
 
 
+def unbarred(quantization_config: dict[str, Any]) -> dict[str, Any]:
+    """``quantization_config`` as compressed-tensors reads it; one that is not barred stays as it is.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is malformed.
+    """
+    return _with_number_types(quantization_config, lambda name: name.removesuffix(BARRIER))
+
+
+def _barred(quantization_config: dict[str, Any]) -> dict[str, Any]:
+    return _with_number_types(quantization_config, lambda name: name + BARRIER)
+
+
+def _with_number_types(quantization_config: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    groups = {
+        name: group | {"weights": group["weights"] | {"type": change(group["weights"]["type"])}}
+        for name, group in quantization_config["config_groups"].items()
+    }
+    return quantization_config | {"config_groups": groups}
+
+
 def _quantization_config(linears: Sequence[QuantizedLinear], dense: Sequence[str]) -> dict[str, Any]:
-    schemes = list(dict.fromkeys((linear.weights, linear.activations.format) for linear in linears))
+    members: dict[str, list[QuantizedLinear]] = {}
+    for linear in linears:
+        members.setdefault(linear.scheme([]).model_dump_json(), []).append(linear)
     groups = {}
-    for index, scheme in enumerate(schemes):
-        members = [linear for linear in linears if (linear.weights, linear.activations.format) == scheme]
-        names = [linear.name for linear in members]
-        others = [linear.name for linear in linears if linear.name not in set(names)] + list(dense)
-        targets = compact_patterns(names, others)
-        groups[f"group_{index}"] = quantization_scheme(members[0].weights, members[0].activations, targets)
+    for index, group in enumerate(members.values()):
+        names = {linear.name for linear in group}
+        others = [linear.name for linear in linears if linear.name not in names] + list(dense)
+        groups[f"group_{index}"] = group[0].scheme(compact_patterns([linear.name for linear in group], others))
+    formats = {linear.format for linear in linears}
     config = QuantizationConfig(
         config_groups=groups,
-        format="pack-quantized",
+        format=(formats.pop() if len(formats) == 1 else CompressionFormat.mixed_precision).value,
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=compact_patterns(dense, [linear.name for linear in linears]),
     )
-    return {
+    content = {
         **config.model_dump(mode="json"),
         "version": compressed_tensors.__version__,
         "sparsity_config": {},
         "transform_config": transform_config(linears).model_dump(mode="json"),
     }
+    return _barred(content) if reach(linears) is Reach.LOADER else content

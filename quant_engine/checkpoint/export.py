@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quant_engine.checkpoint.card import model_card
-from quant_engine.checkpoint.config import checkpoint_config, is_power_of_two, stored_name
+from quant_engine.checkpoint.config import checkpoint_config, hadamard_orders, is_power_of_two, stored_name
 from quant_engine.checkpoint.packing import QuantizedLinear
+from quant_engine.checkpoint.section import online_tensors
 from quant_engine.errors import DiskFull, disk_full_as_error
 from quant_engine.hadamard import hadamard_matrix
 
@@ -72,13 +74,20 @@ def write_checkpoint(
 
     Args:
         parts: each gives some of the tensors (a block's, or the ends'), by their full names, when it is called.
-        on_part: called with the number of parts written.
+        on_part: called with the number of parts written; all that is online is one more.
 
     Raises:
         DiskFull: the disk filled up.
     """
     with disk_full_as_error("the checkpoint"):
-        _write_shards(directory, [*parts, lambda: dense_hadamards(model.linears)], on_part, shard_bytes)
+        transforms = [partial(_on_cpu, tensors) for tensors in online_tensors(model.linears)]
+        every_part: list[Callable[[], dict[str, Tensor]]] = [
+            *parts,
+            *transforms,
+            lambda: dense_hadamards(model.linears),
+        ]
+        # What is online counts as one part, however many transforms there are.
+        _write_shards(directory, every_part, lambda done: on_part(min(done, len(parts) + 1)), shard_bytes)
         config = checkpoint_config(model.config, model.linears, model.dense, str(model.dtype).removeprefix("torch."))
         _write_json(directory / "config.json", config)
         for name in _COMPANIONS:
@@ -88,21 +97,22 @@ def write_checkpoint(
 
 
 def dense_hadamards(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
-    """Each order that is not a power of two, once, under its first linear's name."""
+    """Each order that other readers need and can not construct, once, under its first linear's name."""
     matrices: dict[str, Tensor] = {}
-    done: set[int] = set()
-    for linear in linears:
-        order = linear.online.order
-        if order is None or is_power_of_two(order) or order in done:
-            continue
-        done.add(order)
-        matrices[stored_name(linear.name, order)] = stored_hadamard(order)
+    for order in hadamard_orders(linears):
+        if not is_power_of_two(order):
+            first = next(linear.name for linear in linears if linear.online.order == order)
+            matrices[stored_name(first, order)] = stored_hadamard(order)
     return matrices
 
 
 def stored_hadamard(order: int) -> Tensor:
     """Hᵀ [order, order] as ±1 in bfloat16: compressed-tensors multiplies x by it and divides by √order."""
     return hadamard_matrix(order, dtype=torch.float32).T.sign().to(torch.bfloat16).contiguous()
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _write_shards(

@@ -1,7 +1,7 @@
 """Stages ``export`` and ``verify``: the checkpoint, and the proof that it reloads exactly."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quant_engine.checkpoint import ExportedModel, write_checkpoint
+from quant_engine.checkpoint import ExportedModel, QuantizedLinear, exported_tensors, write_checkpoint
 from quant_engine.checkpoint.verify import verify_in_fresh_process
 from quant_engine.models import StreamedModel
 from quant_engine.policy import policy_hash
@@ -24,9 +24,10 @@ _REFERENCE_TOKENS = 64
 
 
 def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str) -> Stage:
-    """Writes ``checkpoint/``. One unit per block, the ends, and the stored rotations."""
+    """Writes ``checkpoint/``. One unit per block, the ends, and what is online."""
     parts: list[Callable[[], dict[str, Tensor]]] = [partial(load_file, quantized / "ends.safetensors")]
-    parts += [partial(load_file, block_path(quantized, block)) for block in range(run.model.blocks)]
+    linears = block_linears(run, plans)
+    parts += [partial(_block_part, block_path(quantized, block), linears[block]) for block in range(run.model.blocks)]
     facts = {
         "model": str(run.source.config.get("name_or_path") or run.spec.model_dir.name),
         "policy": policy_hash(run.spec.policy),
@@ -39,7 +40,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str) -> Stag
         model = ExportedModel(
             source=run.spec.model_dir,
             config=run.source.config,
-            linears=[each for block in block_linears(run, plans).values() for each in block.values()],
+            linears=[each for block in linears.values() for each in block.values()],
             dense=dense_linears(run),
             dtype=run.source.dtype,
             card=facts,
@@ -54,6 +55,10 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str) -> Stag
         inputs={"upstream": upstream, "card": facts},
         produce=produce,
     )
+
+
+def _block_part(path: Path, linears: Mapping[str, QuantizedLinear]) -> dict[str, Tensor]:
+    return exported_tensors(load_file(path), linears.values())
 
 
 def verify_stage(run: Run, quantized: Path, exported: Path, plans: Plans, upstream: str) -> Stage:

@@ -1,0 +1,244 @@
+"""The ``quantry`` section of an exported config.json: the online half of a checkpoint, written and read.
+
+    "transforms": {KEY: [{"name": "kronecker", "tensors": {"left_AA": {"name": TENSOR, "shape": [A, A]}, …}}, …]}
+    "online":     {LINEAR: {"transform": KEY or null, "clip_ratio": 1.0}}
+
+A transform stands once for all linears that share an input, under the name of the first of them; its tensors lie in the
+checkpoint's safetensors files, in fp32 (int64 for a permutation), as ``KEY.online.<position>.<field>``. Version 1 had a
+``hadamard_order`` for each linear, and no tensors.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from quant_engine.checkpoint.online import OnlineInput
+from quant_engine.checkpoint.packing import QuantizedLinear
+from quant_engine.errors import ModelNotFound, UnsafeCheckpoint
+from quant_engine.models.source import MAX_CONFIG_BYTES
+from quant_engine.transforms.primitives import Hadamard, Primitive, primitive_from
+
+FORMAT_VERSION: Final = 2
+
+
+class Reach(StrEnum):
+    """What a checkpoint can be loaded with."""
+
+    ANYWHERE = "anywhere"
+    """Nothing is online: every reader of compressed-tensors."""
+    HADAMARD = "hadamard"
+    """A Hadamard is online: readers of compressed-tensors' ``transform_config``, and our loader."""
+    LOADER = "loader"
+    """Something else is online: our loader alone; others refuse the checkpoint."""
+
+
+def reach(linears: Sequence[QuantizedLinear]) -> Reach:
+    """The narrowest that a linear asks for."""
+    transforming = [linear.online for linear in linears if linear.online.transforms]
+    if not transforming:
+        return Reach.ANYWHERE
+    return Reach.LOADER if any(online.order is None for online in transforming) else Reach.HADAMARD
+
+
+def online_section(linears: Sequence[QuantizedLinear]) -> dict[str, Any]:
+    """The section."""
+    keys = _transform_keys(linears)
+    firsts = {keys[linear.online.primitives]: linear.online.primitives for linear in reversed(_transforming(linears))}
+    kind = reach(linears)
+    return {
+        "format_version": FORMAT_VERSION,
+        "profile": "universal" if kind is Reach.ANYWHERE else "rotated",
+        "reach": kind.value,
+        "transforms": {key: [_entry(key, i, each) for i, each in enumerate(firsts[key])] for key in sorted(firsts)},
+        "online": {
+            linear.name: {
+                "transform": keys.get(linear.online.primitives),
+                "clip_ratio": linear.online.clip_ratio,
+            }
+            for linear in linears
+            if not linear.online.is_identity
+        },
+    }
+
+
+def online_tensors(linears: Sequence[QuantizedLinear]) -> list[dict[str, Tensor]]:
+    """The tensors that the section refers to, those of one transform at a time."""
+    return [
+        {
+            tensor_name(key, position, field): tensor
+            for position, primitive in enumerate(primitives)
+            for field, tensor in primitive.tensors().items()
+        }
+        for primitives, key in _transform_keys(linears).items()
+    ]
+
+
+def tensor_name(key: str, position: int, field: str) -> str:
+    """Where a transform's tensor lies."""
+    return f"{key}.online.{position}.{field}"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``config.json``, with a ``quantry`` section of a version that we know.
+
+    Raises:
+        ModelNotFound: there is none.
+        UnsafeCheckpoint: it is too large, no JSON object, or has no such section.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelNotFound(
+            detail=f"There is no config.json in {directory.name!r}.", hint="Give the directory of a checkpoint."
+        )
+    if path.stat().st_size > MAX_CONFIG_BYTES * 16:
+        raise unusable("config.json is too large")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise unusable("config.json is not JSON") from error
+    section = content.get("quantry") if isinstance(content, dict) else None
+    version = section.get("format_version") if isinstance(section, dict) else None
+    if version not in _READERS:
+        known = " or ".join(map(str, _READERS))
+        raise unusable(f"config.json has no quantry section of format version {known}")
+    return dict(content)
+
+
+def read_online(directory: Path, section: Mapping[str, Any], device: torch.device | str) -> dict[str, OnlineInput]:
+    """What every linear's input goes through, the tensors on ``device``; linears of one site share their primitives.
+
+    Raises:
+        UnsafeCheckpoint: the section is malformed, a tensor is missing, of another shape or type, or not finite.
+    """
+    try:
+        return _READERS[section["format_version"]](directory, section, device)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unusable("the quantry section of config.json is malformed") from error
+
+
+def unusable(reason: str) -> UnsafeCheckpoint:
+    """The error of a checkpoint that does not fit what it says."""
+    return UnsafeCheckpoint(
+        detail=f"The checkpoint can not be loaded: {reason}.",
+        hint="Load a checkpoint that Quantry exported, unchanged; for others use from_pretrained.",
+    )
+
+
+def _transforming(linears: Sequence[QuantizedLinear]) -> list[QuantizedLinear]:
+    return [linear for linear in linears if linear.online.transforms]
+
+
+def _transform_keys(linears: Sequence[QuantizedLinear]) -> dict[tuple[Primitive, ...], str]:
+    """Each transform's key. Primitives are compared by identity: a site's linears share them."""
+    keys: dict[tuple[Primitive, ...], str] = {}
+    for linear in _transforming(linears):
+        keys.setdefault(linear.online.primitives, linear.name)
+    return keys
+
+
+def _entry(key: str, position: int, primitive: Primitive) -> dict[str, Any]:
+    tensors = {
+        field: {"name": tensor_name(key, position, field), "shape": list(tensor.shape)}
+        for field, tensor in primitive.tensors().items()
+    }
+    return primitive.fields() | ({"tensors": tensors} if tensors else {})
+
+
+def _read_version_1(_directory: Path, section: Mapping[str, Any], _device: Any) -> dict[str, OnlineInput]:
+    return {
+        name: OnlineInput(
+            primitives=() if entry["hadamard_order"] is None else (_hadamard(entry["hadamard_order"]),),
+            clip_ratio=_ratio(entry["clip_ratio"]),
+        )
+        for name, entry in section["online"].items()
+    }
+
+
+def _read_version_2(directory: Path, section: Mapping[str, Any], device: torch.device | str) -> dict[str, OnlineInput]:
+    wanted = {
+        tensor["name"]: tensor["shape"]
+        for entries in section["transforms"].values()
+        for entry in entries
+        for tensor in entry.get("tensors", {}).values()
+    }
+    stored = _stored_tensors(directory, wanted)
+    transforms = {
+        key: tuple(_primitive(entry, key, i, stored).to(device) for i, entry in enumerate(entries))
+        for key, entries in section["transforms"].items()
+    }
+    return {
+        name: OnlineInput(
+            primitives=() if entry["transform"] is None else transforms[entry["transform"]],
+            clip_ratio=_ratio(entry["clip_ratio"]),
+        )
+        for name, entry in section["online"].items()
+    }
+
+
+_READERS: Final = {1: _read_version_1, 2: _read_version_2}
+
+
+def _primitive(entry: Mapping[str, Any], key: str, position: int, stored: Mapping[str, Tensor]) -> Primitive:
+    """One primitive. A tensor may only lie where its place in the section puts it."""
+    fields = {field: value for field, value in entry.items() if field != "tensors"}
+    tensors = {}
+    for field, tensor in entry.get("tensors", {}).items():
+        if tensor["name"] != tensor_name(key, position, field):
+            raise unusable(f"the {field} of transform {key} is not where it has to be")
+        tensors[field] = stored[tensor["name"]]
+    if fields.get("name") == Hadamard.name:
+        return _hadamard(fields["order"])
+    try:
+        return primitive_from(fields, tensors)
+    except ValueError as error:
+        raise unusable(f"primitive {position} of transform {key} is not valid ({error})") from error
+
+
+def _hadamard(order: Any) -> Hadamard:
+    try:
+        return Hadamard(order=order)
+    except ValueError as error:
+        raise unusable(f"a Hadamard of order {order!r} does not fit any width") from error
+
+
+def _ratio(value: Any) -> float:
+    ratio = float(value)
+    if not 0.0 < ratio <= 1.0:
+        raise unusable(f"a clip_ratio is {ratio}, not in (0, 1]")
+    return ratio
+
+
+def _stored_tensors(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The wanted tensors from the directory's own safetensors files, checked against their shapes.
+
+    Copied out of the mapped file: torch aligns its own memory, and the bits of a product may depend on that.
+    """
+    found: dict[str, Tensor] = {}
+    for shard in sorted(directory.glob("*.safetensors")) if wanted else ():
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for name in wanted.keys() & set(file.keys()):
+                    shape = file.get_slice(name).get_shape()
+                    if shape != wanted[name]:
+                        raise unusable(f"{name} has the shape {shape}, and the section says {wanted[name]}")
+                    found[name] = _checked(name, file.get_tensor(name).clone())
+        except SafetensorError as error:
+            raise unusable(f"{shard.name} is not a usable safetensors file") from error
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise unusable(f"no file holds the tensor {missing[0]}")
+    return found
+
+
+def _checked(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype not in (torch.float32, torch.int64):
+        raise unusable(f"{name} is {tensor.dtype}, not float32 or int64")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise unusable(f"{name} is not finite")
+    return tensor
