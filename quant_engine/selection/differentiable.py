@@ -28,7 +28,7 @@ from quant_engine.policy import ActivationQuantization, Differentiable, WeightQu
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 
 _CHUNK_ELEMENTS: Final = 1 << 24
-"""How many output values of all candidates together are held at a time (64 MiB)."""
+"""64 MiB of fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,15 @@ def error_gram(
     plans: Sequence[SitePlan],
     weights: WeightQuantization,
     activations: ActivationQuantization,
+    *,
+    chunk_elements: int = _CHUNK_ELEMENTS,
 ) -> Tensor:
-    """G [N, N], fp64, on the CPU: the inner products of the candidates' errors over all tokens and linears."""
+    """G [N, N], fp64, on the CPU: the inner products of the candidates' errors over all tokens and linears.
+
+    ``chunk_elements`` bounds how many output values of all candidates together are held at a time.
+    """
     outputs = sum(w_OI.shape[0] for w_OI in linears)
-    tokens = max(1, _CHUNK_ELEMENTS // (len(plans) * outputs))
+    tokens = max(1, chunk_elements // (len(plans) * outputs))
     gram_NN = torch.zeros(len(plans), len(plans), dtype=torch.float64)
     with torch.no_grad():
         rounded = [_rounded_rows(linears, plan, weights) for plan in plans]

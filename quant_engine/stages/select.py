@@ -162,7 +162,7 @@ class _Candidate:
     plan: SitePlan | None = None
     refused: EngineError | None = None
     error: float = math.inf
-    cost: float = 0.0
+    cost: float | None = None
 
 
 def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tuple[SitePlan, dict[str, Any] | None]:
@@ -182,7 +182,7 @@ def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tu
         selection,
         Choices(
             errors=[each.error for each in candidates],
-            costs=[each.cost for each in candidates],
+            costs=[each.cost or 0.0 for each in candidates],
             places=places,
             mixture=mixture,
             tails=tails,

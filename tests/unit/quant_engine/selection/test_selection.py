@@ -1,13 +1,18 @@
 """Which layers are selected, and which plan a layer keeps."""
 
+import math
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quant_engine.errors import NumericalInstability
 from quant_engine.evaluation.layer_errors import layer_errors
 from quant_engine.policy import ActivationQuantization, LayerChoice, Transform, TransformKind, WeightQuantization
 from quant_engine.selection import choose_layers, lowest_error
 from quant_engine.transforms import SitePlan, build_plan, channel_statistics
+from quant_engine.transforms.primitives import Hadamard
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 
@@ -63,7 +68,7 @@ def test_counts_and_order(errors: dict[str, float], critical: int, normal: int) 
 def test_the_lowest_error_wins() -> None:
     x_TI, w_OI = massive_input(100, 96), weight(24, 96)
     stats, weights, activations = channel_statistics(x_TI), WeightQuantization(), ActivationQuantization()
-    plans = [build_plan(Transform(kind=kind), stats, w_OI) for kind in TransformKind]
+    plans = [build_plan(Transform(kind=kind), stats, w_OI, tokens=lambda: x_TI) for kind in TransformKind]
     chosen = lowest_error(x_TI, [w_OI], plans, weights, activations)
     errors = [layer_errors(x_TI, w_OI, plan, weights, activations).error for plan in plans]
     assert chosen.errors == pytest.approx(errors, rel=1e-6)
@@ -76,6 +81,31 @@ def test_the_earlier_of_equals_wins() -> None:
     plans = [SitePlan(kind=TransformKind.NONE), SitePlan(kind=TransformKind.NONE)]
     chosen = lowest_error(massive_input(4, 96), [weight(4, 96)], plans, WeightQuantization(), ActivationQuantization())
     assert chosen.index == 0
+
+
+def test_what_is_computed_online_counts() -> None:
+    x_TI, w_OI = massive_input(100, 96), weight(24, 96)
+    plans = [SitePlan(kind=TransformKind.NONE), SitePlan(kind=TransformKind.ROTATION, online=(Hadamard(order=96),))]
+    weights, activations = WeightQuantization(), ActivationQuantization()
+    errors = [layer_errors(x_TI, w_OI, plan, weights, activations).error for plan in plans]
+    cost = Hadamard(order=96).cost(96) / (96 * 24)
+    chosen = lowest_error(x_TI, [w_OI], plans, weights, activations, online_cost=2.0)
+    assert chosen.costs == (0.0, cost)
+    assert chosen.scores == pytest.approx([errors[0], errors[1] * (1 + 2 * cost)], rel=1e-6)
+    cheap = errors.index(min(errors))
+    assert lowest_error(x_TI, [w_OI], plans, weights, activations).index == cheap
+
+
+def test_a_plan_that_can_not_be_measured_is_not_chosen() -> None:
+    x_TI, w_OI = massive_input(40, 96), weight(8, 96)
+    broken = SitePlan(kind=TransformKind.SMOOTH, scales_D=torch.full((96,), math.nan))
+    weights, activations = WeightQuantization(), ActivationQuantization()
+    chosen = lowest_error(x_TI, [w_OI], [broken, SitePlan(kind=TransformKind.NONE)], weights, activations)
+    assert chosen.index == 1
+    assert chosen.errors[0] == math.inf
+    assert chosen.errors[1] == layer_errors(x_TI, w_OI, chosen.plan, weights, activations).error
+    with pytest.raises(NumericalInstability, match="None of 2"):
+        lowest_error(x_TI, [w_OI], [broken, broken], weights, activations)
 
 
 def test_no_candidates() -> None:
