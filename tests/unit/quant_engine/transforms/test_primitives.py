@@ -131,6 +131,13 @@ def test_the_online_rotation_has_the_same_bits_whatever_the_backend(order: int) 
             assert torch.equal(Hadamard(order=order).apply_online(x_TI), expected)
 
 
+def test_rows_need_not_be_contiguous() -> None:
+    """A transposed covariance is not, and a wheel's warning would be an error here."""
+    x_IT = normal(64, 8, seed=9)
+    torch.testing.assert_close(Hadamard(order=64).apply(x_IT.T), x_IT.T @ hadamard_matrix(64).T)
+    torch.testing.assert_close(Hadamard(order=64).covariance(x_IT @ x_IT.T).trace(), x_IT.square().sum())
+
+
 @each_case
 def test_round_trip_keeps_the_bits(case: str) -> None:
     primitive = CASES[case][0]
