@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 Report = Mapping[str, Any]
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -18,6 +20,8 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 _DPI: Final = 144
 _BASELINE: Final = "SmoothRot(0.5, max)"
 _GREY: Final = "0.45"
+_WIDE: Final = 8.0
+"""From this ratio between the largest and the smallest error on, an axis is logarithmic."""
 
 
 def draw_figures(report: Report, curves: Curves, profile: Report, directory: Path) -> list[Path]:
@@ -67,7 +71,7 @@ def _quantile_figure(report: Report) -> Figure:
 def _family_figure(
     report: Report, rows: Sequence[Report], at: Sequence[float], title: str, finish: Callable[[Axes], None]
 ) -> Figure:
-    """Mean E on the left, each selected layer's ratio to its baseline on the right; both axes logarithmic in E."""
+    """Mean E on the left, each selected layer's ratio to its baseline on the right."""
     figure = Figure(figsize=(10.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.axhline(report["baseline"]["mean_error"], color=_GREY, linestyle="--", label=_BASELINE)
@@ -81,11 +85,23 @@ def _family_figure(
     right.set_ylabel("E / E of the baseline, test tokens")
     figure.suptitle(title)
     for axes in (left, right):
-        axes.set_yscale("log")
+        _scale_errors(axes)
         finish(axes)
         axes.grid(visible=True, which="both", alpha=0.25)
         axes.legend(fontsize=8)
     return figure
+
+
+def _scale_errors(axes: Axes) -> None:
+    """A logarithmic axis where the lines span much, with plain numbers where that is less than two decades."""
+    values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata()) if y > 0.0]
+    ratio = max(values, default=1.0) / min(values, default=1.0)
+    if ratio <= _WIDE:
+        return
+    axes.set_yscale("log")
+    if ratio < 100.0:
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2.0, 1.0)))
+        axes.yaxis.set_major_formatter(LogFormatter())
 
 
 def _plain_axis(label: str) -> Callable[[Axes], None]:
@@ -130,14 +146,14 @@ def _heat_map(report: Report) -> Figure:
 def _curves_figure(report: Report, curves: Curves) -> Figure:
     """T1 and T2: the lowest mean validation E so far; a layer that stopped early stays where it was."""
     figure = Figure(figsize=(11.0, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, trainings) in zip(panels, curves.items(), strict=True):
         for training in trainings:
             steps, means = _mean_curve(training["curves"])
             if steps:
                 axes.plot(steps, means, linewidth=1.2, label=_training_label(training))
         axes.axhline(report["baseline"]["mean_validation_error"], color=_GREY, linestyle="--", label=_BASELINE)
-        axes.set_yscale("log")
+        _scale_errors(axes)
         axes.set_xlabel("step")
         axes.set_title(name)
         axes.grid(visible=True, which="both", alpha=0.25)
@@ -171,7 +187,9 @@ def _replay_figure(report: Report) -> Figure:
     places = list(range(len(rows)))
     axes.bar([at - 0.2 for at in places], [row["baseline_error"] for row in rows], 0.4, color="0.65", label=_BASELINE)
     axes.bar([at + 0.2 for at in places], [row["error"] for row in rows], 0.4, color="C0", label="T3")
-    axes.set_yscale("log")
+    errors = [row[key] for row in rows for key in ("baseline_error", "error") if row[key] > 0.0]
+    if errors and max(errors) > _WIDE * min(errors):
+        axes.set_yscale("log")
     axes.set_xticks(places, _tick_labels(rows), fontsize=8)
     axes.set_xlabel("block")
     axes.set_ylabel("E on test tokens")

@@ -1,0 +1,136 @@
+"""The experiment of arXiv 2606.09927 on a model: layer choice, N1 to T3, Table I beside the published gains.
+
+python -m benchmarks.paper --model DIR --dataset wikitext2 --datasets DIR --output DIR
+
+Runs the pipeline with the preset ``paper-2606.09927``. With the same options and ``--output`` it takes up where it was.
+``OUTPUT/result`` holds the report and the checkpoint, ``OUTPUT/work/search`` the experiment's files and figures. The
+paper's setting is a full batch (``--batch-tokens 0``); minibatches are what a processor manages in reasonable time.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from quant_engine.pipeline import RunSpec, run
+from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, resolve_policy
+from quant_engine.stages.paper import paper_figures, paper_report
+
+PRESET = "paper-2606.09927"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run, then print the table and where the figures are."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    work = options.output / "work"
+    with Progress(console=console) as bars:
+        run(_spec(options), work_dir=work, output_dir=options.output / "result", observer=_Bars(bars))
+    report = paper_report(work / "search")
+    console.print(paper_table(report))
+    console.print(_replay_line(report))
+    for path in paper_figures(work / "search"):
+        console.print(str(path), soft_wrap=True)
+
+
+def paper_table(report: dict[str, Any]) -> Table:
+    """Table I: E on test tokens for each selected layer, their mean, the gains and the published ones."""
+    content, published = report["table"], report["published"]
+    table = Table("layer", "group", *content["columns"], title="E on test tokens, selected layers")
+    for row in content["rows"]:
+        table.add_row(row["layer"], row["group"], *(f"{row[name]:.2f}" for name in content["columns"]))
+    table.add_section()
+    table.add_row("mean", "", *(f"{content['mean'][name]:.2f}" for name in content["columns"]))
+    table.add_row("gain, %", "", *(f"{content['gain_percent'][name]:.2f}" for name in content["columns"]))
+    gains = published["gain_percent"]
+    table.add_row("published, %", "", *(f"{gains[name]:.2f}" if name in gains else "" for name in content["columns"]))
+    return table
+
+
+def _replay_line(report: dict[str, Any]) -> str:
+    replay, published = report["T3"], report["published"]["T3"]
+    return (
+        f"T3, all {len(replay['rows'])} layers: {replay['baseline_mean_error']:.2f} → {replay['mean_error']:.2f} "
+        f"({-replay['gain_percent']:+.1f} %; guarded {-replay['guarded_gain_percent']:+.1f} %; "
+        f"published {-published['gain_percent']:+.1f} %)"
+    )
+
+
+class _Bars:
+    """One progress bar for each stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def stage_started(self, name: str, unit: str, total: int) -> None:
+        """A bar of its own."""
+        self._tasks[name] = self._bars.add_task(f"{name} ({unit})", total=total)
+
+    def stage_advanced(self, name: str, done: int, total: int) -> None:
+        """Move the bar."""
+        self._bars.update(self._tasks[name], completed=done, total=total)
+
+    def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
+        """Say how long it took."""
+        self._bars.console.print(f"{name}: {'reused' if reused else f'{seconds:.1f} s'}")
+
+    def layer_completed(self, row: dict[str, Any]) -> None:
+        """The table at the end shows them."""
+
+    def metric(self, name: str, value: float) -> None:
+        """A line."""
+        self._bars.console.print(f"{name} = {value:.4f}")
+
+    def log(self, message: str) -> None:
+        """A line."""
+        self._bars.console.print(message, markup=False)
+
+
+def _spec(options: argparse.Namespace) -> RunSpec:
+    search: dict[str, Any] = {"kind": "paper", "steps": options.steps, "patience": options.patience, "top": options.top}
+    search["batch_tokens"] = options.batch_tokens or None
+    perplexity = None
+    if options.perplexity_tokens:
+        perplexity = Perplexity(dataset=options.dataset, tokens=options.perplexity_tokens)
+    return RunSpec(
+        model_dir=options.model,
+        policy=resolve_policy(Policy.model_validate({"preset": PRESET, "search": search})),
+        calibration=Calibration(
+            dataset=options.dataset,
+            samples=options.samples,
+            sequence_length=options.sequence_length,
+            seed=options.seed,
+        ),
+        evaluation=Evaluation(perplexity=perplexity),
+        output=Output(),
+        datasets_dir=options.datasets,
+        device=options.device,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    datasets = os.environ.get("QUANTRY_DATASETS_DIR")
+    parser.add_argument("--model", type=Path, required=True, help="a dense safetensors checkpoint")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dataset", default="wikitext2", help="a directory under --datasets, or pydoc")
+    parser.add_argument("--datasets", type=Path, default=None if datasets is None else Path(datasets))
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--patience", type=int, default=80)
+    parser.add_argument("--top", type=int, default=5)
+    parser.add_argument("--batch-tokens", type=int, default=384, help="0: the paper's full batch")
+    parser.add_argument("--perplexity-tokens", type=int, default=0, help="0: no perplexity")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
