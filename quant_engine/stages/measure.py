@@ -6,7 +6,7 @@ Shapes: T tokens, O output and D input channels, P parameters of a diagonal (P <
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -16,11 +16,10 @@ from torch import Tensor
 
 from quant_engine.calibration import SiteRecord, read_record
 from quant_engine.evaluation.layer_errors import LayerErrors, plan_errors, site_errors
-from quant_engine.hadamard import hadamard_order
 from quant_engine.models import Site
 from quant_engine.policy import Transform, TransformKind
 from quant_engine.stages.context import Run, SiteSettings
-from quant_engine.transforms import SitePlan, build_plan
+from quant_engine.transforms import SitePlan, Tie, build_plan
 
 BASELINE: Final = Transform(kind=TransformKind.SMOOTH_ROTATION, alpha=0.5)
 """SmoothRot(0.5, max), arXiv 2506.05413: what every gain is measured against."""
@@ -58,14 +57,14 @@ class OpenSite:
 
     def plan(self, transform: Transform) -> SitePlan:
         """The plan of ``transform``; where heads are tied, from statistics over all heads that share a parameter."""
-        if self.site.tied == 1 or not transform.kind.scales_channels:
-            return self.on_device(build_plan(transform, self.record.statistics, self.rows.cpu()))
-        unrotated = transform.model_copy(update={"kind": TransformKind.SMOOTH})
-        plan = build_plan(unrotated, self.record.statistics, self.site.pool(self.rows.cpu()))
-        order = hadamard_order(self.site.features, transform.block_size) if transform.kind.rotates else None
-        if plan.scales_D is not None:
-            plan = replace(plan, scales_D=plan.scales_D[self.site.tie_index()])
-        return self.on_device(replace(plan, kind=transform.kind, order=order))
+        rows_OD, tie = self.rows.cpu(), None
+        if self.site.tied > 1:
+            tie = Tie(pooled_w=self.site.pool(rows_OD), index_D=self.site.tie_index())
+        plan = build_plan(transform, self.record.statistics, rows_OD, tokens=self._fit_tokens, tie=tie)
+        return self.on_device(plan)
+
+    def _fit_tokens(self) -> Tensor:
+        return self.record.fit_FD
 
     def errors(self, x_TD: Tensor, plan: SitePlan) -> tuple[LayerErrors, ...]:
         """The errors of each linear."""
@@ -81,10 +80,8 @@ class OpenSite:
         return plan_errors(x_TD, self.linears, plans, settings.weights, settings.activations)
 
     def on_device(self, plan: SitePlan) -> SitePlan:
-        """The plan with its scales where the run computes."""
-        if plan.scales_D is None:
-            return plan
-        return replace(plan, scales_D=plan.scales_D.to(self.run.model.device))
+        """The plan with its tensors where the run computes."""
+        return plan.to(self.run.model.device)
 
 
 def site_error(errors: Sequence[LayerErrors]) -> float:

@@ -1,4 +1,4 @@
-"""Site plans on disk, one small safetensors file each: the scales as a tensor, the rest as metadata."""
+"""Site plans on disk, one safetensors file each: the tensors of its transform, the rest as metadata."""
 
 import json
 from collections.abc import Callable
@@ -7,11 +7,13 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from quant_engine.models import Site
 from quant_engine.policy import Statistic, TransformKind
 from quant_engine.stages.files import whole_file
 from quant_engine.transforms import SitePlan
+from quant_engine.transforms.primitives import primitive_from
 
 PlanReader = Callable[[Site], SitePlan | None]
 """A site's plan from an earlier stage; None where there is none."""
@@ -34,34 +36,48 @@ def plan_path(directory: Path, site: Site) -> Path:
 
 
 def plan_fields(plan: SitePlan) -> dict[str, Any]:
-    """A plan without its scales, as JSON."""
+    """A plan without its tensors, as JSON."""
     return {
         "kind": plan.kind.value,
         "alpha": plan.alpha,
         "statistic": None if plan.statistic is None else plan.statistic.model_dump(mode="json"),
         "label": plan.label,
-        "order": plan.order,
+        "online": [primitive.fields() for primitive in plan.online],
+        "clip_ratio": plan.clip_ratio,
     }
 
 
 def write_plan(directory: Path, site: Site, plan: SitePlan) -> None:
     """Write a plan, whole or not at all."""
-    tensors = {} if plan.scales_D is None else {"scales": plan.scales_D.detach().float().cpu().contiguous()}
+    tensors = {
+        f"online.{i}.{key}": value for i, each in enumerate(plan.online) for key, value in each.tensors().items()
+    }
+    if plan.scales_D is not None:
+        tensors["scales"] = plan.scales_D.float()
+    if plan.weight_clip_O1 is not None:
+        tensors["weight_clip"] = plan.weight_clip_O1.float()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(plan_path(directory, site)) as temporary:
         save_file(tensors, temporary, metadata={"plan": json.dumps(plan_fields(plan), sort_keys=True)})
 
 
 def read_plan(directory: Path, site: Site) -> SitePlan:
-    """Read a plan back; its scales are the same bits."""
+    """Read a plan back; its tensors are the same bits."""
     with safe_open(plan_path(directory, site), framework="pt") as file:
         fields = json.loads(file.metadata()["plan"])
-        scales_D = file.get_tensor("scales").clone() if "scales" in file.keys() else None  # noqa: SIM118  # no mapping
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no mapping
     statistic = fields["statistic"]
     return SitePlan(
         kind=TransformKind(fields["kind"]),
         alpha=fields["alpha"],
         statistic=None if statistic is None else Statistic.model_validate(statistic),
         label=fields["label"],
-        scales_D=scales_D,
-        order=fields["order"],
+        scales_D=tensors.get("scales"),
+        online=tuple(primitive_from(each, _part(tensors, f"online.{i}.")) for i, each in enumerate(fields["online"])),
+        clip_ratio=fields["clip_ratio"],
+        weight_clip_O1=tensors.get("weight_clip"),
     )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

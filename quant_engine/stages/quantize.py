@@ -13,7 +13,6 @@ from quant_engine.checkpoint import (
     prepare_quantized,
     unpacked_state,
 )
-from quant_engine.hadamard import hadamard_transform
 from quant_engine.models import StreamedModel, fuse_scales
 from quant_engine.rounding import round_to_nearest
 from quant_engine.stages.context import Run
@@ -66,10 +65,10 @@ def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
         if scales_D is not None:
             fuse_scales(state, site, scales_D.to(run.model.device))
     for site in sites:
-        order = plans[site.name].order
-        if order is not None:
+        for primitive in plans[site.name].online:
             for reader in site.readers:
-                state[f"{reader}.weight"] = hadamard_transform(state[f"{reader}.weight"], order=order)
+                weight = state[f"{reader}.weight"]
+                state[f"{reader}.weight"] = primitive.to(weight.device).apply_inverse_transpose(weight)
     return state
 
 

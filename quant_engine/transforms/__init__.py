@@ -1,6 +1,7 @@
 """Equivalent transforms of a linear's input: their statistics, their scale policies, and how they act."""
 
 from quant_engine.transforms.builders_kronecker import kronecker_hadamard, kronecker_sizes
+from quant_engine.transforms.building import Tie, build_plan
 from quant_engine.transforms.closed_form import capped_tokens, cat_blocks, covariance_of, wush_blocks
 from quant_engine.transforms.composition import (
     apply_all,
@@ -25,7 +26,7 @@ from quant_engine.transforms.primitives import (
     Primitive,
     primitive_from,
 )
-from quant_engine.transforms.scales import SMALLEST_SCALE, build_plan, scale_policy
+from quant_engine.transforms.scales import SMALLEST_SCALE, scale_policy
 from quant_engine.transforms.statistics import ChannelStatistics, abs_quantile, channel_statistics
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Permutation",
     "Primitive",
     "SitePlan",
+    "Tie",
     "abs_quantile",
     "apply_all",
     "apply_online_all",

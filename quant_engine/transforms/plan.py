@@ -1,27 +1,31 @@
 """The transform chosen for one site, and how it acts on activations and weights.
 
-A = Λ⁻¹ Hᵀ with Λ = diag(s): scale, then rotate. X' = X Λ⁻¹ Hᵀ and W' = W Λ Hᵀ leave X' W'ᵀ = X Wᵀ
-(arXiv 2606.09927, smooth rotation; SmoothRot, arXiv 2506.05413). Shapes: T tokens, I = D input channels, O outputs.
+A = Λ⁻¹ P with Λ = diag(s): a diagonal, which is fused into the module that produces the site, then what is computed
+online in front of the linears. X' = X A and W' = W A⁻ᵀ leave X' W'ᵀ = X Wᵀ. With a Hadamard P = Hᵀ that is smooth
+rotation (arXiv 2606.09927; SmoothRot, arXiv 2506.05413). Shapes: T tokens, I = D input channels, O outputs.
 """
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from quant_engine.hadamard import hadamard_transform
-from quant_engine.policy import Statistic, TransformKind
+from quant_engine.policy import ActivationQuantization, Statistic, TransformKind
+from quant_engine.transforms.primitives import Hadamard, Primitive
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SitePlan:
-    """One site's transform.
+    """One site's transform, and the clipping that was found with it.
 
     Attributes:
-        kind: none, smooth, rotation or smooth_rotation.
+        kind: what it is called in a policy.
         alpha, statistic: the scale policy behind ``scales_D``, or where its training started; None without scales.
-        label: ``absmax``, ``quantile``, ``l2`` or ``learned``; ``none`` without scales.
+        label: the statistic's kind, or ``learned``; ``none`` without scales.
         scales_D: s > 0, float32 [D], or None.
-        order: of the Hadamard rotation, or None without one.
+        online: what follows the diagonal, in order.
+        clip_ratio: of the activations, where it was searched or learned; None leaves the policy's.
+        weight_clip_O1: learned clipping of every weight row of the site's linears, in their order; or None.
     """
 
     kind: TransformKind
@@ -29,26 +33,50 @@ class SitePlan:
     statistic: Statistic | None = None
     label: str = "none"
     scales_D: Tensor | None = None
-    order: int | None = None
+    online: tuple[Primitive, ...] = ()
+    clip_ratio: float | None = None
+    weight_clip_O1: Tensor | None = None
+
+    @property
+    def order(self) -> int | None:
+        """The order of the Hadamard, where that is all there is online."""
+        if len(self.online) == 1 and isinstance(self.online[0], Hadamard):
+            return self.online[0].order
+        return None
 
     def with_scales(self, scales_D: Tensor, label: str) -> "SitePlan":
         """The same transform with other scales."""
         return replace(self, scales_D=scales_D, label=label)
 
+    def to(self, device: torch.device) -> "SitePlan":
+        """The same plan with its tensors on ``device``."""
+        return replace(
+            self,
+            scales_D=None if self.scales_D is None else self.scales_D.to(device),
+            online=tuple(each.to(device) for each in self.online),
+            weight_clip_O1=None if self.weight_clip_O1 is None else self.weight_clip_O1.to(device),
+        )
+
+    def clipped(self, activations: ActivationQuantization) -> ActivationQuantization:
+        """``activations`` with this plan's clip ratio, where it has one."""
+        if self.clip_ratio is None:
+            return activations
+        return activations.model_copy(update={"clip_ratio": self.clip_ratio})
+
 
 def transform_activation(x_TI: Tensor, plan: SitePlan) -> Tensor:
-    """X' = X Λ⁻¹ Hᵀ, in the dtype of ``x_TI``."""
+    """X' = X A, in the dtype of ``x_TI``."""
     if plan.scales_D is not None:
         x_TI = x_TI / plan.scales_D.to(x_TI)
-    return _rotate(x_TI, plan)
+    for primitive in plan.online:
+        x_TI = primitive.apply(x_TI)
+    return x_TI
 
 
 def transform_weight(w_OI: Tensor, plan: SitePlan) -> Tensor:
-    """W' = W Λ Hᵀ, in the dtype of ``w_OI``."""
+    """W' = W A⁻ᵀ, in the dtype of ``w_OI``."""
     if plan.scales_D is not None:
         w_OI = w_OI * plan.scales_D.to(w_OI)
-    return _rotate(w_OI, plan)
-
-
-def _rotate(x: Tensor, plan: SitePlan) -> Tensor:
-    return x if plan.order is None else hadamard_transform(x, order=plan.order)
+    for primitive in plan.online:
+        w_OI = primitive.apply_inverse_transpose(w_OI)
+    return w_OI

@@ -1,19 +1,18 @@
 """Scale policies, one family: s_j = stat_X(j)^α / stat_W(j)^(1−α).
 
 absmax and α = 0.5 is SmoothQuant's and SmoothRot's rule; quantile replaces stat_X by a high quantile
-(arXiv 2606.09927, quantile-robust scales); l2 takes ‖X_j‖₂ and ‖W_j‖₂. Shapes: D channels, O outputs.
+(arXiv 2606.09927, quantile-robust scales); l2 takes ‖X_j‖₂ and ‖W_j‖₂, lp ‖X_j‖_p and ‖W_j‖_p. Shapes: D channels,
+O outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.hadamard import hadamard_order
-from quant_engine.policy import Statistic, Transform
-from quant_engine.transforms.plan import SitePlan
+from quant_engine.policy import Statistic
 from quant_engine.transforms.statistics import ChannelStatistics
 
 SMALLEST_SCALE: Final = 1e-5
@@ -30,10 +29,10 @@ def scale_policy(stats: ChannelStatistics, w_OD: Tensor, alpha: float, statistic
         statistic: which statistic; ``quantile`` at q = 1 is the maximum.
 
     Raises:
-        KeyError: ``stats`` holds no quantile at the statistic's q.
+        KeyError: ``stats`` holds no quantile at the statistic's q, or no norm at its p.
         NumericalInstability: a statistic is not finite.
     """
-    activation_D, weight_D = _STATISTICS[statistic.kind](stats, w_OD, statistic.q)
+    activation_D, weight_D = _STATISTICS[statistic.kind](stats, w_OD, statistic)
     weight_D = weight_D.double().clamp(min=SMALLEST_SCALE)
     scales_D = (activation_D.to(weight_D) ** alpha / weight_D ** (1.0 - alpha)).clamp(min=SMALLEST_SCALE).float()
     broken = int((~torch.isfinite(scales_D)).sum())
@@ -45,45 +44,36 @@ def scale_policy(stats: ChannelStatistics, w_OD: Tensor, alpha: float, statistic
     return scales_D
 
 
-def build_plan(transform: Transform, stats: ChannelStatistics, w_OD: Tensor) -> SitePlan:
-    """The plan of a policy's ``transform`` for a site.
-
-    Raises:
-        UnsupportedPolicy: ``block_size`` does not fit the site's width.
-        KeyError, NumericalInstability: as :func:`scale_policy`.
-    """
-    order = hadamard_order(w_OD.shape[-1], transform.block_size) if transform.kind.rotates else None
-    if not transform.kind.scales_channels:
-        return SitePlan(kind=transform.kind, order=order)
-    return SitePlan(
-        kind=transform.kind,
-        alpha=transform.alpha,
-        statistic=transform.statistic,
-        label=transform.statistic.kind,
-        scales_D=scale_policy(stats, w_OD, transform.alpha, transform.statistic),
-        order=order,
-    )
-
-
-def _absmax(stats: ChannelStatistics, w_OD: Tensor, _: float) -> tuple[Tensor, Tensor]:
+def _absmax(stats: ChannelStatistics, w_OD: Tensor, _: Statistic) -> tuple[Tensor, Tensor]:
     return stats.absmax_D, w_OD.abs().amax(dim=0)
 
 
-def _quantile(stats: ChannelStatistics, w_OD: Tensor, q: float) -> tuple[Tensor, Tensor]:
-    if q == 1.0:
-        return _absmax(stats, w_OD, q)
-    if q not in stats.quantiles:
-        known = ", ".join(str(each) for each in sorted(stats.quantiles)) or "none"
-        raise KeyError(f"the channel statistics hold no quantile q = {q}; they hold {known}")
-    return stats.quantiles[q], w_OD.abs().amax(dim=0)
+def _quantile(stats: ChannelStatistics, w_OD: Tensor, statistic: Statistic) -> tuple[Tensor, Tensor]:
+    if statistic.q == 1.0:
+        return _absmax(stats, w_OD, statistic)
+    return _kept(stats.quantiles, statistic.q, "quantile q"), w_OD.abs().amax(dim=0)
 
 
-def _l2(stats: ChannelStatistics, w_OD: Tensor, _: float) -> tuple[Tensor, Tensor]:
+def _l2(stats: ChannelStatistics, w_OD: Tensor, _: Statistic) -> tuple[Tensor, Tensor]:
     return stats.l2_D, torch.linalg.vector_norm(w_OD, dim=0)
 
 
-_STATISTICS: Final[dict[str, Callable[[ChannelStatistics, Tensor, float], tuple[Tensor, Tensor]]]] = {
+def _lp(stats: ChannelStatistics, w_OD: Tensor, statistic: Statistic) -> tuple[Tensor, Tensor]:
+    if statistic.p == 2.0:
+        return _l2(stats, w_OD, statistic)
+    return _kept(stats.norms, statistic.p, "norm p"), torch.linalg.vector_norm(w_OD, ord=statistic.p, dim=0)
+
+
+def _kept(found: Mapping[float, Tensor], parameter: float, name: str) -> Tensor:
+    if parameter not in found:
+        known = ", ".join(str(each) for each in sorted(found)) or "none"
+        raise KeyError(f"the channel statistics hold no {name} = {parameter}; they hold {known}")
+    return found[parameter]
+
+
+_STATISTICS: Final[dict[str, Callable[[ChannelStatistics, Tensor, Statistic], tuple[Tensor, Tensor]]]] = {
     "absmax": _absmax,
     "quantile": _quantile,
     "l2": _l2,
+    "lp": _lp,
 }

@@ -15,20 +15,23 @@ class ChannelStatistics:
         absmax_D: the largest value.
         l2_D: ‖X_j‖₂ over all tokens.
         quantiles: q → Q_q(abs(X_j)), interpolated linearly between order statistics.
+        norms: p → ‖X_j‖_p over all tokens.
     """
 
     absmax_D: Tensor
     l2_D: Tensor
     quantiles: Mapping[float, Tensor] = field(default_factory=dict)
+    norms: Mapping[float, Tensor] = field(default_factory=dict)
     tokens: int
 
 
-def channel_statistics(x_TD: Tensor, quantiles: Sequence[float] = ()) -> ChannelStatistics:
+def channel_statistics(x_TD: Tensor, quantiles: Sequence[float] = (), norms: Sequence[float] = ()) -> ChannelStatistics:
     """Exact statistics of tokens that fit into memory."""
     return ChannelStatistics(
         absmax_D=x_TD.abs().amax(dim=0).float(),
         l2_D=torch.linalg.vector_norm(x_TD, dim=0, dtype=torch.float64).float(),
         quantiles={q: abs_quantile(x_TD, q).float() for q in quantiles},
+        norms={p: torch.linalg.vector_norm(x_TD, ord=p, dim=0, dtype=torch.float64).float() for p in norms},
         tokens=x_TD.shape[0],
     )
 

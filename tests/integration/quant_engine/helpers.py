@@ -13,6 +13,7 @@ from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Pol
 from quant_engine.stages.context import Run, prepare_run
 from quant_engine.stages.spec import RunSpec
 from quant_engine.transforms import SitePlan
+from quant_engine.transforms.primitives import Hadamard
 
 ALL_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -65,8 +66,8 @@ def random_plan(site: Site, kind: TransformKind) -> SitePlan:
         generator = torch.Generator().manual_seed(len(site.name) + site.block)
         index_D = site.tie_index()
         scales_D = torch.exp(torch.randn(int(index_D.max()) + 1, generator=generator))[index_D]
-    order = hadamard_order(site.features) if kind.rotates else None
-    return SitePlan(kind=kind, alpha=None, statistic=None, label="absmax", scales_D=scales_D, order=order)
+    online = (Hadamard(order=hadamard_order(site.features)),) if kind.rotates else ()
+    return SitePlan(kind=kind, alpha=None, statistic=None, label="absmax", scales_D=scales_D, online=online)
 
 
 def random_plans(run: Run, kind: TransformKind = TransformKind.SMOOTH_ROTATION) -> dict[str, SitePlan]:

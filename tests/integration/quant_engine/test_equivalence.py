@@ -33,7 +33,7 @@ def _relative_difference(run: Run, plans: Plans) -> float:
             if site.block == block:
                 for reader in site.readers:
                     linear = layer.get_submodule(reader.removeprefix(prefix))
-                    attach_online(linear, OnlineInput(order=plans[site.name].order))
+                    attach_online(linear, OnlineInput(primitives=plans[site.name].online))
 
     ids = fixed_ids(vocabulary=run.model.config.vocab_size)
     original = streamed_logits(StreamedModel(run.source), ids)

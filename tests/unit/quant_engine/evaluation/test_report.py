@@ -7,6 +7,7 @@ from quant_engine.evaluation.layer_errors import LayerErrors
 from quant_engine.evaluation.report import LayerMeasurement, chosen_policy, gain_percent, layer_row, summarize
 from quant_engine.policy import ActivationQuantization, NumberFormat, Statistic, TransformKind, WeightQuantization
 from quant_engine.transforms import SitePlan
+from quant_engine.transforms.primitives import Hadamard
 
 ROW_FIELDS = {
     *("name", "block", "role", "scheme", "transform", "alpha", "statistic", "error", "error_normalized", "sqnr_db"),
@@ -26,7 +27,7 @@ def _row(error: float, baseline: float, selected: str | None = None, **fields: o
         statistic=Statistic(kind="quantile", q=0.997),
         label="quantile",
         scales_D=torch.ones(2),
-        order=2,
+        online=(Hadamard(order=2),),
     )
     defaults: dict[str, object] = {
         "name": "model.layers.3.mlp.down_proj",
@@ -85,7 +86,13 @@ def test_the_summary_means_over_selected_and_over_all() -> None:
 
 
 def test_what_was_chosen_is_counted() -> None:
-    learned = SitePlan(kind=TransformKind.SMOOTH_ROTATION, alpha=0.5, label="learned", scales_D=torch.ones(2), order=2)
+    learned = SitePlan(
+        kind=TransformKind.SMOOTH_ROTATION,
+        alpha=0.5,
+        label="learned",
+        scales_D=torch.ones(2),
+        online=(Hadamard(order=2),),
+    )
     plain = SitePlan(kind=TransformKind.NONE)
     assert chosen_policy([learned, learned, plain], learning_rate=0.02) == {
         "transforms": {"none": 1, "smooth_rotation": 2},

@@ -24,6 +24,7 @@ from quant_engine.training import TrainedScales, train_scales
 from quant_engine.training.objective import Grids, prepare_batches
 from quant_engine.training.scales import learning_rate_factor
 from quant_engine.transforms import SitePlan, build_plan, channel_statistics
+from quant_engine.transforms.primitives import Hadamard
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 INT4, TOKEN4 = WeightQuantization(), ActivationQuantization()
@@ -200,7 +201,7 @@ def test_other_granularities(granularity: str) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="rotation"):
-        train(start=SitePlan(kind=TransformKind.ROTATION, order=96))
+        train(start=SitePlan(kind=TransformKind.ROTATION, online=(Hadamard(order=96),)))
     with pytest.raises(UnsupportedPolicy, match="64"):
         train(weights=WeightQuantization(granularity="group", group_size=64))
 

@@ -8,9 +8,15 @@ from hypothesis import strategies as st
 from quant_engine.hadamard import hadamard_matrix, hadamard_order
 from quant_engine.policy import Statistic, Transform, TransformKind
 from quant_engine.transforms import SitePlan, build_plan, channel_statistics, transform_activation, transform_weight
+from quant_engine.transforms.primitives import Hadamard
 from tests.unit.quant_engine.outliers import massive_input, weight
 
-STATISTICS = [Statistic(kind="absmax"), Statistic(kind="quantile", q=0.9), Statistic(kind="l2")]
+STATISTICS = [
+    Statistic(kind="absmax"),
+    Statistic(kind="quantile", q=0.9),
+    Statistic(kind="l2"),
+    Statistic(kind="lp", p=3.0),
+]
 
 
 @pytest.mark.parametrize("width", [96, 576, 1536, 100, 92])
@@ -19,7 +25,7 @@ STATISTICS = [Statistic(kind="absmax"), Statistic(kind="quantile", q=0.9), Stati
 def test_unquantized_output_is_unchanged(kind: TransformKind, statistic: Statistic, width: int) -> None:
     x_TI, w_OI = massive_input(64, width, dtype=torch.float64), weight(24, width, dtype=torch.float64)
     transform = Transform(kind=kind, statistic=statistic, alpha=0.6)
-    plan = build_plan(transform, channel_statistics(x_TI, (0.9,)), w_OI)
+    plan = build_plan(transform, channel_statistics(x_TI, (0.9,), (3.0,)), w_OI, tokens=lambda: x_TI)
     y_TO = torch.einsum("ti,oi->to", x_TI, w_OI)
     transformed = torch.einsum("ti,oi->to", transform_activation(x_TI, plan), transform_weight(w_OI, plan))
     assert float((transformed - y_TO).norm() / y_TO.norm()) < 1e-6
@@ -80,7 +86,7 @@ def test_none_is_the_identity() -> None:
 def test_gradient_reaches_the_scales() -> None:
     x_TI, w_OI = massive_input(8, 96, dtype=torch.float64), weight(4, 96, dtype=torch.float64)
     scales_D = (torch.rand(96, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5).requires_grad_()
-    plan = SitePlan(kind=TransformKind.SMOOTH_ROTATION, scales_D=scales_D, order=96)
+    plan = SitePlan(kind=TransformKind.SMOOTH_ROTATION, scales_D=scales_D, online=(Hadamard(order=96),))
     # ‖X Λ⁻¹‖² has the gradient −2 Σ_t x² / s³, whatever orthonormal matrix follows.
     transform_activation(x_TI, plan).square().sum().backward()
     torch.testing.assert_close(scales_D.grad, -2.0 * x_TI.square().sum(dim=0) / scales_D.detach() ** 3)
