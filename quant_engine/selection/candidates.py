@@ -1,6 +1,6 @@
 """What a layer chooses among: candidates of a policy as whole transforms, told apart, named, and with their cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,12 +26,20 @@ class Wanted:
     inherits: bool
 
 
-def wanted(candidate: Candidate, own: Transform, found: SitePlan | None) -> Wanted:
-    """A kind takes the rest from ``own``, the policy's transform, and its scales from ``found`` where both have any."""
+def wanted(
+    candidate: Candidate,
+    own: Transform,
+    found: SitePlan | None,
+    allowed: Callable[[Transform], Transform] = lambda transform: transform,
+) -> Wanted:
+    """A kind takes the rest from ``own``, the policy's transform, and its scales from ``found`` where both have any.
+
+    ``allowed`` reduces a transform to what may be used at the site.
+    """
     if isinstance(candidate, Transform):
-        return Wanted(transform=candidate, inherits=False)
-    transform = own.model_copy(update={"kind": candidate})
-    if found is None or found.scales_D is None or not candidate.scales_channels:
+        return Wanted(transform=allowed(candidate), inherits=False)
+    transform = allowed(own.model_copy(update={"kind": candidate}))
+    if found is None or found.scales_D is None or not transform.kind.scales_channels:
         return Wanted(transform=transform, inherits=False)
     policy = {"alpha": found.alpha, "statistic": found.statistic}
     policy = {key: value for key, value in policy.items() if value is not None}

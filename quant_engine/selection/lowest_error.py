@@ -2,6 +2,11 @@
 
     score = E · (1 + λ c),   c = online multiply-adds per token of the transform / those of the linears behind it
 
+E is that of all tokens, massive ones included. On SmolLM2-135M (blocks 8 and 11, every linear, seven candidates, 2,560
+validation and 3,072 test tokens) the lowest E on validation tokens was the lowest on test tokens at all eight sites,
+and from a single window of 512 tokens at most 1.2 % above it; a mean over tokens of relative errors took a full CAT for
+block 11's down_proj, whose E on test tokens is 3.3 times that of L2 smooth rotation.
+
 Shapes: T tokens, I input channels, O output channels.
 """
 

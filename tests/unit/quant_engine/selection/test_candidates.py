@@ -36,6 +36,21 @@ def test_a_kind_with_scales_takes_those_that_were_found() -> None:
     assert not wanted(TransformKind.KRONECKER, OWN, SitePlan(kind=TransformKind.NONE)).inherits
 
 
+def _fused_only(transform: Transform) -> Transform:
+    """What a policy without anything online leaves of a transform."""
+    kind = TransformKind.SMOOTH if transform.kind.scales_channels else TransformKind.NONE
+    return transform.model_copy(update={"kind": kind})
+
+
+def test_candidates_that_coincide_once_reduced_are_one() -> None:
+    kinds = (TransformKind.NONE, TransformKind.ROTATION, TransformKind.KRONECKER, TransformKind.SMOOTH, Transform())
+    reduced = [wanted(each, OWN, LEARNED, _fused_only) for each in kinds]
+    assert [each.inherits for each in reduced] == [False, False, True, True, False]
+    kept, places = distinct(reduced, LEARNED)
+    assert [candidate_name(each.transform) for each in kept] == ["none", "smooth(l2, α 0.6)", "smooth(absmax, α 0.5)"]
+    assert places == (0, 0, 1, 1, 2)
+
+
 def test_fields_that_a_kind_does_not_read_tell_nothing_apart() -> None:
     for kind in TransformKind:
         first = Transform(kind=kind, alpha=0.1, statistic=L2, block_size=16, damping=0.3, massive_cap=None)
