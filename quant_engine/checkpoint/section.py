@@ -49,13 +49,15 @@ def reach(linears: Sequence[QuantizedLinear]) -> Reach:
 def online_section(linears: Sequence[QuantizedLinear]) -> dict[str, Any]:
     """The section."""
     keys = _transform_keys(linears)
-    firsts = {keys[linear.online.primitives]: linear.online.primitives for linear in reversed(_transforming(linears))}
     kind = reach(linears)
     return {
         "format_version": FORMAT_VERSION,
         "profile": "universal" if kind is Reach.ANYWHERE else "rotated",
         "reach": kind.value,
-        "transforms": {key: [_entry(key, i, each) for i, each in enumerate(firsts[key])] for key in sorted(firsts)},
+        "transforms": {
+            key: [_entry(key, position, primitive) for position, primitive in enumerate(primitives)]
+            for primitives, key in keys.items()
+        },
         "online": {
             linear.name: {
                 "transform": keys.get(linear.online.primitives),
@@ -104,7 +106,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise unusable("config.json is not JSON") from error
     section = content.get("quantry") if isinstance(content, dict) else None
     version = section.get("format_version") if isinstance(section, dict) else None
-    if version not in _READERS:
+    if not isinstance(version, int) or version not in _READERS:
         known = " or ".join(map(str, _READERS))
         raise unusable(f"config.json has no quantry section of format version {known}")
     return dict(content)
@@ -130,15 +132,12 @@ def unusable(reason: str) -> UnsafeCheckpoint:
     )
 
 
-def _transforming(linears: Sequence[QuantizedLinear]) -> list[QuantizedLinear]:
-    return [linear for linear in linears if linear.online.transforms]
-
-
 def _transform_keys(linears: Sequence[QuantizedLinear]) -> dict[tuple[Primitive, ...], str]:
     """Each transform's key. Primitives are compared by identity: a site's linears share them."""
     keys: dict[tuple[Primitive, ...], str] = {}
-    for linear in _transforming(linears):
-        keys.setdefault(linear.online.primitives, linear.name)
+    for linear in linears:
+        if linear.online.transforms:
+            keys.setdefault(linear.online.primitives, linear.name)
     return keys
 
 

@@ -436,6 +436,7 @@ def kronecker_checkpoint(kronecker_run: tuple[Run, Plans, Path, Path]) -> Path:
     ("place", "value", "message"),
     [
         (("quantry", "format_version"), 3, "no quantry section of format version 1 or 2"),
+        (("quantry", "format_version"), [2], "no quantry section of format version 1 or 2"),
         (
             ("quantry", "online", "model.layers.9.mlp.down_proj"),
             {"transform": _DOWN, "clip_ratio": 1.0},
