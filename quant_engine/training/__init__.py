@@ -4,6 +4,7 @@ from quant_engine.training.block_loss import BlockBatch
 from quant_engine.training.blocks import BlockPoint, TrainedBlock, train_block
 from quant_engine.training.cayley import CayleySGD
 from quant_engine.training.learnable import LearnablePlan, SiteSettings
+from quant_engine.training.rotation import train_rotation
 from quant_engine.training.scales import CurvePoint, TrainedScales, train_scales
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "TrainedBlock",
     "TrainedScales",
     "train_block",
+    "train_rotation",
     "train_scales",
 ]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -143,8 +143,7 @@ class _Descent:
         training: BlockTraining,
     ) -> None:
         self._block, self._readers, self._training = block, readers, training
-        device = batches[0].inputs_BTD.device
-        self._start = {site.name: start[site.name].to(device) for site in block.sites}
+        self._start = {site.name: start[site.name] for site in block.sites}
         median = median_square(batches)
         self._batches, self._validation = weighted(batches, median), weighted(validation, median)
         self._learnable = block.learnable(self._start, training)
@@ -155,10 +154,13 @@ class _Descent:
         start_loss = best_loss = self._judge(self._start)
         best, best_step, waited = self._start, 0, 0
         curve: list[BlockPoint] = []
-        optimizer = self._optimizer()
+        groups = self._parameter_groups()
+        if not groups:
+            return TrainedBlock(plans=dict(best), curve=(), start_loss=start_loss, best_loss=best_loss, best_step=0)
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         cadence = max(1, training.steps // _JUDGEMENTS)
         draws = self._draws(torch.Generator().manual_seed(seed))
-        for step in range(1, training.steps + 1 if optimizer.param_groups else 1):
+        for step in range(1, training.steps + 1):
             loss = self._step(optimizer, next(draws), step)
             on_step(step)
             if step % cadence and step != training.steps:
@@ -200,15 +202,13 @@ class _Descent:
         errors = [each.error(self._readers.forward(each.batch.inputs_BTD, each.batch.arguments)) for each in batches]
         return torch.stack(errors).sum() / sum(each.tokens for each in batches)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         learnable, training = self._learnable.values(), self._training
         groups = [
             ([p for each in learnable for p in each.transform_parameters()], training.learning_rate),
             ([p for each in learnable for p in each.clip_parameters()], training.clip_learning_rate),
         ]
-        return torch.optim.AdamW(
-            [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in groups if params], weight_decay=0.0
-        )
+        return [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in groups if params]
 
     def _draws(self, generator: torch.Generator) -> Iterator[list[WeightedBatch]]:
         """The batches of each step, about ``batch_samples`` samples, without replacement within an epoch."""

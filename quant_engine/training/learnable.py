@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from quant_engine.grids import fake_quantize_weight, grid_of, mse_clip_ratio
+from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
 from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
 from quant_engine.training.matrices import MATRICES, CayleyMatrix, LearnedMatrix, Parametrization, inverse_transpose
 from quant_engine.training.parameter import scales_from, theta_from
@@ -63,6 +63,7 @@ class LearnablePlan(nn.Module):
         super().__init__()
         self._start, self._settings = start, settings
         self._weights = tuple(linears)
+        self._joined_OI = torch.cat(self._weights)
         learn = frozenset(training.learn)
         # A common factor of s changes nothing; without it one learning rate means the same on every site.
         self._mean = 1.0 if start.scales_D is None else float(start.scales_D.double().log().mean().exp())
@@ -95,10 +96,13 @@ class LearnablePlan(nn.Module):
         """The site's rounder and rounded weights, attached to the parameters."""
         live = self.live()
         ratio = None if self._activation_logit is None else self._activation_logit.sigmoid()
-        activations = self._start.clipped(self._settings.activations)
+        activations = self._settings.activations
+        fixed = self._start.runtime_clip(activations)
 
         def rounder(x_TI: Tensor) -> Tensor:
-            return fake_quantize_at_run_time(transform_activation(x_TI, live), activations, ratio)
+            return fake_quantize_at_run_time(
+                transform_activation(x_TI, live), activations, fixed if ratio is None else ratio
+            )
 
         return QuantizedSite(rounder=rounder, weights=self.quantized_weights())
 
@@ -116,15 +120,12 @@ class LearnablePlan(nn.Module):
         A⁻ᵀ is applied as a product with inverted matrices, a sixth of the time of :func:`transform_weight`'s checked
         solve, with the same result to rounding.
         """
-        contragredients = [each.contragredient() for each in self._online]
         scales_D = self._scales()
-        rows = self._clip_rows()
-        quantized = []
-        for w_OI, ratio_OG in zip(self._weights, rows, strict=True):
-            scaled_OI = w_OI if scales_D is None else w_OI * scales_D
-            moved_OI = apply_all(contragredients, scaled_OI)
-            quantized.append(_quantized(moved_OI, self._settings.weights, ratio_OG))
-        return tuple(quantized)
+        w_OI = self._joined_OI if scales_D is None else self._joined_OI * scales_D
+        w_OI = apply_all([each.contragredient() for each in self._online], w_OI)
+        moved = torch.split(w_OI, [each.shape[0] for each in self._weights])
+        clips = zip(moved, self._clip_rows(), strict=True)
+        return tuple(_quantized(each_OI, self._settings.weights, ratio_OG) for each_OI, ratio_OG in clips)
 
     @torch.no_grad()
     def plan(self) -> SitePlan:
@@ -157,28 +158,29 @@ class LearnablePlan(nn.Module):
         return split_clip(clip_OG, self._weights)
 
     def _activation_logits(self) -> nn.Parameter | None:
-        """One for the site; None where its input is not rounded."""
-        if grid_of(self._settings.activations.format) is None:
+        """One for the site; None where its input is not rounded to integers."""
+        activations = self._settings.activations
+        if not isinstance(grid_of(activations.format), IntegerGrid):
             return None
-        ratio = self._start.clipped(self._settings.activations).clip_ratio
+        ratio = self._start.runtime_clip(activations)
         return nn.Parameter(_logit(torch.tensor(ratio, device=self._weights[0].device)))
 
     def _weight_logits(self) -> nn.Parameter | None:
         """From the ratios of the start or else of the least squared error; None where a scale has no row of its own."""
         weights = self._settings.weights
-        grid = grid_of(weights.format)
-        if grid is None or weights.granularity == "tensor":
+        if grid_of(weights.format) is None or weights.granularity == "tensor":
             return None
         if self._start.weight_clip_O1 is not None:
             return nn.Parameter(_logit(self._start.weight_clip_O1))
-        moved = torch.cat([transform_weight(w_OI, self._start) for w_OI in self._weights])
-        rows_RG = moved.reshape(-1, weights.group_size or moved.shape[1])
-        return nn.Parameter(_logit(mse_clip_ratio(rows_RG, grid=grid).reshape(moved.shape[0], -1)))
+        moved_OI = transform_weight(self._joined_OI, self._start)
+        clipped, whole = (weights.model_copy(update={"clip": clip}) for clip in ("mse", "none"))
+        return nn.Parameter(_logit(weight_scale(moved_OI, clipped) / weight_scale(moved_OI, whole)))
 
 
 def plan_inputs(x_TI: Tensor, plan: SitePlan, settings: SiteSettings) -> Tensor:
     """Q(X A) [..., I] of a finished plan, on the grid of the run time."""
-    return fake_quantize_at_run_time(transform_activation(x_TI, plan), plan.clipped(settings.activations))
+    activations = settings.activations
+    return fake_quantize_at_run_time(transform_activation(x_TI, plan), activations, plan.runtime_clip(activations))
 
 
 def plan_weights(linears: Iterable[Tensor], plan: SitePlan, settings: SiteSettings) -> tuple[Tensor, ...]:

@@ -41,7 +41,7 @@ class SwappedReaders:
     def __init__(self, layer: nn.Module, prefix: str, sites: Sequence[Site]) -> None:
         self._layer, self._prefix, self._sites = layer, prefix, sites
         self._stack = ExitStack()
-        self._inputs = {site.name: _SharedInput() for site in sites}
+        self._inputs = {site.name: SharedInput() for site in sites}
         self._readers: dict[str, tuple[_Reader, ...]] = {}
 
     def __enter__(self) -> "SwappedReaders":
@@ -72,26 +72,28 @@ class SwappedReaders:
         return hidden
 
 
-class _SharedInput:
+class SharedInput:
     """Rounds the tensor that several linears read, once."""
 
-    def __init__(self) -> None:
-        self.rounder: InputRounder = lambda x_TI: x_TI
+    def __init__(self, rounder: InputRounder = lambda x_TI: x_TI) -> None:
+        self.rounder = rounder
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def rounded(self, x_TI: Tensor) -> Tensor:
+        """Q(X A), remembered for as long as the next linear brings the same tensor."""
         if self._seen is None or self._seen[0] is not x_TI:
             self._seen = (x_TI, self.rounder(x_TI))
         return self._seen[1]
 
     def forget(self) -> None:
+        """Let the tensors, and the graph behind them, go."""
         self._seen = None
 
 
 class _Reader(nn.Module):
     """Stands in for a linear: Q(X') Q(W')ᵀ + b."""
 
-    def __init__(self, linear: nn.Module, shared: _SharedInput) -> None:
+    def __init__(self, linear: nn.Module, shared: SharedInput) -> None:
         super().__init__()
         bias = linear.bias
         self._bias_O = bias if isinstance(bias, Tensor) else None
@@ -103,7 +105,7 @@ class _Reader(nn.Module):
 
 
 @contextmanager
-def _swapped(layer: nn.Module, name: str, shared: _SharedInput) -> Iterator[_Reader]:
+def _swapped(layer: nn.Module, name: str, shared: SharedInput) -> Iterator[_Reader]:
     linear = layer.get_submodule(name)
     reader = _Reader(linear, shared)
     layer.set_submodule(name, reader)

@@ -6,7 +6,7 @@ the layer errors of a report use the paper's absmax / 7 (docs/decisions/0005). W
 
 from torch import Tensor
 
-from quant_engine.grids import Grid, IntegerGrid, fake_quantize_activation, grid_of
+from quant_engine.grids import IntegerGrid, fake_quantize_on_grid, grid_of
 from quant_engine.policy import ActivationQuantization
 
 
@@ -15,7 +15,8 @@ def fake_quantize_at_run_time(
 ) -> Tensor:
     """Per-token rounding with scale = clip_ratio · absmax / (2^(b−1) − ½), codes clamped, straight-through gradients.
 
-    Clamping the activation to clip_ratio · absmax first, as the exported modules do, gives the same codes.
+    Clamping the activation to clip_ratio · absmax first, as the exported modules do, gives the same codes. A float
+    grid is not clipped there, nor here: its scale is absmax / 448.
 
     Args:
         x_TI: any leading axes; the last holds a token's channels.
@@ -24,10 +25,7 @@ def fake_quantize_at_run_time(
     grid = grid_of(activations.format)
     if grid is None:
         return x_TI
+    if not isinstance(grid, IntegerGrid):
+        return fake_quantize_on_grid(x_TI, grid=grid)
     ratio = activations.clip_ratio if clip_ratio is None else clip_ratio
-    return fake_quantize_activation(x_TI, activations, clip_ratio=x_TI.new_tensor(_shrink(grid)) * ratio)
-
-
-def _shrink(grid: Grid) -> float:
-    """By how much the run time's scale is smaller than absmax / q_max; a float grid is symmetric already."""
-    return grid.largest / (grid.largest + 0.5) if isinstance(grid, IntegerGrid) else 1.0
+    return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=ratio * (grid.largest / (grid.largest + 0.5)))

@@ -1,0 +1,124 @@
+"""Learning the rotations R1 of the residual stream and R2 of the value heads (SpinQuant, arXiv 2405.16406, section 3).
+
+The loss is the next-token cross-entropy of the model with rounded activations and untouched weights: weights are
+rounded later, by GPTQ for instance, and rotations that suit round-to-nearest need not suit that. Cayley SGD with a
+linear decay of the rate.
+
+Shapes: S windows of T tokens, D hidden size, L blocks, K head size, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from quant_engine.errors import NumericalInstability
+from quant_engine.models import Site
+from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
+from quant_engine.training.cayley import CayleySGD
+from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
+
+
+def train_rotation(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    r1_DD: Tensor,
+    r2_LKK: Tensor | None,
+    windows_ST: Tensor,
+    training: RotationTraining,
+    settings: Mapping[str, tuple[WeightQuantization, ActivationQuantization]],
+    *,
+    online: bool,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Learn R1 and R2 from where they are.
+
+    Args:
+        model: the whole model, fp32, none of whose parameters requires a gradient; left as it was.
+        sites: those whose readers are quantized.
+        r1_DD, r2_LKK: orthogonal; None for no R2.
+        windows_ST: token ids to learn on; ``training.batch_samples`` are drawn for a step, each once before any
+            comes again.
+        settings: the grids of each site by its name; those of the activations count.
+        online: whether the attention's output and the feed-forward's inner tensor get an online Hadamard.
+        seed: of the draws. Equal arguments and thread counts give equal bits.
+        on_step: called with the number of the step that is done; may raise to stop.
+
+    Returns:
+        (R1, R2) in fp64, orthogonal to rounding, on the device of ``model``; what they were where learning did not
+        lower the loss on the windows.
+
+    Raises:
+        NumericalInstability: the loss is not finite.
+    """
+    windows_ST = windows_ST.to(model.device)
+    start = [each.to(model.device, torch.float64) for each in (r1_DD, r2_LKK) if each is not None]
+    learned = [each.clone().requires_grad_() for each in start]
+    optimizer = CayleySGD(learned, lr=training.learning_rate)
+    draws = _draws(windows_ST, training.batch_samples, torch.Generator().manual_seed(seed))
+    rotations = _live(start, model.dtype)
+    activations = {name: each for name, (_, each) in settings.items()}
+    with rounded_inputs(model, sites, rotations, activations, online=online):
+        start_loss = _mean_loss(model, windows_ST)
+        for step in range(1, training.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = training.learning_rate * (1.0 - (step - 1) / training.steps)
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                _follow(rotations, learned)
+                loss = next_token_loss(model, next(draws))
+                loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
+            _finite(float(loss.detach()))
+            optimizer.step()
+            if on_step is not None:
+                on_step(step)
+        found = [each.detach() for each in learned]
+        _follow(rotations, found)
+        best = found if _mean_loss(model, windows_ST) < start_loss else start
+    return best[0], best[1] if len(best) > 1 else None
+
+
+def next_token_loss(model: PreTrainedModel, windows_ST: Tensor) -> Tensor:
+    """The mean cross-entropy of each token given those before it in its window."""
+    logits_STV = model(windows_ST, use_cache=False).logits[:, :-1]
+    return functional.cross_entropy(logits_STV.flatten(0, 1).float(), windows_ST[:, 1:].flatten())
+
+
+def _live(matrices: Sequence[Tensor], dtype: torch.dtype) -> LiveRotations:
+    cast = [each.to(dtype) for each in matrices]
+    return LiveRotations(cast[0], cast[1] if len(cast) > 1 else None)
+
+
+def _follow(rotations: LiveRotations, matrices: Sequence[Tensor]) -> None:
+    """Let the model's rotations be these, in its own precision."""
+    current = _live(matrices, rotations.r1_DD.dtype)
+    rotations.r1_DD, rotations.r2_LKK = current.r1_DD, current.r2_LKK
+
+
+def _mean_loss(model: PreTrainedModel, windows_ST: Tensor) -> float:
+    with torch.no_grad():
+        total = sum(float(next_token_loss(model, window_T[None])) for window_T in windows_ST)
+    return _finite(total / windows_ST.shape[0])
+
+
+def _draws(windows_ST: Tensor, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The windows of each step, without replacement within an epoch."""
+    samples = windows_ST.shape[0]
+    count = min(count, samples)
+    while True:
+        order = torch.randperm(samples, generator=generator)
+        for first in range(0, samples - count + 1, count):
+            yield windows_ST[order[first : first + count].to(windows_ST.device)]
+
+
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise NumericalInstability(
+            detail="The language-model loss in the training of rotations is not finite.",
+            hint="Lower training.learning_rate, or check the model's weights for NaN or infinity.",
+        )
+    return loss

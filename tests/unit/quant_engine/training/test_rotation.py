@@ -1,0 +1,142 @@
+"""Learned rotations: rounding in the rotated basis is what the rotated checkpoint does; descent keeps its promises."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from quant_engine.errors import NumericalInstability
+from quant_engine.hadamard import hadamard_matrix
+from quant_engine.models import (
+    CheckpointSource,
+    ResidualRotation,
+    RotatedSource,
+    Site,
+    StreamedModel,
+    hadamard_rotation,
+    model_sites,
+)
+from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
+from quant_engine.training import train_rotation
+from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
+from quant_engine.training.rotation import next_token_loss
+from tests.tiny_models import write_tiny_model
+
+# At a ratio of 1 half of the tokens have their peak on a tie, −7.5, which the last bit decides.
+CLIP = 0.9
+SETTINGS = (WeightQuantization(), ActivationQuantization(clip_ratio=CLIP))
+
+
+def load(tmp_path: Path, architecture: str = "llama") -> tuple[CheckpointSource, PreTrainedModel, list[Site]]:
+    source = CheckpointSource(write_tiny_model(tmp_path / architecture, architecture, outliers=True))
+    streamed = StreamedModel(source)
+    return source, streamed.whole(), model_sites(streamed.config, streamed.architecture)
+
+
+@torch.no_grad()
+def written_by(model: PreTrainedModel) -> Tensor:
+    """Windows that the model finds likely, so that rounding can only make it worse."""
+    ids_ST = torch.randint(2, 512, (8, 1), generator=torch.Generator().manual_seed(0))
+    for _ in range(31):
+        ids_ST = torch.cat([ids_ST, model(ids_ST, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return ids_ST
+
+
+def round_like_the_run_time(x: Tensor) -> Tensor:
+    scale = x.abs().amax(dim=-1, keepdim=True) * CLIP / 7.5
+    return (x / scale).round().clamp(-8, 7) * scale
+
+
+def loss_of_the_rotated_checkpoint(
+    source: CheckpointSource, sites: list[Site], rotation: ResidualRotation, windows: Tensor, *, online: bool
+) -> float:
+    """The weights really rotated, dense Hadamards in front of the inner linears, every input rounded."""
+    model = StreamedModel(RotatedSource(source, rotation)).whole().double()
+    for site in sites:
+        turned = online and site.role in ("attention_output", "feed_forward_inner")
+        matrix = hadamard_matrix(site.features, dtype=torch.float64) if turned else torch.eye(site.features).double()
+
+        def before(_: Any, arguments: tuple[Any, ...], matrix: Tensor = matrix) -> tuple[Any, ...]:
+            return (round_like_the_run_time(arguments[0] @ matrix.mT) @ matrix,)
+
+        for name in site.readers:
+            model.get_submodule(name).register_forward_pre_hook(before)
+    with torch.no_grad():
+        logits = model(windows, use_cache=False).logits[:, :-1]
+    return float(functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "heads", "online"),
+    [("llama", True, True), ("qwen3", True, False), ("qwen2", False, True), ("phi3", True, True)],
+)
+def test_rounding_is_that_of_the_rotated_checkpoint(
+    tmp_path: Path, architecture: str, heads: bool, online: bool
+) -> None:
+    source, model, sites = load(tmp_path, architecture)
+    windows = written_by(model)
+    with torch.no_grad():
+        plain = float(next_token_loss(model, windows))
+        rotation = hadamard_rotation(model.config, seed=3, value_heads=heads)
+        activations = {site.name: SETTINGS[1] for site in sites}
+        live = LiveRotations(rotation.r1_DD, rotation.r2_LKK)
+        with rounded_inputs(model.double(), sites, live, activations, online=online):
+            loss = float(next_token_loss(model, windows))
+    expected = loss_of_the_rotated_checkpoint(source, sites, rotation, windows, online=online)
+    assert expected > plain + 0.1
+    assert loss == pytest.approx(expected, rel=1e-3)
+    with torch.no_grad():
+        assert float(next_token_loss(model.float(), windows)) == plain
+
+
+def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> None:
+    source, model, sites = load(tmp_path)
+    rotation, windows = hadamard_rotation(model.config, seed=3), written_by(model)
+    settings = {site.name: SETTINGS for site in sites}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def train() -> tuple[Tensor, Tensor | None]:
+        return train_rotation(
+            model,
+            sites,
+            rotation.r1_DD,
+            rotation.r2_LKK,
+            windows,
+            RotationTraining(steps=30, batch_samples=4),
+            settings,
+            online=True,
+            seed=0,
+            on_step=steps.append,
+        )
+
+    steps: list[int] = []
+    r1, r2 = train()
+    assert steps == list(range(1, 31))
+    assert r2 is not None
+    assert r1.dtype is r2.dtype is torch.float64
+    for matrix in (r1, *r2):
+        assert float((matrix @ matrix.mT - torch.eye(matrix.shape[0])).abs().max()) < 1e-10
+    start = loss_of_the_rotated_checkpoint(source, sites, rotation, windows, online=True)
+    learned = loss_of_the_rotated_checkpoint(source, sites, ResidualRotation(r1, r2), windows, online=True)
+    assert learned < 0.9 * start
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    again = train()
+    assert torch.equal(again[0], r1)
+    assert torch.equal(again[1], r2)
+
+
+def test_a_broken_model_is_named_and_left_alone(tmp_path: Path) -> None:
+    _, model, sites = load(tmp_path)
+    weight = model.get_submodule(sites[-1].readers[0]).weight
+    model.get_submodule(sites[-1].readers[0]).weight = torch.nn.Parameter(weight * torch.nan, requires_grad=False)
+    rotation, windows = hadamard_rotation(model.config, seed=3), torch.arange(32).reshape(2, 16)
+    settings = {site.name: SETTINGS for site in sites}
+    norm = model.get_submodule(sites[0].producer).weight
+    with pytest.raises(NumericalInstability):
+        train_rotation(model, sites, rotation.r1_DD, None, windows, RotationTraining(), settings, online=True, seed=0)
+    assert model.get_submodule(sites[0].producer).weight is norm
+    assert not any(module._forward_pre_hooks for module in model.modules())
