@@ -61,9 +61,10 @@ class LearnablePlan(nn.Module):
         parametrization: Parametrization = "direct",
     ) -> None:
         super().__init__()
-        self._start, self._settings = start, settings
         self._weights = tuple(linears)
         self._joined_OI = torch.cat(self._weights)
+        start = start.to(self._joined_OI.device)
+        self._start, self._settings = start, settings
         learn = frozenset(training.learn)
         # A common factor of s changes nothing; without it one learning rate means the same on every site.
         self._mean = 1.0 if start.scales_D is None else float(start.scales_D.double().log().mean().exp())

@@ -31,8 +31,10 @@ CLIP = 0.9
 SETTINGS = (WeightQuantization(), ActivationQuantization(clip_ratio=CLIP))
 
 
-def load(tmp_path: Path, architecture: str = "llama") -> tuple[CheckpointSource, PreTrainedModel, list[Site]]:
-    source = CheckpointSource(write_tiny_model(tmp_path / architecture, architecture, outliers=True))
+def load(
+    tmp_path: Path, architecture: str = "llama", *, outliers: bool = False
+) -> tuple[CheckpointSource, PreTrainedModel, list[Site]]:
+    source = CheckpointSource(write_tiny_model(tmp_path / architecture, architecture, outliers=outliers))
     streamed = StreamedModel(source)
     return source, streamed.whole(), model_sites(streamed.config, streamed.architecture)
 
@@ -40,9 +42,11 @@ def load(tmp_path: Path, architecture: str = "llama") -> tuple[CheckpointSource,
 @torch.no_grad()
 def written_by(model: PreTrainedModel) -> Tensor:
     """Windows that the model finds likely, so that rounding can only make it worse."""
-    ids_ST = torch.randint(2, 512, (8, 1), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    ids_ST = torch.randint(2, 512, (8, 1), generator=generator)
     for _ in range(31):
-        ids_ST = torch.cat([ids_ST, model(ids_ST, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+        chances_SV = (2.0 * model(ids_ST, use_cache=False).logits[:, -1]).softmax(dim=-1)
+        ids_ST = torch.cat([ids_ST, torch.multinomial(chances_SV, 1, generator=generator)], dim=1)
     return ids_ST
 
 
@@ -77,7 +81,7 @@ def loss_of_the_rotated_checkpoint(
 def test_rounding_is_that_of_the_rotated_checkpoint(
     tmp_path: Path, architecture: str, heads: bool, online: bool
 ) -> None:
-    source, model, sites = load(tmp_path, architecture)
+    source, model, sites = load(tmp_path, architecture, outliers=True)
     windows = written_by(model)
     with torch.no_grad():
         plain = float(next_token_loss(model, windows))
@@ -95,7 +99,7 @@ def test_rounding_is_that_of_the_rotated_checkpoint(
 
 def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> None:
     source, model, sites = load(tmp_path)
-    rotation, windows = hadamard_rotation(model.config, seed=3), written_by(model)
+    rotation, windows = hadamard_rotation(model.config, seed=1), written_by(model)
     settings = {site.name: SETTINGS for site in sites}
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -122,7 +126,7 @@ def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> Non
         assert float((matrix @ matrix.mT - torch.eye(matrix.shape[0])).abs().max()) < 1e-10
     start = loss_of_the_rotated_checkpoint(source, sites, rotation, windows, online=True)
     learned = loss_of_the_rotated_checkpoint(source, sites, ResidualRotation(r1, r2), windows, online=True)
-    assert learned < 0.9 * start
+    assert learned < 0.85 * start
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     again = train()
     assert torch.equal(again[0], r1)
