@@ -47,7 +47,7 @@ class LearnablePlan(nn.Module):
         linears: the weights [O, I] of the linears that read the site, in their order.
         settings: their grids.
         tied: channels of neighbouring heads share one diagonal (:attr:`Site.tied` > 1), which then is not learned.
-        parametrization: of matrices. Their entries train as well as FlatQuant's factors, at a fraction of the time.
+        parametrization: of matrices. Their entries trained as well as FlatQuant's factors, and steps are quicker.
     """
 
     def __init__(
