@@ -7,28 +7,26 @@ the same bits: seeds belong to units of work, and the number of threads is the f
 """
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from quant_engine.errors import InsufficientMemory, disk_full_as_error
-from quant_engine.stages.calibrate import RECORDS, calibrate_stage
-from quant_engine.stages.context import Run, prepare_run
+from quant_engine.stages.calibrate import calibrate_stage
+from quant_engine.stages.choose import choose
+from quant_engine.stages.context import Run, prepare_run, start_rotation
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
 from quant_engine.stages.files import Stage, manifest_digest, run_stage, write_json
 from quant_engine.stages.load import load_stage, recorded_threads
 from quant_engine.stages.observer import Observer
-from quant_engine.stages.plans import plan_reader
 from quant_engine.stages.quantize import quantize_stage
-from quant_engine.stages.search import search_stage
-from quant_engine.stages.select import Selection, read_selection, select_stage
+from quant_engine.stages.rows import final_rows
 from quant_engine.stages.spec import RunResult, RunSpec
 from quant_engine.stages.summary import run_report, run_summary
-from quant_engine.stages.train import train_stage
+from quant_engine.stages.train_rotation import read_rotation, train_rotation_stage
+
+FIGURES = "figures"
 
 __all__ = ["Observer", "RunResult", "RunSpec", "run"]
 
@@ -38,7 +36,8 @@ def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) 
 
     Args:
         work_dir: where stages keep their files; a later call with the same directory and specification resumes.
-        output_dir: receives ``checkpoint/``, ``report.json``, ``layers.json`` and ``summary.json``.
+        output_dir: receives ``checkpoint/``, ``report.json``, ``layers.json``, ``summary.json``, and ``figures/`` where
+            there are any.
         observer: told about every stage, layer and metric.
 
     Raises:
@@ -59,16 +58,24 @@ def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) 
 
 def _run(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
     context = prepare_run(spec, work_dir=work_dir, observer=observer)
+    policy = spec.policy
 
     def finished(stage: Stage) -> Path:
         return run_stage(stage, work_dir, observer)
 
     loaded = finished(load_stage(context))
     torch.set_num_threads(recorded_threads(loaded))
-    calibrated = finished(calibrate_stage(context, manifest_digest(loaded)))
-    choices = _choose(context, calibrated, finished)
-    plans, digest = choices.selection.plans, manifest_digest(choices.selected)
-    quantized = finished(quantize_stage(context, plans, digest))
+    digest = manifest_digest(loaded)
+    if policy.training is not None and policy.training.kind == "rotation" and policy.residual is not None:
+        start = start_rotation(context.base, policy.residual)
+        rotated = finished(train_rotation_stage(context, policy.training, start, digest))
+        context = prepare_run(spec, work_dir=work_dir, observer=observer, rotation=read_rotation(rotated))
+        digest = manifest_digest(rotated)
+    calibrated = finished(calibrate_stage(context, digest))
+    choices = choose(context, calibrated, finished)
+    plans, rows = choices.selection.plans, choices.selection.rows
+    quantized = finished(quantize_stage(context, plans, rows, calibrated, choices.digest))
+    rows = final_rows(context, rows, quantized)
     digest = manifest_digest(quantized)
     perplexity = None
     if spec.evaluation.perplexity is not None:
@@ -78,56 +85,30 @@ def _run(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) ->
             observer.metric(f"perplexity.{name}", result["perplexity"])
     exported = finished(export_stage(context, quantized, plans, digest))
     verified = finished(verify_stage(context, quantized, exported, plans, manifest_digest(exported)))
-    rows = choices.selection.rows
-    summary = run_summary(context, choices.selection, perplexity, exported / CHECKPOINT, choices.trained)
+    summary = run_summary(context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate)
     verification = read_verification(verified)
     report = run_report(
-        context, summary, rows, perplexity=perplexity, verification=verification, searched=choices.searched
+        context,
+        summary,
+        rows,
+        perplexity=perplexity,
+        verification=verification,
+        choices=choices,
     )
-    return _hand_over(context, exported / CHECKPOINT, output_dir, summary, report, rows)
+    result = RunResult(summary=summary, report=report, layers=rows, checkpoint_dir=output_dir / CHECKPOINT)
+    _hand_over(context, exported / CHECKPOINT, output_dir, result, choices.figures)
+    return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Choices:
-    """Where the stages that choose left their files; None for those that the policy does not ask for."""
-
-    searched: Path | None
-    trained: Path | None
-    selected: Path
-    selection: Selection
-
-
-def _choose(context: Run, calibrated: Path, finished: Callable[[Stage], Path]) -> _Choices:
-    """Search, train, select. They work on records alone."""
-    policy, records = context.spec.policy, calibrated / RECORDS
-    searched = trained = None
-    latest = calibrated
-    if policy.search is not None:
-        latest = searched = finished(search_stage(context, policy.search, records, manifest_digest(latest)))
-    if policy.training is not None:
-        stage = train_stage(context, policy.training, records, searched, plan_reader(searched), manifest_digest(latest))
-        latest = trained = finished(stage)
-    found = plan_reader(trained or searched)
-    selected = finished(select_stage(context, records, found, manifest_digest(latest)))
-    selection = read_selection(context, selected)
-    return _Choices(searched=searched, trained=trained, selected=selected, selection=selection)
-
-
-def _hand_over(
-    context: Run,
-    checkpoint: Path,
-    output_dir: Path,
-    summary: dict[str, Any],
-    report: dict[str, Any],
-    rows: list[dict[str, Any]],
-) -> RunResult:
+def _hand_over(context: Run, checkpoint: Path, output_dir: Path, result: RunResult, figures: list[Path]) -> None:
     """Put the results into ``output_dir``; the work directory keeps its own."""
-    target = output_dir / CHECKPOINT
     with disk_full_as_error("the results"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(checkpoint, target)
-        for name, content in (("summary", summary), ("report", report), ("layers", rows)):
+        shutil.rmtree(result.checkpoint_dir, ignore_errors=True)
+        shutil.copytree(checkpoint, result.checkpoint_dir)
+        for name, content in (("summary", result.summary), ("report", result.report), ("layers", result.layers)):
             write_json(output_dir / f"{name}.json", content)
-    context.observer.log(f"The checkpoint of {len(rows)} quantized layers is complete and verified.")
-    return RunResult(summary=summary, report=report, layers=rows, checkpoint_dir=target)
+        for figure in figures:
+            (output_dir / FIGURES).mkdir(exist_ok=True)
+            shutil.copyfile(figure, output_dir / FIGURES / figure.name)
+    context.observer.log(f"The checkpoint of {len(result.layers)} quantized layers is complete and verified.")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from quant_engine.policy import Calibration, Evaluation, Policy
+from quant_engine.policy import AnySearch, AnySelection, AnyTraining, Calibration, Evaluation, Policy
 
 STAGES: Final = (
     "resolve", "load", "calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify", "publish",
@@ -32,15 +32,35 @@ def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluati
     tokens = calibration.samples * calibration.sequence_length / 32_768
     weights = {"resolve": 1.0, "load": 1.0, "calibrate": 170.0 * tokens}
     if policy.search is not None:
-        weights["search"] = 4.0 * len(policy.search.alpha) * (len(policy.search.q) + int(policy.search.l2)) * tokens
+        weights["search"] = _search_weight(policy.search, tokens)
     if policy.training is not None:
-        # Each layer is prepared and judged once; patience ends most runs long before the last step.
-        weights["train"] = len(policy.training.learning_rates) * (60.0 * tokens + 0.4 * policy.training.steps)
-    candidates = len(policy.selection.candidates) if policy.selection is not None else 1
-    weights |= {"select": 20.0 * (1 + candidates) * tokens, "quantize": 5.0}
+        weights["train"] = _training_weight(policy.training, calibration, tokens)
+    weights["select"] = 20.0 * (1 + _candidates(policy.selection)) * tokens
+    weights["quantize"] = 5.0 if policy.weights.rounding == "rtn" else 240.0 * tokens
     if evaluation.perplexity is not None:
         weights["evaluate"] = 250.0 * evaluation.perplexity.tokens / 16_384
     return weights | {"export": 5.0, "verify": 15.0, "publish": 1.0}
+
+
+def _search_weight(search: AnySearch, tokens: float) -> float:
+    if search.kind == "paper":
+        trials = 2 * search.top + len(search.learning_rates)
+        return 8.0 * (len(search.alpha) + len(search.q)) * tokens + 2.0 * trials * search.steps
+    return 4.0 * len(search.alpha) * (len(search.q) + len(search.p) + int(search.l2)) * tokens
+
+
+def _training_weight(training: AnyTraining, calibration: Calibration, tokens: float) -> float:
+    """Of scales, each layer is prepared and judged once; patience ends most runs long before the last step."""
+    if training.kind == "scales":
+        return len(training.learning_rates) * (60.0 * tokens + 0.4 * training.steps)
+    step = training.batch_samples * calibration.sequence_length / 2048
+    return (30.0 if training.kind == "block" else 40.0) * step * training.steps
+
+
+def _candidates(selection: AnySelection | None) -> int:
+    if selection is None:
+        return 1
+    return 2 if selection.kind == "kurtosis" else len(selection.candidates)
 
 
 @dataclass(frozen=True)

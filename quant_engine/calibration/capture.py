@@ -5,7 +5,7 @@ of a window, D features, B batch.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ def capture_records(
     *,
     split: Split,
     quantiles: list[float],
+    norms: Sequence[float] = (),
     seed: int,
     on_block: Callable[[int], None],
     capacity: int = RESERVOIR_TOKENS,
@@ -60,6 +61,7 @@ def capture_records(
     Args:
         windows_ST: token ids; the first ``split.fit`` windows are fitted on, and so on.
         quantiles: every q whose exact quantile a record keeps.
+        norms: every p whose ‖X_j‖_p a record keeps, 2 apart.
         seed: of the token reservoirs.
         on_block: called with the number of finished blocks.
 
@@ -69,7 +71,7 @@ def capture_records(
     """
     length = windows_ST.shape[1]
     kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
-    _check_disk(directory, sum(record_bytes(site, kept, len(quantiles)) for site in sites))
+    _check_disk(directory, sum(record_bytes(site, kept, len(quantiles) + len(norms)) for site in sites))
     by_block: dict[int, list[Site]] = {}
     for site in sites:
         by_block.setdefault(site.block, []).append(site)
@@ -78,7 +80,7 @@ def capture_records(
     hidden = [batch.hidden_BTD for batch in entered]
     for index in range(max(by_block) + 1):
         collectors = [
-            (site, _SiteCollector(site, split, length, quantiles, seed, capacity, model.device))
+            (site, _SiteCollector(site, split, length, quantiles, norms, seed, capacity, model.device))
             for site in by_block.get(index, [])
         ]
         with model.block(index) as block, _listening(block, model.architecture.block_prefix(index), collectors):
@@ -104,6 +106,7 @@ class _SiteCollector:
         split: Split,
         length: int,
         quantiles: list[float],
+        norms: Sequence[float],
         seed: int,
         capacity: int,
         device: torch.device,
@@ -112,7 +115,7 @@ class _SiteCollector:
         channels = site.features // site.tied
         self._training = split.training * length
         self._tail = TailQuantiles(quantiles, tokens=self._training * site.tied, channels=channels, device=device)
-        self._moments = Moments(channels, device)
+        self._moments = Moments(channels, device, norms)
         sizes = [split.fit * length, split.validation * length, split.test * length]
         self._starts = [0, sizes[0], self._training]
         self._reservoirs = [

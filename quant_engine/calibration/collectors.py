@@ -3,7 +3,7 @@
 Shapes: T tokens of a batch, D features, P statistic channels (P < D where heads are tied), K tail length, N tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
@@ -54,9 +54,10 @@ class TailQuantiles:
 
 
 class Moments:
-    """absmax, L2 norm of every channel, and the kurtosis of all values, from power sums in fp64."""
+    """absmax, L2 and L_p norms of every channel, and the kurtosis of all values, from power sums in fp64."""
 
-    def __init__(self, channels: int, device: torch.device) -> None:
+    def __init__(self, channels: int, device: torch.device, norms: Sequence[float] = ()) -> None:
+        self._norm_powers = {p: torch.zeros(channels, dtype=torch.float64, device=device) for p in norms}
         self._absmax_P = torch.zeros(channels, device=device)
         self._squares_P = torch.zeros(channels, dtype=torch.float64, device=device)
         self._powers = torch.zeros(4, dtype=torch.float64, device=device)
@@ -76,6 +77,8 @@ class Moments:
                 torch.dot(square_TP.flatten(), square_TP.flatten()).double(),
             ]
         )
+        for p, sums_P in self._norm_powers.items():
+            sums_P += magnitude_TP.double().pow(p).sum(dim=0)
         self._count += x_TP.numel()
 
     @property
@@ -87,6 +90,11 @@ class Moments:
     def l2(self) -> Tensor:
         """‖x‖₂ of each channel [P], fp32."""
         return self._squares_P.sqrt().float()
+
+    @property
+    def norms(self) -> dict[float, Tensor]:
+        """p → ‖x‖_p of each channel [P], fp32."""
+        return {p: sums_P.pow(1.0 / p).float() for p, sums_P in self._norm_powers.items()}
 
     @property
     def kurtosis(self) -> float:
@@ -162,5 +170,6 @@ def channel_statistics(moments: Moments, quantiles: TailQuantiles) -> ChannelSta
         absmax_D=moments.absmax.cpu(),
         l2_D=moments.l2.cpu(),
         quantiles={q: value.cpu() for q, value in quantiles.result().items()},
+        norms={p: value.cpu() for p, value in moments.norms.items()},
         tokens=quantiles.tokens,
     )

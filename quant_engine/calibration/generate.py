@@ -11,13 +11,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from quant_engine.models import CheckpointSource, StreamedModel
+from quant_engine.models import WeightSource, StreamedModel
 
 _BATCH_SAMPLES: Final = 64
 
 
 @torch.no_grad()
-def self_windows(source: CheckpointSource, *, samples: int, sequence_length: int, seed: int) -> Tensor:
+def self_windows(source: WeightSource, *, samples: int, sequence_length: int, seed: int) -> Tensor:
     """[S, T] token ids, sampled at temperature 1 from a random first token; the same for the same seed.
 
     Each batch is seeded by itself. The end-of-text token may occur: it is text like any other here.

@@ -51,11 +51,14 @@ def write_record(directory: Path, site: Site, record: SiteRecord) -> None:
         "fit": record.fit_FD,
         "validation": record.validation_VD,
         "test": record.test_ED,
-    } | {f"quantile.{q!r}": value for q, value in stats.quantiles.items()}
+    }
+    tensors |= {f"quantile.{q!r}": value for q, value in stats.quantiles.items()}
+    tensors |= {f"norm.{p!r}": value for p, value in stats.norms.items()}
     numbers = {
         "site": site.name,
         "tokens": stats.tokens,
         "quantiles": sorted(stats.quantiles),
+        "norms": sorted(stats.norms),
         "input_absmax": record.input_absmax,
         "input_kurtosis": record.input_kurtosis,
     }
@@ -79,10 +82,10 @@ def read_record(directory: Path, site: Site) -> SiteRecord:
         )
 
 
-def record_bytes(site: Site, kept_tokens: int, quantiles: int) -> int:
+def record_bytes(site: Site, kept_tokens: int, statistics: int) -> int:
     """How large a site's record will be on disk, its header and numbers included."""
     channels = site.features // site.tied
-    return 4 * (site.features * kept_tokens + channels * (2 + quantiles)) + 4096
+    return 4 * (site.features * kept_tokens + channels * (2 + statistics)) + 4096
 
 
 def _path(directory: Path, site: Site) -> Path:
@@ -94,5 +97,6 @@ def _statistics(file: safe_open, numbers: dict[str, Any]) -> ChannelStatistics:
         absmax_D=file.get_tensor("absmax"),
         l2_D=file.get_tensor("l2"),
         quantiles={q: file.get_tensor(f"quantile.{q!r}") for q in numbers["quantiles"]},
+        norms={p: file.get_tensor(f"norm.{p!r}") for p in numbers["norms"]},
         tokens=numbers["tokens"],
     )

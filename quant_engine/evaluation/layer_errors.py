@@ -61,22 +61,44 @@ def site_errors(
     plan: SitePlan,
     weights: WeightQuantization,
     activations: ActivationQuantization,
+    *,
+    rounded: Sequence[Tensor] | None = None,
 ) -> tuple[LayerErrors, ...]:
     """The errors of each linear [O, I] that reads the site, transforming and rounding the activations only once.
 
     Each weight is rounded by itself, so a per-tensor scale spans one linear and never its neighbours.
 
+    Args:
+        rounded: Q(W') of each linear where it is known (GPTQ's); rounded to nearest otherwise.
+
     Raises:
         UnsupportedPolicy, NumericalInstability: as :func:`layer_errors`.
     """
+    activations = plan.clipped(activations)
     with torch.no_grad():
-        rounded = [fake_quantize_weight(transform_weight(w_OI, plan), weights) for w_OI in linears]
+        rounded = rounded_weights(linears, plan, weights) if rounded is None else rounded
         sums = [_Sums() for _ in linears]
         for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
             inputs_TI = fake_quantize_activation(transform_activation(chunk_TI, plan), activations)
             for each, w_OI, rounded_OI in zip(sums, linears, rounded, strict=True):
                 each.add(chunk_TI @ w_OI.T, inputs_TI @ rounded_OI.T)
     return tuple(each.errors() for each in sums)
+
+
+def rounded_weights(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQuantization) -> list[Tensor]:
+    """Q(W A⁻ᵀ) of each linear, to nearest, with the plan's learned clipping of its rows where it has one."""
+    clips = weight_clips(linears, plan)
+    return [
+        fake_quantize_weight(transform_weight(w_OI, plan), weights, clip_ratio_R1=clip_R1)
+        for w_OI, clip_R1 in zip(linears, clips, strict=True)
+    ]
+
+
+def weight_clips(linears: Sequence[Tensor], plan: SitePlan) -> list[Tensor | None]:
+    """The plan's learned clip ratio of each scale of each linear [R, 1]; None where nothing was learned."""
+    if plan.weight_clip_O1 is None:
+        return [None] * len(linears)
+    return [clip_OG.reshape(-1, 1) for clip_OG in plan.weight_clip_O1.split([w_OI.shape[0] for w_OI in linears])]
 
 
 def plan_errors(
@@ -104,7 +126,8 @@ def _plan_error(
     weights: WeightQuantization,
     activations: ActivationQuantization,
 ) -> float:
-    rounded = [fake_quantize_weight(transform_weight(w_OI, plan), weights) for w_OI in linears]
+    rounded = rounded_weights(linears, plan, weights)
+    activations = plan.clipped(activations)
     total = 0.0
     for first in range(0, x_TI.shape[0], _CHUNK_TOKENS):
         chunk = slice(first, first + _CHUNK_TOKENS)

@@ -60,6 +60,18 @@ def layer_row(layer: LayerMeasurement) -> dict[str, Any]:
     }
 
 
+def with_errors(row: Mapping[str, Any], errors: LayerErrors) -> dict[str, Any]:
+    """The row of a layer that was measured again, with the weights that are shipped."""
+    return {
+        **row,
+        "error": errors.error,
+        "error_normalized": errors.error_normalized,
+        "sqnr_db": errors.sqnr_db,
+        "cosine": errors.cosine,
+        "gain_percent": gain_percent(errors.error, row["baseline_error"]),
+    }
+
+
 def summarize(
     rows: Sequence[Mapping[str, Any]],
     *,

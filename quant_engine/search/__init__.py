@@ -1,6 +1,7 @@
 """Scale policies by grid search: candidates, scores per site, and the guarded choice over tables of scores."""
 
 from quant_engine.search.choice import SharedChoice, guarded, search_layer, search_shared
+from quant_engine.search.clip import search_clip
 from quant_engine.search.grid import SiteScores, baseline_transform, candidate_transforms
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "baseline_transform",
     "candidate_transforms",
     "guarded",
+    "search_clip",
     "search_layer",
     "search_shared",
 ]

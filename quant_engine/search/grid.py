@@ -30,6 +30,7 @@ def candidate_transforms(search: GridSearch, transform: Transform) -> tuple[Tran
     """Every policy of the grid, with the kind and the block size of ``transform``; q = 1 is absmax."""
     statistics = [Statistic(kind="quantile", q=q) if q < 1.0 else BASELINE_STATISTIC for q in search.q]
     statistics += [Statistic(kind="l2")] if search.l2 else []
+    statistics += [Statistic(kind="lp", p=p) for p in search.p]
     return tuple(
         transform.model_copy(update={"alpha": alpha, "statistic": statistic})
         for statistic in dict.fromkeys(statistics)

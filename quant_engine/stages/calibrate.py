@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant_engine.calibration import (
@@ -16,7 +16,7 @@ from quant_engine.calibration import (
     split_samples,
     token_ids,
 )
-from quant_engine.stages.context import Run, dataset_inputs, quantiles_of, resolved_dataset, text_for
+from quant_engine.stages.context import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage
 
 RECORDS = "records"
@@ -25,11 +25,11 @@ RECORDS = "records"
 def calibrate_stage(run: Run, upstream: str) -> Stage:
     """Writes ``windows.safetensors`` and ``records/``. One unit per block."""
     calibration = run.spec.calibration
-    quantiles = quantiles_of(run.spec.policy)
+    quantiles, norms = quantiles_of(run.spec.policy), norms_of(run.spec.policy)
     tokens = calibration.samples * calibration.sequence_length
 
     def produce(directory: Path, progress: Progress) -> None:
-        windows_ST = _windows(run)
+        windows_ST = run_windows(run)
         save_file({"windows": windows_ST}, directory / "windows.safetensors")
         (directory / RECORDS).mkdir()
         capture_records(
@@ -39,6 +39,7 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             directory / RECORDS,
             split=split_samples(calibration.samples, calibration.holdout),
             quantiles=quantiles,
+            norms=norms,
             seed=calibration.seed,
             on_block=progress.reach,
         )
@@ -52,13 +53,26 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             "calibration": calibration.model_dump(mode="json"),
             "text": dataset_inputs(run, calibration.dataset, Purpose.CALIBRATION, tokens),
             "quantiles": quantiles,
+            "norms": norms,
             "reservoir": RESERVOIR_TOKENS,
         },
         produce=produce,
     )
 
 
-def _windows(run: Run) -> Tensor:
+def read_windows(directory: Path) -> Tensor:
+    """The token windows [S, T] that ``calibrate`` used."""
+    return load_file(directory / "windows.safetensors")["windows"]
+
+
+def training_windows(run: Run, windows_ST: Tensor) -> Tensor:
+    """The fit and the validation samples: all but those that errors are reported on."""
+    calibration = run.spec.calibration
+    return windows_ST[: split_samples(calibration.samples, calibration.holdout).training]
+
+
+def run_windows(run: Run) -> Tensor:
+    """The run's calibration windows [S, T]: fit, validation and test samples, in this order."""
     calibration = run.spec.calibration
     samples, length = calibration.samples, calibration.sequence_length
     if resolved_dataset(run, calibration.dataset) == SELF:

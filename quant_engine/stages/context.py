@@ -1,9 +1,9 @@
 """What every stage of one run shares: the model, the sites to quantize, and each site's settings."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -11,18 +11,40 @@ from quant_engine.calibration import SELF, Purpose, characters_for, dataset_text
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.hadamard import hadamard_order
-from quant_engine.models import CheckpointSource, Site, StreamedModel, model_sites, target_sites
+from quant_engine.models import (
+    CheckpointSource,
+    ResidualRotation,
+    RotatedSource,
+    Site,
+    StreamedModel,
+    WeightSource,
+    hadamard_rotation,
+    model_configuration,
+    model_sites,
+    target_sites,
+)
 from quant_engine.policy import (
     ActivationQuantization,
+    Candidate,
     InlineTexts,
     Policy,
+    Residual,
     Transform,
+    TransformKind,
     WeightQuantization,
     matches,
 )
 from quant_engine.stages.observer import Observer
 from quant_engine.stages.spec import RunSpec
 from quant_engine.transforms import SitePlan
+
+
+def start_rotation(base: CheckpointSource, residual: Residual) -> ResidualRotation:
+    """The rotation that a policy's ``residual`` draws."""
+    return hadamard_rotation(model_configuration(base.config), seed=residual.seed, value_heads=residual.heads)
+
+
+_INNER_ROLES: Final = ("attention_output", "feed_forward_inner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +61,8 @@ class Run:
     """One run's invariants.
 
     Attributes:
-        model: streams in fp32, for calibration and for everything that is computed on weights.
+        base: the checkpoint as it is; ``source`` is what is quantized, the same unless the residual stream is rotated.
+        model: streams ``source`` in fp32, for calibration and for everything that is computed on weights.
         every_site: all sites of the model; ``sites`` are those that the policy quantizes.
         settings: by site name.
     """
@@ -47,7 +70,8 @@ class Run:
     spec: RunSpec
     work_dir: Path
     observer: Observer
-    source: CheckpointSource
+    base: CheckpointSource
+    source: WeightSource
     model: StreamedModel
     every_site: list[Site]
     sites: list[Site]
@@ -62,29 +86,38 @@ class Run:
     def quantized_linears(self, site: Site, plan: SitePlan) -> list[QuantizedLinear]:
         """How each linear of a site is exported under ``plan``."""
         settings = self.settings[site.name]
-        activations = plan.clipped(settings.activations)
         online = OnlineInput(
             primitives=plan.to(self.model.device).online,
-            clip_ratio=1.0 if activations.format.bits is None else activations.clip_ratio,
+            clip_ratio=plan.runtime_clip(settings.activations),
         )
         return [
             QuantizedLinear(name=name, weights=settings.weights, activations=settings.activations, online=online)
             for name in site.readers
         ]
 
+    def allowed(self, site: Site, transform: Transform) -> Transform:
+        """``transform`` reduced to what ``policy.online`` lets this site compute: the diagonal, or nothing."""
+        return allowed_transform(transform, site.role, self.spec.policy.online)
+
     def policy_inputs(self) -> dict[str, Any]:
         """The policy as an input of a stage; its preset's name does not count."""
         return self.spec.policy.model_dump(mode="json", exclude={"preset"})
 
 
-def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
+def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: ResidualRotation | None = None) -> Run:
     """Open the model and settle what the policy means for it.
+
+    Args:
+        rotation: the learned rotation of the residual stream; the policy's own start where it is None.
 
     Raises:
         ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
-    source = CheckpointSource(spec.model_dir)
+    base = CheckpointSource(spec.model_dir)
+    source: WeightSource = base
+    if spec.policy.residual is not None:
+        source = RotatedSource(base, rotation or start_rotation(base, spec.policy.residual))
     model = StreamedModel(source, device=spec.device)
     every_site = model_sites(model.config, model.architecture)
     sites = target_sites(every_site, spec.policy)
@@ -92,12 +125,29 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
         spec=spec,
         work_dir=work_dir,
         observer=observer,
+        base=base,
         source=source,
         model=model,
         every_site=every_site,
         sites=sites,
         settings={site.name: _settings_of(site, spec.policy) for site in sites},
     )
+
+
+def allowed_transform(transform: Transform, role: str, online: str) -> Transform:
+    """What is left of ``transform`` at a site of ``role`` where ``online`` says which sites may rotate their input."""
+    if online == "all" or (online == "inner" and role in _INNER_ROLES) or not transform.kind.rotates:
+        return transform
+    kind = TransformKind.SMOOTH if transform.kind.scales_channels else TransformKind.NONE
+    return transform.model_copy(update={"kind": kind})
+
+
+def norms_of(policy: Policy) -> list[float]:
+    """Every p other than 2 whose ‖X_j‖_p some stage may ask for."""
+    wanted = {each.statistic.p for each in _transforms(policy) if each.statistic.kind == "lp"}
+    if policy.search is not None and policy.search.kind == "grid":
+        wanted |= set(policy.search.p)
+    return sorted(wanted - {2.0})
 
 
 def quantiles_of(policy: Policy) -> list[float]:
@@ -128,7 +178,15 @@ def dataset_inputs(run: Run, dataset: str | InlineTexts | None, purpose: Purpose
 
 
 def _transforms(policy: Policy) -> list[Transform]:
-    return [policy.transform, *(each.transform for each in policy.overrides if each.transform is not None)]
+    selection = policy.selection
+    candidates: tuple[Candidate, ...] = ()
+    if selection is not None:
+        candidates = (selection.outlying, selection.typical) if selection.kind == "kurtosis" else selection.candidates
+    return [
+        policy.transform,
+        *(each.transform for each in policy.overrides if each.transform is not None),
+        *(each for each in candidates if isinstance(each, Transform)),
+    ]
 
 
 def _settings_of(site: Site, policy: Policy) -> SiteSettings:
@@ -145,9 +203,10 @@ def _settings_of(site: Site, policy: Policy) -> SiteSettings:
             detail=f"weights.group_size {size} does not divide the {site.features} inputs of {site.name}.",
             hint=f"Use a divisor of {site.features}, or granularity 'channel'.",
         )
-    if each[0].transform.kind.rotates:
-        hadamard_order(site.features, each[0].transform.block_size)
-    return each[0]
+    transform = allowed_transform(each[0].transform, site.role, policy.online)
+    if transform.kind.rotates:
+        hadamard_order(site.features, transform.block_size)
+    return replace(each[0], transform=transform)
 
 
 def _linear_settings(name: str, policy: Policy) -> SiteSettings:

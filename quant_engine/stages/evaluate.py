@@ -16,9 +16,9 @@ from quant_engine.calibration import (
 from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplexity
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Perplexity
+from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
 from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.quantize import Plans, block_linears, quantized_reader
 
 _FILE = "perplexity.json"
 

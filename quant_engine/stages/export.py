@@ -14,9 +14,9 @@ from quant_engine.checkpoint import ExportedModel, QuantizedLinear, exported_ten
 from quant_engine.checkpoint.verify import verify_in_fresh_process
 from quant_engine.models import StreamedModel
 from quant_engine.policy import policy_hash
+from quant_engine.stages.blocks import Plans, block_linears, block_path, dense_linears, quantized_reader
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.quantize import Plans, block_linears, block_path, dense_linears, quantized_reader
 
 CHECKPOINT = "checkpoint"
 _VERIFICATION = "verification.json"

@@ -8,7 +8,7 @@ import torch
 
 from quant_engine.calibration import RESERVOIR_TOKENS, record_bytes, split_samples
 from quant_engine.errors import DiskFull, InsufficientMemory
-from quant_engine.stages.context import Run, quantiles_of
+from quant_engine.stages.context import Run, norms_of, quantiles_of
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 
 _FILE = "model.json"
@@ -54,8 +54,8 @@ def check_disk(run: Run) -> None:
         DiskFull: with the needed and the free bytes.
     """
     kept = _kept_tokens(run)
-    quantiles = len(quantiles_of(run.spec.policy))
-    records = sum(record_bytes(site, kept, quantiles) for site in run.sites)
+    statistics = len(quantiles_of(run.spec.policy)) + len(norms_of(run.spec.policy))
+    records = sum(record_bytes(site, kept, statistics) for site in run.sites)
     needed = records + 2 * run.source.weight_bytes  # quantized blocks, and the checkpoint made of them
     free = shutil.disk_usage(run.work_dir).free
     if needed > free:

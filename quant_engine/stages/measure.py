@@ -6,7 +6,7 @@ Shapes: T tokens, O output and D input channels, P parameters of a diagonal (P <
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -18,11 +18,14 @@ from quant_engine.calibration import SiteRecord, read_record
 from quant_engine.evaluation.layer_errors import LayerErrors, plan_errors, site_errors
 from quant_engine.models import Site
 from quant_engine.policy import Transform, TransformKind
+from quant_engine.search import search_clip
 from quant_engine.stages.context import Run, SiteSettings
 from quant_engine.transforms import SitePlan, Tie, build_plan
 
 BASELINE: Final = Transform(kind=TransformKind.SMOOTH_ROTATION, alpha=0.5)
 """SmoothRot(0.5, max), arXiv 2506.05413: what every gain is measured against."""
+
+_CLIP_TOKENS: Final = 2048
 
 NO_TRANSFORM: Final = SitePlan(kind=TransformKind.NONE)
 
@@ -56,7 +59,26 @@ class OpenSite:
         return self.run.settings[self.site.name]
 
     def plan(self, transform: Transform) -> SitePlan:
-        """The plan of ``transform``; where heads are tied, from statistics over all heads that share a parameter."""
+        """The plan of ``transform``, its activation clip searched where the policy wants that.
+
+        Where heads are tied, scales come from statistics over all heads that share a parameter.
+        """
+        return self.clipped(self.bare_plan(transform))
+
+    def clipped(self, plan: SitePlan) -> SitePlan:
+        """``plan`` with the clip ratio that rounds the fit tokens' X' best, as W' sees them; found once."""
+        activations = self.settings.activations
+        if activations.clip == "none" or activations.format.bits is None or plan.clip_ratio is not None:
+            return plan
+        return replace(plan, clip_ratio=search_clip(self._clip_tokens, self.linears, plan, activations))
+
+    @cached_property
+    def _clip_tokens(self) -> Tensor:
+        fit_FD = self.record.fit_FD
+        return fit_FD[:: max(1, len(fit_FD) // _CLIP_TOKENS)].to(self.run.model.device)
+
+    def bare_plan(self, transform: Transform) -> SitePlan:
+        """The plan of ``transform`` alone."""
         rows_OD, tie = self.rows.cpu(), None
         if self.site.tied > 1:
             tie = Tie(pooled_w=self.site.pool(rows_OD), index_D=self.site.tie_index())
@@ -71,6 +93,29 @@ class OpenSite:
         settings = self.settings
         device = self.run.model.device
         return site_errors(x_TD.to(device), self.linears, self.on_device(plan), settings.weights, settings.activations)
+
+    def baseline_errors(self, x_TD: Tensor, plan: SitePlan) -> tuple[LayerErrors, ...]:
+        """The errors of each linear under ``plan`` with the paper's quantizer: to nearest, nothing clipped."""
+        weights = self.settings.weights.model_copy(update={"clip": "none", "rounding": "rtn"})
+        activations = self.settings.activations.model_copy(update={"clip": "none", "clip_ratio": 1.0})
+        device = self.run.model.device
+        return site_errors(x_TD.to(device), self.linears, self.on_device(plan), weights, activations)
+
+    def baseline_error(self) -> float:
+        """E of the whole site under SmoothRot(0.5, max) with the paper's quantizer, on validation tokens."""
+        return site_error(self.baseline_errors(self.record.validation_VD, self.bare_plan(BASELINE)))
+
+    def final_errors(self, x_TD: Tensor, plan: SitePlan, rounded: Sequence[Tensor]) -> tuple[LayerErrors, ...]:
+        """The errors of each linear with the weights Q(W') that are shipped."""
+        settings, device = self.settings, self.run.model.device
+        return site_errors(
+            x_TD.to(device),
+            self.linears,
+            self.on_device(plan),
+            settings.weights,
+            settings.activations,
+            rounded=rounded,
+        )
 
     def validation_errors(self, plans: Sequence[SitePlan]) -> tuple[float, ...]:
         """E of the whole site under each plan, on validation tokens: what every choice is judged by."""

@@ -1,40 +1,50 @@
-"""Stage ``quantize``: each block with its scales fused, its weights rotated and rounded, as a checkpoint stores it."""
+"""Stage ``quantize``: each block with its scales fused, its weights transformed and rounded, as a checkpoint stores it.
 
-from collections.abc import Callable, Mapping
+Round to nearest needs the weights alone. GPTQ streams the calibration samples through the blocks, and with a correction
+through the quantized blocks too (:mod:`quant_engine.stages.streams`); layer rows are then measured once more, with the
+weights that are shipped.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from quant_engine.checkpoint import (
-    QuantizedLinear,
-    packed_tensors,
-    prepare_quantized,
-    unpacked_state,
-)
-from quant_engine.models import StreamedModel, fuse_scales
-from quant_engine.rounding import round_to_nearest
+from quant_engine.checkpoint import packed_tensors
+from quant_engine.evaluation.layer_errors import weight_clips
+from quant_engine.models import Site
+from quant_engine.rounding import corrected_weight, factorise, round_weight
+from quant_engine.stages.blocks import Plans, block_path, rounded_weights, transformed_block
+from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, whole_file
-from quant_engine.transforms import SitePlan
+from quant_engine.stages.rows import remeasure
+from quant_engine.stages.streams import OpenBlock, Streams, open_block
+from quant_engine.training.learnable import SiteSettings as GridSettings
+from quant_engine.training.learnable import plan_inputs
+from quant_engine.training.readers import QuantizedSite
+from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 
-Plans = Mapping[str, SitePlan]
 
+def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calibrated: Path, upstream: str) -> Stage:
+    """Writes ``block-<i>.safetensors`` for every block and ``ends.safetensors``. One unit per block.
 
-def quantize_stage(run: Run, plans: Plans, upstream: str) -> Stage:
-    """Writes ``block-<i>.safetensors`` for every block and ``ends.safetensors``. One unit per block."""
+    Args:
+        rows: the layers' rows as ``select`` measured them; written again where a weight is not rounded to nearest.
+        calibrated: the directory of ``calibrate``.
+    """
 
     def produce(directory: Path, progress: Progress) -> None:
-        dtype = run.source.dtype
-        for block in range(run.model.blocks):
-            path = block_path(directory, block)
-            if not path.is_file():
-                tensors = quantized_block(run, block, plans, dtype)
-                with whole_file(path) as temporary:
-                    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
-            progress.reach(block + 1)
-        ends = run.source.read(run.model.end_names, dtype=dtype)
+        with _streams(run, calibrated) as streams:
+            for block in range(run.model.blocks):
+                _produce_block(run, block, plans, streams, directory)
+                remeasure(run, block, plans, rows, calibrated / RECORDS, directory)
+                progress.reach(block + 1)
+        ends = run.source.read(run.model.end_names, dtype=run.source.dtype)
         with whole_file(directory / "ends.safetensors") as temporary:
             save_file(ends, temporary)
 
@@ -48,69 +58,115 @@ def quantize_stage(run: Run, plans: Plans, upstream: str) -> Stage:
     )
 
 
-def block_path(directory: Path, block: int) -> Path:
-    """A quantized block's file."""
-    return directory / f"block-{block:05d}.safetensors"
+@contextmanager
+def _streams(run: Run, calibrated: Path) -> Iterator[Streams | None]:
+    """The calibration streams that the policy's rounding needs; none for round to nearest."""
+    weights = [run.settings[site.name].weights for site in run.sites]
+    gptq = [each.gptq for each in weights if each.rounding == "gptq"]
+    if not gptq:
+        yield None
+        return
+    windows_ST = training_windows(run, read_windows(calibrated))
+    yield Streams(run.model, windows_ST, quantized=any(each.correction > 0 for each in gptq))
 
 
-def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
-    """A block's fp32 parameters under its sites' transforms, nothing rounded: scales fused, weights rotated.
-
-    With the online rotations in front of the linears it computes what the original block computes.
-    """
-    state = run.model.read_block(block)
+def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, directory: Path) -> None:
+    """Write the block's file unless it is there, and take the streams through it."""
+    path = block_path(directory, block)
     sites = [site for site in run.sites if site.block == block]
-    for site in sites:
-        scales_D = plans[site.name].scales_D
-        if scales_D is not None:
-            fuse_scales(state, site, scales_D.to(run.model.device))
-    for site in sites:
-        for primitive in plans[site.name].online:
-            for reader in site.readers:
-                weight = state[f"{reader}.weight"]
-                state[f"{reader}.weight"] = primitive.to(weight.device).apply_inverse_transpose(weight)
-    return state
+    if streams is None or not sites:
+        if not path.is_file():
+            _write_block(path, quantized_block(run, block, plans, {}))
+        if streams is not None:
+            with open_block(run, streams, block) as opened:
+                opened.advance()
+        return
+    with open_block(run, streams, block) as opened:
+        opened.unrounded({site.name: _unrounded(run, site, plans[site.name]) for site in sites})
+        if not path.is_file():
+            tensors: dict[str, Tensor] = {}
+            for site in sites:
+                tensors |= _rounded_site(run, site, plans[site.name], opened)
+            _write_block(path, quantized_block(run, block, plans, tensors))
+        stored = rounded_weights(run, directory, block, plans)
+        for site in sites:
+            opened.settle(site, _settled(run, site, plans[site.name], stored))
+        opened.advance()
 
 
-def quantized_block(run: Run, block: int, plans: Plans, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A block's tensors as the checkpoint stores them, dense ones and scales in ``dtype``."""
-    state = transformed_block(run, block, plans)
+def _rounded_site(run: Run, site: Site, plan: SitePlan, opened: OpenBlock) -> dict[str, Tensor]:
+    """The packed weights of one site, the earlier ones of its block being settled."""
+    settings = run.settings[site.name]
+    spec, plan = settings.weights, plan.to(run.model.device)
+    linears = run.site_weights(site)
+    transformed = [transform_weight(w_OI, plan) for w_OI in linears]
+    factor = None
+    if spec.rounding == "gptq":
+        rounder = partial(plan_inputs, plan=plan, settings=_grids(run, site)) if spec.gptq.correction else None
+        moments = opened.moments(site, plan, rounder)
+        factor = factorise(moments.hessian_II, spec.gptq)
+        if moments.cross_II is not None:
+            strength, damping = spec.gptq.correction, spec.gptq.damping
+            cross_II, hessian_II = moments.cross_II, moments.hessian_II
+            transformed = [
+                corrected_weight(w_OI, cross_II, hessian_II, strength=strength, damping=damping) for w_OI in transformed
+            ]
     tensors: dict[str, Tensor] = {}
+    dense = {}
+    clips = weight_clips(linears, plan)
+    for reader, w_OI, clip_R1 in zip(site.readers, transformed, clips, strict=True):
+        rounded = round_weight(w_OI, spec, run.source.dtype, hessian=factor, clip_ratio_R1=clip_R1)
+        dense[f"{reader}.weight"] = rounded.dequantize()
+        tensors |= packed_tensors(reader, rounded)
+    opened.settle(site, _settled(run, site, plan, dense))
+    return tensors
+
+
+def _unrounded(run: Run, site: Site, plan: SitePlan) -> QuantizedSite:
+    plan = plan.to(run.model.device)
+    weights = tuple(transform_weight(w_OI, plan) for w_OI in run.site_weights(site))
+    return QuantizedSite(rounder=partial(transform_activation, plan=plan), weights=weights)
+
+
+def _settled(run: Run, site: Site, plan: SitePlan, dense: Mapping[str, Tensor]) -> QuantizedSite:
+    """The site as it will run, in fp32."""
+    device = run.model.device
+    rounder = partial(plan_inputs, plan=plan.to(device), settings=_grids(run, site))
+    weights = tuple(dense[f"{reader}.weight"].to(device, run.model.dtype) for reader in site.readers)
+    return QuantizedSite(rounder=rounder, weights=weights)
+
+
+def _grids(run: Run, site: Site) -> GridSettings:
+    settings = run.settings[site.name]
+    return GridSettings(weights=settings.weights, activations=settings.activations)
+
+
+def _write_block(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with whole_file(path) as temporary:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
+
+
+def quantized_block(run: Run, block: int, plans: Plans, rounded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A block's tensors as the checkpoint stores them, dense ones and scales in its own type.
+
+    Args:
+        rounded: packed weights that are known already; the others are rounded to nearest here.
+    """
+    dtype = run.source.dtype
+    state = transformed_block(run, block, plans)
+    tensors = dict(rounded)
     for site in run.sites:
         if site.block == block:
-            for reader in site.readers:
-                weights = run.settings[site.name].weights
-                tensors |= packed_tensors(reader, round_to_nearest(state.pop(f"{reader}.weight"), weights, dtype))
+            tensors |= _nearest(run, site, plans[site.name], state, known=bool(rounded))
     return tensors | {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
-def block_linears(run: Run, plans: Plans) -> dict[int, dict[str, QuantizedLinear]]:
-    """Every quantized linear by block and name."""
-    linears: dict[int, dict[str, QuantizedLinear]] = {block: {} for block in range(run.model.blocks)}
-    for site in run.sites:
-        linears[site.block] |= {each.name: each for each in run.quantized_linears(site, plans[site.name])}
-    return linears
-
-
-def quantized_reader(
-    directory: Path, linears: Mapping[int, Mapping[str, QuantizedLinear]], model: StreamedModel
-) -> tuple[Callable[[int], Mapping[str, Tensor]], Callable[[nn.Module, int], None]]:
-    """How :class:`StreamedModel` streams the quantized model: where its blocks are, and what they compute with."""
-
-    def read(block: int) -> Mapping[str, Tensor]:
-        stored = load_file(block_path(directory, block), device=str(model.device))
-        return unpacked_state(stored, linears[block])
-
-    def prepare(layer: nn.Module, block: int) -> None:
-        prefix = model.architecture.block_prefix(block)
-        for name, settings in linears[block].items():
-            prepare_quantized(layer.get_submodule(name.removeprefix(prefix)), settings)
-
-    return read, prepare
-
-
-def dense_linears(run: Run) -> list[str]:
-    """The linears that stay dense, the head among them."""
-    quantized = {reader for site in run.sites for reader in site.readers}
-    readers = [reader for site in run.every_site for reader in site.all_readers]
-    return [reader for reader in readers if reader not in quantized] + [run.model.architecture.head]
+def _nearest(run: Run, site: Site, plan: SitePlan, state: dict[str, Tensor], *, known: bool) -> dict[str, Tensor]:
+    """Take the site's weights out of ``state``; unless they are known, rounded."""
+    linears = [state.pop(f"{reader}.weight") for reader in site.readers]
+    tensors: dict[str, Tensor] = {}
+    if not known:
+        for reader, w_OI, clip_R1 in zip(site.readers, linears, weight_clips(linears, plan), strict=True):
+            spec = run.settings[site.name].weights
+            tensors |= packed_tensors(reader, round_weight(w_OI, spec, run.source.dtype, clip_ratio_R1=clip_R1))
+    return tensors

@@ -22,7 +22,7 @@ from quant_engine.search import (
 from quant_engine.selection import LayerGroup, choose_layers
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.measure import BASELINE, OpenSite
+from quant_engine.stages.measure import OpenSite
 from quant_engine.stages.plans import write_plan
 
 CHOICE: Final = "choice.json"
@@ -73,7 +73,7 @@ def site_baselines(
         if not path.is_file():
             if known is None:
                 opened = OpenSite(run, site, records)
-                (error,) = opened.validation_errors([opened.plan(BASELINE)])
+                error = opened.baseline_error()
             else:
                 error = read_json(known / path.name)["error"]
             write_json(path, {"error": error})

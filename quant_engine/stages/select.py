@@ -106,7 +106,7 @@ def _test_baselines(run: Run, records: Path, directory: Path, progress: Progress
         path = directory / f"{site.name}.baseline.json"
         if not path.is_file():
             opened = OpenSite(run, site, records)
-            errors = opened.errors(opened.record.test_ED, opened.plan(BASELINE))
+            errors = opened.baseline_errors(opened.record.test_ED, opened.bare_plan(BASELINE))
             write_json(path, [asdict(each) for each in errors])
         found[site.name] = tuple(LayerErrors(**each) for each in read_json(path))
         progress.advance()
@@ -169,9 +169,11 @@ def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tu
     """The plan that was found or asked for; with a selection, its choice among its candidates and how it came about."""
     selection = opened.run.spec.policy.selection
     if selection is None:
-        return (opened.plan(opened.settings.transform) if found is None else found), None
+        return (opened.plan(opened.settings.transform) if found is None else opened.clipped(found)), None
     own = opened.settings.transform
-    apart, places = distinct([wanted(each, own, found) for each in candidates_of(selection)], found)
+    asked = [wanted(each, own, found) for each in candidates_of(selection)]
+    asked = [replace(each, transform=opened.run.allowed(opened.site, each.transform)) for each in asked]
+    apart, places = distinct(asked, found)
     candidates = _measured(opened, [_built(opened, each, found) for each in apart])
 
     def mixture(settings: Differentiable, usable: Sequence[int]) -> Mixture:
@@ -252,7 +254,8 @@ def _measured_rows(
 ) -> list[dict[str, Any]]:
     """One row per linear, on test tokens."""
     record, settings = opened.record, opened.settings
-    chosen, rtn = (opened.errors(record.test_ED, each) for each in (plan, NO_TRANSFORM))
+    chosen = opened.errors(record.test_ED, plan)
+    rtn = opened.baseline_errors(record.test_ED, NO_TRANSFORM)
     rows = []
     for index, (name, w_OD) in enumerate(zip(opened.site.readers, opened.linears, strict=True)):
         rows.append(

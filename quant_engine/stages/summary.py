@@ -1,5 +1,6 @@
 """The run's summary and report, put together from what the stages left."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,26 +8,28 @@ import torch
 
 from quant_engine.evaluation.report import chosen_policy, summarize
 from quant_engine.policy import policy_hash
+from quant_engine.stages.choose import Choices
 from quant_engine.stages.context import Run
-from quant_engine.stages.files import read_json
-from quant_engine.stages.search import CHOICE as SEARCH_CHOICE
-from quant_engine.stages.select import Selection
-from quant_engine.stages.train import CHOICE as TRAIN_CHOICE
+from quant_engine.transforms import SitePlan
 
 REPORT_VERSION = 1
 
 
 def run_summary(
-    run: Run, selection: Selection, perplexity: dict[str, Any] | None, checkpoint: Path, trained: Path | None
+    run: Run,
+    plans: Mapping[str, SitePlan],
+    rows: list[dict[str, Any]],
+    perplexity: dict[str, Any] | None,
+    checkpoint: Path,
+    learning_rate: float | None,
 ) -> dict[str, Any]:
     """The ``summary`` of a finished job."""
-    rate = None if trained is None else read_json(trained / TRAIN_CHOICE)["learning_rate"]
     return summarize(
-        selection.rows,
+        rows,
         perplexity=perplexity,
-        original_bytes=run.source.weight_bytes,
+        original_bytes=run.base.weight_bytes,
         quantized_bytes=sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
-        chosen=chosen_policy(list(selection.plans.values()), learning_rate=rate),
+        chosen=chosen_policy(list(plans.values()), learning_rate=learning_rate),
     )
 
 
@@ -37,7 +40,7 @@ def run_report(
     *,
     perplexity: dict[str, Any] | None,
     verification: dict[str, Any],
-    searched: Path | None,
+    choices: Choices,
 ) -> dict[str, Any]:
     """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""
     spec = run.spec
@@ -59,7 +62,10 @@ def run_report(
             "baseline": "SmoothRot(0.5, max)",
             "perplexity": "exp of the mean negative log-likelihood; the exported checkpoint's own forward",
         },
-        "search": None if searched is None else read_json(searched / SEARCH_CHOICE),
+        "search": choices.search,
+        "training": choices.training,
+        "selection": choices.selection.choices,
+        "paper": choices.paper,
         "summary": summary,
         "perplexity": perplexity,
         "layers": rows,

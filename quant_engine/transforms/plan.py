@@ -24,7 +24,7 @@ class SitePlan:
         label: the statistic's kind, or ``learned``; ``none`` without scales.
         scales_D: s > 0, float32 [D], or None.
         online: what follows the diagonal, in order.
-        clip_ratio: of the activations, where it was searched or learned; None leaves the policy's.
+        clip_ratio: of the activations at run time, where it was searched or learned; None leaves the policy's.
         weight_clip_O1: learned clipping of every weight row of the site's linears, in their order; or None.
     """
 
@@ -58,10 +58,22 @@ class SitePlan:
         )
 
     def clipped(self, activations: ActivationQuantization) -> ActivationQuantization:
-        """``activations`` with this plan's clip ratio, where it has one."""
-        if self.clip_ratio is None:
+        """``activations`` as layer errors round them under this plan.
+
+        A clip ratio of the plan is one of the run time, whose scale is ratio · absmax / (2^(b−1) − ½). Layer errors
+        divide by 2^(b−1) − 1: the ratio is converted, so that both round with the same scale.
+        """
+        bits = activations.format.bits
+        if self.clip_ratio is None or bits is None or activations.format.is_float:
             return activations
-        return activations.model_copy(update={"clip_ratio": self.clip_ratio})
+        ratio = self.clip_ratio * (2 ** (bits - 1) - 1) / (2 ** (bits - 1) - 0.5)
+        return activations.model_copy(update={"clip_ratio": ratio})
+
+    def runtime_clip(self, activations: ActivationQuantization) -> float:
+        """The clip ratio at run time; 1 where activations are not rounded to integers."""
+        if activations.format.bits is None or activations.format.is_float:
+            return 1.0
+        return activations.clip_ratio if self.clip_ratio is None else self.clip_ratio
 
 
 def transform_activation(x_TI: Tensor, plan: SitePlan) -> Tensor:

@@ -24,7 +24,8 @@ from quant_engine.policy import Policy, TransformKind
 from quant_engine.stages.context import Run
 from quant_engine.stages.export import CHECKPOINT, export_stage, verify_stage
 from quant_engine.stages.files import run_stage
-from quant_engine.stages.quantize import Plans, block_linears, quantize_stage, quantized_reader
+from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
+from quant_engine.stages.quantize import quantize_stage
 from quant_engine.transforms.primitives import Block, Dense, Hadamard, Kronecker, Permutation, Primitive
 from tests.integration.quant_engine.helpers import fixed_ids, open_run, random_plans, streamed_logits
 from tests.tiny_models import ARCHITECTURES, write_tiny_model
@@ -32,7 +33,7 @@ from tests.tiny_models import ARCHITECTURES, write_tiny_model
 
 def _export(run: Run, plans: Plans) -> tuple[Path, Path]:
     """The quantized blocks and the checkpoint made of them."""
-    quantized = run_stage(quantize_stage(run, plans, "-"), run.work_dir, run.observer)
+    quantized = run_stage(quantize_stage(run, plans, [], run.work_dir, "-"), run.work_dir, run.observer)
     exported = run_stage(export_stage(run, quantized, plans, "-"), run.work_dir, run.observer)
     return quantized, exported / CHECKPOINT
 

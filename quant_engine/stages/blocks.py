@@ -1,0 +1,80 @@
+"""A run's blocks as files: where they lie, what their linears compute with, and how they are read.
+
+Shapes: O output and I input channels.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from quant_engine.checkpoint import QuantizedLinear, prepare_quantized, unpacked_state
+from quant_engine.models import StreamedModel, fuse_scales
+from quant_engine.stages.context import Run
+from quant_engine.transforms import SitePlan
+
+Plans = Mapping[str, SitePlan]
+
+
+def block_path(directory: Path, block: int) -> Path:
+    """A quantized block's file."""
+    return directory / f"block-{block:05d}.safetensors"
+
+
+def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
+    """A block's fp32 parameters under its sites' transforms, nothing rounded: scales fused, weights rotated.
+
+    With the online rotations in front of the linears it computes what the original block computes.
+    """
+    state = run.model.read_block(block)
+    sites = [site for site in run.sites if site.block == block]
+    for site in sites:
+        scales_D = plans[site.name].scales_D
+        if scales_D is not None:
+            fuse_scales(state, site, scales_D.to(run.model.device))
+    for site in sites:
+        for primitive in plans[site.name].online:
+            for reader in site.readers:
+                weight = state[f"{reader}.weight"]
+                state[f"{reader}.weight"] = primitive.to(weight.device).apply_inverse_transpose(weight)
+    return state
+
+
+def rounded_weights(run: Run, directory: Path, block: int, plans: Plans) -> dict[str, Tensor]:
+    """Q(W') of a quantized block's linears as its file holds them, by ``<name>.weight``."""
+    state = unpacked_state(load_file(block_path(directory, block)), block_linears(run, plans)[block])
+    readers = [reader for site in run.sites if site.block == block for reader in site.readers]
+    return {f"{reader}.weight": state[f"{reader}.weight"] for reader in readers}
+
+
+def block_linears(run: Run, plans: Plans) -> dict[int, dict[str, QuantizedLinear]]:
+    """Every quantized linear by block and name."""
+    linears: dict[int, dict[str, QuantizedLinear]] = {block: {} for block in range(run.model.blocks)}
+    for site in run.sites:
+        linears[site.block] |= {each.name: each for each in run.quantized_linears(site, plans[site.name])}
+    return linears
+
+
+def quantized_reader(
+    directory: Path, linears: Mapping[int, Mapping[str, QuantizedLinear]], model: StreamedModel
+) -> tuple[Callable[[int], Mapping[str, Tensor]], Callable[[nn.Module, int], None]]:
+    """How :class:`StreamedModel` streams the quantized model: where its blocks are, and what they compute with."""
+
+    def read(block: int) -> Mapping[str, Tensor]:
+        stored = load_file(block_path(directory, block), device=str(model.device))
+        return unpacked_state(stored, linears[block])
+
+    def prepare(layer: nn.Module, block: int) -> None:
+        prefix = model.architecture.block_prefix(block)
+        for name, settings in linears[block].items():
+            prepare_quantized(layer.get_submodule(name.removeprefix(prefix)), settings)
+
+    return read, prepare
+
+
+def dense_linears(run: Run) -> list[str]:
+    """The linears that stay dense, the head among them."""
+    quantized = {reader for site in run.sites for reader in site.readers}
+    readers = [reader for site in run.every_site for reader in site.all_readers]
+    return [reader for reader in readers if reader not in quantized] + [run.model.architecture.head]

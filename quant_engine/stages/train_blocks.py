@@ -1,0 +1,133 @@
+"""Stage ``train`` of kind ``block``: every block's transforms learned together, block by block and file by file.
+
+Streams the fit and the validation samples; a block's targets are the original block's outputs, its inputs the
+original's too, or what the quantized blocks before it give, rounded to nearest under the transforms learned for them.
+"""
+
+import hashlib
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quant_engine.calibration import split_samples
+from quant_engine.models import Site
+from quant_engine.policy import BlockTraining
+from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
+from quant_engine.stages.context import Run
+from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.measure import OpenSite
+from quant_engine.stages.plans import PlanReader, plan_path, read_plan, write_plan
+from quant_engine.stages.streams import Streams, open_block
+from quant_engine.training import BlockBatch, train_block
+from quant_engine.training.learnable import SiteSettings, plan_inputs, plan_weights
+from quant_engine.training.readers import QuantizedSite
+from quant_engine.transforms import SitePlan
+
+
+def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, found: PlanReader, upstream: str) -> Stage:
+    """Writes a plan for each site and ``<block>.curve.json``. One unit per block that has sites.
+
+    Args:
+        calibrated: the directory of ``calibrate``.
+        found: the plan that a search settled on.
+    """
+    blocks = sorted({site.block for site in run.sites})
+
+    def produce(directory: Path, progress: Progress) -> None:
+        windows_ST = training_windows(run, read_windows(calibrated))
+        streams = Streams(run.model, windows_ST, quantized=training.inputs == "quantized", batch_samples=1)
+        for block in range(max(blocks) + 1):
+            sites = [site for site in run.sites if site.block == block]
+            _pass_block(run, training, block, sites, streams, calibrated / RECORDS, found, directory)
+            if sites:
+                progress.advance()
+
+    return Stage(
+        name="train",
+        unit="block",
+        total=len(blocks),
+        inputs={"upstream": upstream, "policy": run.policy_inputs(), "seed": run.spec.calibration.seed},
+        produce=produce,
+        resumable=True,
+    )
+
+
+def _pass_block(
+    run: Run,
+    training: BlockTraining,
+    block: int,
+    sites: list[Site],
+    streams: Streams,
+    records: Path,
+    found: PlanReader,
+    directory: Path,
+) -> None:
+    """Train the block unless that has been done, and take the streams through it."""
+    with open_block(run, streams, block) as opened:
+        targets = opened.original_outputs()
+        if sites and not all(plan_path(directory, site).is_file() for site in sites):
+            inputs = streams.original if streams.quantized is None else streams.quantized
+            batches = [
+                BlockBatch(inputs_BTD=inputs[i], targets_BTD=targets[i], arguments=streams.arguments(block, i))
+                for i in range(len(streams))
+            ]
+            _train(run, training, block, sites, batches, records, found, directory)
+        if streams.quantized is not None:
+            for site in sites:
+                opened.settle(site, _settled(run, site, read_plan(directory, site)))
+        opened.advance(targets)
+
+
+def _train(
+    run: Run,
+    training: BlockTraining,
+    block: int,
+    sites: list[Site],
+    batches: list[BlockBatch],
+    records: Path,
+    found: PlanReader,
+    directory: Path,
+) -> None:
+    calibration = run.spec.calibration
+    fit = split_samples(calibration.samples, calibration.holdout).fit
+    start: dict[str, SitePlan] = {}
+    for site in sites:
+        site_found, opened = found(site), OpenSite(run, site, records)
+        plan = opened.plan(opened.settings.transform) if site_found is None else opened.clipped(site_found)
+        start[site.name] = plan
+    digest = hashlib.sha256(f"{calibration.seed}:{block}".encode()).digest()
+    with run.model.block(block) as layer:
+        trained = train_block(
+            layer,
+            run.model.architecture.block_prefix(block),
+            sites,
+            {name: w_OI for site in sites for name, w_OI in zip(site.readers, run.site_weights(site), strict=True)},
+            start,
+            batches[:fit],
+            batches[fit:],
+            training,
+            {site.name: (run.settings[site.name].weights, run.settings[site.name].activations) for site in sites},
+            seed=int.from_bytes(digest[:6]),
+        )
+    run.observer.metric("train.validation_loss", trained.best_loss)
+    curve = [asdict(point) for point in trained.curve]
+    numbers = {"start_loss": trained.start_loss, "best_loss": trained.best_loss, "best_step": trained.best_step}
+    write_json(directory / f"{block:05d}.curve.json", numbers | {"curve": curve})
+    for site in sites:
+        write_plan(directory, site, trained.plans[site.name])
+
+
+def _settled(run: Run, site: Site, plan: SitePlan) -> QuantizedSite:
+    """The site under its learned plan, its weights to nearest."""
+    plan, settings = plan.to(run.model.device), run.settings[site.name]
+    grids = SiteSettings(weights=settings.weights, activations=settings.activations)
+    return QuantizedSite(
+        rounder=partial(plan_inputs, plan=plan, settings=grids),
+        weights=plan_weights(run.site_weights(site), plan, grids),
+    )
+
+
+def read_curves(directory: Path) -> dict[str, Any]:
+    """Each block's losses, by its number; validation samples, relative to the block's output."""
+    return {str(int(path.name.split(".")[0])): read_json(path) for path in sorted(directory.glob("*.curve.json"))}

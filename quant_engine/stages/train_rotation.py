@@ -1,0 +1,58 @@
+"""Stage ``train`` of kind ``rotation``: R1 and R2 learned on the whole model, before anything is calibrated.
+
+What is calibrated, transformed and exported afterwards is the model rotated by them.
+"""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from quant_engine.models import ResidualRotation, StreamedModel, model_sites, target_sites
+from quant_engine.policy import RotationTraining
+from quant_engine.stages.calibrate import run_windows, training_windows
+from quant_engine.stages.context import Run
+from quant_engine.stages.files import Progress, Stage
+from quant_engine.training import train_rotation
+
+_FILE = "rotation.safetensors"
+
+
+def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRotation, upstream: str) -> Stage:
+    """Writes ``rotation.safetensors``. One unit per step. Holds the whole model in memory, as its loss needs."""
+
+    def produce(directory: Path, progress: Progress) -> None:
+        model = StreamedModel(run.base, device=run.spec.device)
+        sites = target_sites(model_sites(model.config, model.architecture), run.spec.policy)
+        settings = {name: (each.weights, each.activations) for name, each in run.settings.items()}
+        r1_DD, r2_LKK = train_rotation(
+            model.whole(),
+            sites,
+            start.r1_DD,
+            start.r2_LKK,
+            training_windows(run, run_windows(run)),
+            training,
+            settings,
+            online=run.spec.policy.online != "none",
+            seed=run.spec.calibration.seed,
+            on_step=progress.reach,
+        )
+        tensors = {"r1": r1_DD} if r2_LKK is None else {"r1": r1_DD, "r2": r2_LKK}
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, directory / _FILE)
+
+    return Stage(
+        name="train",
+        unit="step",
+        total=training.steps,
+        inputs={
+            "upstream": upstream,
+            "policy": run.policy_inputs(),
+            "calibration": run.spec.calibration.model_dump(mode="json"),
+        },
+        produce=produce,
+    )
+
+
+def read_rotation(directory: Path) -> ResidualRotation:
+    """What was learned."""
+    tensors = load_file(directory / _FILE)
+    return ResidualRotation(r1_DD=tensors["r1"], r2_LKK=tensors.get("r2"))
