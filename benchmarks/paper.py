@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.bars import Bars
 from quant_engine.pipeline import RunSpec, run
 from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, resolve_policy
 from quant_engine.stages.paper import paper_figures, paper_report
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     work = options.output / "work"
     with Progress(console=console) as bars:
-        run(_spec(options), work_dir=work, output_dir=options.output / "result", observer=_Bars(bars))
+        run(_spec(options), work_dir=work, output_dir=options.output / "result", observer=Bars(bars))
     report = paper_report(work / "search")
     console.print(paper_table(report))
     console.print(_replay_line(report))
@@ -58,37 +59,6 @@ def _replay_line(report: dict[str, Any]) -> str:
         f"({-replay['gain_percent']:+.1f} %; guarded {-replay['guarded_gain_percent']:+.1f} %; "
         f"published {-published['gain_percent']:+.1f} %)"
     )
-
-
-class _Bars:
-    """One progress bar for each stage."""
-
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
-        self._tasks: dict[str, TaskID] = {}
-
-    def stage_started(self, name: str, unit: str, total: int) -> None:
-        """A bar of its own."""
-        self._tasks[name] = self._bars.add_task(f"{name} ({unit})", total=total)
-
-    def stage_advanced(self, name: str, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bars.update(self._tasks[name], completed=done, total=total)
-
-    def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
-        """Say how long it took."""
-        self._bars.console.print(f"{name}: {'reused' if reused else f'{seconds:.1f} s'}")
-
-    def layer_completed(self, row: dict[str, Any]) -> None:
-        """The table at the end shows them."""
-
-    def metric(self, name: str, value: float) -> None:
-        """A line."""
-        self._bars.console.print(f"{name} = {value:.4f}")
-
-    def log(self, message: str) -> None:
-        """A line."""
-        self._bars.console.print(message, markup=False)
 
 
 def _spec(options: argparse.Namespace) -> RunSpec:

@@ -1,0 +1,126 @@
+"""Perplexity, layer errors and time of presets on one model, by one protocol, side by side.
+
+python -m benchmarks.accuracy --model DIR --datasets DIR --output DIR best-w4a4 quarot-w4a4
+
+Calibration: 32 × 512 tokens of WikiText-2's validation text, a tenth of them held out for layer errors; perplexity over
+the first 16 windows of 512 tokens of its test text. Every preset runs through the whole pipeline, the gate included.
+``OUTPUT/accuracy.json`` keeps the figures of every preset that was run with this ``--output``; a run that is there
+already is not repeated, and one that was cut short takes up where it was. A preset's policy is overridden under a
+label: ``'best-w4a4:untrained={"training": null}'``.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.bars import Bars
+from quant_engine.pipeline import RunSpec, run
+from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, resolve_policy
+
+_FILE = "accuracy.json"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what has not been run, then print the table."""
+    options = _parser().parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    for request in options.presets:
+        name, _, overrides = request.partition("=")
+        if name not in _figures(options.output):
+            _measure(options, name, json.loads(overrides or "{}"), console)
+    console.print(accuracy_table(_figures(options.output)))
+
+
+def accuracy_table(figures: dict[str, dict[str, Any]]) -> Table:
+    """One row for each run."""
+    columns = ("perplexity", "× original", "mean E", "gain, %", "selected, %", "bytes", "minutes")
+    table = Table("preset", *columns, title="Held-out accuracy")
+    for name, each in figures.items():
+        gain = each["gain_percent"]
+        table.add_row(
+            name,
+            f"{each['perplexity']['quantized']:.2f}",
+            f"{each['ratio']:.3f}",
+            f"{each['full_mean_error']:.1f}",
+            f"{gain['full']:.1f}",
+            f"{gain['selected']:.1f}",
+            f"{each['bytes']['quantized'] / 1e6:.0f} MB",
+            f"{each['seconds'] / 60:.1f}",
+        )
+    return table
+
+
+def _measure(options: argparse.Namespace, name: str, overrides: dict[str, Any], console: Console) -> None:
+    console.rule(name)
+    began = time.monotonic()
+    directory = options.output / name.replace(":", "+")
+    with Progress(console=console) as bars:
+        observer = Bars(bars)
+        spec = _spec(options, name.partition(":")[0], overrides)
+        result = run(spec, work_dir=directory / "work", output_dir=directory / "result", observer=observer)
+    figures = {key: value for key, value in result.summary.items() if key != "policy"}
+    perplexity = figures["perplexity"]
+    figures |= {
+        "chosen": result.summary["policy"],
+        "policy_hash": result.report["policy_hash"],
+        "overrides": overrides,
+        "ratio": perplexity["quantized"] / perplexity["original"],
+        "stages": observer.seconds,
+        "seconds": time.monotonic() - began,
+    }
+    written = _figures(options.output) | {name: figures}
+    (options.output / _FILE).write_text(json.dumps(written, indent=1) + "\n")
+
+
+def _figures(output: Path) -> dict[str, dict[str, Any]]:
+    path = output / _FILE
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def _spec(options: argparse.Namespace, preset: str, overrides: dict[str, Any]) -> RunSpec:
+    perplexity = Perplexity(dataset=options.dataset, tokens=options.perplexity_tokens, sequence_length=512)
+    return RunSpec(
+        model_dir=options.model,
+        policy=resolve_policy(Policy.model_validate({"preset": preset, **overrides})),
+        calibration=Calibration(
+            dataset=options.dataset,
+            samples=options.samples,
+            sequence_length=options.sequence_length,
+            seed=options.seed,
+            holdout=options.holdout,
+        ),
+        evaluation=Evaluation(perplexity=perplexity),
+        output=Output(),
+        datasets_dir=options.datasets,
+        device=options.device,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    datasets = os.environ.get("QUANTRY_DATASETS_DIR")
+    parser.add_argument("presets", nargs="+", help="PRESET, or PRESET[:LABEL]={policy fields as JSON}")
+    parser.add_argument("--model", type=Path, required=True, help="a dense safetensors checkpoint")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dataset", default="wikitext2", help="a directory under --datasets, or pydoc")
+    parser.add_argument("--datasets", type=Path, default=None if datasets is None else Path(datasets))
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--holdout", type=float, default=0.1)
+    parser.add_argument("--perplexity-tokens", type=int, default=8192)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""A run of the pipeline in a terminal: one progress bar for each stage, and how long each of them took."""
+
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+
+class Bars:
+    """One progress bar for each stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self.seconds: dict[str, float] = {}
+
+    def stage_started(self, name: str, unit: str, total: int) -> None:
+        """A bar of its own."""
+        self._tasks[name] = self._bars.add_task(f"{name} ({unit})", total=total)
+
+    def stage_advanced(self, name: str, done: int, total: int) -> None:
+        """Move the bar."""
+        self._bars.update(self._tasks[name], completed=done, total=total)
+
+    def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
+        """Say how long it took."""
+        if not reused:
+            self.seconds[name] = seconds
+        self._bars.console.print(f"{name}: {'reused' if reused else f'{seconds:.1f} s'}")
+
+    def layer_completed(self, row: dict[str, Any]) -> None:
+        """The table at the end shows them."""
+
+    def metric(self, name: str, value: float) -> None:
+        """A line."""
+        self._bars.console.print(f"{name} = {value:.4f}")
+
+    def log(self, message: str) -> None:
+        """A line."""
+        self._bars.console.print(message, markup=False)
