@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from quant_engine.checkpoint.config import unbarred
 from quant_engine.checkpoint.online import attach_online
 from quant_engine.checkpoint.section import read_config, read_online, unusable
+from quant_engine.models.configuration import attention_implementation
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -35,15 +36,16 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
     directory = Path(path)
     content = read_config(directory)
     online = read_online(directory, content["quantry"], device)
+    config = _configuration(directory, content)
     with _quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             directory,
-            config=_configuration(directory, content),
+            config=config,
             dtype="auto" if dtype is None else dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=attention_implementation(config),
         )
         model = model.to(device).eval()  # type: ignore[arg-type]  # transformers' stub leaves the device out
         compressor: Any = model.hf_quantizer

@@ -32,6 +32,14 @@ def model_configuration(config: dict[str, Any]) -> Any:
         raise _bad_config(error) from error
 
 
+def attention_implementation(config: Any) -> str:
+    """How attention is computed under a transformers configuration, in every process that has to give equal bits.
+
+    ``sdpa`` ignores the soft cap of the attention logits (Gemma 2) without a word; ``eager`` applies it.
+    """
+    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+
+
 def empty_model(config: Any, dtype: torch.dtype) -> Any:
     """The model class of a transformers configuration, every tensor on the meta device.
 
@@ -40,7 +48,9 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
     """
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            return AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention_implementation(config)
+            )
     except _CONFIG_ERRORS as error:
         raise _bad_config(error) from error
 

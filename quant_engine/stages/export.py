@@ -13,6 +13,7 @@ from torch import Tensor
 from quant_engine.checkpoint import ExportedModel, QuantizedLinear, exported_tensors, write_checkpoint
 from quant_engine.checkpoint.verify import verify_in_fresh_process
 from quant_engine.models import StreamedModel
+from quant_engine.models.configuration import attention_implementation
 from quant_engine.policy import policy_hash
 from quant_engine.stages.blocks import Plans, block_linears, block_path, dense_linears, quantized_reader
 from quant_engine.stages.context import Run
@@ -39,7 +40,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str) -> Stag
     def produce(directory: Path, progress: Progress) -> None:
         model = ExportedModel(
             source=run.spec.model_dir,
-            config=run.source.config,
+            config=_config(run),
             linears=[each for block in linears.values() for each in block.values()],
             dense=dense_linears(run),
             dtype=run.source.dtype,
@@ -55,6 +56,13 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str) -> Stag
         inputs={"upstream": upstream, "card": facts},
         produce=produce,
     )
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """The model's configuration. It names the attention where the default of ``from_pretrained`` would be wrong."""
+    config = {key: value for key, value in run.source.config.items() if key != "attn_implementation"}
+    attention = attention_implementation(run.model.config)
+    return config if attention == "sdpa" else config | {"attn_implementation": attention}
 
 
 def _block_part(path: Path, linears: Mapping[str, QuantizedLinear]) -> dict[str, Tensor]:

@@ -60,7 +60,8 @@ def test_fused_scales_leave_the_logits_alone(variant: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_stream_and_the_whole_model_are_what_transformers_computes(variant: str, tmp_path: Path) -> None:
     directory = _write(variant, tmp_path, dtype=torch.bfloat16)
-    reference = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation="sdpa").eval()
+    attention = "eager" if variant == "gemma2" else "sdpa"  # sdpa ignores Gemma 2's soft cap of the attention logits
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation=attention).eval()
     ids = fixed_ids()
     model = StreamedModel(CheckpointSource(directory), dtype=torch.bfloat16)
     with torch.no_grad():
@@ -77,3 +78,18 @@ def test_the_soft_cap_of_the_logits_is_applied(tmp_path: Path) -> None:
         logits[cap] = streamed_logits(StreamedModel(CheckpointSource(directory)), fixed_ids())
     assert float(logits[None].abs().max()) > 0.5
     assert torch.allclose(logits[0.5], 0.5 * torch.tanh(logits[None] / 0.5), atol=1e-6)
+
+
+def test_the_soft_cap_of_the_attention_logits_is_applied(tmp_path: Path) -> None:
+    """Capped at next to nothing every score is equal, as they are of queries that are zero; capped high, as without."""
+    logits = {}
+    for cap in (None, 1e6, 1e-4):
+        directory = _write("gemma2", tmp_path / str(cap), layers=1, attn_logit_softcapping=cap)
+        logits[cap] = streamed_logits(StreamedModel(CheckpointSource(directory)), fixed_ids(length=16))
+    uniform = AutoModelForCausalLM.from_pretrained(tmp_path / "None").eval()
+    with torch.no_grad():
+        uniform.model.layers[0].self_attn.q_proj.weight.zero_()
+        expected = uniform(fixed_ids(length=16)).logits
+    assert torch.allclose(logits[1e-4], expected, atol=1e-3)
+    assert torch.allclose(logits[1e6], logits[None], atol=1e-4)
+    assert not torch.allclose(logits[None], expected, atol=1e-1)
