@@ -5,8 +5,9 @@ through the quantized blocks too (:mod:`quant_engine.stages.streams`); layer row
 weights that are shipped.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from quant_engine.stages.streams import OpenBlock, Streams, open_block
 from quant_engine.training.learnable import SiteSettings as GridSettings
 from quant_engine.training.learnable import plan_inputs
 from quant_engine.training.readers import QuantizedSite
-from quant_engine.transforms import SitePlan, transform_activation, transform_weight
+from quant_engine.transforms import SitePlan, transform_activation
 
 
 def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calibrated: Path, upstream: str) -> Stage:
@@ -81,12 +82,13 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
             with open_block(run, streams, block) as opened:
                 opened.advance()
         return
-    with open_block(run, streams, block) as opened:
-        opened.unrounded({site.name: _unrounded(run, site, plans[site.name]) for site in sites})
+    state = transformed_block(run, block, plans)
+    with open_block(run, streams, block, state) as opened:
+        opened.unrounded({site.name: _unrounded(site, state, plans[site.name]) for site in sites})
         if not path.is_file():
             tensors: dict[str, Tensor] = {}
             for site in sites:
-                tensors |= _rounded_site(run, site, plans[site.name], opened)
+                tensors |= _rounded_site(run, site, state, plans[site.name], opened)
             _write_block(path, quantized_block(run, block, plans, tensors))
         stored = rounded_weights(run, directory, block, plans)
         for site in sites:
@@ -94,15 +96,20 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
         opened.advance()
 
 
-def _rounded_site(run: Run, site: Site, plan: SitePlan, opened: OpenBlock) -> dict[str, Tensor]:
-    """The packed weights of one site, the earlier ones of its block being settled."""
-    settings = run.settings[site.name]
-    spec, plan = settings.weights, plan.to(run.model.device)
-    linears = run.site_weights(site)
-    transformed = [transform_weight(w_OI, plan) for w_OI in linears]
+def _rounded_site(
+    run: Run, site: Site, state: Mapping[str, Tensor], plan: SitePlan, opened: OpenBlock
+) -> dict[str, Tensor]:
+    """The packed weights of one site, the earlier ones of its block being settled.
+
+    Args:
+        state: the block with its diagonals fused and its weights transformed. A linear may also produce a site (v, up):
+            its rows are already divided by that site's diagonal.
+    """
+    spec, plan = run.settings[site.name].weights, plan.to(run.model.device)
+    transformed = [state[f"{reader}.weight"] for reader in site.readers]
     factor = None
     if spec.rounding == "gptq":
-        rounder = partial(plan_inputs, plan=plan, settings=_grids(run, site)) if spec.gptq.correction else None
+        rounder = _rounder(run, site, plan) if spec.gptq.correction else None
         moments = opened.moments(site, plan, rounder)
         factor = factorise(moments.hessian_II, spec.gptq)
         if moments.cross_II is not None:
@@ -113,7 +120,7 @@ def _rounded_site(run: Run, site: Site, plan: SitePlan, opened: OpenBlock) -> di
             ]
     tensors: dict[str, Tensor] = {}
     dense = {}
-    clips = weight_clips(linears, plan)
+    clips = weight_clips(transformed, plan)
     for reader, w_OI, clip_R1 in zip(site.readers, transformed, clips, strict=True):
         rounded = round_weight(w_OI, spec, run.source.dtype, hessian=factor, clip_ratio_R1=clip_R1)
         dense[f"{reader}.weight"] = rounded.dequantize()
@@ -122,23 +129,29 @@ def _rounded_site(run: Run, site: Site, plan: SitePlan, opened: OpenBlock) -> di
     return tensors
 
 
-def _unrounded(run: Run, site: Site, plan: SitePlan) -> QuantizedSite:
-    plan = plan.to(run.model.device)
-    weights = tuple(transform_weight(w_OI, plan) for w_OI in run.site_weights(site))
-    return QuantizedSite(rounder=partial(transform_activation, plan=plan), weights=weights)
+def _unrounded(site: Site, state: Mapping[str, Tensor], plan: SitePlan) -> QuantizedSite:
+    weights = tuple(state[f"{reader}.weight"] for reader in site.readers)
+    return QuantizedSite(
+        rounder=partial(transform_activation, plan=_online_part(plan.to(weights[0].device))), weights=weights
+    )
 
 
 def _settled(run: Run, site: Site, plan: SitePlan, dense: Mapping[str, Tensor]) -> QuantizedSite:
     """The site as it will run, in fp32."""
     device = run.model.device
-    rounder = partial(plan_inputs, plan=plan.to(device), settings=_grids(run, site))
     weights = tuple(dense[f"{reader}.weight"].to(device, run.model.dtype) for reader in site.readers)
-    return QuantizedSite(rounder=rounder, weights=weights)
+    return QuantizedSite(rounder=_rounder(run, site, plan), weights=weights)
 
 
-def _grids(run: Run, site: Site) -> GridSettings:
+def _rounder(run: Run, site: Site, plan: SitePlan) -> Callable[[Tensor], Tensor]:
+    """The site's input as it is rounded at run time, where its diagonal is fused."""
     settings = run.settings[site.name]
-    return GridSettings(weights=settings.weights, activations=settings.activations)
+    grids = GridSettings(weights=settings.weights, activations=settings.activations)
+    return partial(plan_inputs, plan=_online_part(plan.to(run.model.device)), settings=grids)
+
+
+def _online_part(plan: SitePlan) -> SitePlan:
+    return replace(plan, scales_D=None)
 
 
 def _write_block(path: Path, tensors: Mapping[str, Tensor]) -> None:

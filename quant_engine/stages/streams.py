@@ -60,15 +60,21 @@ class Streams:
 
 
 @contextmanager
-def open_block(run: Run, streams: Streams, block: int) -> Iterator["OpenBlock"]:
-    """A block with its two layers at hand."""
+def open_block(
+    run: Run, streams: Streams, block: int, state: Mapping[str, Tensor] | None = None
+) -> Iterator["OpenBlock"]:
+    """A block with its two layers at hand.
+
+    Args:
+        state: the parameters of the quantized layer, its diagonals fused; the original ones where None.
+    """
     with ExitStack() as stack:
         sites = [site for site in run.sites if site.block == block]
         prefix = run.model.architecture.block_prefix(block)
         original = stack.enter_context(run.model.block(block))
         readers = None
         if streams.quantized is not None:
-            layer = stack.enter_context(run.model.block(block))
+            layer = stack.enter_context(run.model.block(block, None if state is None else lambda _: state))
             readers = stack.enter_context(SwappedReaders(layer, prefix, sites))
         yield OpenBlock(run, streams, block, original, readers, prefix)
 

@@ -21,10 +21,10 @@ from quant_engine.checkpoint.verify import main, verify_in_fresh_process
 from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, VerificationFailed
 from quant_engine.models import RotatedSource, StreamedModel, hadamard_rotation
 from quant_engine.policy import Policy, TransformKind
+from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
 from quant_engine.stages.context import Run
 from quant_engine.stages.export import CHECKPOINT, export_stage, verify_stage
 from quant_engine.stages.files import run_stage
-from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
 from quant_engine.stages.quantize import quantize_stage
 from quant_engine.transforms.primitives import Block, Dense, Hadamard, Kronecker, Permutation, Primitive
 from tests.integration.quant_engine.helpers import fixed_ids, open_run, random_plans, streamed_logits

@@ -1,6 +1,5 @@
 """The whole pipeline on tiny models: what it leaves, what it refuses, and that killed runs resume to the same bits."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from quant_engine.errors import (
     UnsupportedPolicy,
     VerificationFailed,
 )
-from quant_engine.pipeline import RunResult, run
-from quant_engine.policy import Calibration, Evaluation, InlineTexts, Perplexity, Policy, resolve_policy
-from tests.integration.quant_engine.helpers import ALL_LINEARS, RecordingObserver, fixed_ids, run_spec
+from quant_engine.pipeline import RunResult
+from quant_engine.policy import Calibration, Evaluation, InlineTexts, Perplexity
+from tests.integration.quant_engine.helpers import ALL_LINEARS, RecordingObserver, fixed_ids
+from tests.integration.quant_engine.runs import Killer, file_hashes, policy_of, run_policy, run_until
 from tests.tiny_models import ARCHITECTURES, write_tiny_model
 from tests.unit.quant_engine.evaluation.test_report import ROW_FIELDS
 
@@ -35,27 +35,6 @@ TRAINED = {
 EVERY_STAGE = ["load", "calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify"]
 
 
-def _policy(**fields: Any) -> Policy:
-    return resolve_policy(Policy.model_validate(fields))
-
-
-def _run(model: Path, policy: Policy, out: Path, observer: RecordingObserver | None = None, **spec: Any) -> RunResult:
-    return run(
-        run_spec(model, policy, **spec),
-        work_dir=out / "work",
-        output_dir=out / "output",
-        observer=observer or RecordingObserver(),
-    )
-
-
-def _hashes(directory: Path) -> dict[str, str]:
-    return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"), layers=3, outliers=True)
@@ -65,7 +44,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, Path, RecordingObserver]:
     """An uninterrupted run of a policy that needs every stage."""
     out, observer = tmp_path_factory.mktemp("finished"), RecordingObserver()
-    return _run(model_dir, _policy(**TRAINED), out, observer), out, observer
+    return run_policy(model_dir, policy_of(**TRAINED), out, observer), out, observer
 
 
 def test_the_output_is_complete_and_consistent(finished: tuple[RunResult, Path, RecordingObserver]) -> None:
@@ -96,8 +75,8 @@ def test_a_rows_size_is_what_the_checkpoint_stores(finished: tuple[RunResult, Pa
 
 
 def test_selected_layers_are_ranked_by_the_baseline_on_test_tokens(model_dir: Path, tmp_path: Path) -> None:
-    policy = _policy(preset="quantile-smoothrot-w4a4", search={"layers": {"critical": 1, "normal": 1}})
-    rows = _run_until("quantize", model_dir, policy, tmp_path).rows
+    policy = policy_of(preset="quantile-smoothrot-w4a4", search={"layers": {"critical": 1, "normal": 1}})
+    rows = run_until("quantize", model_dir, policy, tmp_path).rows
     ranked = sorted(rows, key=lambda row: row["baseline_error"], reverse=True)
     assert ranked[0]["selected"] == "critical"
     assert sorted(str(row["selected"]) for row in ranked[1:]) == ["None", "normal"]
@@ -124,81 +103,42 @@ def test_training_beats_the_baseline_where_there_are_massive_activations(
     assert worst["rtn_error"] > 2 * worst["baseline_error"]
 
 
-class _Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
-class _Killer(RecordingObserver):
-    """Dies the moment a stage reaches a unit; at 0 it dies as the stage begins."""
-
-    def __init__(self, stage: str, done: int) -> None:
-        super().__init__()
-        self._at = (stage, done)
-
-    def stage_started(self, name: str, unit: str, total: int) -> None:
-        super().stage_started(name, unit, total)
-        self._die_at(name, 0)
-
-    def stage_advanced(self, name: str, done: int, total: int) -> None:
-        super().stage_advanced(name, done, total)
-        self._die_at(name, done)
-
-    def _die_at(self, name: str, done: int) -> None:
-        if (name, done) == self._at:
-            raise _Killed
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The layer rows that were told."""
-        return [event[1] for event in self.events if event[0] == "layer"]
-
-    def finished(self, *, reused: bool) -> list[str]:
-        """The stages that ended."""
-        return [event[1] for event in self.events if event[0] == "finished" and event[2] is reused]
-
-
-def _run_until(stage: str, model: Path, policy: Policy, out: Path, done: int = 0, **spec: Any) -> _Killer:
-    """A run that is killed there, and what it told until then. Spares the fresh process of the gate."""
-    observer = _Killer(stage, done)
-    with pytest.raises(_Killed):
-        _run(model, policy, out, observer, **spec)
-    return observer
-
-
 def test_a_run_killed_in_every_stage_resumes_to_the_same_bits(
     model_dir: Path, finished: tuple[RunResult, Path, RecordingObserver], tmp_path: Path
 ) -> None:
     """Nine kills, one in each stage, then to the end."""
     for index, stage in enumerate(EVERY_STAGE):
-        observer = _run_until(stage, model_dir, _policy(**TRAINED), tmp_path, done=1)
+        observer = run_until(stage, model_dir, policy_of(**TRAINED), tmp_path, done=1)
         assert observer.finished(reused=True) == EVERY_STAGE[: max(0, index - 1)]
         assert observer.finished(reused=False) == EVERY_STAGE[max(0, index - 1) : index]
-    last = _Killer("none", 0)
-    _run(model_dir, _policy(**TRAINED), tmp_path, last)
+    last = Killer("none", 0)
+    run_policy(model_dir, policy_of(**TRAINED), tmp_path, last)
     assert last.finished(reused=False) == ["verify"]
     assert len(last.rows) == 3
-    assert _hashes(tmp_path / "output") == _hashes(finished[1] / "output")
+    assert file_hashes(tmp_path / "output") == file_hashes(finished[1] / "output")
 
 
 def test_training_loses_at_most_one_layer(model_dir: Path, tmp_path: Path) -> None:
-    _run_until("train", model_dir, _policy(**TRAINED), tmp_path, done=2)
+    run_until("train", model_dir, policy_of(**TRAINED), tmp_path, done=2)
     partial, whole = tmp_path / "work" / "train.partial", tmp_path / "work" / "train"
     before = {path.relative_to(partial): path.stat().st_mtime_ns for path in partial.rglob("*.safetensors")}
     assert sum(len(path.parts) == 1 for path in before) == 2
-    _run_until("select", model_dir, _policy(**TRAINED), tmp_path)
+    run_until("select", model_dir, policy_of(**TRAINED), tmp_path)
     assert {path: (whole / path).stat().st_mtime_ns for path in before} == before
 
 
 def test_another_evaluation_redoes_the_evaluation_alone(model_dir: Path, tmp_path: Path) -> None:
-    _run_until("export", model_dir, _policy(preset="smoothrot-w4a4"), tmp_path)
+    run_until("export", model_dir, policy_of(preset="smoothrot-w4a4"), tmp_path)
     changed = Evaluation(perplexity=Perplexity(tokens=128, sequence_length=64))
-    observer = _run_until("export", model_dir, _policy(preset="smoothrot-w4a4"), tmp_path, evaluation=changed)
+    observer = run_until("export", model_dir, policy_of(preset="smoothrot-w4a4"), tmp_path, evaluation=changed)
     assert observer.finished(reused=False) == ["evaluate"]
 
 
 @pytest.mark.parametrize("preset", ["rtn-w4a4", "smoothrot-w4a4", "quantile-smoothrot-w4a4"])
 def test_stages_that_a_policy_does_not_need_are_not_announced(preset: str, model_dir: Path, tmp_path: Path) -> None:
-    observer = _run_until("verify", model_dir, _policy(preset=preset), tmp_path, evaluation=Evaluation(perplexity=None))
+    observer = run_until(
+        "verify", model_dir, policy_of(preset=preset), tmp_path, evaluation=Evaluation(perplexity=None)
+    )
     skipped = {"train", "evaluate"} | (set() if preset.startswith("quantile") else {"search"})
     assert [event[1] for event in observer.events if event[0] == "started"] == [
         name for name in EVERY_STAGE if name not in skipped
@@ -208,13 +148,13 @@ def test_stages_that_a_policy_does_not_need_are_not_announced(preset: str, model
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_linear_of_every_architecture(architecture: str, tmp_path: Path) -> None:
     directory = write_tiny_model(tmp_path / "model", architecture, outliers=True)
-    policy = _policy(
+    policy = policy_of(
         preset="quantile-smoothrot-w4a4",
         targets=ALL_LINEARS,
         selection={"kind": "lowest_error"},
         search={"scope": "per_layer", "q": [0.99]},
     )
-    rows = _run_until("verify", directory, policy, tmp_path).rows
+    rows = run_until("verify", directory, policy, tmp_path).rows
     fused = any(row["name"].endswith("qkv_proj") for row in rows)
     assert fused is (architecture == "phi3")
     assert len(rows) == 2 * (4 if fused else len(ALL_LINEARS))  # q, k, v in one linear; gate, up in one
@@ -225,14 +165,14 @@ def test_every_linear_of_every_architecture(architecture: str, tmp_path: Path) -
 
 def test_tied_heads_keep_one_scale_through_search_and_training(tmp_path: Path) -> None:
     directory = write_tiny_model(tmp_path / "model", "qwen2")
-    rows = _run_until("verify", directory, _policy(**(TRAINED | {"targets": ["o_proj"]})), tmp_path).rows
+    rows = run_until("verify", directory, policy_of(**(TRAINED | {"targets": ["o_proj"]})), tmp_path).rows
     assert {row["role"] for row in rows} == {"attention_output"}
 
 
 @pytest.mark.parametrize("start", ["l2", "ones"])
 def test_training_starts_where_it_is_told_and_never_ends_worse(start: str, model_dir: Path, tmp_path: Path) -> None:
     training = {"steps": 10, "start": start, "scope": "per_layer", "batch_tokens": None}
-    rows = _run_until("quantize", model_dir, _policy(preset="smoothrot-w4a4", training=training), tmp_path).rows
+    rows = run_until("quantize", model_dir, policy_of(preset="smoothrot-w4a4", training=training), tmp_path).rows
     assert sum(row["error"] for row in rows) <= 1.05 * sum(row["baseline_error"] for row in rows)
 
 
@@ -241,8 +181,8 @@ def test_the_model_can_write_its_own_calibration_text(model_dir: Path, tmp_path:
         "calibration": Calibration(dataset="self", samples=8, sequence_length=16),
         "evaluation": Evaluation(perplexity=Perplexity(dataset="self", tokens=64, sequence_length=16)),
     }
-    first = _run_until("export", model_dir, _policy(preset="smoothrot-w4a4"), tmp_path / "a", **spec)
-    again = _run_until("export", model_dir, _policy(preset="smoothrot-w4a4"), tmp_path / "b", **spec)
+    first = run_until("export", model_dir, policy_of(preset="smoothrot-w4a4"), tmp_path / "a", **spec)
+    again = run_until("export", model_dir, policy_of(preset="smoothrot-w4a4"), tmp_path / "b", **spec)
     assert first.rows == again.rows
     metrics = [[event for event in each.events if event[0] == "metric"] for each in (first, again)]
     assert metrics[0] == metrics[1]
@@ -282,7 +222,7 @@ def test_bad_input_is_refused_with_a_code_and_a_remedy(
     directory = write_tiny_model(tmp_path / "model")
     _spoil(directory, how)
     with pytest.raises(expected) as caught:
-        _run(directory, _policy(preset="smoothrot-w4a4", **fields), tmp_path, **spec)
+        run_policy(directory, policy_of(preset="smoothrot-w4a4", **fields), tmp_path, **spec)
     assert caught.value.category == "user"
     assert caught.value.hint
     assert not (tmp_path / "output").exists()
@@ -301,7 +241,7 @@ def test_a_checkpoint_that_fails_the_gate_is_not_handed_over(model_dir: Path, tm
                 save_file(tensors, shard, metadata={"format": "pt"})
 
     with pytest.raises(VerificationFailed):
-        _run(model_dir, _policy(preset="smoothrot-w4a4"), tmp_path, Vandal())
+        run_policy(model_dir, policy_of(preset="smoothrot-w4a4"), tmp_path, Vandal())
     assert not (tmp_path / "output").exists()
 
 
@@ -312,8 +252,8 @@ def test_smollm2_end_to_end(smollm2: Path, tmp_path: Path) -> None:
         "calibration": Calibration(samples=16, sequence_length=64),
         "evaluation": Evaluation(perplexity=Perplexity(tokens=512, sequence_length=256)),
     }
-    policy = _policy(preset="quantile-smoothrot-w4a4", search={"alpha": [0.5], "q": [1.0]})
-    result = _run(smollm2, policy, tmp_path, **spec)
+    policy = policy_of(preset="quantile-smoothrot-w4a4", search={"alpha": [0.5], "q": [1.0]})
+    result = run_policy(smollm2, policy, tmp_path, **spec)
     perplexity = result.summary["perplexity"]
     assert perplexity["original"] < perplexity["quantized"] < 2 * perplexity["original"]
     assert result.summary["gain_percent"]["full"] > 10.0
