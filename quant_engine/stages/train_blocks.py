@@ -74,8 +74,8 @@ def _pass_block(
             ]
             _train(run, training, block, sites, batches, records, found, directory)
         if streams.quantized is not None:
-            for site in sites:
-                opened.settle(site, _settled(run, site, read_plan(directory, site)))
+            # All at once: a layer of which only some sites are known can not be computed with.
+            opened.unrounded({site.name: _settled(run, site, read_plan(directory, site)) for site in sites})
         opened.advance(targets)
 
 
