@@ -96,9 +96,9 @@ def rounded_weights(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQu
 
 def weight_clips(linears: Sequence[Tensor], plan: SitePlan) -> list[Tensor | None]:
     """The plan's learned clip ratio of each scale of each linear [R, 1]; None where nothing was learned."""
-    if plan.weight_clip_O1 is None:
+    if plan.weight_clip_OG is None:
         return [None] * len(linears)
-    return [clip_OG.reshape(-1, 1) for clip_OG in plan.weight_clip_O1.split([w_OI.shape[0] for w_OI in linears])]
+    return [clip_OG.reshape(-1, 1) for clip_OG in plan.weight_clip_OG.split([w_OI.shape[0] for w_OI in linears])]
 
 
 def plan_errors(

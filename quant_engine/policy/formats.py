@@ -64,7 +64,7 @@ class WeightQuantization(Frozen):
 class ActivationQuantization(Frozen):
     """How a linear's input [tokens, in] is rounded, dynamically. ``clip_ratio`` shrinks the absmax of the scale.
 
-    ``clip`` "search" looks for each site's own ratio on validation tokens, and ``clip_ratio`` has to stay 1.
+    ``clip`` "search" looks for each site's own ratio on fit tokens, and ``clip_ratio`` has to stay 1.
     """
 
     format: NumberFormat = NumberFormat.INT4

@@ -130,8 +130,8 @@ def _descend(gram_NN: Tensor, settings: Differentiable) -> tuple[Tensor, float]:
 def _rounded_rows(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQuantization) -> Tensor:
     """The quantized rows [O, I] of all linears, each rounded by itself."""
     clips: Sequence[Tensor | None] = [None] * len(linears)
-    if plan.weight_clip_O1 is not None:
-        clips = torch.split(plan.weight_clip_O1, [w_OI.shape[0] for w_OI in linears])
+    if plan.weight_clip_OG is not None:
+        clips = torch.split(plan.weight_clip_OG, [w_OI.shape[0] for w_OI in linears])
     return torch.cat(
         [
             fake_quantize_weight(transform_weight(w_OI, plan), weights, clip_ratio_R1=clip_O1)

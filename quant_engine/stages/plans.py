@@ -54,8 +54,8 @@ def write_plan(directory: Path, site: Site, plan: SitePlan) -> None:
     }
     if plan.scales_D is not None:
         tensors["scales"] = plan.scales_D.float()
-    if plan.weight_clip_O1 is not None:
-        tensors["weight_clip"] = plan.weight_clip_O1.float()
+    if plan.weight_clip_OG is not None:
+        tensors["weight_clip"] = plan.weight_clip_OG.float()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(plan_path(directory, site)) as temporary:
         save_file(tensors, temporary, metadata={"plan": json.dumps(plan_fields(plan), sort_keys=True)})
@@ -75,7 +75,7 @@ def read_plan(directory: Path, site: Site) -> SitePlan:
         scales_D=tensors.get("scales"),
         online=tuple(primitive_from(each, _part(tensors, f"online.{i}.")) for i, each in enumerate(fields["online"])),
         clip_ratio=fields["clip_ratio"],
-        weight_clip_O1=tensors.get("weight_clip"),
+        weight_clip_OG=tensors.get("weight_clip"),
     )
 
 

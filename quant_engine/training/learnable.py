@@ -135,7 +135,7 @@ class LearnablePlan(nn.Module):
         clip_ratio = self._start.clip_ratio
         if self._activation_logit is not None:
             clip_ratio = float(self._activation_logit.sigmoid())
-        weight_clip_OG = self._start.weight_clip_O1
+        weight_clip_OG = self._start.weight_clip_OG
         if self._weight_logit_OG is not None:
             weight_clip_OG = self._weight_logit_OG.sigmoid()
         return replace(
@@ -144,7 +144,7 @@ class LearnablePlan(nn.Module):
             scales_D=None if live.scales_D is None else live.scales_D.detach().clone(),
             online=tuple(_detached(each) for each in live.online),
             clip_ratio=clip_ratio,
-            weight_clip_O1=weight_clip_OG,
+            weight_clip_OG=weight_clip_OG,
         )
 
     def _scales(self) -> Tensor | None:
@@ -153,7 +153,7 @@ class LearnablePlan(nn.Module):
         return scales_from(self._theta_D) * self._mean
 
     def _clip_rows(self) -> list[Tensor | None]:
-        clip_OG = self._start.weight_clip_O1
+        clip_OG = self._start.weight_clip_OG
         if self._weight_logit_OG is not None:
             clip_OG = self._weight_logit_OG.sigmoid()
         return split_clip(clip_OG, self._weights)
@@ -171,8 +171,8 @@ class LearnablePlan(nn.Module):
         weights = self._settings.weights
         if grid_of(weights.format) is None or weights.granularity == "tensor":
             return None
-        if self._start.weight_clip_O1 is not None:
-            return nn.Parameter(_logit(self._start.weight_clip_O1))
+        if self._start.weight_clip_OG is not None:
+            return nn.Parameter(_logit(self._start.weight_clip_OG))
         moved_OI = transform_weight(self._joined_OI, self._start)
         clipped, whole = (weights.model_copy(update={"clip": clip}) for clip in ("mse", "none"))
         return nn.Parameter(_logit(weight_scale(moved_OI, clipped) / weight_scale(moved_OI, whole)))
@@ -191,7 +191,7 @@ def plan_weights(linears: Iterable[Tensor], plan: SitePlan, settings: SiteSettin
         NumericalInstability: A can not be inverted.
     """
     weights = tuple(linears)
-    clips = split_clip(plan.weight_clip_O1, weights)
+    clips = split_clip(plan.weight_clip_OG, weights)
     return tuple(
         _quantized(transform_weight(w_OI, plan), settings.weights, ratio_OG)
         for w_OI, ratio_OG in zip(weights, clips, strict=True)

@@ -45,7 +45,7 @@ class Batch:
 
     def error(self, plan: SitePlan, grids: Grids) -> Tensor:
         """The estimate of E = ‖Y − Ŷ‖_F under ``plan``; differentiable in ``plan.scales_D``."""
-        x_TI = fake_quantize_activation(transform_activation(self.x_TI, plan), grids.activations)
+        x_TI = fake_quantize_activation(transform_activation(self.x_TI, plan), plan.clipped(grids.activations))
         w_OI = fake_quantize_weight(transform_weight(self.w_OI, plan), grids.weights)
         error: Tensor = torch.linalg.vector_norm((self.y_TO - x_TI @ w_OI.T) * self.root_T1 * self.root_O)
         return error
@@ -95,7 +95,7 @@ def prepare_batches(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids, *,
         by_output = torch.zeros(w_OI.shape[0], dtype=torch.float64, device=w_OI.device)
         for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
             y_TO.append(chunk_TI @ w_OI.T)
-            inputs_TI = fake_quantize_activation(transform_activation(chunk_TI, plan), grids.activations)
+            inputs_TI = fake_quantize_activation(transform_activation(chunk_TI, plan), plan.clipped(grids.activations))
             square_TO = (y_TO[-1] - inputs_TI @ rounded_OI.T).square_()
             by_token.append(square_TO.sum(dim=1))
             by_output += square_TO.sum(dim=0)

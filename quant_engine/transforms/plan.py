@@ -25,7 +25,7 @@ class SitePlan:
         scales_D: s > 0, float32 [D], or None.
         online: what follows the diagonal, in order.
         clip_ratio: of the activations at run time, where it was searched or learned; None leaves the policy's.
-        weight_clip_O1: learned clipping of every weight row of the site's linears, in their order; or None.
+        weight_clip_OG: learned clip ratios of the scales of all the site's linears, in their order, G to a row; or None.
     """
 
     kind: TransformKind
@@ -35,7 +35,7 @@ class SitePlan:
     scales_D: Tensor | None = None
     online: tuple[Primitive, ...] = ()
     clip_ratio: float | None = None
-    weight_clip_O1: Tensor | None = None
+    weight_clip_OG: Tensor | None = None
 
     @property
     def order(self) -> int | None:
@@ -54,7 +54,7 @@ class SitePlan:
             self,
             scales_D=None if self.scales_D is None else self.scales_D.to(device),
             online=tuple(each.to(device) for each in self.online),
-            weight_clip_O1=None if self.weight_clip_O1 is None else self.weight_clip_O1.to(device),
+            weight_clip_OG=None if self.weight_clip_OG is None else self.weight_clip_OG.to(device),
         )
 
     def clipped(self, activations: ActivationQuantization) -> ActivationQuantization:

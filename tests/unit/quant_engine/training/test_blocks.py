@@ -105,7 +105,7 @@ def dense_loss(example: Example, plans: dict[str, SitePlan]) -> float:
         plan = plans[site.name]
         assert plan.scales_D is not None
         matrix = torch.diag(1 / plan.scales_D.double()) @ plan.online[0].matrix(site.features)
-        clip = plan.weight_clip_O1
+        clip = plan.weight_clip_OG
         for name in site.readers:
             weight = example.weights[name].double() @ torch.linalg.inv(matrix).mT
             rows = torch.ones(len(weight), 1)
@@ -168,8 +168,8 @@ def test_tied_heads_keep_their_scales_and_the_others_learn(example: Callable[[st
     for site in block.sites:
         learned = plans[site.name]
         assert torch.equal(learned.scales_D, block.start[site.name].scales_D) == (site.tied > 1)
-        assert learned.weight_clip_O1 is not None
-        assert learned.weight_clip_O1.shape == (sum(len(block.weights[reader]) for reader in site.readers), 1)
+        assert learned.weight_clip_OG is not None
+        assert learned.weight_clip_OG.shape == (sum(len(block.weights[reader]) for reader in site.readers), 1)
         assert learned.clip_ratio is not None
 
 

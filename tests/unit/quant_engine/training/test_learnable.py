@@ -72,7 +72,7 @@ def dense_error(plan: SitePlan, settings: SiteSettings) -> float:
     ratio = torch.tensor(plan.clip_ratio or 1.0, dtype=torch.float64)
     inputs = grid(X.double() @ matrix, bits, ratio, 2 ** (bits - 1) - 0.5)
     moved = torch.cat(LINEARS).double() @ torch.linalg.inv(matrix).mT
-    clip = torch.ones(32, 1) if plan.weight_clip_O1 is None else plan.weight_clip_O1
+    clip = torch.ones(32, 1) if plan.weight_clip_OG is None else plan.weight_clip_OG
     size = settings.weights.group_size or D
     rows = grid(moved.reshape(-1, size), settings.weights.format.bits or 0, clip.double().reshape(-1, 1), 7)
     return float((X.double() @ torch.cat(LINEARS).double().T - inputs @ rows.reshape(32, D).T).norm())
@@ -89,8 +89,8 @@ def test_what_is_trained_is_what_is_exported(online: str, group_size: int | None
         trained = error(live.rounder(X), tuple(live.weights))
     exported = learnable.plan()
     assert exported.label == "learned"
-    assert exported.weight_clip_O1 is not None
-    assert exported.weight_clip_O1.shape == (32, D // group_size if group_size else 1)
+    assert exported.weight_clip_OG is not None
+    assert exported.weight_clip_OG.shape == (32, D // group_size if group_size else 1)
     assert not any(tensor.requires_grad for each in exported.online for tensor in each.tensors().values())
     assert trained == pytest.approx(
         error(plan_inputs(X, exported, settings), plan_weights(LINEARS, exported, settings)), rel=1e-3
@@ -106,7 +106,7 @@ def test_it_starts_from_its_plan(parametrization: str) -> None:
     torch.testing.assert_close(exported.scales_D, SCALES, rtol=1e-4, atol=0)
     torch.testing.assert_close(exported.online[0].matrix(D), ONLINE["kronecker"][0].matrix(D), rtol=0, atol=1e-5)
     assert exported.clip_ratio is None
-    assert exported.weight_clip_O1 is None
+    assert exported.weight_clip_OG is None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_only_what_is_asked_for_is_learned(learn: tuple[str, ...], tied: bool, c
     assert ("scales" in learn and not tied) == (not torch.equal(exported.scales_D, SCALES))
     left = exported.online[0].tensors()["left_AA"]
     assert ("transform" in learn) == (not torch.equal(left, hadamard_matrix(4)))
-    assert ("weight_clip" in learn) == (exported.weight_clip_O1 is not None)
+    assert ("weight_clip" in learn) == (exported.weight_clip_OG is not None)
     assert ("activation_clip" in learn) == (exported.clip_ratio is not None)
 
 
