@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from quant_engine.models import WeightSource, StreamedModel
+from quant_engine.models import StreamedModel, WeightSource
 
 _BATCH_SAMPLES: Final = 64
 

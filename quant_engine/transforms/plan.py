@@ -25,7 +25,7 @@ class SitePlan:
         scales_D: s > 0, float32 [D], or None.
         online: what follows the diagonal, in order.
         clip_ratio: of the activations at run time, where it was searched or learned; None leaves the policy's.
-        weight_clip_OG: learned clip ratios of the scales of all the site's linears, in their order, G to a row; or None.
+        weight_clip_OG: learned clip ratios of the scales of the site's linears, in their order, G to a row; or None.
     """
 
     kind: TransformKind
