@@ -1,11 +1,12 @@
 """A run's blocks as files: where they lie, what their linears compute with, and how they are read.
 
-Shapes: O output and I input channels.
+Shapes: O output and I input channels, P parameters of a diagonal.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,6 +47,24 @@ def rounded_weights(run: Run, directory: Path, block: int, plans: Plans) -> dict
     state = unpacked_state(load_file(block_path(directory, block)), block_linears(run, plans)[block])
     readers = [reader for site in run.sites if site.block == block for reader in site.readers]
     return {f"{reader}.weight": state[f"{reader}.weight"] for reader in readers}
+
+
+def unfused_rows(run: Run, block: int, plans: Plans, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``weights`` of a block as they stand for the original linears.
+
+    The rows of a linear that produces a site (v, up) are divided by that site's diagonal; here they no longer are.
+    """
+    found = dict(weights)
+    for site in run.sites:
+        name, scales_D = f"{site.producer}.weight", plans[site.name].scales_D
+        if site.block != block or scales_D is None or name not in found:
+            continue
+        index_D = site.tie_index()
+        s_P = torch.empty(int(index_D.max()) + 1).scatter_(0, index_D, scales_D.float().cpu())
+        w_OI = found[name].clone()
+        w_OI[-len(s_P) :] *= s_P.to(w_OI)[:, None]  # the last rows of a fused linear
+        found[name] = w_OI
+    return found
 
 
 def block_linears(run: Run, plans: Plans) -> dict[int, dict[str, QuantizedLinear]]:

@@ -1,11 +1,11 @@
-"""The layers' rows once more, with the weights that are shipped. Shapes: E test tokens, I channels."""
+"""The layers' rows once more, with the weights that are shipped. Shapes: O output and I input channels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quant_engine.evaluation.report import with_errors
-from quant_engine.stages.blocks import Plans, rounded_weights
+from quant_engine.stages.blocks import Plans, rounded_weights, unfused_rows
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import read_json, write_json
 from quant_engine.stages.measure import OpenSite
@@ -25,8 +25,12 @@ def remeasure(
         path = _path(directory, site.name)
         if not path.is_file():
             opened = OpenSite(run, site, records)
-            rounded = rounded_weights(run, directory, block, plans)
-            weights = [rounded[f"{reader}.weight"].to(run.model.device, run.model.dtype) for reader in site.readers]
+            rounded = {
+                name: w_OI.to(run.model.device, run.model.dtype)
+                for name, w_OI in rounded_weights(run, directory, block, plans).items()
+            }
+            original = unfused_rows(run, block, plans, rounded)
+            weights = [original[f"{reader}.weight"] for reader in site.readers]
             errors = opened.final_errors(opened.record.test_ED, plans[site.name], weights)
             measured = [with_errors(known[name], each) for name, each in zip(site.readers, errors, strict=True)]
             write_json(path, measured)
