@@ -24,9 +24,8 @@ from quant_engine.stages.calibrate import RECORDS, read_windows, training_window
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, whole_file
 from quant_engine.stages.rows import remeasure
+from quant_engine.stages.run_time import run_time_input
 from quant_engine.stages.streams import OpenBlock, Streams, open_block
-from quant_engine.training.learnable import SiteSettings as GridSettings
-from quant_engine.training.learnable import plan_inputs
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.transforms import SitePlan, transform_activation
 
@@ -144,10 +143,8 @@ def _settled(run: Run, site: Site, plan: SitePlan, dense: Mapping[str, Tensor]) 
 
 
 def _rounder(run: Run, site: Site, plan: SitePlan) -> Callable[[Tensor], Tensor]:
-    """The site's input as it is rounded at run time, where its diagonal is fused."""
-    settings = run.settings[site.name]
-    grids = GridSettings(weights=settings.weights, activations=settings.activations)
-    return partial(plan_inputs, plan=_online_part(plan.to(run.model.device)), settings=grids)
+    """The site's input as the exported linears round it, its diagonal fused."""
+    return partial(run_time_input, linear=run.quantized_linears(site, plan)[0])
 
 
 def _online_part(plan: SitePlan) -> SitePlan:

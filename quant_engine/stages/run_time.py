@@ -1,0 +1,28 @@
+"""What an exported linear makes of its input, bit for bit, outside of the linear. Shapes: T tokens, I channels.
+
+The grid that transforms are trained on is the same but for ties: a clipped value lies half a step beyond the last code
+of the exported grid, and the last bit of the scale decides which way it goes.
+"""
+
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+from torch import Tensor
+
+from quant_engine.checkpoint import QuantizedLinear, transformed_input
+
+
+def run_time_input(x_TI: Tensor, *, linear: QuantizedLinear) -> Tensor:
+    """Q(X P), clipped: the online transform, then compressed-tensors' own dynamic rounding.
+
+    Raises:
+        ValueError: a primitive does not fit the width.
+    """
+    x_TI = transformed_input(x_TI, linear.online)
+    arguments = linear.scheme().input_activations
+    if arguments is None:
+        return x_TI
+    # compressed-tensors takes the first two axes for samples and tokens, however many there are.
+    x_BTI = x_TI if x_TI.ndim > 2 else x_TI[None]
+    scale_BT1, zero_BT1 = compute_dynamic_scales_and_zp(x_BTI, arguments, None)
+    rounded: Tensor = fake_quantize(x_BTI, scale_BT1, zero_BT1, arguments)
+    return rounded.reshape(x_TI.shape)
