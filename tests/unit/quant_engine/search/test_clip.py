@@ -84,7 +84,7 @@ def test_the_larger_of_equals_is_taken() -> None:
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("format_", [NumberFormat.INT4, NumberFormat.INT8])
 def test_layer_errors_and_the_run_time_round_to_equal_codes(format_: NumberFormat, ratio: float) -> None:
-    """But on ties: a clipped value lies half a step beyond the last code of the run time's grid, and may take the next."""
+    """But on ties: a clipped value lies half a step beyond the run time's last code, and may take the next."""
     bits = format_.bits
     assert bits is not None
     plan = replace(_plan(), clip_ratio=ratio)
