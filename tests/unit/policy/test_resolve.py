@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from quant_engine.policy import (
     PRESETS,
+    GptqSettings,
     JobRequest,
     NumberFormat,
     Policy,
@@ -68,6 +69,29 @@ def test_the_contract_example_is_accepted() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_resolves_to_itself(name: str) -> None:
     assert resolve_policy(Policy(preset=name)) == PRESETS[name].policy
+
+
+def test_presets_differ_in_what_they_say_and_can_be_told_apart() -> None:
+    hashes = {policy_hash(preset.policy) for preset in PRESETS.values()}
+    assert len(hashes) == len(PRESETS)
+    assert all(preset.name == name == preset.policy.preset for name, preset in PRESETS.items())
+    assert len({preset.description for preset in PRESETS.values()}) == len(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json_and_asks_for_nothing_that_is_ignored(name: str) -> None:
+    policy = PRESETS[name].policy
+    assert Policy.model_validate_json(policy.model_dump_json()) == policy
+    assert policy.weights.rounding == "gptq" or policy.weights.gptq == GptqSettings()
+
+
+def test_fields_of_another_kind_of_training_are_overridden_one_by_one() -> None:
+    """A kind that is left out is the preset's, as far as the fields are common to both."""
+    for name in ("best-w4a4", "spinquant-w4a4"):
+        training = PRESETS[name].policy.training
+        assert training is not None
+        resolved = resolve_policy(Policy.model_validate({"preset": name, "training": {"steps": 7}}))
+        assert resolved.training == training.model_copy(update={"steps": 7})
 
 
 def test_explicit_fields_override_the_preset_and_leave_the_rest() -> None:
@@ -133,12 +157,59 @@ def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> 
         ({"transform": {"kind": "rotation"}, "training": {}}, "/training", "transform_without_scales"),
         ({"transform": {"kind": "none"}, "search": {}}, "/search", "transform_without_scales"),
         ({"search": {"q": []}}, "/search/q", "empty_grid"),
+        ({"ignore": ["lm_head", "re:*"]}, "/ignore/1", "bad_pattern"),
+        ({"transform": {"kind": "cat"}, "search": {"kind": "paper"}}, "/search", "transform_without_scales"),
+        ({"search": {"kind": "paper"}, "training": {}}, "/training", "paper_trains_by_itself"),
+        ({"preset": "paper-2606.09927", "training": {"kind": "block"}}, "/training", "paper_trains_by_itself"),
+        ({"training": {"kind": "rotation"}}, "/residual", "no_rotation_to_learn"),
+        ({"preset": "spinquant-w4a4", "residual": None}, "/residual", "no_rotation_to_learn"),
+        ({"preset": "best-w4a4", "selection": {}}, "/selection", "block_training_and_selection"),
+        ({"activations": {"clip": "search", "clip_ratio": 0.9}}, "/activations/clip_ratio", "clip_given_and_searched"),
+        (
+            {"overrides": [{"match": "o_proj", "activations": {"clip": "search", "clip_ratio": 0.9}}]},
+            "/overrides/0/activations/clip_ratio",
+            "clip_given_and_searched",
+        ),
+        ({"weights": {"format": "fp8"}}, "/activations/format", "mixed_number_kinds"),
+        ({"activations": {"format": "fp8"}}, "/activations/format", "mixed_number_kinds"),
+        (
+            {"preset": "fp8", "overrides": [{"match": "o_proj", "weights": {"format": "int8"}}]},
+            "/overrides/0/activations/format",
+            "mixed_number_kinds",
+        ),
+        ({"preset": "fp8", "weights": {"clip": "mse"}}, "/weights/format", "fp8_is_plain"),
+        ({"preset": "fp8", "weights": {"granularity": "group", "group_size": 64}}, "/weights/format", "fp8_is_plain"),
+        (
+            {"overrides": [{"match": "o_proj"}, {"match": "q_proj", "weights": {"group_size": 32}}]},
+            "/overrides/1/weights/group_size",
+            "group_size_mismatch",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_a_pointer(fields: dict[str, Any], pointer: str, code: str) -> None:
     with pytest.raises(PolicyError) as caught:
         resolve_policy(Policy.model_validate(fields))
     assert (caught.value.pointer, caught.value.code) == (pointer, code)
+    assert caught.value.detail.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"weights": {"format": "fp8"}, "activations": {"format": "fp8"}},
+        {"weights": {"format": "fp8"}, "activations": {"format": "none"}},
+        {"overrides": [{"match": "o_proj", "weights": {"format": "none"}, "activations": {"format": "fp8"}}]},
+        {"overrides": [{"match": "o_proj", "weights": {"format": "none"}}]},
+        {"activations": {"clip": "search"}},
+        {"transform": {"kind": "rotation"}, "training": {"kind": "block", "learn": ["weight_clip"]}},
+        {"transform": {"kind": "rotation"}, "training": {"kind": "rotation"}, "residual": {}},
+        {"transform": {"kind": "kronecker"}, "training": {}, "selection": {}},
+        {"search": {"q": [], "p": [3.0]}},
+        {"search": {"q": [], "l2": True}},
+    ],
+)
+def test_what_goes_together_is_accepted(fields: dict[str, Any]) -> None:
+    resolve_policy(Policy.model_validate(fields))
 
 
 @pytest.mark.parametrize(

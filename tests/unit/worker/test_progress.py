@@ -47,6 +47,32 @@ def test_training_weighs_by_its_steps_beside_a_fixed_part() -> None:
     assert weight(800) > weight(80) > weight(800) / 10
 
 
+@pytest.mark.parametrize("preset", ["best-w4a4", "spinquant-w4a4"])
+def test_training_of_blocks_and_rotations_weighs_by_steps_and_samples(preset: str) -> None:
+    policy = PRESETS[preset].policy
+
+    def weight(**fields: int) -> float:
+        assert policy.training is not None
+        changed = policy.model_copy(update={"training": policy.training.model_copy(update=fields)})
+        return stage_weights(changed, Calibration(), Evaluation())["train"]
+
+    assert weight(steps=100) == pytest.approx(10 * weight(steps=10))
+    assert weight(batch_samples=8) == pytest.approx(8 * weight(batch_samples=1))
+
+
+def test_rounding_by_gptq_and_choosing_among_many_weigh_more() -> None:
+    plain, adaptive, best = (weights_of(name) for name in ("duquant-w4a4", "adaptive-w4a4", "best-w4a4"))
+    assert adaptive["quantize"] == best["quantize"] > plain["quantize"]
+    assert adaptive["select"] > plain["select"] == best["select"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_weighed_by_positive_numbers(preset: str) -> None:
+    policy, weights = PRESETS[preset].policy, weights_of(preset)
+    assert all(weight > 0.0 for weight in weights.values())
+    assert ("search" in weights, "train" in weights) == (policy.search is not None, policy.training is not None)
+
+
 def test_fraction_goes_from_zero_to_one_and_never_back(clock: Clock) -> None:
     weights = weights_of("trainable-smoothrot-w4a4")
     tracker = ProgressTracker(weights, clock=clock)
