@@ -1,9 +1,10 @@
 """Runs of the pipeline over tiny models, to the end or to where they are killed, and what they leave."""
 
 import hashlib
+import pydoc_data.topics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from quant_engine.checkpoint.verify import compare
 from quant_engine.models import StreamedModel
 from quant_engine.pipeline import RunResult, run
-from quant_engine.policy import Policy, resolve_policy
+from quant_engine.policy import Calibration, Evaluation, InlineTexts, Perplexity, Policy, resolve_policy
 from quant_engine.stages.blocks import block_linears, quantized_reader
 from quant_engine.stages.calibrate import RECORDS, read_windows
 from quant_engine.stages.context import Run, prepare_run
@@ -22,6 +23,18 @@ from quant_engine.stages.select import read_selection
 from quant_engine.stages.train_rotation import read_rotation
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.helpers import RecordingObserver, fixed_ids, run_spec, streamed_logits
+
+_TEXT: Final = "\n".join(sorted(pydoc_data.topics.topics.values()))
+
+
+def small(*, samples: int = 8, perplexity: bool = False) -> dict[str, Any]:
+    """The fields of a specification on little text: the built-in one takes a tokenizer longer than a run its stages."""
+    measured = Perplexity(dataset=InlineTexts(texts=(_TEXT[100_000:104_000],)), tokens=128, sequence_length=32)
+    texts = InlineTexts(texts=(_TEXT[: 400 * samples],))
+    return {
+        "calibration": Calibration(dataset=texts, samples=samples, sequence_length=32),
+        "evaluation": Evaluation(perplexity=measured if perplexity else None),
+    }
 
 
 def policy_of(**fields: Any) -> Policy:

@@ -8,15 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quant_engine.policy import Calibration, Evaluation, Policy
+from quant_engine.policy import Policy
 from tests.integration.quant_engine.helpers import fixed_ids
-from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until
+from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import ARCHITECTURES, write_tiny_model
 
-SMALL: dict[str, Any] = {
-    "calibration": Calibration(samples=8, sequence_length=32),
-    "evaluation": Evaluation(perplexity=None),
-}
+SMALL = small()
 
 
 def _left(policy: Policy, architecture: str, out: Path) -> Left:

@@ -7,14 +7,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from quant_engine.policy import Calibration, Evaluation, Policy
-from tests.integration.quant_engine.runs import file_hashes, policy_of, run_until
+from quant_engine.policy import Policy
+from tests.integration.quant_engine.runs import file_hashes, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
 
-SMALL: dict[str, Any] = {
-    "calibration": Calibration(samples=8, sequence_length=32),
-    "evaluation": Evaluation(perplexity=None),
-}
+SMALL = small()
 _POLICIES: dict[str, Policy] = {
     "best-w4a4": policy_of(preset="best-w4a4", training={"kind": "block", "steps": 3, "batch_samples": 2}),
     "spinquant-w4a4": policy_of(preset="spinquant-w4a4", training={"kind": "rotation", "steps": 2}),

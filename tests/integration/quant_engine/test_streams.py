@@ -18,21 +18,18 @@ from transformers import AutoModelForCausalLM
 from quant_engine.calibration import read_record
 from quant_engine.checkpoint import load
 from quant_engine.models import Site
-from quant_engine.policy import ActivationQuantization, Calibration, Evaluation, Perplexity, Policy
+from quant_engine.policy import ActivationQuantization, Policy
 from quant_engine.stages.blocks import block_linears, quantized_reader, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import training_windows
 from quant_engine.stages.quantize import _rounder, _settled, _unrounded
 from quant_engine.stages.streams import TOKEN_CAP, Moments, Streams, open_block
 from quant_engine.transforms import SitePlan
-from tests.integration.quant_engine.runs import Left, left_by, policy_of, run_until
+from tests.integration.quant_engine.runs import Left, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "phi3")
-SMALL: dict[str, Any] = {
-    "calibration": Calibration(samples=16, sequence_length=32),
-    "evaluation": Evaluation(perplexity=None),
-}
-WITH_PERPLEXITY = SMALL | {"evaluation": Evaluation(perplexity=Perplexity(tokens=64, sequence_length=32))}
+SMALL = small(samples=16)
+WITH_PERPLEXITY = small(samples=16, perplexity=True)
 _KRONECKER = {"kind": "kronecker", "statistic": {"kind": "l2"}}
 
 
