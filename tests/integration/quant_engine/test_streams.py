@@ -24,7 +24,7 @@ from quant_engine.stages.calibrate import training_windows
 from quant_engine.stages.quantize import _rounder, _settled, _unrounded
 from quant_engine.stages.streams import TOKEN_CAP, Moments, Streams, open_block
 from quant_engine.transforms import SitePlan
-from tests.integration.quant_engine.runs import Left, left_by, policy_of, run_until, small
+from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "phi3")
@@ -172,9 +172,8 @@ def test_corrected_moments_are_those_of_the_exported_checkpoint(architecture: st
         assert _relative(cross_II, x_TI.mT @ quantized_TI) < 1e-5, name
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_quantized_stream_is_the_exported_models(architecture: str, runs: Any) -> None:
-    left, _ = runs(architecture, 1.0)
+def _assert_stream_is_exported(left: Left) -> None:
+    """The quantized stream behind the last block, against the exported blocks one after the other."""
     _, stream = _moments(left, corrected=True)
     run = left.run
     reader = quantized_reader(left.quantized, block_linears(run, left.plans), run.model)
@@ -185,6 +184,32 @@ def test_the_quantized_stream_is_the_exported_models(architecture: str, runs: An
             with run.model.block(block, *reader) as layer:
                 hidden = layer(hidden, **entered.layer_arguments[block])
     assert _relative(torch.cat(stream), hidden) < 1e-6
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_quantized_stream_is_the_exported_models(architecture: str, runs: Any) -> None:
+    _assert_stream_is_exported(runs(architecture, 1.0)[0])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"targets": ["q_proj", "down_proj"]},  # others read or produce what these are transformed with
+        {"targets": [r"re:.*layers\.1\..*_proj"]},  # a block of which nothing is quantized
+        {"residual": {}, "online": "inner"},
+        {"weights": {"format": "fp8", "clip": "none"}, "activations": {"format": "fp8", "clip": "none"}},
+        {"weights": {"granularity": "group", "group_size": 16}, "activations": {"format": "none"}},
+    ],
+    ids=lambda fields: "+".join(fields),
+)
+def test_the_quantized_stream_follows_whatever_is_quantized(fields: dict[str, Any], tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", "qwen2", outliers=True)
+    fields = {**fields, "weights": {"gptq": {"correction": 1.0}} | fields.get("weights", {})}
+    policy = policy_of(preset="best-w4a4", training=None, **fields)
+    run_until("verify", model, policy, tmp_path, **SMALL)
+    left = left_by(model, policy, tmp_path, **SMALL)
+    assert gate_difference(left) == 0.0
+    _assert_stream_is_exported(left)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
