@@ -47,6 +47,17 @@ def test_nothing_online_loads_by_transformers_alone(architecture: str, tmp_path:
     assert gate_difference(left) == 0.0
 
 
+def test_the_attention_that_a_model_asks_for_is_not_passed_on(tmp_path: Path) -> None:
+    """What was calibrated and measured is what has to run, whatever config.json preferred."""
+    model = write_tiny_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attn_implementation": "eager"}))
+    run_until("verify", model, _policy("none"), tmp_path, **SMALL)
+    left = left_by(model, _policy("none"), tmp_path, **SMALL)
+    assert "attn_implementation" not in json.loads((left.checkpoint / "config.json").read_text())
+    assert gate_difference(left) == 0.0
+
+
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])
 @pytest.mark.parametrize("kind", ["rotation", "kronecker", "duquant", "wush"])
 def test_inner_leaves_transforms_inside_alone(kind: str, architecture: str, tmp_path: Path) -> None:
