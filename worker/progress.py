@@ -14,10 +14,6 @@ from typing import Final
 
 from quant_engine.policy import AnySearch, AnySelection, AnyTraining, Calibration, Evaluation, Policy
 
-STAGES: Final = (
-    "resolve", "load", "calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify", "publish",
-)  # fmt: skip
-
 _UNIT_TIMES_KEPT: Final = 64
 _TAKEN_OVER: Final = 0.02  # a unit this much quicker than the slowest was not computed but found done
 _Z90: Final = 1.2816  # the standard normal's 90th percentile
@@ -30,11 +26,14 @@ def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluati
     The numbers are roughly the seconds of a 135M-parameter model on two cores; only their ratios matter.
     """
     tokens = calibration.samples * calibration.sequence_length / 32_768
-    weights = {"resolve": 1.0, "load": 1.0, "calibrate": 170.0 * tokens}
+    weights = {"resolve": 1.0, "load": 1.0}
+    training = {} if policy.training is None else {"train": _training_weight(policy.training, calibration, tokens)}
+    if policy.training is not None and policy.training.kind == "rotation":
+        weights |= training  # rotations are learned before anything is calibrated
+    weights["calibrate"] = 170.0 * tokens
     if policy.search is not None:
         weights["search"] = _search_weight(policy.search, tokens)
-    if policy.training is not None:
-        weights["train"] = _training_weight(policy.training, calibration, tokens)
+    weights |= training
     weights["select"] = 20.0 * (1 + _candidates(policy.selection)) * tokens
     weights["quantize"] = 5.0 if policy.weights.rounding == "rtn" else 240.0 * tokens
     if evaluation.perplexity is not None:
@@ -121,7 +120,7 @@ class ProgressTracker:
         """A stage begins; every stage that comes before it is over."""
         now = self._clock()
         self._finish_before(name)
-        self._weights.setdefault(name, 1.0)
+        self._weights.setdefault(name, 1.0)  # not expected: nothing is known of what comes before it
         self._running = _Running(name=name, unit=unit, total=total, started=now, advanced=now)
 
     def advance(self, name: str, done: int, total: int) -> None:
@@ -162,8 +161,9 @@ class ProgressTracker:
         )
 
     def _finish_before(self, name: str) -> None:
-        if name in STAGES:
-            self._finished.update(STAGES[: STAGES.index(name)])
+        order = list(self._weights)
+        if name in order:
+            self._finished.update(order[: order.index(name)])
 
     def _fraction(self) -> float:
         whole = sum(self._weights.values())

@@ -40,11 +40,19 @@ Name = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_lengt
 Text = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_length=1, max_length=_MAX_TEXT)]
 
 
-def kind_or(default: str) -> Discriminator:
-    """The type of a choice by its ``kind``; ``default`` where a request leaves it out."""
+def kind_among(*types: type[BaseModel]) -> Discriminator:
+    """The one of ``types`` by its ``kind``; where a request leaves it out, the first that has all the given fields.
+
+    A field laid over a preset then needs no ``kind``: what is parsed keeps only what was given.
+    """
 
     def kind(value: Any) -> str | None:
-        found = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", None)
-        return found if isinstance(found, str) else None
+        if not isinstance(value, dict):
+            return getattr(value, "kind", None)
+        if "kind" in value:
+            return value["kind"] if isinstance(value["kind"], str) else None
+        fitting = [each for each in types if value.keys() <= each.model_fields.keys()]
+        found: str = (fitting or list(types))[0].model_fields["kind"].default
+        return found
 
     return Discriminator(kind)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag
 
-from quant_engine.policy.fields import Count, Flag, Fraction, Frozen, LearningRate, NonNegativeInt, Quantile, kind_or
+from quant_engine.policy.fields import Count, Flag, Fraction, Frozen, LearningRate, NonNegativeInt, Quantile, kind_among
 
 
 class LayerChoice(Frozen):
@@ -57,5 +57,5 @@ class PaperExperiment(Frozen):
 
 AnySearch = Annotated[
     Annotated[GridSearch, Tag("grid")] | Annotated[PaperExperiment, Tag("paper")],
-    kind_or("grid"),
+    kind_among(GridSearch, PaperExperiment),
 ]

@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, Tag
 
-from quant_engine.policy.fields import Count, Frozen, LearningRate, kind_or
+from quant_engine.policy.fields import Count, Frozen, LearningRate, kind_among
 from quant_engine.policy.transform import Transform, TransformKind
 
 Candidate = TransformKind | Transform
@@ -52,5 +52,5 @@ AnySelection = Annotated[
     Annotated[LowestError, Tag("lowest_error")]
     | Annotated[Kurtosis, Tag("kurtosis")]
     | Annotated[Differentiable, Tag("differentiable")],
-    kind_or("lowest_error"),
+    kind_among(LowestError, Kurtosis, Differentiable),
 ]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag
 
-from quant_engine.policy.fields import Count, Flag, Frozen, LearningRate, NonNegativeInt, kind_or
+from quant_engine.policy.fields import Count, Flag, Frozen, LearningRate, NonNegativeInt, kind_among
 
 
 class Training(Frozen):
@@ -70,5 +70,5 @@ AnyTraining = Annotated[
     Annotated[Training, Tag("scales")]
     | Annotated[BlockTraining, Tag("block")]
     | Annotated[RotationTraining, Tag("rotation")],
-    kind_or("scales"),
+    kind_among(Training, BlockTraining, RotationTraining),
 ]

@@ -15,8 +15,8 @@ def fake_quantize_at_run_time(
 ) -> Tensor:
     """Per-token rounding with scale = clip_ratio · absmax / (2^(b−1) − ½), codes clamped, straight-through gradients.
 
-    Clamping the activation to clip_ratio · absmax first, as the exported modules do, gives the same codes. A float
-    grid is not clipped there, nor here: its scale is absmax / 448.
+    Clamping the activation to clip_ratio · absmax first, as the exported modules do, gives the same codes but for
+    clipped negative values, which then lie on a tie. A float grid is not clipped there, nor here: absmax / 448.
 
     Args:
         x_TI: any leading axes; the last holds a token's channels.

@@ -113,6 +113,21 @@ def test_null_switches_a_preset_stage_off() -> None:
     assert policy.search is not None
 
 
+@pytest.mark.parametrize(
+    ("preset", "field", "given"),
+    [
+        ("best-w4a4", "training", {"steps": 7, "batch_samples": 2, "inputs": "original"}),
+        ("spinquant-w4a4", "training", {"learning_rate": 0.5, "batch_samples": 2}),
+        ("paper-2606.09927", "search", {"steps": 4}),
+        ("trainable-smoothrot-w4a4", "training", {"batch_tokens": None}),
+    ],
+)
+def test_fields_of_the_presets_own_kind_need_no_kind(preset: str, field: str, given: dict[str, Any]) -> None:
+    found = getattr(resolve_policy(Policy.model_validate({"preset": preset, field: given})), field)
+    own = getattr(PRESETS[preset].policy, field)
+    assert found == own.model_copy(update=given)
+
+
 def test_another_kind_replaces_the_whole_object() -> None:
     requested = Policy.model_validate(
         {

@@ -5,7 +5,11 @@ import itertools
 import pytest
 
 from quant_engine.policy import PRESETS, Calibration, Evaluation
-from worker.progress import STAGES, ProgressTracker, stage_weights
+from worker.progress import ProgressTracker, stage_weights
+
+STAGES = (
+    "resolve", "load", "calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify", "publish",
+)  # fmt: skip
 
 
 class Clock:
@@ -32,6 +36,14 @@ def test_only_the_stages_a_policy_needs_are_weighed() -> None:
     assert not {"search", "train"} & weights_of("rtn-w4a4").keys()
     without = stage_weights(PRESETS["rtn-w4a4"].policy, Calibration(), Evaluation(perplexity=None))
     assert "evaluate" not in without
+
+
+def test_rotations_are_learned_before_anything_is_calibrated(clock: Clock) -> None:
+    weights = weights_of("spinquant-w4a4")
+    assert list(weights)[:4] == ["resolve", "load", "train", "calibrate"]
+    tracker = ProgressTracker(weights, clock=clock)
+    tracker.start("train", "step", 10)
+    assert tracker.snapshot().fraction == pytest.approx(2.0 / sum(weights.values()))
 
 
 def test_training_weighs_by_its_steps_beside_a_fixed_part() -> None:

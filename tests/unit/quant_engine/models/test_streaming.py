@@ -31,7 +31,8 @@ def test_streamed_logits_equal_the_whole_models_bit_for_bit(
 ) -> None:
     directory = write_tiny_model(tmp_path, architecture, layers=3, dtype=dtype)
     input_ids = torch.randint(0, 512, (3, 40), generator=torch.Generator().manual_seed(1))
-    whole = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").eval()
+    attention = "eager" if architecture == "gemma2" else "sdpa"  # sdpa drops Gemma 2's cap of the attention logits
+    whole = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention).eval()
     with torch.no_grad():
         expected = whole(input_ids).logits
     model = StreamedModel(CheckpointSource(directory), dtype=dtype)
