@@ -18,6 +18,7 @@ class TransformKind(StrEnum):
     KRONECKER = "kronecker"
     DUQUANT = "duquant"
     CAT = "cat"
+    SMOOTH_CAT = "smooth_cat"
     WUSH = "wush"
     AFFINE = "affine"
 
@@ -38,6 +39,7 @@ _SCALED: Final = (
     TransformKind.KRONECKER,
     TransformKind.DUQUANT,
     TransformKind.AFFINE,
+    TransformKind.SMOOTH_CAT,
 )
 
 
@@ -57,8 +59,10 @@ class Transform(Frozen):
 
     Attributes:
         kind: ``rotation`` is a Hadamard; ``kronecker`` FlatQuant's P₁ ⊗ P₂; ``affine`` a learned block matrix
-            (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers.
-        alpha, statistic: of the diagonal, where the kind has one.
+            (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers, and ``smooth_cat``
+            (ours) is ``cat`` on what the diagonal leaves.
+        alpha, statistic: of the diagonal, where the kind has one; α of the closed forms is the same trade between
+            activations and weights.
         block_size: the order of the Hadamard, or the width of the blocks; null is the full width where that exists.
         damping: times the mean diagonal, added to covariances before they are inverted (``cat``, ``wush``).
         massive_cap: tokens longer than this many times the median token are shortened to that before a covariance is
@@ -70,7 +74,7 @@ class Transform(Frozen):
     statistic: Statistic = Statistic()
     block_size: Annotated[int, Field(strict=True, ge=2, le=65536)] | None = None
     damping: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.01
-    massive_cap: Annotated[float, Field(strict=True, ge=1.0, le=1e6)] | None = 8.0
+    massive_cap: Annotated[float, Field(strict=True, ge=1.0, le=1e6)] | None = None
 
 
 class Residual(Frozen):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quant_engine.policy import Candidate, Statistic, Transform, TransformKind
+from quant_engine.policy import Candidate, Statistic, Transform
 from quant_engine.transforms import SitePlan
+from quant_engine.transforms.building import CLOSED_FORMS
 from quant_engine.transforms.composition import online_cost
 
-_CLOSED_FORMS = (TransformKind.CAT, TransformKind.WUSH)
 _DEFAULT = Transform()
 
 
@@ -50,10 +50,10 @@ def canonical(transform: Transform) -> Transform:
     """The transform with the fields that its kind does not read at their defaults: equal ones do the same."""
     kind, unread = transform.kind, []
     if not kind.scales_channels:
-        unread += ["alpha", "statistic"]
+        unread += ["statistic"] if kind in CLOSED_FORMS else ["alpha", "statistic"]
     if not kind.rotates:
         unread += ["block_size"]
-    if kind not in _CLOSED_FORMS:
+    if kind not in CLOSED_FORMS:
         unread += ["damping", "massive_cap"]
     return transform.model_copy(update={name: getattr(_DEFAULT, name) for name in unread})
 
@@ -81,6 +81,8 @@ def candidate_name(transform: Transform, found: SitePlan | None = None) -> str:
     if transform.kind.scales_channels:
         label = _statistic_name(transform.statistic) if found is None else found.label
         parts += [label, f"α {transform.alpha:g}"]
+    elif transform.alpha != _DEFAULT.alpha:
+        parts.append(f"α {transform.alpha:g}")
     if transform.block_size is not None:
         parts.append(f"block {transform.block_size}")
     if transform.damping != _DEFAULT.damping:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.grids import fake_quantize_activation, fake_quantize_weight
+from quant_engine.evaluation.layer_errors import rounded_weights
+from quant_engine.grids import fake_quantize_activation
 from quant_engine.policy import ActivationQuantization, Differentiable, WeightQuantization
-from quant_engine.transforms import SitePlan, transform_activation, transform_weight
+from quant_engine.transforms import SitePlan, transform_activation
 
 _CHUNK_ELEMENTS: Final = 1 << 24
 """64 MiB of fp32."""
@@ -83,7 +84,7 @@ def error_gram(
     tokens = max(1, chunk_elements // (len(plans) * outputs))
     gram_NN = torch.zeros(len(plans), len(plans), dtype=torch.float64)
     with torch.no_grad():
-        rounded = [_rounded_rows(linears, plan, weights) for plan in plans]
+        rounded = [torch.cat(rounded_weights(linears, plan, weights)) for plan in plans]
         w_OI = torch.cat(list(linears))
         for chunk_TI in torch.split(x_TI, tokens):
             y_TO = chunk_TI @ w_OI.T
@@ -125,19 +126,6 @@ def _descend(gram_NN: Tensor, settings: Differentiable) -> tuple[Tensor, float]:
         optimizer.step()
     p_N = torch.softmax(logits_N.detach() / settings.temperature, dim=0)
     return p_N, float(p_N @ gram_NN @ p_N)
-
-
-def _rounded_rows(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQuantization) -> Tensor:
-    """The quantized rows [O, I] of all linears, each rounded by itself."""
-    clips: Sequence[Tensor | None] = [None] * len(linears)
-    if plan.weight_clip_OG is not None:
-        clips = torch.split(plan.weight_clip_OG, [w_OI.shape[0] for w_OI in linears])
-    return torch.cat(
-        [
-            fake_quantize_weight(transform_weight(w_OI, plan), weights, clip_ratio_R1=clip_O1)
-            for w_OI, clip_O1 in zip(linears, clips, strict=True)
-        ]
-    )
 
 
 def _rounded_inputs(x_TI: Tensor, plan: SitePlan, activations: ActivationQuantization) -> Tensor:

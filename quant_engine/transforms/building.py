@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from quant_engine.transforms.plan import SitePlan
 from quant_engine.transforms.primitives import Block, Hadamard, Primitive
 from quant_engine.transforms.scales import scale_policy
 from quant_engine.transforms.statistics import ChannelStatistics
+
+CLOSED_FORMS: Final = (TransformKind.CAT, TransformKind.WUSH, TransformKind.SMOOTH_CAT)
+"""The kinds that are made of two covariances."""
 
 _DUQUANT_TOKENS: Final = 2048
 _AFFINE_BLOCK: Final = 64
@@ -63,7 +66,8 @@ def build_plan(
     scales_D = _scales(transform, stats, w_OD, tie) if transform.kind.scales_channels else None
     online = _ONLINE[transform.kind](transform, _Evidence(w_OD=w_OD, tokens=tokens), scales_D)
     if scales_D is None:
-        return SitePlan(kind=transform.kind, online=online)
+        alpha = transform.alpha if transform.kind in CLOSED_FORMS else None
+        return SitePlan(kind=transform.kind, alpha=alpha, online=online)
     return SitePlan(
         kind=transform.kind,
         alpha=transform.alpha,
@@ -111,12 +115,14 @@ def _affine(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -
 
 
 def _closed(build: Callable[..., _Online]) -> Callable[[Transform, _Evidence, Tensor | None], _Online]:
-    def online(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -> _Online:
+    def online(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> _Online:
         x_TD = evidence.fit_tokens()
+        w_OD = evidence.w_OD.to(x_TD.device).double()
+        if scales_D is not None:
+            x_TD, w_OD = x_TD / scales_D.to(x_TD), w_OD * scales_D.to(w_OD)
         if transform.massive_cap is not None:
             x_TD = capped_tokens(x_TD, transform.massive_cap)
-        w_OD = evidence.w_OD.to(x_TD.device).double()
-        return build(covariance_of(x_TD), w_OD.mT @ w_OD, block_size=transform.block_size, damping=transform.damping)
+        return build(covariance_of(x_TD), w_OD.mT @ w_OD, **_closed_form_fields(transform))
 
     return online
 
@@ -131,7 +137,12 @@ _ONLINE: Final[dict[TransformKind, Callable[[Transform, _Evidence, Tensor | None
     TransformKind.AFFINE: _affine,
     TransformKind.CAT: _closed(cat_blocks),
     TransformKind.WUSH: _closed(wush_blocks),
+    TransformKind.SMOOTH_CAT: _closed(cat_blocks),
 }
+
+
+def _closed_form_fields(transform: Transform) -> dict[str, Any]:
+    return {"block_size": transform.block_size, "damping": transform.damping, "alpha": transform.alpha}
 
 
 def _spread(x_TD: Tensor, count: int) -> Tensor:

@@ -28,6 +28,7 @@ def cat_blocks(
     *,
     block_size: int | None,
     damping: float = 0.01,
+    alpha: float = 0.5,
     rotate: bool = True,
 ) -> tuple[Primitive, ...]:
     """CAT: A = M H per block, with M = (Σw # Σx⁻¹)^½ and the orthonormal Hadamard H of order K.
@@ -37,6 +38,8 @@ def cat_blocks(
             which no scale-invariant quantizer sees.
         block_size: K; None, or the width, for one full matrix.
         damping: added to both diagonals, as a share of each block's mean variance.
+        alpha: how much of the difficulty goes to the weights, as SmoothQuant's α: ½ is the papers' balance, 1 whitens
+            the activations (the weighted geometric mean with weight 1 − α; ours).
         rotate: whether H follows. Where there is none of order K, it is block-diagonal as in
             :func:`quant_engine.hadamard.hadamard_order`.
 
@@ -47,7 +50,7 @@ def cat_blocks(
         UnsupportedPolicy: ``block_size`` does not divide the width.
         NumericalInstability: a damped covariance is not finite or not positive definite.
     """
-    root_NKK = _balancing_root(sigma_x_II, sigma_w_II, block_size, damping)
+    root_NKK = _balancing_root(sigma_x_II, sigma_w_II, block_size, damping, alpha)
     # The symmetric root of B Bᵀ: the polar factor of B, that is, WUSH less its orthogonal part.
     vectors_NKK: Tensor
     values_NK, vectors_NKK = torch.linalg.eigh(root_NKK @ root_NKK.mT)
@@ -61,6 +64,7 @@ def wush_blocks(
     *,
     block_size: int | None,
     damping: float = 0.01,
+    alpha: float = 0.5,
     rotate: bool = True,
 ) -> tuple[Primitive, ...]:
     """WUSH: A = L⁻ᵀ V S^½ Hᵀ per block, with Σx = L Lᵀ and LᵀΣwL = V S² Vᵀ.
@@ -70,7 +74,7 @@ def wush_blocks(
 
     Arguments, result and errors are those of :func:`cat_blocks`.
     """
-    root_NKK = _balancing_root(sigma_x_II, sigma_w_II, block_size, damping)
+    root_NKK = _balancing_root(sigma_x_II, sigma_w_II, block_size, damping, alpha)
     return _as_primitives(_times_hadamard(root_NKK, inverse=False) if rotate else root_NKK)
 
 
@@ -111,8 +115,10 @@ def covariance_of(x_TI: Tensor) -> Tensor:
     return sigma_II / tokens
 
 
-def _balancing_root(sigma_x_II: Tensor, sigma_w_II: Tensor, block_size: int | None, damping: float) -> Tensor:
-    """B = L⁻ᵀ V S^½ [N, K, K], so that B Bᵀ = L⁻ᵀ (LᵀΣwL)^½ L⁻¹ = Σw # Σx⁻¹ and BᵀΣxB = S = B⁻¹ΣwB⁻ᵀ."""
+def _balancing_root(
+    sigma_x_II: Tensor, sigma_w_II: Tensor, block_size: int | None, damping: float, alpha: float
+) -> Tensor:
+    """B = L⁻ᵀ V S^(1−α) [N, K, K]: at α = ½, B Bᵀ = L⁻ᵀ (LᵀΣwL)^½ L⁻¹ = Σw # Σx⁻¹ and BᵀΣxB = S = B⁻¹ΣwB⁻ᵀ."""
     if sigma_x_II.shape != sigma_w_II.shape:
         raise ValueError(f"sigma_x_II is {list(sigma_x_II.shape)} and sigma_w_II {list(sigma_w_II.shape)}")
     size = sigma_x_II.shape[-1] if block_size is None else block_size
@@ -122,8 +128,9 @@ def _balancing_root(sigma_x_II: Tensor, sigma_w_II: Tensor, block_size: int | No
     square_NK, v_NKK = torch.linalg.eigh(lower_NKK.mT @ sigma_w_NKK @ lower_NKK)
     if not bool((square_NK > 0).all()):
         raise _not_definite("weights", damping)
-    # S² is what eigh returns, so S^½ is its fourth root.
-    root_NKK: Tensor = torch.linalg.solve_triangular(lower_NKK.mT, v_NKK * square_NK.pow(0.25)[:, None, :], upper=True)
+    # S² is what eigh returns; S^(1−α) of the docstring is S^½, its fourth root, at the papers' balance.
+    power_NK = square_NK.pow((1.0 - alpha) / 2.0)
+    root_NKK: Tensor = torch.linalg.solve_triangular(lower_NKK.mT, v_NKK * power_NK[:, None, :], upper=True)
     return root_NKK
 
 

@@ -6,6 +6,7 @@ import torch
 from quant_engine.policy import Statistic, Transform, TransformKind
 from quant_engine.selection import Wanted, candidate_name, canonical, distinct, relative_cost, wanted
 from quant_engine.transforms import SitePlan
+from quant_engine.transforms.building import CLOSED_FORMS
 from quant_engine.transforms.primitives import Hadamard, Kronecker
 from tests.unit.quant_engine.outliers import weight
 
@@ -56,9 +57,9 @@ def test_fields_that_a_kind_does_not_read_tell_nothing_apart() -> None:
         first = Transform(kind=kind, alpha=0.1, statistic=L2, block_size=16, damping=0.3, massive_cap=None)
         kept = canonical(first)
         assert kept.kind is kind
-        assert (kept.alpha == 0.1) is kind.scales_channels
+        assert (kept.alpha == 0.1) is (kind.scales_channels or kind in CLOSED_FORMS)
         assert (kept.block_size == 16) is kind.rotates
-        assert (kept.damping == 0.3) is (kind in (TransformKind.CAT, TransformKind.WUSH))
+        assert (kept.damping == 0.3) is (kind in CLOSED_FORMS)
 
 
 def test_candidates_that_coincide_are_one() -> None:
@@ -80,7 +81,7 @@ def test_learned_scales_are_others_than_those_of_their_policy(found: SitePlan, c
 
 def test_names() -> None:
     assert candidate_name(Transform(kind=TransformKind.CAT)) == "cat"
-    assert candidate_name(Transform(kind=TransformKind.CAT, block_size=128, alpha=0.1)) == "cat(block 128)"
+    assert candidate_name(Transform(kind=TransformKind.CAT, block_size=128, alpha=0.1)) == "cat(α 0.1, block 128)"
     assert candidate_name(OWN) == "smooth_rotation(l2, α 0.4, block 32)"
     assert candidate_name(OWN, LEARNED) == "smooth_rotation(learned, α 0.4, block 32)"
     quantile = Statistic(kind="quantile", q=0.997)

@@ -253,3 +253,22 @@ def test_covariance_is_the_mean_outer_product(tokens: int) -> None:
 def test_no_tokens_have_no_covariance() -> None:
     with pytest.raises(ValueError, match="token"):
         covariance_of(torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize("build", [cat_blocks, wush_blocks])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0])
+def test_alpha_moves_the_difficulty(build: Callable[..., tuple[Primitive, ...]], alpha: float) -> None:
+    """A Aᵀ = Σx^-½ (Σx^½ Σw Σx^½)^(1−α) Σx^-½: the geometric mean of Σx⁻¹ and Σw with weight 1 − α on Σw."""
+    generator = torch.Generator().manual_seed(3)
+    x_TI, w_OI = (torch.randn(200, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    sigma_x, sigma_w = covariance_of(x_TI * torch.linspace(0.2, 3.0, 16)), covariance_of(w_OI)
+    (primitive,) = build(sigma_x, sigma_w, block_size=None, damping=1e-12, alpha=alpha)
+    a_II = primitive.matrix(16)
+
+    def power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        return (vectors * values.pow(exponent)) @ vectors.T
+
+    root, inverse = power(sigma_x, 0.5), power(sigma_x, -0.5)
+    expected = inverse @ power(root @ sigma_w @ root, 1.0 - alpha) @ inverse
+    torch.testing.assert_close(a_II @ a_II.T, expected, rtol=1e-4, atol=1e-5)
