@@ -60,6 +60,29 @@ def layer_row(layer: LayerMeasurement) -> dict[str, Any]:
     }
 
 
+def selection_regret(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How much lower E on test tokens would be with the best candidate of each site, in percent; None without choices.
+
+    ``worst_site`` is where a choice made on validation tokens lost most.
+    """
+    regrets = {}
+    for site, choice in choices.items():
+        errors = {row["name"]: row["test_error"] for row in choice["candidates"] if row["test_error"] is not None}
+        best = min(errors.values(), default=0.0)
+        if choice["chosen"] in errors and best > 0.0:
+            regrets[site] = 100.0 * (errors[choice["chosen"]] / best - 1.0)
+    if not regrets:
+        return None
+    worst = max(regrets, key=regrets.__getitem__)
+    return {
+        "mean_percent": sum(regrets.values()) / len(regrets),
+        "worst_percent": regrets[worst],
+        "worst_site": worst,
+        "best_chosen": sum(value == 0.0 for value in regrets.values()),
+        "sites": len(regrets),
+    }
+
+
 def with_errors(row: Mapping[str, Any], errors: LayerErrors) -> dict[str, Any]:
     """The row of a layer that was measured again, with the weights that are shipped."""
     return {

@@ -47,11 +47,9 @@ _QUANTILE = Transform(statistic=Statistic(kind="quantile", q=0.997))
 _NONE = Transform(kind=TransformKind.NONE)
 _ROTATION = Transform(kind=TransformKind.ROTATION)
 _L2 = Transform(statistic=Statistic(kind="l2"))
-_CAT = Transform(kind=TransformKind.CAT)
-_CAT_BLOCKS = Transform(kind=TransformKind.CAT, block_size=128)
 _WUSH = Transform(kind=TransformKind.WUSH)
 _FLATQUANT = Transform(kind=TransformKind.KRONECKER, alpha=0.3)
-_L2_KRONECKER = Transform(kind=TransformKind.KRONECKER, statistic=Statistic(kind="l2"))
+_SMOOTH_CAT = Transform(kind=TransformKind.SMOOTH_CAT, statistic=Statistic(kind="l2"), damping=0.005)
 _DUQUANT = Transform(kind=TransformKind.DUQUANT, block_size=64)
 
 
@@ -148,12 +146,12 @@ _PAPERS: Final = (
     ),
 )
 
-_ADAPTIVE: Final = LowestError(candidates=(_ROTATION, _L2, _CAT_BLOCKS, _CAT, _WUSH))
+_ADAPTIVE: Final = LowestError(candidates=(_ROTATION, _L2, _WUSH, _SMOOTH_CAT))
 
 _BEST: Final = (
     _whole(
         "adaptive-w4a4",
-        "Per layer the best of Hadamard, smooth rotation and closed forms by held-out error, GPTQ.",
+        "Per layer the best of Hadamard, smooth rotation, WUSH and smoothed CAT by held-out error, GPTQ.",
         transform=_L2,
         weights=_GPTQ4,
         activations=_searched(),
@@ -169,11 +167,10 @@ _BEST: Final = (
     ),
     _whole(
         "best-w4a4",
-        "The most accurate four bits we know: L2-smoothed Kronecker transforms learned per block, corrected GPTQ.",
-        transform=_L2_KRONECKER,
-        weights=_weights(**_CORRECTED),
+        "The most accurate four bits we know: smoothed CAT at every site, clips searched, GPTQ.",
+        transform=_SMOOTH_CAT,
+        weights=_GPTQ4,
         activations=_searched(),
-        training=BlockTraining(inputs="quantized"),
     ),
     _whole(
         "w4a16",

@@ -119,10 +119,16 @@ class OpenSite:
 
     def validation_errors(self, plans: Sequence[SitePlan]) -> tuple[float, ...]:
         """E of the whole site under each plan, on validation tokens: what every choice is judged by."""
-        settings = self.settings
-        x_TD = self.record.validation_VD.to(self.run.model.device)
+        return self._plan_errors(self.record.validation_VD, plans)
+
+    def test_errors(self, plans: Sequence[SitePlan]) -> tuple[float, ...]:
+        """E of the whole site under each plan, on test tokens: for reports, never for a choice."""
+        return self._plan_errors(self.record.test_ED, plans)
+
+    def _plan_errors(self, x_TD: Tensor, plans: Sequence[SitePlan]) -> tuple[float, ...]:
+        settings, device = self.settings, self.run.model.device
         plans = [self.on_device(plan) for plan in plans]
-        return plan_errors(x_TD, self.linears, plans, settings.weights, settings.activations)
+        return plan_errors(x_TD.to(device), self.linears, plans, settings.weights, settings.activations)
 
     def on_device(self, plan: SitePlan) -> SitePlan:
         """The plan with its tensors where the run computes."""

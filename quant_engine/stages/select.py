@@ -58,8 +58,8 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
     """Writes ``<site>.safetensors`` (the plan) and ``<site>.rows.json``, and tells the rows.
 
     With a selection there is ``<site>.selection.json`` too: the candidates by name with E on validation tokens (null
-    where one can not be used, and why) and online cost, the chosen one's name; of lowest error the scores, of kurtosis
-    κ and z, of differentiable the weights.
+    where one can not be used, and why), E on test tokens, which nothing is chosen by, and online cost, the chosen one's
+    name; of lowest error the scores, of kurtosis κ and z, of differentiable the weights.
 
     Which layers are critical and normal is ranked here by the baseline on test tokens, as the paper reports them; the
     search has ranked for itself on validation tokens. One unit per site for its baseline, and one for its rows.
@@ -162,6 +162,7 @@ class _Candidate:
     plan: SitePlan | None = None
     refused: EngineError | None = None
     error: float = math.inf
+    test_error: float = math.inf
     cost: float | None = None
 
 
@@ -220,11 +221,15 @@ def _measured(opened: OpenSite, candidates: Sequence[_Candidate]) -> list[_Candi
     refused = [each.refused for each in candidates if each.refused is not None]
     if not plans:
         raise refused[0]
-    errors = iter(finite_or_infinite(opened.validation_errors, plans))
-    return [
-        each if each.plan is None else replace(each, error=next(errors), cost=relative_cost(each.plan, opened.linears))
-        for each in candidates
-    ]
+    pairs = zip(
+        finite_or_infinite(opened.validation_errors, plans), finite_or_infinite(opened.test_errors, plans), strict=True
+    )
+    return [each if each.plan is None else _with_errors(each, opened, *next(pairs)) for each in candidates]
+
+
+def _with_errors(each: _Candidate, opened: OpenSite, error: float, test_error: float) -> _Candidate:
+    assert each.plan is not None  # noqa: S101 -- only those are measured
+    return replace(each, error=error, test_error=test_error, cost=relative_cost(each.plan, opened.linears))
 
 
 def _mixture(opened: OpenSite, plans: Sequence[SitePlan], settings: Differentiable) -> Mixture:
@@ -238,6 +243,7 @@ def _choice(selection: AnySelection, candidates: Sequence[_Candidate], verdict: 
     rows: list[dict[str, Any]] = []
     for index, each in enumerate(candidates):
         row = {"name": each.name, "error": _finite(each.error), "online_cost": each.cost}
+        row["test_error"] = _finite(each.test_error)
         row |= {column: _finite(values[index]) for column, values in verdict.columns.items()}
         if each.refused is not None:
             row["refused"] = each.refused.detail

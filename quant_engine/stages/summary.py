@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from quant_engine.evaluation.report import chosen_policy, summarize
+from quant_engine.evaluation.report import chosen_policy, selection_regret, summarize
 from quant_engine.policy import policy_hash
 from quant_engine.stages.choose import Choices
 from quant_engine.stages.context import Run
@@ -65,6 +65,7 @@ def run_report(
         "search": choices.search,
         "training": choices.training,
         "selection": choices.selection.choices,
+        "selection_regret": selection_regret(choices.selection.choices),
         "paper": choices.paper,
         "summary": summary,
         "perplexity": perplexity,

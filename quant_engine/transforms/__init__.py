@@ -13,7 +13,7 @@ from quant_engine.transforms.composition import (
     online_cost,
     split_fusable,
 )
-from quant_engine.transforms.permutation import duquant, zigzag_permutation
+from quant_engine.transforms.permutation import correlated_groups, duquant, zigzag_permutation
 from quant_engine.transforms.plan import SitePlan, transform_activation, transform_weight
 from quant_engine.transforms.primitives import (
     PRIMITIVES,
@@ -49,6 +49,7 @@ __all__ = [
     "capped_tokens",
     "cat_blocks",
     "channel_statistics",
+    "correlated_groups",
     "covariance_all",
     "covariance_of",
     "dense_matrix",

@@ -11,9 +11,9 @@ from quant_engine.hadamard import hadamard_order
 from quant_engine.policy import Transform, TransformKind
 from quant_engine.transforms.builders_kronecker import kronecker_hadamard
 from quant_engine.transforms.closed_form import capped_tokens, cat_blocks, covariance_of, wush_blocks
-from quant_engine.transforms.permutation import duquant
+from quant_engine.transforms.permutation import correlated_groups, duquant
 from quant_engine.transforms.plan import SitePlan
-from quant_engine.transforms.primitives import Block, Hadamard, Primitive
+from quant_engine.transforms.primitives import Block, Hadamard, Permutation, Primitive
 from quant_engine.transforms.scales import scale_policy
 from quant_engine.transforms.statistics import ChannelStatistics
 
@@ -114,15 +114,33 @@ def _affine(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -
     return (Block(blocks_NKK=torch.eye(size, device=device).repeat(width // size, 1, 1)),)
 
 
+def _smooth_cat(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> _Online:
+    """CAT of what the diagonal leaves: one matrix, or blocks of channels that correlate and a Hadamard over all."""
+    sigma_x_DD, sigma_w_DD = _covariances(transform, evidence, scales_D)
+    fields = _closed_form_fields(transform)
+    width = sigma_x_DD.shape[-1]
+    if transform.block_size in (None, width):
+        return cat_blocks(sigma_x_DD, sigma_w_DD, **fields)
+    index_D = correlated_groups(sigma_x_DD, sigma_w_DD, transform.block_size)
+    sigma_x_DD, sigma_w_DD = (each[index_D][:, index_D] for each in (sigma_x_DD, sigma_w_DD))
+    blocks = cat_blocks(sigma_x_DD, sigma_w_DD, rotate=False, **fields)
+    return (Permutation(index_D=index_D), *blocks, Hadamard(order=hadamard_order(width)))
+
+
+def _covariances(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Σx of the fit tokens and Σw, of what the diagonal leaves of both."""
+    x_TD = evidence.fit_tokens()
+    w_OD = evidence.w_OD.to(x_TD.device).double()
+    if scales_D is not None:
+        x_TD, w_OD = x_TD / scales_D.to(x_TD), w_OD * scales_D.to(w_OD)
+    if transform.massive_cap is not None:
+        x_TD = capped_tokens(x_TD, transform.massive_cap)
+    return covariance_of(x_TD), w_OD.mT @ w_OD
+
+
 def _closed(build: Callable[..., _Online]) -> Callable[[Transform, _Evidence, Tensor | None], _Online]:
     def online(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> _Online:
-        x_TD = evidence.fit_tokens()
-        w_OD = evidence.w_OD.to(x_TD.device).double()
-        if scales_D is not None:
-            x_TD, w_OD = x_TD / scales_D.to(x_TD), w_OD * scales_D.to(w_OD)
-        if transform.massive_cap is not None:
-            x_TD = capped_tokens(x_TD, transform.massive_cap)
-        return build(covariance_of(x_TD), w_OD.mT @ w_OD, **_closed_form_fields(transform))
+        return build(*_covariances(transform, evidence, scales_D), **_closed_form_fields(transform))
 
     return online
 
@@ -137,7 +155,7 @@ _ONLINE: Final[dict[TransformKind, Callable[[Transform, _Evidence, Tensor | None
     TransformKind.AFFINE: _affine,
     TransformKind.CAT: _closed(cat_blocks),
     TransformKind.WUSH: _closed(wush_blocks),
-    TransformKind.SMOOTH_CAT: _closed(cat_blocks),
+    TransformKind.SMOOTH_CAT: _smooth_cat,
 }
 
 

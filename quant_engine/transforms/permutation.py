@@ -34,6 +34,46 @@ def zigzag_permutation(peak_D: Tensor, block_size: int) -> Tensor:
     return deal_KN.mT.reshape(-1)
 
 
+def correlated_groups(sigma_x_DD: Tensor, sigma_w_DD: Tensor, block_size: int) -> Tensor:
+    """The channels in blocks whose members correlate, in the activations and in the weights (ours).
+
+    A block-diagonal transform sees correlations within a block only. Greedy: a block begins with the channel that
+    correlates most with all that are left, and takes the one that correlates most with its members until it is full.
+    The affinity of two channels is the sum of their absolute correlations on both sides.
+
+    Args:
+        sigma_x_DD, sigma_w_DD: XᵀX and WᵀW, each up to a factor.
+        block_size: K.
+
+    Returns:
+        ``index_D``, int64: position j takes channel ``index_D[j]``.
+
+    Raises:
+        UnsupportedPolicy: ``block_size`` does not divide D.
+    """
+    width = sigma_x_DD.shape[-1]
+    block_count(width, block_size)
+    affinity_DD = _correlations(sigma_x_DD) + _correlations(sigma_w_DD)
+    affinity_DD.fill_diagonal_(0.0)
+    taken_D = torch.zeros(width, dtype=torch.bool, device=affinity_DD.device)
+    to_left_D, to_block_D = affinity_DD.sum(dim=0), torch.zeros_like(affinity_DD[0])
+    order: list[Tensor] = []
+    for place in range(width):
+        begins = place % block_size == 0
+        channel = (to_left_D if begins else to_block_D).masked_fill(taken_D, -1.0).argmax()
+        taken_D[channel] = True
+        to_left_D = to_left_D - affinity_DD[channel]
+        to_block_D = affinity_DD[channel] if begins else to_block_D + affinity_DD[channel]
+        order.append(channel)
+    return torch.stack(order)
+
+
+def _correlations(sigma_DD: Tensor) -> Tensor:
+    """abs of the correlations; a channel without variance has none."""
+    scale_D = sigma_DD.diagonal().clamp(min=torch.finfo(sigma_DD.dtype).tiny).rsqrt()
+    return (sigma_DD * scale_D[:, None] * scale_D).abs()
+
+
 def duquant(
     peak_D: Tensor,
     *,

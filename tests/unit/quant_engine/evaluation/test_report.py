@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from quant_engine.evaluation.layer_errors import LayerErrors
-from quant_engine.evaluation.report import LayerMeasurement, chosen_policy, gain_percent, layer_row, summarize
+from quant_engine.evaluation.report import (
+    LayerMeasurement,
+    chosen_policy,
+    gain_percent,
+    layer_row,
+    selection_regret,
+    summarize,
+)
 from quant_engine.policy import ActivationQuantization, NumberFormat, Statistic, TransformKind, WeightQuantization
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import Hadamard
@@ -104,3 +111,18 @@ def test_what_was_chosen_is_counted() -> None:
 
 def test_a_baseline_of_zero_gains_nothing() -> None:
     assert gain_percent(0.0, 0.0) == 0.0
+
+
+def test_regret_is_against_the_best_candidate_on_test_tokens() -> None:
+    def choice(chosen: str, **errors: float | None) -> dict[str, object]:
+        return {"chosen": chosen, "candidates": [{"name": name, "test_error": each} for name, each in errors.items()]}
+
+    found = selection_regret({"a": choice("cat", cat=2.0, none=4.0, wush=None), "b": choice("none", cat=2.0, none=2.1)})
+    assert found == {
+        "mean_percent": pytest.approx(2.5),
+        "worst_percent": pytest.approx(5.0),
+        "worst_site": "b",
+        "best_chosen": 1,
+        "sites": 2,
+    }
+    assert selection_regret({}) is None

@@ -8,6 +8,7 @@ from quant_engine.transforms import (
     Block,
     Permutation,
     apply_all,
+    correlated_groups,
     dense_matrix,
     duquant,
     inverse_transpose_all,
@@ -126,3 +127,19 @@ def test_misfits_are_named() -> None:
         duquant(peaks(96), block_size=16, steps=-1)
     with pytest.raises(ValueError, match="95"):
         duquant(peaks(96), block_size=16, x_TI=torch.ones(4, 95))
+
+
+def test_correlated_channels_share_a_block() -> None:
+    """Twelve channels in three families that are shuffled: each family comes out as a block."""
+    generator = torch.Generator().manual_seed(0)
+    family_D = torch.randperm(12, generator=generator) % 3
+    common_TF = torch.randn(500, 3, generator=generator, dtype=torch.float64)
+    x_TD = common_TF[:, family_D] + 0.3 * torch.randn(500, 12, generator=generator, dtype=torch.float64)
+    index_D = correlated_groups(x_TD.T @ x_TD, torch.eye(12, dtype=torch.float64), 4)
+    assert sorted(index_D.tolist()) == list(range(12))
+    assert all(len(set(block.tolist())) == 1 for block in family_D[index_D].reshape(3, 4))
+
+
+def test_blocks_of_correlated_channels_must_divide() -> None:
+    with pytest.raises(UnsupportedPolicy, match="5"):
+        correlated_groups(torch.eye(12), torch.eye(12), 5)
