@@ -47,9 +47,10 @@ _QUANTILE = Transform(statistic=Statistic(kind="quantile", q=0.997))
 _NONE = Transform(kind=TransformKind.NONE)
 _ROTATION = Transform(kind=TransformKind.ROTATION)
 _L2 = Transform(statistic=Statistic(kind="l2"))
-_WUSH = Transform(kind=TransformKind.WUSH)
+_WUSH = Transform(kind=TransformKind.WUSH, block_size=64)
 _FLATQUANT = Transform(kind=TransformKind.KRONECKER, alpha=0.3)
-_SMOOTH_CAT = Transform(kind=TransformKind.SMOOTH_CAT, statistic=Statistic(kind="l2"), damping=0.005)
+_SMOOTH_CAT = Transform(kind=TransformKind.SMOOTH_CAT, statistic=Statistic(kind="l2"), damping=0.005, block_size=64)
+_L2_KRONECKER = Transform(kind=TransformKind.KRONECKER, statistic=Statistic(kind="l2"))
 _DUQUANT = Transform(kind=TransformKind.DUQUANT, block_size=64)
 
 
@@ -118,7 +119,7 @@ _PAPERS: Final = (
     ),
     _whole(
         "wush-w4a4",
-        "WUSH (arXiv 2512.00956): the closed-form optimal transform of every site, GPTQ.",
+        "WUSH (arXiv 2512.00956): the closed-form optimal transform of every block of 64 channels, GPTQ.",
         transform=_WUSH,
         weights=_GPTQ4,
     ),
@@ -167,10 +168,11 @@ _BEST: Final = (
     ),
     _whole(
         "best-w4a4",
-        "The most accurate four bits we know: smoothed CAT at every site, clips searched, GPTQ.",
-        transform=_SMOOTH_CAT,
+        "The most accurate four bits we know: L2-smoothed Kronecker transforms and clips learned per block, GPTQ.",
+        transform=_L2_KRONECKER,
         weights=_GPTQ4,
         activations=_searched(),
+        training=BlockTraining(steps=48, batch_samples=2, inputs="quantized"),
     ),
     _whole(
         "w4a16",

@@ -34,9 +34,10 @@ _CUT: dict[str, dict[str, Any]] = {
     "spinquant-w4a4": _ROTATION,
     "flatquant-w4a4": _BLOCK,
     "omniquant-w4a4": _BLOCK,
-    "best-w4a4": _BLOCK,
+    "best-w4a4": _BLOCK | {"weights": {"gptq": {"correction": 0.5}}},
     # Neither 64 nor 128 divides the 96 channels inside a tiny model's feed-forward.
     "duquant-w4a4": {"transform": {"kind": "duquant", "block_size": 16}},
+    "wush-w4a4": {"transform": {"kind": "wush", "block_size": 16}},
     "w4a16": {"weights": {"group_size": 32}},
 }
 _WHERE: dict[str, tuple[str, ...]] = {
