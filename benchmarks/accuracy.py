@@ -11,7 +11,6 @@ label: ``'best-w4a4:untrained={"training": null}'``.
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.bars import Bars
+from benchmarks.options import pipeline_parser, run_spec
 from quant_engine.pipeline import RunSpec, run
-from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, resolve_policy
+from quant_engine.policy import Perplexity, Policy, resolve_policy
 
 _FILE = "accuracy.json"
 
@@ -88,37 +88,13 @@ def _figures(output: Path) -> dict[str, dict[str, Any]]:
 
 def _spec(options: argparse.Namespace, preset: str, overrides: dict[str, Any]) -> RunSpec:
     perplexity = Perplexity(dataset=options.dataset, tokens=options.perplexity_tokens, sequence_length=512)
-    return RunSpec(
-        model_dir=options.model,
-        policy=resolve_policy(Policy.model_validate({"preset": preset, **overrides})),
-        calibration=Calibration(
-            dataset=options.dataset,
-            samples=options.samples,
-            sequence_length=options.sequence_length,
-            seed=options.seed,
-            holdout=options.holdout,
-        ),
-        evaluation=Evaluation(perplexity=perplexity),
-        output=Output(),
-        datasets_dir=options.datasets,
-        device=options.device,
-    )
+    return run_spec(options, resolve_policy(Policy.model_validate({"preset": preset, **overrides})), perplexity)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    datasets = os.environ.get("QUANTRY_DATASETS_DIR")
+    parser = pipeline_parser(__doc__, samples=32, sequence_length=512, holdout=0.1)
     parser.add_argument("presets", nargs="+", help="PRESET, or PRESET[:LABEL]={policy fields as JSON}")
-    parser.add_argument("--model", type=Path, required=True, help="a dense safetensors checkpoint")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dataset", default="wikitext2", help="a directory under --datasets, or pydoc")
-    parser.add_argument("--datasets", type=Path, default=None if datasets is None else Path(datasets))
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--holdout", type=float, default=0.1)
     parser.add_argument("--perplexity-tokens", type=int, default=8192)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
     return parser
 
 

@@ -8,8 +8,6 @@ paper's setting is a full batch (``--batch-tokens 0``); minibatches are what a p
 """
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,8 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.bars import Bars
+from benchmarks.options import pipeline_parser, run_spec
 from quant_engine.pipeline import RunSpec, run
-from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, resolve_policy
+from quant_engine.policy import Perplexity, Policy, resolve_policy
 from quant_engine.stages.paper import paper_figures, paper_report
 
 PRESET = "paper-2606.09927"
@@ -67,38 +66,17 @@ def _spec(options: argparse.Namespace) -> RunSpec:
     perplexity = None
     if options.perplexity_tokens:
         perplexity = Perplexity(dataset=options.dataset, tokens=options.perplexity_tokens)
-    return RunSpec(
-        model_dir=options.model,
-        policy=resolve_policy(Policy.model_validate({"preset": PRESET, "search": search})),
-        calibration=Calibration(
-            dataset=options.dataset,
-            samples=options.samples,
-            sequence_length=options.sequence_length,
-            seed=options.seed,
-        ),
-        evaluation=Evaluation(perplexity=perplexity),
-        output=Output(),
-        datasets_dir=options.datasets,
-        device=options.device,
-    )
+    policy = resolve_policy(Policy.model_validate({"preset": PRESET, "search": search}))
+    return run_spec(options, policy, perplexity)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    datasets = os.environ.get("QUANTRY_DATASETS_DIR")
-    parser.add_argument("--model", type=Path, required=True, help="a dense safetensors checkpoint")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dataset", default="wikitext2", help="a directory under --datasets, or pydoc")
-    parser.add_argument("--datasets", type=Path, default=None if datasets is None else Path(datasets))
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--sequence-length", type=int, default=128)
+    parser = pipeline_parser(__doc__, samples=256, sequence_length=128, holdout=0.2)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--patience", type=int, default=80)
     parser.add_argument("--top", type=int, default=5)
     parser.add_argument("--batch-tokens", type=int, default=384, help="0: the paper's full batch")
     parser.add_argument("--perplexity-tokens", type=int, default=0, help="0: no perplexity")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
     return parser
 
 
