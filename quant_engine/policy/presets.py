@@ -64,7 +64,7 @@ def _searched(format_: NumberFormat = NumberFormat.INT4) -> ActivationQuantizati
 
 _GPTQ4 = _weights(rounding="gptq")
 _NO_ACTIVATIONS = ActivationQuantization(format=NumberFormat.NONE)
-_CORRECTED: Final[dict[str, Any]] = {"rounding": "gptq", "gptq": GptqSettings(correction=1.0)}
+_CORRECTED: Final[dict[str, Any]] = {"rounding": "gptq", "gptq": GptqSettings(correction=0.5)}
 
 _DOWN_PROJ: Final = (
     _preset(
@@ -168,9 +168,9 @@ _BEST: Final = (
     ),
     _whole(
         "best-w4a4",
-        "The most accurate four bits we know: L2-smoothed Kronecker transforms and clips learned per block, GPTQ.",
+        "The most accurate four bits we know: L2-smoothed Kronecker transforms and clips learned per block, corrected GPTQ.",
         transform=_L2_KRONECKER,
-        weights=_GPTQ4,
+        weights=_weights(**_CORRECTED),
         activations=_searched(),
         training=BlockTraining(steps=48, batch_samples=2, inputs="quantized"),
     ),
