@@ -168,7 +168,7 @@ _BEST: Final = (
     ),
     _whole(
         "best-w4a4",
-        "The most accurate four bits we know: L2-smoothed Kronecker transforms and clips learned per block, corrected GPTQ.",
+        "The most accurate four bits we know: Kronecker transforms and clips learned per block, corrected GPTQ.",
         transform=_L2_KRONECKER,
         weights=_weights(**_CORRECTED),
         activations=_searched(),
