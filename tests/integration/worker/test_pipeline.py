@@ -13,10 +13,10 @@ import pytest
 from jobs.settings import Settings
 from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
 from tests.small_disk import mounted_disk
+from tests.stages import STAGES
 from tests.tiny_models import write_tiny_model
 from worker.ending import Outcome
 from worker.environment import RUNNER
-from worker.progress import STAGES
 
 SMALL: dict[str, Any] = {
     "policy": {

@@ -5,11 +5,8 @@ import itertools
 import pytest
 
 from quant_engine.policy import PRESETS, Calibration, Evaluation
+from tests.stages import STAGES
 from worker.progress import ProgressTracker, stage_weights
-
-STAGES = (
-    "resolve", "load", "calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify", "publish",
-)  # fmt: skip
 
 
 class Clock:
