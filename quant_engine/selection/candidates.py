@@ -87,8 +87,8 @@ def candidate_name(transform: Transform, found: SitePlan | None = None) -> str:
         parts.append(f"block {transform.block_size}")
     if transform.damping != _DEFAULT.damping:
         parts.append(f"damping {transform.damping:g}")
-    if transform.massive_cap != _DEFAULT.massive_cap:
-        parts.append("no cap" if transform.massive_cap is None else f"cap {transform.massive_cap:g}")
+    if transform.massive_cap is not None:
+        parts.append(f"cap {transform.massive_cap:g}")
     return f"{transform.kind.value}({', '.join(parts)})" if parts else transform.kind.value
 
 

@@ -16,6 +16,12 @@ from tests.unit.quant_engine.outliers import massive_input, weight
 
 INT4, TOKEN4 = WeightQuantization(), ActivationQuantization()
 NONE = SitePlan(kind=TransformKind.NONE)
+HADAMARD_FAMILY = [
+    TransformKind.NONE,
+    TransformKind.SMOOTH,
+    TransformKind.ROTATION,
+    TransformKind.SMOOTH_ROTATION,
+]
 FULL = WeightQuantization(format=NumberFormat.NONE), ActivationQuantization(format=NumberFormat.NONE)
 
 
@@ -25,10 +31,10 @@ def int4(rows: Tensor) -> Tensor:
     return torch.clip(torch.round(rows / step), -8, 7) * step
 
 
-@pytest.mark.parametrize("kind", ["none", "smooth", "rotation", "smooth_rotation"])
-def test_equals_the_definition(kind: str) -> None:
+@pytest.mark.parametrize("kind", HADAMARD_FAMILY)
+def test_equals_the_definition(kind: TransformKind) -> None:
     x_TI, w_OI = massive_input(100, 96, dtype=torch.float64), weight(24, 96, dtype=torch.float64)
-    plan = build_plan(Transform(kind=TransformKind(kind)), channel_statistics(x_TI), w_OI)
+    plan = build_plan(Transform(kind=kind), channel_statistics(x_TI), w_OI)
     scale = torch.eye(96, dtype=torch.float64) if plan.scales_D is None else torch.diag(plan.scales_D.double())
     rotation = hadamard_matrix(96) if kind.rotates else torch.eye(96, dtype=torch.float64)
     y_TO = x_TI @ w_OI.T

@@ -86,8 +86,8 @@ def test_names() -> None:
     assert candidate_name(OWN, LEARNED) == "smooth_rotation(learned, α 0.4, block 32)"
     quantile = Statistic(kind="quantile", q=0.997)
     assert candidate_name(Transform(statistic=quantile)) == "smooth_rotation(quantile 0.997, α 0.5)"
-    uncapped = Transform(kind=TransformKind.WUSH, massive_cap=None, damping=0.05)
-    assert candidate_name(uncapped) == "wush(damping 0.05, no cap)"
+    capped = Transform(kind=TransformKind.WUSH, massive_cap=8.0, damping=0.05)
+    assert candidate_name(capped) == "wush(damping 0.05, cap 8)"
 
 
 def test_cost_is_relative_to_the_linears_and_spares_the_diagonal() -> None:

@@ -74,7 +74,7 @@ def test_the_lowest_error_wins() -> None:
     assert chosen.errors == pytest.approx(errors, rel=1e-6)
     assert chosen.index == errors.index(min(errors))
     assert chosen.plan is plans[chosen.index]
-    assert chosen.plan.kind is TransformKind.SMOOTH_ROTATION
+    assert chosen.plan.kind is TransformKind.SMOOTH_CAT
 
 
 def test_the_earlier_of_equals_wins() -> None:
