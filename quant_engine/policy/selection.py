@@ -28,7 +28,7 @@ class Kurtosis(Frozen):
     """Per layer, one of two transforms by the robust z-score of the weights' kurtosis (arXiv 2511.17809).
 
     z = 0.6745 (κ − median) / (MAD + ε) over the layers of one role group; where ``sign`` · z > ``beta`` a layer takes
-    ``outlying``, elsewhere ``typical``. The paper's values are not public to us: the defaults were fitted.
+    ``outlying``, elsewhere ``typical``. The paper's values are not public to us; the defaults are ours.
     """
 
     kind: Literal["kurtosis"] = "kurtosis"
