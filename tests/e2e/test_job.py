@@ -155,7 +155,8 @@ def test_a_job_that_can_not_be_done_says_why_and_what_helps(client: Quantry, cha
 
 
 def test_a_cancelled_job_leaves_no_process(service: Serving, client: Quantry) -> None:
-    job = client.submit({**REQUEST, "policy": {"preset": "trainable-smoothrot-w4a4", "training": {"steps": 100_000}}})
+    training = {"steps": 100_000, "patience": 100_000}  # it must still be training when it is cancelled
+    job = client.submit({**REQUEST, "policy": {"preset": "trainable-smoothrot-w4a4", "training": training}})
     assert eventually(lambda: client.get(job.id).progress.stage == "train", 60)
     runner = runner_of(service)
     client.cancel(job.id)
