@@ -21,7 +21,7 @@ CLOSED_FORMS: Final = (TransformKind.CAT, TransformKind.WUSH, TransformKind.SMOO
 """The kinds that are made of two covariances."""
 
 _DUQUANT_TOKENS: Final = 2048
-_AFFINE_BLOCK: Final = 64
+_DEFAULT_BLOCK: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +104,7 @@ def _duquant(transform: Transform, evidence: _Evidence, scales_D: Tensor | None)
     if scales_D is not None:
         x_TD = x_TD / scales_D.to(x_TD)
     peak_D = x_TD.abs().amax(dim=0)
-    return duquant(peak_D, block_size=transform.block_size or peak_D.shape[0], x_TI=x_TD)
+    return duquant(peak_D, block_size=transform.block_size or _largest_block(peak_D.shape[0]), x_TI=x_TD)
 
 
 def _affine(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -> _Online:
@@ -173,4 +173,4 @@ def _spread(x_TD: Tensor, count: int) -> Tensor:
 
 
 def _largest_block(width: int) -> int:
-    return max(size for size in range(1, _AFFINE_BLOCK + 1) if width % size == 0)
+    return max(size for size in range(1, _DEFAULT_BLOCK + 1) if width % size == 0)
