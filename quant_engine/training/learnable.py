@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from quant_engine.evaluation.layer_errors import rounded_weights
 from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
 from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
 from quant_engine.training.matrices import MATRICES, CayleyMatrix, LearnedMatrix, Parametrization, inverse_transpose
@@ -185,17 +186,12 @@ def plan_inputs(x_TI: Tensor, plan: SitePlan, settings: SiteSettings) -> Tensor:
 
 
 def plan_weights(linears: Iterable[Tensor], plan: SitePlan, settings: SiteSettings) -> tuple[Tensor, ...]:
-    """Q(W A⁻ᵀ) of each linear of a finished plan.
+    """Q(W A⁻ᵀ) of each linear of a finished plan, as layer errors measure them.
 
     Raises:
         NumericalInstability: A can not be inverted.
     """
-    weights = tuple(linears)
-    clips = split_clip(plan.weight_clip_OG, weights)
-    return tuple(
-        _quantized(transform_weight(w_OI, plan), settings.weights, ratio_OG)
-        for w_OI, ratio_OG in zip(weights, clips, strict=True)
-    )
+    return tuple(rounded_weights(tuple(linears), plan, settings.weights))
 
 
 def split_clip(clip_OG: Tensor | None, linears: Iterable[Tensor]) -> list[Tensor | None]:
