@@ -3,11 +3,23 @@
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from jobs.states import JobStatus
+from jobs.states import JobStatus, PublicationStatus
 
 Json = dict[str, Any]
 
@@ -135,10 +147,10 @@ class JobLayer(Base):
 
 
 class Artifact(Base):
-    """One published file: the manifest. ``path`` is relative to ``<artifacts>/<job_id>/<fence>``."""
+    """One published file: the manifest. Its bytes are in the artifact store, under ``sha256``."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("job_id", "path"),)
+    __table_args__ = (UniqueConstraint("job_id", "path"), Index("ix_artifacts_sha256", "sha256"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -147,6 +159,63 @@ class Artifact(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
     media_type: Mapped[str]
+
+
+class Credential(Base):
+    """A Hub token that a tenant stored. ``secret`` is ciphertext; no view ever has it."""
+
+    __tablename__ = "credentials"
+    __table_args__ = (Index("ix_credentials_tenant_created_at_id", "tenant", text("created_at DESC"), text("id DESC")),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    kind: Mapped[str]
+    secret: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    last_used_at: Mapped[datetime | None]
+
+
+class Publication(Base):
+    """One push of a job's checkpoint to the Hub; leased and fenced like a job."""
+
+    __tablename__ = "publications"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({', '.join(repr(status.value) for status in PublicationStatus)})", name="status"),
+        Index("ix_publications_job_id_created_at_id", "job_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_publications_queued", "available_at", "id", postgresql_where=text("status = 'queued'")),
+        Index("ix_publications_running", "lease_until", postgresql_where=text("status = 'running'")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    tenant: Mapped[str]
+    status: Mapped[str]
+    version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+
+    repo: Mapped[str]
+    private: Mapped[bool]
+    revision: Mapped[str]
+    credential_id: Mapped[str | None]
+    manifest_sha256: Mapped[str]
+
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    available_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    fence: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
+    attempt: Mapped[int] = mapped_column(server_default=_ZERO)
+    max_attempts: Mapped[int]
+    owner: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+
+    bytes_done: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
+    bytes_total: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
+    commit_sha: Mapped[str | None]
+    commit_url: Mapped[str | None]
+    created_repo: Mapped[bool] = mapped_column(server_default=false())
+    error: Mapped[Json | None] = mapped_column(JSONB(none_as_null=True))
 
 
 class IdempotencyKey(Base):

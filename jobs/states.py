@@ -49,3 +49,17 @@ class StageStatus(StrEnum):
     SUCCEEDED = "succeeded"  # finished in this attempt
     REUSED = "reused"  # finished by an earlier attempt; its files were taken over
     FAILED = "failed"  # the run ended inside it
+
+
+class PublicationStatus(StrEnum):
+    """A push of one job's checkpoint to the Hub."""
+
+    QUEUED = "queued"  # waits for a worker (again, after a crash or a Hub that did not answer)
+    RUNNING = "running"  # a worker holds the lease
+    SUCCEEDED = "succeeded"  # the commit is on the Hub
+    FAILED = "failed"  # ended by a problem, which ``error`` tells; a retry queues it again
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether only a retry moves it."""
+        return self in {PublicationStatus.SUCCEEDED, PublicationStatus.FAILED}

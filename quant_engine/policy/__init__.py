@@ -5,6 +5,7 @@ from quant_engine.policy.presets import PRESETS, Preset
 from quant_engine.policy.request import (
     Calibration,
     Evaluation,
+    HubTarget,
     InlineTexts,
     JobRequest,
     Limits,
@@ -32,6 +33,7 @@ __all__ = [
     "Evaluation",
     "GptqSettings",
     "GridSearch",
+    "HubTarget",
     "InlineTexts",
     "JobRequest",
     "Kurtosis",

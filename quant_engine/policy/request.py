@@ -19,13 +19,19 @@ def _refuse_ambiguous_id(model_id: str) -> str:
 ModelId = Annotated[str, Field(strict=True, pattern=_ID_PATTERN), AfterValidator(_refuse_ambiguous_id)]
 
 
+CredentialId = Annotated[str, Field(strict=True, pattern=r"^cred_[0-9a-f]{24}$")]
+
+
 class ModelReference(Frozen):
-    """A model by source and id: ``hub``, or ``local`` for a directory name under the operator's models directory."""
+    """A model by source and id: ``hub``, or ``local`` for a directory name under the operator's models directory.
+
+    ``credential`` is the id of a stored Hub token, for gated and private models; null uses the operator's, if any.
+    """
 
     source: Literal["hub", "local"] = "hub"
     id: ModelId
     revision: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
-    credential: None = None
+    credential: CredentialId | None = None
 
 
 class InlineTexts(Frozen):
@@ -65,11 +71,35 @@ class Evaluation(Frozen):
     perplexity: Perplexity | None = Perplexity()
 
 
-class Output(Frozen):
-    """The kind of checkpoint. ``hub`` publication is not offered yet and must be null."""
+RepoId = Annotated[
+    str,
+    Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"),
+    AfterValidator(_refuse_ambiguous_id),
+]
+Branch = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 
-    profile: Literal["rotated"] = "rotated"
-    hub: None = None
+
+class HubTarget(Frozen):
+    """Where a checkpoint is published: ``owner/name`` on the Hub, private unless told otherwise.
+
+    ``credential`` is the id of a stored Hub token that may write there; null uses the operator's, if any.
+    """
+
+    repo: RepoId
+    private: Annotated[bool, Field(strict=True)] = True
+    revision: Branch = "main"
+    credential: CredentialId | None = None
+
+
+class Output(Frozen):
+    """The kind of checkpoint, and where it goes.
+
+    ``universal`` is what plain ``from_pretrained`` loads right: nothing online, no clipping of activations. ``rotated``
+    may have both, and then needs our loader. ``hub`` publishes the checkpoint once the job has succeeded.
+    """
+
+    profile: Literal["rotated", "universal"] = "rotated"
+    hub: HubTarget | None = None
 
 
 class Limits(Frozen):
