@@ -158,6 +158,8 @@ class Attempt:
         run_file = RunFile(
             job_id=self.claim.job_id,
             parent_pid=os.getpid(),
+            model_id=self.request.model.id,
+            revision=self._pinned_revision() if self.request.model.source == "hub" else None,
             model_dir=model_dir,
             policy=self.request.policy,
             calibration=self.request.calibration,

@@ -109,6 +109,8 @@ class RunFile(BaseModel):
 
     job_id: str
     parent_pid: int
+    model_id: str
+    revision: str | None = None
     model_dir: Path
     policy: Policy
     calibration: Calibration

@@ -102,6 +102,8 @@ def _run(run_file: RunFile, observer: PipeObserver) -> None:
         datasets_dir=run_file.datasets_dir,
         default_dataset=run_file.default_dataset,
         device=run_file.device,
+        model_id=run_file.model_id,
+        revision=run_file.revision,
     )
     run(spec, work_dir=run_file.work_dir, output_dir=run_file.output_dir, observer=observer)
 

@@ -18,6 +18,8 @@ class RunSpec:
         datasets_dir: where named data sets are; None leaves the built-in ones.
         default_dataset: used where the request names none.
         device: where tensors are computed, as torch names it.
+        model_id: what people call the model; the directory's name where it is None.
+        revision: the Hub commit that ``model_dir`` is; None for a model that is not the Hub's.
     """
 
     model_dir: Path
@@ -28,6 +30,8 @@ class RunSpec:
     datasets_dir: Path | None = None
     default_dataset: str = BUILT_IN
     device: str = "cpu"
+    model_id: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
