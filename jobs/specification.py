@@ -13,15 +13,24 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
     """The same request with nothing left to defaults. Hub ids are resolved later, by the worker.
 
     Raises:
-        InvalidPolicy: the policy contradicts itself or names an unknown preset; the pointer begins with /policy.
+        InvalidPolicy: the policy contradicts itself or names an unknown preset (the pointer begins with /policy), or
+            there is nothing for ``output`` to act on.
         ModelNotFound: a local model is not in the models directory.
         DatasetNotFound: a dataset's name means nothing here.
     """
     if request.model.source == "local":
         local_model_dir(settings, request.model.id)
+    policy = _resolve_policy(request.policy)
+    if policy.task == "evaluate" and request.output.hub is not None:
+        raise InvalidPolicy(
+            "A job that only measures a model writes no checkpoint, so there is nothing to publish. "
+            "Leave output.hub out, or choose a preset that quantizes.",
+            pointer="/output/hub",
+            code="nothing_to_publish",
+        )
     return request.model_copy(
         update={
-            "policy": _resolve_policy(request.policy),
+            "policy": policy,
             "calibration": request.calibration.model_copy(
                 update={"dataset": _calibration_dataset(request.calibration.dataset, settings)}
             ),

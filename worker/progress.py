@@ -27,6 +27,8 @@ def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluati
     """
     tokens = calibration.samples * calibration.sequence_length / 32_768
     weights = {"resolve": 1.0, "load": 1.0}
+    if policy.task == "evaluate":
+        return weights | _evaluation_weight(evaluation, models=1) | {"publish": 1.0}
     training = {} if policy.training is None else {"train": _training_weight(policy.training, calibration, tokens)}
     if policy.training is not None and policy.training.kind == "rotation":
         weights |= training  # rotations are learned before anything is calibrated
@@ -36,9 +38,13 @@ def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluati
     weights |= training
     weights["select"] = 20.0 * (1 + _candidates(policy.selection)) * tokens
     weights["quantize"] = 5.0 if policy.weights.rounding == "rtn" else 240.0 * tokens
-    if evaluation.perplexity is not None:
-        weights["evaluate"] = 250.0 * evaluation.perplexity.tokens / 16_384
-    return weights | {"export": 5.0, "verify": 15.0, "publish": 1.0}
+    return weights | _evaluation_weight(evaluation, models=2) | {"export": 5.0, "verify": 15.0, "publish": 1.0}
+
+
+def _evaluation_weight(evaluation: Evaluation, *, models: int) -> dict[str, float]:
+    if evaluation.perplexity is None:
+        return {}
+    return {"evaluate": 125.0 * models * evaluation.perplexity.tokens / 16_384}
 
 
 def _search_weight(search: AnySearch, tokens: float) -> float:

@@ -202,4 +202,15 @@ _BEST: Final = (
     ),
 )
 
-PRESETS: Final[dict[str, Preset]] = {preset.name: preset for preset in (*_DOWN_PROJ, *_PAPERS, *_BEST)}
+EVALUATE: Final = _whole(
+    "evaluate",
+    "Changes nothing: measures a model as it is, dense or quantized by whoever wrote its checkpoint.",
+    task="evaluate",
+    transform=_NONE,
+    online="none",
+    weights=WeightQuantization(format=NumberFormat.NONE),
+    activations=_NO_ACTIVATIONS,
+    ignore=(),
+)
+
+PRESETS: Final[dict[str, Preset]] = {preset.name: preset for preset in (*_DOWN_PROJ, *_PAPERS, *_BEST, EVALUATE)}

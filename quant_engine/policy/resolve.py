@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization
-from quant_engine.policy.presets import PRESETS
+from quant_engine.policy.presets import EVALUATE, PRESETS
 from quant_engine.policy.types import Policy
 
 
@@ -31,7 +31,8 @@ def resolve_policy(requested: Policy) -> Policy:
     """
     explicit = requested.model_dump(mode="json", exclude_unset=True)
     if requested.preset is None:
-        merged = explicit
+        base = EVALUATE.policy.model_dump(mode="json", exclude={"preset"}) if requested.task == "evaluate" else {}
+        merged = _overlay(base, explicit)
     elif requested.preset in PRESETS:
         merged = _overlay(PRESETS[requested.preset].policy.model_dump(mode="json"), explicit)
     else:
@@ -44,7 +45,9 @@ def resolve_policy(requested: Policy) -> Policy:
 
 def policy_hash(policy: Policy) -> str:
     """``sha256:`` and the digest of the canonical JSON; the preset's name does not count, only what it says."""
-    fields = policy.model_dump(mode="json", exclude={"preset"})
+    # A job that quantizes is not told apart by its task: it hashes as it did before there was another one.
+    silent = {"preset"} | ({"task"} if policy.task == "quantize" else set())
+    fields = policy.model_dump(mode="json", exclude=silent)
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -73,6 +76,9 @@ def _overlay(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(policy: Policy) -> None:
+    if policy.task == "evaluate":
+        _check_evaluation(policy)
+        return
     _check_weights(policy.weights, "/weights")
     _check_activations(policy.activations, policy.weights, "/activations")
     for index, override in enumerate(policy.overrides):
@@ -87,6 +93,17 @@ def _check(policy: Policy) -> None:
             _check_pattern(pattern, f"/{field}/{index}")
     _check_search(policy)
     _check_training(policy)
+
+
+def _check_evaluation(policy: Policy) -> None:
+    for field in Policy.model_fields:
+        if field != "preset" and getattr(policy, field) != getattr(EVALUATE.policy, field):
+            raise PolicyError(
+                f"/{field}",
+                "nothing_is_changed",
+                f"task 'evaluate' measures the model as it is, so {field} has nothing to act on. "
+                f"Leave {field} out, or choose a preset that quantizes.",
+            )
 
 
 def _check_search(policy: Policy) -> None:

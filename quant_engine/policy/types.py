@@ -27,12 +27,16 @@ class Override(Frozen):
 class Policy(Frozen):
     """A whole policy. As a request every field may be left out; :func:`resolve_policy` fills it from the preset.
 
+    ``task`` "evaluate" measures the model as it is, dense or already quantized, and changes nothing: every other field
+    then has to say so, as the preset of this name does.
+
     ``online`` is what may be computed at inference in front of a linear: nothing (``none``), only inside the attention
     and the feed-forward (``inner``), or at every site (``all``). Where it may not be, ``residual`` rotates for free.
     """
 
     version: Literal[1] = 1
     preset: Name | None = None
+    task: Literal["quantize", "evaluate"] = "quantize"
     weights: WeightQuantization = WeightQuantization()
     activations: ActivationQuantization = ActivationQuantization()
     targets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)] = ("down_proj",)

@@ -78,7 +78,7 @@ def _metrics(observer: RecordingObserver) -> dict[str, float]:
 
 
 def test_no_preset_is_left_out() -> None:
-    assert list(_WHERE) == list(PRESETS)
+    assert list(_WHERE) == [name for name, preset in PRESETS.items() if preset.policy.task == "quantize"]
 
 
 @pytest.mark.parametrize(

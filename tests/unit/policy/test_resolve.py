@@ -1,5 +1,7 @@
 """The policy: presets, overlays, the hash, and what is refused."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from typing import Any
@@ -149,6 +151,38 @@ def test_the_hash_is_stable_and_ignores_the_presets_name() -> None:
     assert one == other
     assert one.startswith("sha256:")
     assert len(one) == len("sha256:") + 64
+
+
+def test_the_hash_of_a_policy_that_quantizes_does_not_know_of_tasks() -> None:
+    policy = resolve_policy(Policy(preset="w4a16"))
+    fields = policy.model_dump(mode="json", exclude={"preset", "task"})
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert policy_hash(policy) == "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    assert policy_hash(PRESETS["evaluate"].policy) != policy_hash(
+        PRESETS["evaluate"].policy.model_copy(update={"task": "quantize"})
+    )
+
+
+def test_the_task_alone_means_the_preset_of_its_name() -> None:
+    named = resolve_policy(Policy(preset="evaluate"))
+    assert resolve_policy(Policy(task="evaluate")) == named.model_copy(update={"preset": None})
+    assert named.weights.format is named.activations.format is NumberFormat.NONE
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "code"),
+    [
+        ({"preset": "evaluate", "weights": {"format": "int8"}}, "/weights", "nothing_is_changed"),
+        ({"preset": "evaluate", "targets": ["down_proj"]}, "/targets", "nothing_is_changed"),
+        ({"task": "evaluate", "search": {"kind": "paper"}}, "/search", "nothing_is_changed"),
+        ({"preset": "w8a8", "task": "evaluate"}, "/weights", "nothing_is_changed"),
+        ({"preset": "evaluate", "task": "quantize"}, "/weights/format", "nothing_to_quantize"),
+    ],
+)
+def test_a_measurement_that_would_change_something_is_refused(fields: dict[str, Any], pointer: str, code: str) -> None:
+    with pytest.raises(PolicyError) as refused:
+        resolve_policy(Policy.model_validate(fields))
+    assert (refused.value.pointer, refused.value.code) == (pointer, code)
 
 
 @given(alpha=st.floats(0, 1), q=st.floats(0.5, 1))

@@ -35,6 +35,12 @@ def test_only_the_stages_a_policy_needs_are_weighed() -> None:
     assert "evaluate" not in without
 
 
+def test_a_measurement_is_weighed_by_its_own_stages() -> None:
+    weights = weights_of("evaluate")
+    assert tuple(weights) == ("resolve", "load", "evaluate", "publish")
+    assert weights["evaluate"] < weights_of("rtn-w4a4")["evaluate"]  # one model instead of two
+
+
 def test_rotations_are_learned_before_anything_is_calibrated(clock: Clock) -> None:
     weights = weights_of("spinquant-w4a4")
     assert list(weights)[:4] == ["resolve", "load", "train", "calibrate"]
