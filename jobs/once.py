@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from jobs.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
 from jobs.repository import idempotency
 from jobs.specification import request_hash
-from jobs.views import JobView
-from quant_engine.policy import JobRequest
+from jobs.views import View
+
+AnyView = TypeVar("AnyView", bound=View)
 
 KEEP: Final = timedelta(hours=24)
 _MAX_KEY: Final = 255
@@ -26,17 +28,23 @@ class Once:
     request_hash: str
 
     @classmethod
-    def of(cls, tenant: str, endpoint: str, key: str | None, body: JobRequest | None) -> "Once":
-        """Raises: InvalidRequest when the key is empty, too long or not printable ASCII."""
+    def of(
+        cls, tenant: str, endpoint: str, key: str | None, body: BaseModel | None, *, digest: str | None = None
+    ) -> "Once":
+        """``digest`` identifies a body whose plain hash must not be stored, because it holds a secret.
+
+        Raises:
+            InvalidRequest: the key is empty, too long or not printable ASCII.
+        """
         if key is not None and not (1 <= len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
             raise InvalidRequest(
                 f"An Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters; a UUID is a good one.",
                 pointer="Idempotency-Key",
             )
-        return cls(tenant=tenant, endpoint=endpoint, key=key, request_hash=request_hash(body))
+        return cls(tenant=tenant, endpoint=endpoint, key=key, request_hash=digest or request_hash(body))
 
-    def replay(self, session: Session) -> JobView | None:
-        """The stored answer, or None for a first request, which then holds the key until its transaction ends.
+    def replay(self, session: Session, view: type[AnyView]) -> AnyView | None:
+        """The stored answer as a ``view``, or None for a first request, which then holds the key until its transaction ends.
 
         Raises:
             IdempotencyInFlight: another transaction holds the key.
@@ -51,12 +59,13 @@ class Once:
             return None
         if row.request_hash != self.request_hash:
             raise IdempotencyConflict
-        return JobView.model_validate(row.response)
+        return view.model_validate(row.response)
 
-    def remember(self, session: Session, view: JobView) -> None:
-        """Store the answer in the transaction that made it."""
+    def remember(self, session: Session, view: View) -> None:
+        """Store the answer in the transaction that made it, with the row's version where the view has one."""
         if self.key is None:
             return
-        response = {**view.model_dump(mode="json"), "version": view.version}
+        hidden = {name: getattr(view, name) for name, field in type(view).model_fields.items() if field.exclude}
+        response = {**view.model_dump(mode="json"), **hidden}
         identity = (self.tenant, self.endpoint, self.key)
         idempotency.store(session, identity, request_hash=self.request_hash, response=response, keep=KEEP)

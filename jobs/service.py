@@ -60,7 +60,7 @@ class JobService:
         """
         once = Once.of(tenant, "POST /v1/jobs", idempotency_key, request)
         with self._database.transaction() as session:
-            stored = once.replay(session)
+            stored = once.replay(session, JobView)
             if stored is not None:
                 return stored, False
             job = _new_job(resolve_request(request, self._settings), tenant, self._settings.max_attempts)
@@ -105,7 +105,7 @@ class JobService:
         """Raises: JobNotFound, InvalidState on a terminal job, IdempotencyConflict, IdempotencyInFlight."""
         once = Once.of(tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None)
         with self._database.transaction() as session:
-            stored = once.replay(session)
+            stored = once.replay(session, JobView)
             if stored is not None:
                 return stored
             view = self._views(session, [_cancel(session, tenant, job_id)])[0]

@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+from pydantic import BaseModel
+
 from jobs.errors import InvalidPolicy
 from jobs.library import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
 from jobs.settings import Settings
@@ -39,7 +41,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
     )
 
 
-def request_hash(request: JobRequest | None) -> str:
+def request_hash(request: BaseModel | None) -> str:
     """Identifies a body for Idempotency-Key: what it says, not how it was spelled."""
     body = None if request is None else request.model_dump(mode="json", exclude_unset=True)
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
