@@ -44,7 +44,7 @@ class Once:
         return cls(tenant=tenant, endpoint=endpoint, key=key, request_hash=digest or request_hash(body))
 
     def replay(self, session: Session, view: type[AnyView]) -> AnyView | None:
-        """The stored answer as a ``view``, or None for a first request, which then holds the key until its transaction ends.
+        """The stored answer as a ``view``; None for a first request, which holds the key until its transaction ends.
 
         Raises:
             IdempotencyInFlight: another transaction holds the key.

@@ -1,13 +1,18 @@
-"""A Hub small enough to read: model info, file heads and contents, as huggingface_hub's real client asks for them."""
+"""A Hub small enough to read: model info, file heads and contents, as huggingface_hub's real client asks for them.
+
+:class:`Hub` is what is served, and what goes wrong (:class:`Fault`). A subclass of :class:`HubHandler` can
+also be written to.
+"""
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_testtoken"  # noqa: S105 — opens nothing but this server
@@ -15,12 +20,54 @@ TOKEN = "hf_testtoken"  # noqa: S105 — opens nothing but this server
 
 @dataclass
 class HubModel:
-    """A repository with one commit. ``access``: public, private (looks missing without the token) or gated."""
+    """A repository. ``access``: public, private (looks missing without the token) or gated.
+
+    ``older`` holds earlier commits. Files named ``*.safetensors`` are LFS files, whose SHA-256 the metadata gives;
+    ``claimed`` overrides what is claimed of a file.
+    """
 
     files: dict[str, bytes]
     sha: str = "a" * 40
     branches: tuple[str, ...] = ("main",)
     access: str = "public"
+    older: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    claimed: dict[str, str] = field(default_factory=dict)
+
+    def move(self, files: dict[str, bytes], sha: str) -> None:
+        """A new commit on every branch; the one before can still be asked for by its sha."""
+        self.older[self.sha] = self.files
+        self.files, self.sha = files, sha
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit and its files."""
+        if revision in {self.sha, *self.branches}:
+            return self.sha, self.files
+        return (revision, self.older[revision]) if revision in self.older else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What the next ``times`` requests whose "METHOD path" contains ``match`` meet.
+
+    An error ``status`` with ``headers``, or a connection that breaks after ``cut_after`` bytes of the answer's body
+    (for a subclass that reads bodies: of the request's). ``ignore_range`` answers with the whole file.
+    """
+
+    match: str
+    times: int = 1
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
+    ignore_range: bool = False
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request as it arrived; header names in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
 
 
 @dataclass
@@ -29,23 +76,171 @@ class Hub:
 
     models: dict[str, HubModel] = field(default_factory=dict)
     url: str = ""
-    requests: list[str] = field(default_factory=list)
+    received: list[Received] = field(default_factory=list)
     failing: bool = False
+    faults: list[Fault] = field(default_factory=list)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def requests(self) -> list[str]:
+        """Every request as "METHOD path"."""
+        return [f"{request.method} {request.path}" for request in self.received]
 
     @property
     def downloads(self) -> list[str]:
-        """Paths of files whose content was sent."""
+        """Paths of files whose content was asked for."""
         return [line.split(" ", 1)[1] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
+
+    def ranges(self, name: str) -> list[str]:
+        """The Range headers of the requests for the contents of ``name``; empty for a whole file."""
+        asked = [each for each in self.received if each.method == "GET" and each.path.endswith(f"/{name}")]
+        return [each.headers.get("range", "") for each in asked]
+
+    def take_fault(self, line: str) -> Fault | None:
+        """The first fault that matches "METHOD path", used up by one."""
+        with self.lock:
+            fault = next((fault for fault in self.faults if fault.match in line), None)
+            if fault is not None:
+                index = self.faults.index(fault)
+                left = Fault(**{**fault.__dict__, "times": fault.times - 1})
+                self.faults[index : index + 1] = [left] if left.times > 0 else []
+        return fault
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """Answers one connection's requests. Every ``do_*`` begins with :meth:`begin`."""
+
+    served: Hub
+    protocol_version = "HTTP/1.1"
+    route: str
+    fault: Fault | None
+
+    def do_GET(self) -> None:
+        if self.begin():
+            self.read_only()
+
+    def do_HEAD(self) -> None:
+        if self.begin():
+            self.read_only()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — the base class's name
+        """Stay silent."""
+
+    def begin(self) -> bool:
+        """Record the request and meet its fault; False when it has been answered already."""
+        self.route = unquote(urlsplit(self.path).path)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        line = f"{self.command} {self.route}"
+        with self.served.lock:
+            self.served.received.append(Received(self.command, self.route, headers))
+        self.fault = self.served.take_fault(line)
+        if self.fault is not None and self.fault.status is not None:
+            self.send(HTTPStatus(self.fault.status), b"", self.fault.headers)
+            return False
+        if self.served.failing:
+            self.send(HTTPStatus.SERVICE_UNAVAILABLE)
+            return False
+        offered = self.headers.get("Authorization")
+        if offered not in {None, f"Bearer {TOKEN}"}:
+            self.send(
+                HTTPStatus.UNAUTHORIZED, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
+            return False
+        return True
+
+    @property
+    def authorized(self) -> bool:
+        """Whether the request carries the token."""
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def read_only(self) -> None:
+        """Model info, trees, access checks and files."""
+        model_id, rest = self.split()
+        model = self.served.models.get(model_id)
+        if model is None or (model.access == "private" and not self.authorized):
+            self.refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
+        elif self.route.startswith("/api/models/") and rest != "auth-check":
+            self._info(model_id, model, rest)
+        elif model.access == "gated" and not self.authorized:
+            self.refuse(HTTPStatus.FORBIDDEN, "GatedRepo")
+        elif rest == "auth-check":
+            self.send_json({})
+        else:
+            self._file(model, rest)
+
+    def split(self) -> tuple[str, str]:
+        """(``owner/name``, the rest) of the path."""
+        parts = self.route.removeprefix("/api/models/").strip("/").split("/")
+        return "/".join(parts[:2]), "/".join(parts[2:])
+
+    def send_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
+        """An answer in JSON."""
+        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def refuse(self, status: HTTPStatus, code: str) -> None:
+        """An error as the Hub tells it."""
+        self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def send(self, status: HTTPStatus, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        """An answer; its body is left out of a HEAD's, and cut where the request's fault says so."""
+        cut_after = None if self.fault is None else self.fault.cut_after
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.wfile.write(body if cut_after is None else body[:cut_after])
+        if cut_after is not None:
+            self.close_connection = True
+
+    def _info(self, model_id: str, model: HubModel, rest: str) -> None:
+        kind, _, revision = rest.partition("/")
+        found = model.at(revision or "main")
+        if found is None:
+            self.refuse(HTTPStatus.NOT_FOUND, "RevisionNotFound")
+            return
+        sha, files = found
+        if kind == "tree":
+            self.send_json([_tree_entry(model, name, content) for name, content in files.items()])
+            return
+        siblings = [_sibling(model, name, content) for name, content in files.items()]
+        info = {"id": model_id, "modelId": model_id, "sha": sha, "siblings": siblings, "tags": []}
+        self.send_json(
+            {**info, "private": model.access == "private", "gated": "manual" if model.access == "gated" else False}
+        )
+
+    def _file(self, model: HubModel, rest: str) -> None:
+        _, revision, name = rest.split("/", 2)
+        found = model.at(revision)
+        content = None if found is None else found[1].get(name)
+        if found is None or content is None:
+            self.refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
+            return
+        headers = {"ETag": f'"{_sha256(content)}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
+        start = self._range_start()
+        if start is None:
+            self.send(HTTPStatus.OK, content, headers)
+        elif start < len(content):
+            span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.send(HTTPStatus.PARTIAL_CONTENT, content[start:], {**headers, "Content-Range": span})
+        else:
+            unsatisfied = {**headers, "Content-Range": f"bytes */{len(content)}"}
+            self.send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", unsatisfied)
+
+    def _range_start(self) -> int | None:
+        asked = self.headers.get("Range")
+        if asked is None or (self.fault is not None and self.fault.ignore_range):
+            return None
+        return int(asked.removeprefix("bytes=").partition("-")[0])
 
 
 @contextmanager
-def serve_hub(hub: Hub) -> Iterator[Hub]:
+def serve_hub(hub: Hub, handler: type[HubHandler] = HubHandler) -> Iterator[Hub]:
     """Serve ``hub`` on a loopback port until the block ends."""
-
-    class Handler(_Handler):
-        served = hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    bound = type("Handler", (handler,), {"served": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -58,76 +253,38 @@ def serve_hub(hub: Hub) -> Iterator[Hub]:
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    served: Hub
-    protocol_version = "HTTP/1.1"
+def git_blob_id(content: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 — git's own
 
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
 
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — the base class's name
-        """Stay silent."""
 
-    def _answer(self, *, with_body: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.served.requests.append(f"{self.command} {path}")
-        if self.served.failing:
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, b"", {}, with_body)
-            return
-        model_id, rest = self._split(path)
-        model = self.served.models.get(model_id)
-        authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        if model is None or (model.access == "private" and not authorized):
-            self._refuse(HTTPStatus.NOT_FOUND, "RepoNotFound", with_body)
-        elif path.startswith("/api/models/"):
-            self._info(model_id, model, rest, with_body)
-        elif model.access == "gated" and not authorized:
-            self._refuse(HTTPStatus.FORBIDDEN, "GatedRepo", with_body)
-        else:
-            self._file(model, rest, with_body)
+def _blob_id(model: HubModel, name: str, content: bytes) -> str:
+    """The id of what git keeps: of an LFS file only the pointer, which is of no use to a reader."""
+    if name.endswith(".safetensors"):
+        return git_blob_id(f"pointer to {name}".encode())
+    return model.claimed.get(name) or git_blob_id(content)
 
-    def _split(self, path: str) -> tuple[str, str]:
-        parts = path.removeprefix("/api/models/").strip("/").split("/")
-        return "/".join(parts[:2]), "/".join(parts[2:])
 
-    def _info(self, model_id: str, model: HubModel, rest: str, with_body: bool) -> None:
-        kind, _, revision = rest.partition("/")
-        if revision not in {model.sha, *model.branches}:
-            self._refuse(HTTPStatus.NOT_FOUND, "RevisionNotFound", with_body)
-            return
-        if kind == "tree":
-            blobs = {name: hashlib.sha1(content).hexdigest() for name, content in model.files.items()}  # noqa: S324 — git's
-            tree = [
-                {"type": "file", "path": name, "size": len(model.files[name]), "oid": oid}
-                for name, oid in blobs.items()
-            ]
-            self._send(HTTPStatus.OK, json.dumps(tree).encode(), {"Content-Type": "application/json"}, with_body)
-            return
-        siblings = [{"rfilename": name, "size": len(content)} for name, content in model.files.items()]
-        info = {"id": model_id, "modelId": model_id, "sha": model.sha, "siblings": siblings, "tags": []}
-        info |= {"private": False, "gated": model.access == "gated" and "manual"}
-        self._send(HTTPStatus.OK, json.dumps(info).encode(), {"Content-Type": "application/json"}, with_body)
+def _sibling(model: HubModel, name: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": _blob_id(model, name, content)}
+    if name.endswith(".safetensors"):
+        sha256 = model.claimed.get(name) or _sha256(content)
+        entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+    return entry
 
-    def _file(self, model: HubModel, rest: str, with_body: bool) -> None:
-        name = rest.split("/", 2)[2]
-        content = model.files.get(name)
-        if content is None:
-            self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound", with_body)
-            return
-        etag = hashlib.sha256(content).hexdigest()
-        self._send(HTTPStatus.OK, content, {"ETag": f'"{etag}"', "X-Repo-Commit": model.sha}, with_body)
 
-    def _refuse(self, status: HTTPStatus, code: str, with_body: bool) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, with_body)
-
-    def _send(self, status: HTTPStatus, body: bytes, headers: dict[str, str], with_body: bool) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
+def _tree_entry(model: HubModel, name: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": name,
+        "size": len(content),
+        "oid": _blob_id(model, name, content),
+    }
+    if name.endswith(".safetensors"):
+        sha256 = model.claimed.get(name) or _sha256(content)
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+    return entry
