@@ -4,6 +4,8 @@
     ├── NotFound                          404
     │   ├── JobNotFound                       job_not_found
     │   ├── ArtifactNotFound                  artifact_not_found
+    │   ├── PublicationNotFound               publication_not_found
+    │   ├── CredentialNotFound                credential_not_found
     │   └── ReportNotFound                    report_not_found      (the job has not succeeded yet)
     ├── InvalidState                      409 invalid_state         (Retry-After while the job still runs)
     ├── IdempotencyInFlight               409 idempotency_in_flight (Retry-After)
@@ -11,11 +13,16 @@
     │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
     │   ├── ModelNotFound                     model_not_found
     │   ├── DatasetNotFound                   dataset_not_found
+    │   ├── UnknownCredential                 credential_not_found
     │   └── InvalidQuery                      invalid_query         (names the parameter)
     ├── IdempotencyConflict               422 idempotency_key_reused
+    ├── TooManyCredentials                409 quota_exceeded
+    ├── CredentialUnreadable              500 credential_unreadable (for workers: the key is another one)
     ├── Unauthorized                      401 unauthorized          (WWW-Authenticate)
     ├── BodyTooLarge                      413 body_too_large
     ├── Unavailable                       503 unavailable           (Retry-After)
+    │   └── StoreUnavailable                  store_unavailable     (the artifact store)
+    │       └── StoreRefused                  store_refused         (it answers, and says no)
     └── InstallationError                 500 installation_error    (raised at start, never by a request)
 
 A failed *job* is not an exception: its ``error`` is a :class:`JobProblem`, the same shape as data.
@@ -96,6 +103,26 @@ class ArtifactNotFound(NotFound):
         super().__init__("There is no artifact with this id. A job lists its own under /v1/jobs/{id}/artifacts.")
 
 
+class PublicationNotFound(NotFound):
+    """No publication of this tenant has the id."""
+
+    code = "publication_not_found"
+    title = "Publication not found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no publication with this id. A job lists its own under /v1/jobs/{id}/publications.")
+
+
+class CredentialNotFound(NotFound):
+    """No credential of this tenant has the id."""
+
+    code = "credential_not_found"
+    title = "Credential not found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no credential with this id. List yours with GET /v1/credentials.")
+
+
 class ReportNotFound(NotFound):
     """The job exists but has no report."""
 
@@ -158,6 +185,20 @@ class DatasetNotFound(InvalidRequest):
     title = "Dataset not found"
 
 
+class UnknownCredential(InvalidRequest):
+    """A request names a credential that its tenant does not have."""
+
+    code = "credential_not_found"
+    title = "Credential not found"
+
+    def __init__(self, pointer: str) -> None:
+        super().__init__(
+            "There is no credential with this id.",
+            pointer=pointer,
+            hint="Store the Hub token with POST /v1/credentials, or use an id that GET /v1/credentials lists.",
+        )
+
+
 class InvalidQuery(InvalidRequest):
     """A query parameter that means nothing here, such as a foreign cursor."""
 
@@ -174,6 +215,30 @@ class IdempotencyConflict(QuantryError):
 
     def __init__(self) -> None:
         super().__init__("This Idempotency-Key was used with another request. Send a new key with a new request.")
+
+
+class TooManyCredentials(QuantryError):
+    """The tenant has as many credentials as a tenant may have."""
+
+    status = 409
+    code = "quota_exceeded"
+    title = "Too many credentials"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"There are {limit} credentials already, the most there can be. Delete one first.")
+
+
+class CredentialUnreadable(QuantryError):
+    """A stored secret does not open with the keys at hand."""
+
+    code = "credential_unreadable"
+    title = "Credential unreadable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The stored token was encrypted with a key that this machine does not have. Store the token again; the "
+            "operator should give every API and worker the same QUANTRY_SECRET_KEY."
+        )
 
 
 class Unauthorized(QuantryError):
@@ -210,6 +275,26 @@ class Unavailable(QuantryError):
 
     def __init__(self, detail: str = "The database does not answer. Repeat the request in a few seconds.") -> None:
         super().__init__(detail, retry_after=5)
+
+
+class StoreUnavailable(Unavailable):
+    """The artifact store does not answer."""
+
+    code = "store_unavailable"
+
+    def __init__(
+        self, detail: str = "The artifact store does not answer. Repeat the request in a few seconds."
+    ) -> None:
+        super().__init__(detail)
+
+
+class StoreRefused(StoreUnavailable):
+    """The artifact store answers and refuses: no such bucket, or keys that may not. Only the operator can mend it."""
+
+    code = "store_refused"
+
+    def __init__(self) -> None:
+        super().__init__("The artifact store refuses the service. The operator must look at its bucket and its keys.")
 
 
 class InstallationError(QuantryError):

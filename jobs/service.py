@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from jobs import cursors
 from jobs.artifacts import ArtifactStore
 from jobs.clean import clean_text, is_storable
+from jobs.credentials import require_credentials_of
 from jobs.database import Database
 from jobs.errors import ArtifactNotFound, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
 from jobs.ids import is_id, new_id
@@ -55,7 +56,8 @@ class JobService:
         """Validate, resolve and enqueue; nudges a worker after the commit. False: replayed from the Idempotency-Key.
 
         Raises:
-            InvalidPolicy, ModelNotFound, DatasetNotFound: what is asked for can not be done; names the field.
+            InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: what is asked for can not be done; names
+                the field.
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
         once = Once.of(tenant, "POST /v1/jobs", idempotency_key, request)
@@ -63,6 +65,7 @@ class JobService:
             stored = once.replay(session, JobView)
             if stored is not None:
                 return stored, False
+            require_credentials_of(session, tenant, request)
             job = _new_job(resolve_request(request, self._settings), tenant, self._settings.max_attempts)
             changes.insert_job(session, job)
             view = self._views(session, [job])[0]

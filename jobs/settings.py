@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
 
+    secret_key: SecretStr | None = None  # Fernet keys of stored credentials, newest first; default: made in data_dir
+    max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # of what a job may download; 0: no limit
+    hub_patience_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0  # a download without a byte, before it fails
+
     lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
     heartbeat_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     sweep_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0

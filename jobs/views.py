@@ -161,6 +161,17 @@ class ArtifactView(View):
     href: str
 
 
+class CredentialView(View):
+    """A stored Hub token, which itself is never shown."""
+
+    id: str
+    object: Literal["credential"] = "credential"
+    name: str
+    kind: Literal["hub"]
+    created_at: Timestamp
+    last_used_at: Timestamp | None
+
+
 class Page(View, Generic[Item]):
     """One page of a list; ``next_cursor`` goes into ``after`` and is null on the last page."""
 

@@ -1,0 +1,215 @@
+"""Hub tokens that tenants store: encrypted at rest, shown to nobody, given only to the worker that needs one.
+
+The key is ``QUANTRY_SECRET_KEY`` (Fernet keys, newest first, so that an old one can still read while it is replaced),
+or one made on first use in the data directory. Several machines must share it: a worker reads what the API wrote.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Final, Literal
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from pydantic import SecretStr
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from jobs import cursors
+from jobs.database import Database
+from jobs.errors import (
+    CredentialNotFound,
+    CredentialUnreadable,
+    InstallationError,
+    TooManyCredentials,
+    UnknownCredential,
+)
+from jobs.ids import is_id, new_id
+from jobs.models import Credential
+from jobs.once import Once
+from jobs.repository import credentials
+from jobs.settings import Settings
+from jobs.views import CredentialView, Page
+from quant_engine.policy import JobRequest
+
+MAX_PER_TENANT: Final = 100
+
+_KEY_FILE: Final = "secret.key"
+_HASHED_AS: Final = b"quantry idempotency\0"
+_MAKE_ONE: Final = (
+    'Make one with: python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+)
+
+
+class Vault:
+    """Seals tokens with the newest key, and opens what any of the keys sealed."""
+
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        self._fernet = MultiFernet([Fernet(key) for key in keys])
+        self._newest = keys[0]
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Vault":
+        """The installation's vault; its key is made in the data directory if there is none and none is configured.
+
+        Raises:
+            InstallationError: a key is malformed, or the key file can not be read or written.
+        """
+        if settings.secret_key is not None:
+            texts = settings.secret_key.get_secret_value().split(",")
+            return cls(_checked([text.strip().encode() for text in texts], "QUANTRY_SECRET_KEY"))
+        path = settings.data_dir / _KEY_FILE
+        try:
+            return cls(_checked([_kept_key(path)], str(path)))
+        except OSError as error:
+            raise InstallationError(
+                f"The key of stored credentials, {path}, can not be read or made: {error.strerror}. Correct the "
+                "directory's permissions, or set QUANTRY_SECRET_KEY."
+            ) from error
+
+    def seal(self, token: str) -> bytes:
+        """The token, encrypted and authenticated."""
+        return self._fernet.encrypt(token.encode())
+
+    def unseal(self, secret: bytes) -> str:
+        """The token that was sealed.
+
+        Raises:
+            CredentialUnreadable: another key sealed it, or it was altered.
+        """
+        try:
+            return self._fernet.decrypt(secret).decode()
+        except InvalidToken:
+            raise CredentialUnreadable from None
+
+    def digest(self, *parts: str) -> str:
+        """Tells equal from different, and tells nothing more to who has no key."""
+        text = _HASHED_AS + json.dumps(parts).encode()
+        return hmac.digest(self._newest, text, hashlib.sha256).hex()
+
+
+class CredentialService:
+    """What a tenant can do with credentials, and a worker with one. Each method is one transaction."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._database = database
+        self._vault = vault
+
+    def create(
+        self,
+        *,
+        tenant: str,
+        name: str,
+        token: SecretStr,
+        kind: Literal["hub"] = "hub",
+        idempotency_key: str | None = None,
+    ) -> CredentialView:
+        """Store a token. The answer to a repeated Idempotency-Key is the first one's.
+
+        Raises:
+            TooManyCredentials: the tenant has as many as a tenant may have.
+            IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
+        """
+        plain = token.get_secret_value()
+        digest = self._vault.digest(name, kind, plain)
+        once = Once.of(tenant, "POST /v1/credentials", idempotency_key, None, digest=digest)
+        with self._database.transaction() as session:
+            stored = once.replay(session, CredentialView)
+            if stored is not None:
+                return stored
+            if credentials.count(session, tenant) >= MAX_PER_TENANT:
+                raise TooManyCredentials(MAX_PER_TENANT)
+            row = Credential(id=new_id("cred"), tenant=tenant, name=name, kind=kind, secret=self._vault.seal(plain))
+            session.add(row)
+            session.flush()
+            session.refresh(row)
+            view = _view(row)
+            once.remember(session, view)
+        return view
+
+    def list(self, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[CredentialView]:
+        """Newest first, keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
+        key = None if after is None else cursors.decode_job(after)
+        with self._database.transaction() as session:
+            found = credentials.page(session, tenant, limit=limit + 1, after=key)
+        views = tuple(_view(row) for row in found[:limit])
+        has_more = len(found) > limit
+        cursor = cursors.encode_job(views[-1].created_at, views[-1].id) if has_more else None
+        return Page(data=views, has_more=has_more, next_cursor=cursor)
+
+    def delete(self, credential_id: str, *, tenant: str) -> None:
+        """Forget a token. A job that still needs it will fail and say so. Raises: CredentialNotFound."""
+        with self._database.transaction() as session:
+            if not is_id(credential_id) or not credentials.delete(session, tenant, credential_id):
+                raise CredentialNotFound
+
+    def hub_token(self, credential_id: str, *, tenant: str) -> str:
+        """The token, for the process that talks to the Hub; notes the time of use.
+
+        Raises:
+            CredentialNotFound: it was deleted, or is another tenant's.
+            CredentialUnreadable: this machine does not have the key that sealed it.
+        """
+        with self._database.transaction() as session:
+            row = credentials.find(session, tenant, credential_id) if is_id(credential_id) else None
+            if row is None:
+                raise CredentialNotFound
+            token = self._vault.unseal(row.secret)
+            row.last_used_at = session.scalars(func.clock_timestamp().select()).one()
+        return token
+
+
+def require_credential(session: Session, tenant: str, credential_id: str | None, pointer: str) -> None:
+    """Check a request's reference to a credential, null being none.
+
+    Raises:
+        UnknownCredential: the tenant has no such credential; names the field.
+    """
+    if credential_id is not None and credentials.find(session, tenant, credential_id) is None:
+        raise UnknownCredential(pointer)
+
+
+def require_credentials_of(session: Session, tenant: str, request: JobRequest) -> None:
+    """Check every credential that a job names. Raises: UnknownCredential."""
+    require_credential(session, tenant, request.model.credential, "/model/credential")
+    if request.output.hub is not None:
+        require_credential(session, tenant, request.output.hub.credential, "/output/hub/credential")
+
+
+def _view(row: Credential) -> CredentialView:
+    return CredentialView.model_validate(row, from_attributes=True)
+
+
+def _checked(keys: list[bytes], origin: str) -> tuple[bytes, ...]:
+    for number, key in enumerate(keys, start=1):
+        try:
+            Fernet(key)
+        except ValueError:
+            raise InstallationError(
+                f"Key {number} of {len(keys)} in {origin} is not a Fernet key, which is 32 bytes in URL-safe base64. "
+                f"{_MAKE_ONE}"
+            ) from None
+    return tuple(keys)
+
+
+def _kept_key(path: Path) -> bytes:
+    """The key in ``path``, made by whoever comes first: the API and the workers start at the same time."""
+    try:
+        return path.read_bytes().strip()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(Fernet.generate_key())
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was faster, and its key stands
+            os.link(draft, path)
+    finally:
+        draft.unlink()
+    return path.read_bytes().strip()
