@@ -11,6 +11,7 @@ from starlette.requests import Request
 from api.body import read_body, require_json
 from api.state import AppState
 from jobs.errors import Unauthorized
+from jobs.publications.service import PublicationService
 from jobs.service import JobService
 from jobs.settings import SINGLE_TENANT, Settings
 
@@ -35,8 +36,13 @@ async def _service(state: State) -> JobService:
     return state.service
 
 
+async def _publications(state: State) -> PublicationService:
+    return state.publications
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 Service = Annotated[JobService, Depends(_service)]
+Publications = Annotated[PublicationService, Depends(_publications)]
 
 
 async def authorize(
@@ -66,6 +72,7 @@ Tenant = Annotated[str, Depends(_tenant)]
 
 JobId = Annotated[str, Path(description="A job's id.")]
 ArtifactId = Annotated[str, Path(description="An artifact's id.")]
+PublicationId = Annotated[str, Path(description="A publication's id.")]
 
 
 async def _json_body(request: Request, settings: SettingsDep) -> bytes:

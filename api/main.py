@@ -19,6 +19,7 @@ from api.layers.endpoints import router as layers
 from api.metrics import Metrics
 from api.nudge import CeleryNudger, broker_answers
 from api.presets.endpoints import router as presets
+from api.publications.endpoints import router as publications
 from api.query import declared_only
 from api.reports.endpoints import router as reports
 from api.request_context import RequestContext
@@ -27,6 +28,7 @@ from jobs.artifacts import ArtifactStore
 from jobs.database import Database
 from jobs.errors import InstallationError
 from jobs.overview import Overview
+from jobs.publications.service import PublicationService
 from jobs.queue import Nudger, SilentNudger
 from jobs.service import JobService
 from jobs.settings import Settings, get_settings
@@ -34,7 +36,7 @@ from jobs.settings import Settings, get_settings
 _CONTRACT_VERSION: Final = "1.0.0"
 _DATABASE_CONNECTIONS: Final = 10
 _STREAM_THREADS: Final = 4
-_RESOURCES: Final = (jobs, events, layers, reports, artifacts, presets, capabilities)
+_RESOURCES: Final = (jobs, events, layers, reports, artifacts, publications, presets, capabilities)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -88,6 +90,7 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
             yield AppState(
                 settings=settings,
                 service=JobService(database, settings, ArtifactStore(settings.artifacts_dir), nudger),
+                publications=PublicationService(database, settings),
                 overview=Overview(database, settings),
                 metrics=metrics,
                 broker_answers=None if broker_url is None else partial(broker_answers, broker_url),

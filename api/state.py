@@ -7,6 +7,7 @@ import anyio
 
 from api.metrics import Metrics
 from jobs.overview import Overview
+from jobs.publications.service import PublicationService
 from jobs.service import JobService
 from jobs.settings import Settings
 
@@ -17,6 +18,7 @@ class AppState:
 
     settings: Settings
     service: JobService
+    publications: PublicationService
     overview: Overview
     metrics: Metrics
     broker_answers: Callable[[], bool] | None

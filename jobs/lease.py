@@ -16,6 +16,7 @@ from jobs.database import Database
 from jobs.errors import JobProblem, crash_loop
 from jobs.ids import new_id
 from jobs.models import Artifact, Job
+from jobs.publications.queueing import queue_output
 from jobs.rendering import layer_values
 from jobs.repository import leases
 from jobs.repository.changes import NewEvent, move_job
@@ -178,7 +179,9 @@ class LeaseKeeper:
             if job is None:
                 return False
             leases.replace_layers(session, claim.job_id, layers)
-            leases.add_artifacts(session, [_artifact(claim, entry) for entry in manifest.artifacts])
+            artifacts = [_artifact(claim, entry) for entry in manifest.artifacts]
+            leases.add_artifacts(session, artifacts)
+            queue_output(session, job, claim.spec, artifacts, self._settings)
             return True
 
     def fail(self, claim: Claim, problem: JobProblem) -> bool:

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     retry_delay_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0  # after a crash, times the attempts so far
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
 
+    publish_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
+    publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # doubled with each attempt, at most ten minutes
+
     @model_validator(mode="before")
     @classmethod
     def _empty_is_unset(cls, values: object) -> object:

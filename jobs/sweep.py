@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from jobs.database import Database
 from jobs.errors import JobProblem, crash_loop, queue_deadline, run_deadline
 from jobs.models import Job
+from jobs.publications.sweep import sweep_publications
 from jobs.repository import leases
 from jobs.repository.changes import move_job
 from jobs.settings import Settings
@@ -19,18 +20,23 @@ MAX_NUDGES: Final = 8
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep did; ``nudges``: how many queued rows deserve a nudge now (at most 8)."""
+    """What a sweep did; ``nudges``: how many queued rows deserve a nudge now (at most 8).
+
+    ``publications``: how many of them had a lease that ran out.
+    """
 
     requeued: int = 0
     failed: int = 0
     cancelled: int = 0
     nudges: int = 0
+    publications: int = 0
 
 
 def sweep(database: Database, settings: Settings) -> Swept:
     """Settle expired leases and deadlines, then pick queued rows to nudge for. Raises: Unavailable."""
     with database.transaction() as session:
         outcomes = list(_settle(session, settings.lease_seconds))
+        publications = sweep_publications(session)
         leases.purge_expired_keys(session)
     with database.transaction() as session:
         nudges = leases.mark_nudged(session, MAX_NUDGES, quiet_seconds=settings.sweep_seconds)
@@ -39,6 +45,7 @@ def sweep(database: Database, settings: Settings) -> Swept:
         failed=outcomes.count(JobStatus.FAILED),
         cancelled=outcomes.count(JobStatus.CANCELLED),
         nudges=nudges,
+        publications=publications,
     )
 
 

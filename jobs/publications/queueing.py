@@ -1,0 +1,58 @@
+"""Making a publication of what a job's manifest holds under ``checkpoint/``."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+from jobs.ids import new_id
+from jobs.models import Artifact, Job, Publication
+from jobs.repository import publications
+from jobs.settings import Settings
+from jobs.states import PublicationStatus
+from quant_engine.policy.request import HubTarget
+
+CHECKPOINT_PREFIX: Final = "checkpoint/"
+
+
+def queue(
+    session: Session, *, job_id: str, tenant: str, target: HubTarget, files: Iterable[Artifact], max_attempts: int
+) -> Publication:
+    """A queued publication of ``files``, flushed."""
+    published = sorted((file.path.removeprefix(CHECKPOINT_PREFIX), file.sha256, file.bytes) for file in files)
+    row = Publication(
+        id=new_id("pub"),
+        job_id=job_id,
+        tenant=tenant,
+        status=PublicationStatus.QUEUED.value,
+        repo=target.repo,
+        private=target.private,
+        revision=target.revision,
+        credential_id=target.credential,
+        manifest_sha256=manifest_digest(published),
+        max_attempts=max_attempts,
+        bytes_total=sum(size for _, _, size in published),
+    )
+    publications.insert(session, row)
+    return row
+
+
+def queue_output(
+    session: Session, job: Job, spec: Mapping[str, Any], artifacts: Sequence[Artifact], settings: Settings
+) -> None:
+    """What ``output.hub`` of a job's specification asks for, in the transaction that makes the job succeed."""
+    asked = spec.get("output", {}).get("hub")
+    files = [artifact for artifact in artifacts if artifact.path.startswith(CHECKPOINT_PREFIX)]
+    if asked is None or not files:
+        return
+    target = HubTarget.model_validate(asked)
+    attempts = settings.publish_max_attempts
+    queue(session, job_id=job.id, tenant=job.tenant, target=target, files=files, max_attempts=attempts)
+
+
+def manifest_digest(files: Iterable[tuple[str, str, int]]) -> str:
+    """Identifies a set of (path in the repository, SHA-256, bytes): equal sets have equal digests, in hexadecimal."""
+    text = json.dumps(sorted(files), separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

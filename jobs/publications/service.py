@@ -1,0 +1,114 @@
+"""The use cases of the API side. Each public method is one transaction; what it returns is a frozen view."""
+
+from sqlalchemy.orm import Session
+
+from jobs import cursors
+from jobs.database import Database
+from jobs.errors import InvalidState, JobNotFound, PublicationNotFound
+from jobs.ids import is_id
+from jobs.models import Job, Publication
+from jobs.once import Once
+from jobs.publications.queueing import CHECKPOINT_PREFIX, queue
+from jobs.publications.views import PublicationView, publication_view
+from jobs.repository import jobs, publications
+from jobs.settings import Settings
+from jobs.states import JobStatus
+from jobs.views import Page
+from quant_engine.policy.request import HubTarget
+
+
+class PublicationService:
+    """What a tenant can do with publications. Every query is scoped by ``tenant``; foreign ids look missing."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+
+    def create(
+        self, job_id: str, target: HubTarget, *, tenant: str, idempotency_key: str | None = None
+    ) -> PublicationView:
+        """Queue a push of the job's checkpoint; a worker's publisher takes it up within seconds.
+
+        Raises:
+            JobNotFound, CredentialNotFound: this tenant has no such job or credential.
+            InvalidState: the job has not succeeded, or made no checkpoint.
+            IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
+        """
+        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/publications", idempotency_key, target)
+        with self._database.transaction() as session:
+            stored = once.replay(session, PublicationView)
+            if stored is not None:
+                return stored
+            job = _succeeded(_find_job(session, tenant, job_id))
+            files = publications.artifacts_of(session, job.id, CHECKPOINT_PREFIX)
+            if not files:
+                raise InvalidState("The job made no checkpoint, so there is nothing to publish.")
+            row = queue(
+                session,
+                job_id=job.id,
+                tenant=tenant,
+                target=target,
+                files=files,
+                max_attempts=self._settings.publish_max_attempts,
+            )
+            view = publication_view(row)
+            once.remember(session, view)
+        return view
+
+    def list_of(self, job_id: str, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[PublicationView]:
+        """A job's publications, newest first. Raises: JobNotFound, InvalidQuery for a foreign cursor."""
+        cursor = None if after is None else cursors.decode_job(after)
+        with self._database.transaction() as session:
+            _find_job(session, tenant, job_id)
+            found = publications.page(session, job_id, limit=limit + 1, after=cursor)
+        views = tuple(publication_view(row) for row in found[:limit])
+        has_more = len(found) > limit
+        last = cursors.encode_job(views[-1].created_at, views[-1].id) if has_more else None
+        return Page(data=views, has_more=has_more, next_cursor=last)
+
+    def get(self, publication_id: str, *, tenant: str) -> PublicationView:
+        """Raises: PublicationNotFound."""
+        with self._database.transaction() as session:
+            return publication_view(_find(session, tenant, publication_id))
+
+    def retry(self, publication_id: str, *, tenant: str, idempotency_key: str | None = None) -> PublicationView:
+        """Queue a failed publication again, with all its attempts.
+
+        Raises:
+            PublicationNotFound, InvalidState, IdempotencyConflict, IdempotencyInFlight.
+        """
+        once = Once.of(tenant, f"POST /v1/publications/{publication_id}/retry", idempotency_key, None)
+        with self._database.transaction() as session:
+            stored = once.replay(session, PublicationView)
+            if stored is not None:
+                return stored
+            found = _find(session, tenant, publication_id)
+            restarted = publications.restart(session, tenant, publication_id)
+            if restarted is None:
+                raise InvalidState(f"The publication is {found.status}. Only a failed one can be retried.")
+            view = publication_view(restarted)
+            once.remember(session, view)
+        return view
+
+
+def _find_job(session: Session, tenant: str, job_id: str) -> Job:
+    job = jobs.find(session, tenant, job_id) if is_id(job_id) else None
+    if job is None:
+        raise JobNotFound
+    return job
+
+
+def _succeeded(job: Job) -> Job:
+    status = JobStatus(job.status)
+    if status is JobStatus.SUCCEEDED:
+        return job
+    if status.is_terminal:
+        raise InvalidState(f"The job is {status}: it has no checkpoint to publish.")
+    raise InvalidState(f"The job is {status}. It can be published once it has succeeded.", retry_after=5)
+
+
+def _find(session: Session, tenant: str, publication_id: str) -> Publication:
+    row = publications.find(session, tenant, publication_id) if is_id(publication_id) else None
+    if row is None:
+        raise PublicationNotFound
+    return row

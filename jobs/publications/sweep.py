@@ -1,0 +1,19 @@
+"""Repairing what dead workers leave of publications. Any worker may sweep at any time; locked rows are passed over."""
+
+from sqlalchemy.orm import Session
+
+from jobs.publications.problems import crashed, shown
+from jobs.repository import publications
+from jobs.states import PublicationStatus
+
+
+def sweep_publications(session: Session) -> int:
+    """Settle expired leases: queued again, or failed when the attempts are used up. How many there were."""
+    expired = publications.lock_expired(session)
+    for row in expired:
+        if row.attempt >= row.max_attempts:
+            error = {"error": shown(crashed(row.attempt), row.id)}
+            publications.finish(session, row.id, row.fence, PublicationStatus.FAILED, error)
+        else:
+            publications.requeue(session, row.id, row.fence, delay_seconds=0.0)
+    return len(expired)

@@ -1,0 +1,166 @@
+"""SQL of publications: the tenant's view of them, and their lease. Their states are those of ``PublicationStatus``."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, func, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from jobs.models import Artifact, Publication
+from jobs.states import PublicationStatus
+
+_SWEEP_ROWS: Final = 100
+
+
+def _now() -> ColumnElement[Any]:
+    """The database's clock; stable within a statement, so that the partial indexes can serve it."""
+    return func.statement_timestamp()
+
+
+def insert(session: Session, row: Publication) -> None:
+    """A new publication, flushed and read back."""
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+
+
+def find(session: Session, tenant: str, publication_id: str) -> Publication | None:
+    """One of the tenant's."""
+    return session.scalars(
+        select(Publication).where(Publication.tenant == tenant, Publication.id == publication_id)
+    ).one_or_none()
+
+
+def page(session: Session, job_id: str, *, limit: int, after: tuple[datetime, str] | None) -> Sequence[Publication]:
+    """Up to ``limit`` of a job's, newest first, that come after the cursor."""
+    statement = select(Publication).where(Publication.job_id == job_id)
+    if after is not None:
+        statement = statement.where(tuple_(Publication.created_at, Publication.id) < after)
+    return session.scalars(statement.order_by(Publication.created_at.desc(), Publication.id.desc()).limit(limit)).all()
+
+
+def restart(session: Session, tenant: str, publication_id: str) -> Publication | None:
+    """A failed one back in the queue with all its attempts; None when it is not failed."""
+    return _update(
+        session,
+        Publication.tenant == tenant,
+        Publication.id == publication_id,
+        Publication.status == PublicationStatus.FAILED,
+        values={
+            "status": PublicationStatus.QUEUED.value,
+            "attempt": 0,
+            "available_at": _now(),
+            "finished_at": None,
+            "error": None,
+        },
+    )
+
+
+def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Publication | None:
+    """Start the next attempt of the one that has been available longest; a locked row is passed over."""
+    oldest = (
+        select(Publication.id)
+        .where(Publication.status == PublicationStatus.QUEUED, Publication.available_at <= _now())
+        .order_by(Publication.available_at, Publication.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return _update(
+        session,
+        Publication.id == oldest,
+        Publication.status == PublicationStatus.QUEUED,
+        values={
+            "status": PublicationStatus.RUNNING.value,
+            "fence": Publication.fence + 1,
+            "attempt": Publication.attempt + 1,
+            "owner": owner,
+            "lease_until": _now() + timedelta(seconds=lease_seconds),
+            "started_at": func.coalesce(Publication.started_at, _now()),
+        },
+    )
+
+
+def artifacts_of(session: Session, job_id: str, prefix: str) -> Sequence[Artifact]:
+    """The job's files below ``prefix``, by path."""
+    where = (Artifact.job_id == job_id, Artifact.path.startswith(prefix, autoescape=True))
+    return session.scalars(select(Artifact).where(*where).order_by(Artifact.path)).all()
+
+
+def renew(session: Session, publication_id: str, fence: int, lease_seconds: float) -> bool:
+    """A heartbeat. It shows in no view, so the version stays. False: the claim is lost."""
+    until = _now() + timedelta(seconds=lease_seconds)
+    statement = update(Publication).where(*fenced(publication_id, fence)).values(lease_until=until)
+    return session.scalars(statement.returning(Publication.id)).one_or_none() is not None
+
+
+def update_fenced(session: Session, publication_id: str, fence: int, values: Mapping[str, Any]) -> bool:
+    """Any other write of a worker while it holds the claim."""
+    return _update(session, *fenced(publication_id, fence), values=values) is not None
+
+
+def finish(
+    session: Session, publication_id: str, fence: int, status: PublicationStatus, values: Mapping[str, Any]
+) -> bool:
+    """The write that ends the publication. False: the claim was lost first."""
+    return update_fenced(session, publication_id, fence, _ended(status) | dict(values))
+
+
+def requeue(
+    session: Session,
+    publication_id: str,
+    fence: int,
+    *,
+    delay_seconds: float,
+    counts: bool = True,
+    error: Mapping[str, Any] | None = None,
+) -> bool:
+    """Back to the queue; an attempt that does not count is given back. False: the claim was lost first."""
+    values: dict[str, Any] = {
+        "status": PublicationStatus.QUEUED.value,
+        "attempt": Publication.attempt if counts else Publication.attempt - 1,
+        "available_at": _now() + timedelta(seconds=delay_seconds),
+        "owner": None,
+        "lease_until": None,
+    }
+    return update_fenced(session, publication_id, fence, values if error is None else {**values, "error": error})
+
+
+def lock_expired(session: Session) -> Sequence[Publication]:
+    """Running ones whose lease has run out, locked."""
+    where = (Publication.status == PublicationStatus.RUNNING, Publication.lease_until < _now())
+    return session.scalars(select(Publication).where(*where).limit(_SWEEP_ROWS).with_for_update(skip_locked=True)).all()
+
+
+def unfinished(session: Session, publication_ids: Collection[str]) -> frozenset[str]:
+    """Those of ``publication_ids`` that wait or run."""
+    if not publication_ids:
+        return frozenset()
+    waiting = (PublicationStatus.QUEUED, PublicationStatus.RUNNING)
+    where = (Publication.id.in_(publication_ids), Publication.status.in_(waiting))
+    return frozenset(session.scalars(select(Publication.id).where(*where)))
+
+
+def fenced(publication_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
+    """True of the row only while the claim with this fence holds it."""
+    return (
+        Publication.id == publication_id,
+        Publication.fence == fence,
+        Publication.status == PublicationStatus.RUNNING,
+    )
+
+
+def _ended(status: PublicationStatus) -> dict[str, Any]:
+    return {"status": status.value, "finished_at": func.clock_timestamp(), "owner": None, "lease_until": None}
+
+
+def _update(session: Session, *where: ColumnElement[bool], values: Mapping[str, Any]) -> Publication | None:
+    statement = (
+        update(Publication)
+        .where(*where)
+        .values({"version": Publication.version + 1, **values})
+        .returning(Publication)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+    return session.scalars(statement).one_or_none()
