@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +17,7 @@ import structlog
 from pydantic import ValidationError
 
 from worker.messages import Message, decode
+from worker.secrets import handed_over, token_arguments
 
 _CHUNK = 1 << 16
 _MAX_LINE = 8 << 20
@@ -26,12 +27,16 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What to start: ``arguments`` are completed with ``--events-fd N``; ``environment`` is the whole of it."""
+    """What to start: ``arguments`` are completed with ``--events-fd N``; ``environment`` is the whole of it.
+
+    ``token`` is handed over a pipe of its own, ``--token-fd N``.
+    """
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
     directory: Path
     log: Path
+    token: str | None = field(default=None, repr=False)
 
 
 class Child:
@@ -41,18 +46,18 @@ class Child:
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         try:
-            with command.log.open("ab") as log:
+            with command.log.open("ab") as log, handed_over(command.token) as pipes:
                 self._process = subprocess.Popen(  # noqa: S603 — the arguments are ours; user input goes into a file
-                    [*command.arguments, "--events-fd", str(writer)],
+                    [*command.arguments, "--events-fd", str(writer), *token_arguments(pipes)],
                     env=dict(command.environment),
                     cwd=command.directory,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(writer,),
+                    pass_fds=(writer, *pipes),
                     start_new_session=True,
                 )
-        except OSError:
+        except (OSError, ValueError):
             os.close(reader)
             raise
         finally:
