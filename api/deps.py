@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from api.body import read_body, require_json
 from api.state import AppState
+from jobs.credentials import CredentialService
 from jobs.errors import Unauthorized
 from jobs.publications.service import PublicationService
 from jobs.service import JobService
@@ -40,8 +41,13 @@ async def _publications(state: State) -> PublicationService:
     return state.publications
 
 
+async def _credentials(state: State) -> CredentialService:
+    return state.credentials
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 Service = Annotated[JobService, Depends(_service)]
+Credentials = Annotated[CredentialService, Depends(_credentials)]
 Publications = Annotated[PublicationService, Depends(_publications)]
 
 
@@ -72,6 +78,7 @@ Tenant = Annotated[str, Depends(_tenant)]
 
 JobId = Annotated[str, Path(description="A job's id.")]
 ArtifactId = Annotated[str, Path(description="An artifact's id.")]
+CredentialId = Annotated[str, Path(description="A credential's id.")]
 PublicationId = Annotated[str, Path(description="A publication's id.")]
 
 

@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 from api import log, openapi, problems
 from api.artifacts.endpoints import router as artifacts
 from api.capabilities.endpoints import router as capabilities
+from api.credentials.endpoints import router as credentials
 from api.deps import authorize
 from api.events.endpoints import router as events
 from api.health.endpoints import router as health
@@ -25,6 +26,7 @@ from api.reports.endpoints import router as reports
 from api.request_context import RequestContext
 from api.state import AppState
 from jobs.artifacts import ArtifactStore
+from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.errors import InstallationError
 from jobs.overview import Overview
@@ -36,14 +38,14 @@ from jobs.settings import Settings, get_settings
 _CONTRACT_VERSION: Final = "1.0.0"
 _DATABASE_CONNECTIONS: Final = 10
 _STREAM_THREADS: Final = 4
-_RESOURCES: Final = (jobs, events, layers, reports, artifacts, publications, presets, capabilities)
+_RESOURCES: Final = (jobs, events, layers, reports, artifacts, publications, presets, capabilities, credentials)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Without ``settings`` it is the process's own: it reads the environment and sets up the log.
 
     Raises, when it starts:
-        InstallationError: no database is configured.
+        InstallationError: no database is configured, or the key of stored credentials is unusable.
         pydantic.ValidationError: the environment's settings are wrong.
     """
     metrics = Metrics()
@@ -83,6 +85,7 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
         raise InstallationError(
             "No database is configured. Start everything with 'quantry serve', or set QUANTRY_DATABASE_URL."
         )
+    vault = Vault.open(settings)
     database = Database(settings.database_url.get_secret_value(), pool_size=_DATABASE_CONNECTIONS)
     broker_url = None if settings.broker_url is None else settings.broker_url.get_secret_value()
     try:
@@ -91,6 +94,7 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
                 settings=settings,
                 service=JobService(database, settings, ArtifactStore(settings.artifacts_dir), nudger),
                 publications=PublicationService(database, settings),
+                credentials=CredentialService(database, vault),
                 overview=Overview(database, settings),
                 metrics=metrics,
                 broker_answers=None if broker_url is None else partial(broker_answers, broker_url),

@@ -6,11 +6,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from api.credentials.schemas import NewCredential
 from api.problems import MEDIA_TYPE, ProblemDocument
 from quant_engine.policy import JobRequest
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
-_BODIES: Final[tuple[type[BaseModel], ...]] = (JobRequest, ProblemDocument)
+_BODIES: Final[tuple[type[BaseModel], ...]] = (JobRequest, ProblemDocument, NewCredential)
 
 PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
     "default": {

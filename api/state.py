@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import anyio
 
 from api.metrics import Metrics
+from jobs.credentials import CredentialService
 from jobs.overview import Overview
 from jobs.publications.service import PublicationService
 from jobs.service import JobService
@@ -18,6 +19,7 @@ class AppState:
 
     settings: Settings
     service: JobService
+    credentials: CredentialService
     publications: PublicationService
     overview: Overview
     metrics: Metrics

@@ -1,0 +1,25 @@
+"""What ``POST /v1/credentials`` takes."""
+
+import re
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from quant_engine.policy.fields import Frozen, Name
+
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,512}")
+
+
+def _like_a_token(token: SecretStr) -> SecretStr:
+    # A header carries it: no blank, no line break, nothing beyond ASCII.
+    if _TOKEN.fullmatch(token.get_secret_value()) is None:
+        raise ValueError("must have 1 to 512 printable ASCII characters without blanks; copy it as the Hub shows it")
+    return token
+
+
+class NewCredential(Frozen):
+    """A Hub token to keep. It is stored encrypted, and no answer ever shows it."""
+
+    name: Annotated[Name, Field(max_length=64)]
+    kind: Literal["hub"]
+    token: Annotated[SecretStr, Field(strict=True), AfterValidator(_like_a_token)]
