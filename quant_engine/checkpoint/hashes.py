@@ -1,0 +1,101 @@
+"""A checkpoint's files by their content: what its card lists, and what tells whether two checkpoints are the same."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from quant_engine.errors import UnsafeCheckpoint
+
+CARD: Final = "README.md"
+TWIN: Final = "quantry.json"
+"""The card for machines. It lists every file but itself and the card, and the card lists every file but itself."""
+
+_MAX_TWIN_BYTES: Final = 64 * 2**20
+_HINT: Final = "Use the checkpoint as it was exported, or export it again."
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """One file.
+
+    Attributes:
+        path: relative to the checkpoint's directory, with forward slashes.
+        bytes: its size.
+        sha256: of its content, in hexadecimal.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """Files in the order of their paths."""
+
+    files: tuple[FileHash, ...]
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` over every path, size and hash: equal for equal directories, on any machine."""
+        listed = json.dumps([asdict(file) for file in self.files], sort_keys=True, separators=(",", ":"))
+        return f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
+
+
+def checkpoint_manifest(directory: Path, *, without: Collection[str] = ()) -> CheckpointManifest:
+    """Every file below ``directory``, read and hashed now, but for the paths in ``without``.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint directory {directory.name!r}")
+    found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    return CheckpointManifest(
+        tuple(
+            FileHash(path=name, bytes=found[name].stat().st_size, sha256=file_sha256(found[name]))
+            for name in sorted(found.keys() - set(without))
+        )
+    )
+
+
+def recorded_manifest(directory: Path) -> CheckpointManifest:
+    """The files that ``quantry.json`` lists, without reading them: all of the checkpoint but it and the card.
+
+    Raises:
+        UnsafeCheckpoint: there is no such file, or it is not what an export writes.
+    """
+    path = directory / TWIN
+    try:
+        if path.stat().st_size > _MAX_TWIN_BYTES:
+            raise ValueError("too large")
+        return CheckpointManifest(tuple(_entry(entry) for entry in json.loads(path.read_bytes())["files"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UnsafeCheckpoint(detail=f"The checkpoint has no usable {TWIN}.", hint=_HINT) from error
+
+
+def changed_files(directory: Path) -> list[str]:
+    """The paths that are missing, added, or not as ``quantry.json`` lists them; empty for an untouched checkpoint.
+
+    Raises:
+        UnsafeCheckpoint: there is no usable ``quantry.json``.
+    """
+    recorded = set(recorded_manifest(directory).files)
+    present = set(checkpoint_manifest(directory, without=(CARD, TWIN)).files)
+    return sorted({file.path for file in recorded ^ present})
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entry(entry: Any) -> FileHash:
+    file = FileHash(path=entry["path"], bytes=entry["bytes"], sha256=entry["sha256"])
+    if not (isinstance(file.path, str) and isinstance(file.bytes, int) and isinstance(file.sha256, str)):
+        raise TypeError("a file's entry has other types")
+    return file
