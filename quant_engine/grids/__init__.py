@@ -1,13 +1,17 @@
 """Number formats and granularities: quantize, dequantize, and the differentiable round trip. Pure functions."""
 
 from quant_engine.grids.clip import mse_clip_ratio
+from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid, e4m3, e8m0, global_scale
 from quant_engine.grids.formats import Float8Grid, Grid, IntegerGrid, grid_of, largest_code
 from quant_engine.grids.quantize import (
     Quantized,
     codes_on_scale,
     fake_quantize_activation,
     fake_quantize_weight,
+    misfitting_groups,
     quantize_weight,
+    quantized_codes,
+    shared_peak,
     weight_grid,
     weight_scale,
 )
@@ -17,16 +21,24 @@ __all__ = [
     "Float8Grid",
     "Grid",
     "IntegerGrid",
+    "MxFloat4Grid",
+    "NvFloat4Grid",
     "Quantized",
     "codes_on_scale",
+    "e4m3",
+    "e8m0",
     "fake_quantize_activation",
     "fake_quantize_on_grid",
     "fake_quantize_rows",
     "fake_quantize_weight",
+    "global_scale",
     "grid_of",
     "largest_code",
+    "misfitting_groups",
     "mse_clip_ratio",
     "quantize_weight",
+    "quantized_codes",
+    "shared_peak",
     "weight_grid",
     "weight_scale",
 ]

@@ -1,16 +1,37 @@
 """The number formats as grids: which codes there are, and the nearest one to a value in units of the scale."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
+from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid
 from quant_engine.policy import NumberFormat
 
 
+class _FreeScale:
+    """Scales are any number: a = ρ absmax / q_max, and 1 for zeros (or values so small that a would vanish)."""
+
+    saturates = False
+
+    @property
+    def largest(self) -> int:
+        """q_max, the code of a row's largest absolute value."""
+        raise NotImplementedError
+
+    def fitted(self, _v_RG: Tensor, _peak: Tensor | None = None) -> Self:
+        """The same: a row's scale depends on nothing else."""
+        return self
+
+    def step(self, absmax_R1: Tensor, clip_ratio: float | Tensor) -> Tensor:
+        """a [R, 1]."""
+        scale_R1 = absmax_R1 * (clip_ratio / self.largest)
+        return torch.where(scale_R1 > 0, scale_R1, torch.ones_like(scale_R1))
+
+
 @dataclass(frozen=True)
-class IntegerGrid:
+class IntegerGrid(_FreeScale):
     """The integers of ``bits`` bits, −2^(bits−1) … 2^(bits−1) − 1, of which a scale spans the symmetric part."""
 
     bits: int
@@ -35,7 +56,7 @@ class IntegerGrid:
 
 
 @dataclass(frozen=True)
-class Float8Grid:
+class Float8Grid(_FreeScale):
     """float8 e4m3 without infinities (arXiv 2209.05433): 3 bits of mantissa, largest 448, smallest 2⁻⁹."""
 
     @property
@@ -62,7 +83,7 @@ class Float8Grid:
         return ratio.abs() > self.largest
 
 
-Grid = IntegerGrid | Float8Grid
+Grid = IntegerGrid | Float8Grid | NvFloat4Grid | MxFloat4Grid
 
 
 def largest_code(bits: int) -> int:
@@ -71,7 +92,11 @@ def largest_code(bits: int) -> int:
 
 
 _GRIDS: Final[dict[NumberFormat, Grid]] = {
-    each: Float8Grid() if each.is_float else IntegerGrid(each.bits) for each in NumberFormat if each.bits is not None
+    each: IntegerGrid(each.bits) for each in NumberFormat if each.bits is not None and not each.is_float
+} | {
+    NumberFormat.FP8: Float8Grid(),
+    NumberFormat.NVFP4: NvFloat4Grid(),
+    NumberFormat.MXFP4: MxFloat4Grid(),
 }
 
 

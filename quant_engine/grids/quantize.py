@@ -3,17 +3,19 @@
 Shapes: O output channels, I input channels, T tokens, G groups of an output channel, R rows that share a scale each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.grids.clip import mse_clip_ratio
+from quant_engine.grids.float4 import DENSE, NvFloat4Grid
 from quant_engine.grids.formats import Grid, grid_of
 from quant_engine.grids.straight_through import fake_quantize_on_grid, row_codes, row_scales
-from quant_engine.policy import ActivationQuantization, WeightQuantization
+from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
 
 _SMALLEST_GROUP: Final = 8
 """Of the groups that a hint proposes; the policy allows none smaller."""
@@ -24,21 +26,29 @@ class Quantized:
     """A weight matrix on its grid.
 
     Attributes:
-        codes: [O, I], int8 in [−2^(bits−1), 2^(bits−1) − 1], or float8_e4m3fn for ``fp8``.
+        codes: [O, I], int8 in [−2^(bits−1), 2^(bits−1) − 1], or float8_e4m3fn for ``fp8`` and fp4.
         scale: [O, 1] per channel, [O, G] per group of I / G consecutive input channels, [1, 1] per tensor; in the
             dtype of the weight that was quantized.
         bits: width of a code.
+        global_scale: g of NVFP4, fp32 [1]: g × scale are e4m3 numbers; None for all others.
     """
 
     codes: Tensor
     scale: Tensor
     bits: int
+    global_scale: Tensor | None = None
+
+    @property
+    def is_float4(self) -> bool:
+        """Whether the codes are e2m1 numbers."""
+        return self.bits == 4 and self.codes.is_floating_point()
 
     def dequantize(self) -> Tensor:
-        """codes × scale [O, I], in the dtype of ``scale``."""
+        """codes × scale [O, I], in the dtype of ``scale``; fp4 in bfloat16, as every reader unpacks it."""
         rows, columns = self.codes.shape
         grouped = self.codes.to(self.scale.dtype).reshape(self.scale.shape[0], self.scale.shape[1], -1)
-        return (grouped * self.scale.unsqueeze(-1)).reshape(rows, columns)
+        dense_OI = (grouped * self.scale.unsqueeze(-1)).reshape(rows, columns)
+        return dense_OI.to(DENSE) if self.is_float4 else dense_OI
 
 
 def quantize_weight(
@@ -47,14 +57,15 @@ def quantize_weight(
     *,
     importance_I: Tensor | None = None,
     clip_ratio_R1: Tensor | None = None,
+    peak: Tensor | None = None,
 ) -> Quantized:
-    """Round to nearest with the scales of :func:`weight_scale`; a row of zeros has scale 1 and codes 0.
+    """Round to nearest with the scales of :func:`weight_scale`; zeros have codes 0.
 
     Raises:
         UnsupportedPolicy: the format is ``none``, or ``group_size`` does not divide I.
     """
-    scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1)
-    return codes_on_scale(w_OI, spec, scale)
+    scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1, peak=peak)
+    return codes_on_scale(w_OI, spec, scale, peak=peak)
 
 
 def weight_scale(
@@ -63,18 +74,23 @@ def weight_scale(
     *,
     importance_I: Tensor | None = None,
     clip_ratio_R1: Tensor | None = None,
+    peak: Tensor | None = None,
 ) -> Tensor:
     """ρ · absmax / q_max: [O, 1] per channel, [O, G] per group or [1, 1] per tensor; 1 for zeros.
+
+    In fp4 it is rounded to what the format stores.
 
     Args:
         importance_I: d ≥ 0 [I], the weight of each column's squared error where ``spec.clip`` is "mse"; None for ones.
         clip_ratio_R1: ρ for each scale (rows of the weight, groups in order within a row), or a scalar, learned
             already; takes the place of ``spec.clip``.
+        peak: the largest absolute value that NVFP4's tensor scale is for, where several weights share one; None for
+            this weight's own.
 
     Raises:
         UnsupportedPolicy: the format is ``none``, or ``group_size`` does not divide I.
     """
-    grid = weight_grid(spec)
+    grid = weight_grid(spec).fitted(w_OI, peak)
     rows_RG = _weight_rows(w_OI, spec)
     ratio = _clip_ratio(rows_RG, w_OI, spec, grid, importance_I) if clip_ratio_R1 is None else clip_ratio_R1
     if isinstance(ratio, Tensor):
@@ -83,8 +99,8 @@ def weight_scale(
     return scale_R1.reshape(1 if spec.granularity == "tensor" else w_OI.shape[0], -1)
 
 
-def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor) -> Quantized:
-    """The nearest codes against a scale of :func:`weight_scale`'s shape, in any dtype.
+def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor, *, peak: Tensor | None = None) -> Quantized:
+    """The nearest codes against a scale of :func:`weight_scale`'s shape, in any dtype; fp4's for the same ``peak``.
 
     Raises:
         UnsupportedPolicy: the format is ``none``.
@@ -92,7 +108,22 @@ def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor) -> Qua
     grid = weight_grid(spec)
     rows_RG = w_OI.reshape(scale.numel(), -1)
     codes_RG = row_codes(rows_RG, scale.reshape(-1, 1).to(w_OI.dtype), grid=grid)
-    return Quantized(codes=codes_RG.to(grid.storage).reshape(w_OI.shape), scale=scale, bits=grid.bits)
+    return quantized_codes(codes_RG.reshape(w_OI.shape), scale, grid.fitted(w_OI, peak))
+
+
+def quantized_codes(codes_OI: Tensor, scale: Tensor, grid: Grid) -> Quantized:
+    """Codes that are still floating-point numbers, as they are kept; ``grid`` is fitted where it has to be."""
+    return Quantized(
+        codes=codes_OI.contiguous().to(grid.storage),
+        scale=scale,
+        bits=grid.bits,
+        global_scale=grid.global_scale if isinstance(grid, NvFloat4Grid) else None,
+    )
+
+
+def shared_peak(weights: Sequence[Tensor]) -> Tensor:
+    """The largest absolute value of all of them: linears that are run as one share NVFP4's tensor scale."""
+    return torch.stack([w_OI.abs().amax() for w_OI in weights]).amax()
 
 
 def weight_grid(spec: WeightQuantization) -> Grid:
@@ -104,7 +135,8 @@ def weight_grid(spec: WeightQuantization) -> Grid:
     grid = grid_of(spec.format)
     if grid is None:
         raise UnsupportedPolicy(
-            detail="weights.format is 'none', which has no codes.", hint="Use a format from int2 to int8, or fp8."
+            detail="weights.format is 'none', which has no codes.",
+            hint="Use a format from int2 to int8, fp8, nvfp4 or mxfp4.",
         )
     return grid
 
@@ -115,9 +147,10 @@ def fake_quantize_weight(
     *,
     importance_I: Tensor | None = None,
     clip_ratio_R1: Tensor | None = None,
+    peak: Tensor | None = None,
 ) -> Tensor:
-    """``quantize_weight(…).dequantize()`` with straight-through gradients, to ``clip_ratio_R1`` too; the identity for
-    format ``none``. Arguments as for :func:`weight_scale`.
+    """``quantize_weight(…).dequantize()`` with straight-through gradients, to ``clip_ratio_R1`` too, in the weight's
+    own dtype; the identity for format ``none``. Arguments as for :func:`weight_scale`.
 
     Raises:
         UnsupportedPolicy: ``group_size`` does not divide I.
@@ -125,22 +158,34 @@ def fake_quantize_weight(
     grid = grid_of(spec.format)
     if grid is None:
         return w_OI
+    grid = grid.fitted(w_OI, peak)
     rows_RG = _weight_rows(w_OI, spec)
     ratio = _clip_ratio(rows_RG, w_OI, spec, grid, importance_I) if clip_ratio_R1 is None else clip_ratio_R1
     return fake_quantize_on_grid(rows_RG, grid=grid, clip_ratio=ratio).reshape(w_OI.shape)
 
 
-def fake_quantize_activation(x_TI: Tensor, spec: ActivationQuantization, *, clip_ratio: Tensor | None = None) -> Tensor:
+def fake_quantize_activation(
+    x_TI: Tensor, spec: ActivationQuantization, *, clip_ratio: Tensor | None = None, peak: float | None = None
+) -> Tensor:
     """Dynamic per-token rounding with scale = clip_ratio · absmax / q_max, straight-through gradients.
 
-    ``x_TI`` may have any number of leading axes; the last holds a token's channels. The identity for ``none``.
+    ``x_TI`` may have any number of leading axes; the last holds a token's channels. The identity for ``none``. In fp4
+    every group of a token has a scale, and nothing is clipped.
 
     Args:
         clip_ratio: a scalar, or one for each token [T, 1], that gets its gradient; takes the place of the policy's.
+        peak: the absolute value that NVFP4's static scale is for; None for the largest in ``x_TI``.
+
+    Raises:
+        UnsupportedPolicy: the format's groups do not divide the channels.
     """
     grid = grid_of(spec.format)
     if grid is None:
         return x_TI
+    if spec.format.group_size is not None:
+        groups = _own_groups(x_TI, spec.format, "activations")
+        fitted = grid.fitted(x_TI, None if peak is None else torch.tensor(peak, device=x_TI.device))
+        return fake_quantize_on_grid(groups, grid=fitted).reshape(x_TI.shape)
     return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=spec.clip_ratio if clip_ratio is None else clip_ratio)
 
 
@@ -153,6 +198,8 @@ def _rows_per_tensor(w_OI: Tensor, _: WeightQuantization) -> Tensor:
 
 
 def _rows_per_group(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
+    if spec.format.group_size is not None:
+        return _own_groups(w_OI, spec.format, "weights").flatten(0, -2)
     size, width = spec.group_size, w_OI.shape[-1]
     if size is None or width % size:
         divisors = " or ".join(str(each) for each in _nearest_divisors(width, size or width))
@@ -161,6 +208,23 @@ def _rows_per_group(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
             hint=f"Use {divisors}, the nearest divisors of {width}, or granularity 'channel'.",
         )
     return w_OI.reshape(-1, size)
+
+
+def _own_groups(x_TI: Tensor, number_format: NumberFormat, field: str) -> Tensor:
+    """[..., I] as [..., I / size, size], the groups of a format that fixes their size."""
+    size, width = number_format.group_size or 1, x_TI.shape[-1]
+    if width % size:
+        raise misfitting_groups(number_format, width, field)
+    return x_TI.unflatten(-1, (width // size, size))
+
+
+def misfitting_groups(number_format: NumberFormat, width: int, field: str) -> UnsupportedPolicy:
+    """The refusal of a width that the groups of ``number_format`` do not divide."""
+    return UnsupportedPolicy(
+        detail=f"{field}.format is {number_format.value}, whose groups of {number_format.group_size} do not divide a "
+        f"layer's {width} input channels.",
+        hint="Add the layer to ignore, or give it an override with int4, int8 or fp8 for weights and activations.",
+    )
 
 
 def _nearest_divisors(width: int, size: int) -> list[int]:

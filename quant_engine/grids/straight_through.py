@@ -2,6 +2,8 @@
 
     a = ρ max_j abs(v_j) / q_max        c_j = the grid's nearest code to v_j / a        q_j = a c_j
 
+fp4 rounds a to what it can store; the gradient takes that rounding for the identity too.
+
 Shapes: R rows (a token, an output channel, a group or a whole tensor), G values in each.
 """
 
@@ -14,9 +16,11 @@ from quant_engine.grids.formats import Grid, IntegerGrid
 
 
 def row_scales(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) -> Tensor:
-    """The scale a of each row [R, 1]; 1 for a row of zeros (or so small that a would vanish), whose codes are all 0."""
-    scale_R1 = v_RG.abs().amax(dim=-1, keepdim=True) * (clip_ratio / grid.largest)
-    return torch.where(scale_R1 > 0, scale_R1, torch.ones_like(scale_R1))
+    """The scale a of each row [R, 1], positive also for a row of zeros, whose codes are all 0.
+
+    An NVFP4 grid has to be fitted to the whole tensor.
+    """
+    return grid.step(v_RG.abs().amax(dim=-1, keepdim=True), clip_ratio)
 
 
 def row_codes(v_RG: Tensor, scale_R1: Tensor, *, grid: Grid) -> Tensor:
@@ -34,13 +38,14 @@ def fake_quantize_on_grid(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tenso
     through the scale too, and it is zero through a clamped code (arXiv 2606.09927, straight-through estimator).
 
     Args:
+        grid: for NVFP4 its tensor scale is that of ``v_RG``, unless it is fitted already.
         clip_ratio: ρ > 0; a tensor, a scalar or one for each row [R, 1], gets its gradient (the learned clipping of
             OmniQuant, arXiv 2308.13137, and FlatQuant, arXiv 2410.09426).
     """
     if isinstance(clip_ratio, Tensor):
         # Rows of ρ in another precision would promote the result.
         clip_ratio = clip_ratio.to(v_RG.dtype)
-    quantized: Tensor = _FakeQuantizeRows.apply(v_RG, grid, clip_ratio)  # type: ignore[no-untyped-call]  # torch's apply
+    quantized: Tensor = _FakeQuantizeRows.apply(v_RG, grid.fitted(v_RG), clip_ratio)  # type: ignore[no-untyped-call]  # torch's apply
     return quantized
 
 
@@ -62,14 +67,14 @@ class _FakeQuantizeRows(torch.autograd.Function):
             ratio_RG = v_RG / scale_R1
             by_scale_RG = codes_RG - ratio_RG  # ∂q/∂a
             clamped_RG = None
-            if learned or clip_ratio < 1.0:
+            if grid.saturates or learned or clip_ratio < 1.0:
                 clamped_RG = grid.clamped(ratio_RG, codes_RG)
                 by_scale_RG = torch.where(clamped_RG, codes_RG, by_scale_RG)
             slope_R1 = top_R1.sign() * (clip_ratio / grid.largest)  # ∂a/∂v_m
             reach_R1 = top_R1.abs() / grid.largest if learned else None  # ∂a/∂ρ
             ctx.ratio_shape = clip_ratio.shape if isinstance(clip_ratio, Tensor) else None
             ctx.save_for_backward(by_scale_RG, clamped_RG, peak_R1, slope_R1, reach_R1)
-        return codes_RG * scale_R1
+        return (codes_RG * scale_R1).to(v_RG.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:

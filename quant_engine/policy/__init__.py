@@ -2,6 +2,7 @@
 
 from quant_engine.policy.formats import ActivationQuantization, GptqSettings, NumberFormat, WeightQuantization
 from quant_engine.policy.presets import PRESETS, Preset
+from quant_engine.policy.profiles import Profile, check_profile
 from quant_engine.policy.request import (
     Calibration,
     Evaluation,
@@ -49,6 +50,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Preset",
+    "Profile",
     "Residual",
     "RotationTraining",
     "Statistic",
@@ -56,6 +58,7 @@ __all__ = [
     "Transform",
     "TransformKind",
     "WeightQuantization",
+    "check_profile",
     "matches",
     "policy_hash",
     "resolve_policy",

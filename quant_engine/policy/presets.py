@@ -200,6 +200,20 @@ _BEST: Final = (
         weights=WeightQuantization(format=NumberFormat.FP8),
         activations=ActivationQuantization(format=NumberFormat.FP8),
     ),
+    _whole(
+        "nvfp4",
+        "NVFP4 throughout: four-bit floats in groups of 16, each rotated by a Hadamard of its own, GPTQ.",
+        transform=Transform(kind=TransformKind.ROTATION, block_size=16),
+        weights=_weights(NumberFormat.NVFP4, rounding="gptq"),
+        activations=ActivationQuantization(format=NumberFormat.NVFP4),
+    ),
+    _whole(
+        "mxfp4",
+        "MXFP4 throughout: four-bit floats in groups of 32, each rotated by a Hadamard of its own, GPTQ.",
+        transform=Transform(kind=TransformKind.ROTATION, block_size=32),
+        weights=_weights(NumberFormat.MXFP4, rounding="gptq"),
+        activations=ActivationQuantization(format=NumberFormat.MXFP4),
+    ),
 )
 
 EVALUATE: Final = _whole(

@@ -164,14 +164,26 @@ def _check_activations(activations: ActivationQuantization, weights: WeightQuant
             "clip_given_and_searched",
             f"clip_ratio is {activations.clip_ratio}, but clip 'search' looks for it. Leave one of them out.",
         )
+    if activations.format.group_size is not None and (activations.clip != "none" or activations.clip_ratio != 1.0):
+        raise PolicyError(
+            f"{pointer}/clip",
+            "groups_are_not_clipped",
+            f"{activations.format.value} scales every group of {activations.format.group_size} channels by itself and "
+            "clips none. Set clip to 'none' and clip_ratio to 1.",
+        )
     quantizes = NumberFormat.NONE not in (activations.format, weights.format)
-    if quantizes and activations.format.is_float != weights.format.is_float:
+    if quantizes and _number_kind(activations.format) != _number_kind(weights.format):
         raise PolicyError(
             f"{pointer}/format",
             "mixed_number_kinds",
             f"weights are {weights.format.value} and activations {activations.format.value}: no runtime multiplies "
-            "integers by fp8. Use fp8 for both, or for neither.",
+            "the one by the other. Use integers for both, the same floating-point format for both, or activations in "
+            "'none'.",
         )
+
+
+def _number_kind(number_format: NumberFormat) -> str:
+    return number_format.value if number_format.is_float else "integer"
 
 
 def _check_weights(weights: WeightQuantization, pointer: str) -> None:
@@ -179,7 +191,7 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
         raise PolicyError(
             f"{pointer}/format",
             "nothing_to_quantize",
-            "weights.format 'none' quantizes nothing; use int2 to int8 or fp8.",
+            "weights.format 'none' quantizes nothing; use int2 to int8, fp8, nvfp4 or mxfp4.",
         )
     if (weights.granularity == "group") != (weights.group_size is not None):
         raise PolicyError(
@@ -188,7 +200,15 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"group_size is {weights.group_size} with granularity {weights.granularity!r}. "
             "Give a group_size with granularity 'group', and only then.",
         )
-    if weights.format.is_float and (weights.clip != "none" or weights.granularity == "group"):
+    own = weights.format.group_size
+    if own is not None and weights.group_size != own:
+        raise PolicyError(
+            f"{pointer}/group_size",
+            "fixed_group_size",
+            f"{weights.format.value} has groups of {own} and no others; weights.granularity is "
+            f"{weights.granularity!r} and group_size {weights.group_size}. Leave both out.",
+        )
+    if weights.format is NumberFormat.FP8 and (weights.clip != "none" or weights.granularity == "group"):
         raise PolicyError(
             f"{pointer}/format",
             "fp8_is_plain",

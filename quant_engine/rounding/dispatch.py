@@ -16,7 +16,7 @@ from quant_engine.rounding.gptq import gptq
 from quant_engine.rounding.rtn import round_to_nearest
 
 _Hessian = Tensor | GptqFactor | None
-_Rounding = Callable[[Tensor, WeightQuantization, torch.dtype, _Hessian, Tensor | None], Quantized]
+_Rounding = Callable[[Tensor, WeightQuantization, torch.dtype, _Hessian, Tensor | None, Tensor | None], Quantized]
 
 
 def round_weight(
@@ -26,6 +26,7 @@ def round_weight(
     *,
     hessian: Tensor | GptqFactor | None = None,
     clip_ratio_R1: Tensor | None = None,
+    peak: Tensor | None = None,
 ) -> Quantized:
     """Codes and scales of W' by ``spec.rounding``, for a checkpoint of ``dtype``.
 
@@ -33,27 +34,38 @@ def round_weight(
         w_OI: W' = W A⁻ᵀ, transformed already.
         hessian: Aᵀ H A [I, I] of the transformed input, or its factor; "gptq" alone needs it.
         clip_ratio_R1: a learned ρ in place of ``spec.clip``, as for :func:`quant_engine.grids.weight_scale`.
+        peak: the largest absolute value of all weights that are run as one; NVFP4 has one tensor scale for them.
 
     Raises:
         ValueError: "gptq" without a Hessian.
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
         NumericalInstability: as :func:`gptq`.
     """
-    return _ROUNDINGS[spec.rounding](w_OI, spec, dtype, hessian, clip_ratio_R1)
+    return _ROUNDINGS[spec.rounding](w_OI, spec, dtype, hessian, clip_ratio_R1, peak)
 
 
 def _rtn(
-    w_OI: Tensor, spec: WeightQuantization, dtype: torch.dtype, _: _Hessian, clip_ratio_R1: Tensor | None
+    w_OI: Tensor,
+    spec: WeightQuantization,
+    dtype: torch.dtype,
+    _: _Hessian,
+    clip_ratio_R1: Tensor | None,
+    peak: Tensor | None,
 ) -> Quantized:
-    return round_to_nearest(w_OI, spec, dtype, clip_ratio_R1=clip_ratio_R1)
+    return round_to_nearest(w_OI, spec, dtype, clip_ratio_R1=clip_ratio_R1, peak=peak)
 
 
 def _gptq(
-    w_OI: Tensor, spec: WeightQuantization, dtype: torch.dtype, hessian: _Hessian, clip_ratio_R1: Tensor | None
+    w_OI: Tensor,
+    spec: WeightQuantization,
+    dtype: torch.dtype,
+    hessian: _Hessian,
+    clip_ratio_R1: Tensor | None,
+    peak: Tensor | None,
 ) -> Quantized:
     if hessian is None:
         raise ValueError("rounding 'gptq' needs the Hessian of the layer's input")
-    return gptq(w_OI, hessian, spec, dtype, clip_ratio_R1=clip_ratio_R1)
+    return gptq(w_OI, hessian, spec, dtype, clip_ratio_R1=clip_ratio_R1, peak=peak)
 
 
 _ROUNDINGS: Final[dict[str, _Rounding]] = {"rtn": _rtn, "gptq": _gptq}

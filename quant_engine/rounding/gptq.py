@@ -12,10 +12,10 @@ Shapes: O output channels, I input channels, B columns of a block, G groups of a
 import torch
 from torch import Tensor
 
-from quant_engine.grids import Grid, Quantized, weight_grid, weight_scale
+from quant_engine.grids import Grid, Quantized, quantized_codes, weight_grid, weight_scale
 from quant_engine.policy import WeightQuantization
 from quant_engine.rounding.factor import GptqFactor, factorise
-from quant_engine.rounding.rtn import representable_scale
+from quant_engine.rounding.rtn import representable_scale, scale_dtype
 
 
 def gptq(
@@ -26,6 +26,7 @@ def gptq(
     *,
     scale: Tensor | None = None,
     clip_ratio_R1: Tensor | None = None,
+    peak: Tensor | None = None,
 ) -> Quantized:
     """Codes of W' that keep the layer's output on the inputs behind ``hessian``, for a checkpoint of ``dtype``.
 
@@ -38,21 +39,22 @@ def gptq(
         w_OI: W' = W A⁻ᵀ, transformed already.
         hessian: H [I, I] of the transformed input, or its factor where several weights share it.
         scale: [O, 1] per channel, [O, G] per group, [1, 1] per tensor; None for ``spec``'s.
-        clip_ratio_R1: a learned ρ in place of ``spec.clip``, as for :func:`quant_engine.grids.weight_scale`.
+        clip_ratio_R1, peak: a learned ρ in place of ``spec.clip``, and what NVFP4's tensor scale is for, both as for
+            :func:`quant_engine.grids.weight_scale`.
 
     Raises:
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
         NumericalInstability: the Hessian, the weight or a scale is not finite, or the damped Hessian not positive
             definite.
     """
-    grid = weight_grid(spec)
+    grid = weight_grid(spec).fitted(w_OI, peak)
     factor = hessian if isinstance(hessian, GptqFactor) else factorise(hessian, spec.gptq)
     with torch.no_grad():
         if scale is None:
-            scale = weight_scale(w_OI, spec, importance_I=factor.importance_I, clip_ratio_R1=clip_ratio_R1)
-        scale = representable_scale(scale, w_OI, dtype)
+            scale = weight_scale(w_OI, spec, importance_I=factor.importance_I, clip_ratio_R1=clip_ratio_R1, peak=peak)
+        scale = representable_scale(scale, w_OI, scale_dtype(spec, dtype))
         codes_IO = _rounded_columns(w_OI, scale, factor, grid)
-    return Quantized(codes=codes_IO.T.contiguous().to(grid.storage), scale=scale, bits=grid.bits)
+    return quantized_codes(codes_IO.T, scale, grid)
 
 
 def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid) -> Tensor:

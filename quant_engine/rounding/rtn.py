@@ -18,6 +18,7 @@ def round_to_nearest(
     *,
     importance_I: Tensor | None = None,
     clip_ratio_R1: Tensor | None = None,
+    peak: Tensor | None = None,
 ) -> Quantized:
     """Codes and scales of W' on the grid whose scales are representable in ``dtype``, the type of the checkpoint.
 
@@ -25,15 +26,20 @@ def round_to_nearest(
 
     Args:
         w_OI: W' = W A⁻ᵀ, transformed already.
-        importance_I, clip_ratio_R1: as for :func:`quant_engine.grids.weight_scale`.
+        importance_I, clip_ratio_R1, peak: as for :func:`quant_engine.grids.weight_scale`.
 
     Raises:
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
         NumericalInstability: the weight is not finite, or a scale of it in ``dtype``.
     """
     with torch.no_grad():
-        scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1)
-        return codes_on_scale(w_OI, spec, representable_scale(scale, w_OI, dtype))
+        scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1, peak=peak)
+        return codes_on_scale(w_OI, spec, representable_scale(scale, w_OI, scale_dtype(spec, dtype)), peak=peak)
+
+
+def scale_dtype(spec: WeightQuantization, dtype: torch.dtype) -> torch.dtype:
+    """What a checkpoint of ``dtype`` keeps a scale in: fp32 stands for fp4's, which have a storage of their own."""
+    return dtype if spec.format.group_size is None else torch.float32
 
 
 def representable_scale(scale: Tensor, w_OI: Tensor, dtype: torch.dtype) -> Tensor:
