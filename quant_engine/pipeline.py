@@ -13,6 +13,7 @@ import torch
 
 from quant_engine.errors import InsufficientMemory, disk_full_as_error
 from quant_engine.stages.calibrate import calibrate_stage
+from quant_engine.stages.card import Measured
 from quant_engine.stages.choose import choose
 from quant_engine.stages.context import Run, prepare_run, start_rotation
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
@@ -83,7 +84,8 @@ def _run(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) ->
         perplexity = read_perplexity(evaluated)
         for name, result in perplexity.items():
             observer.metric(f"perplexity.{name}", result["perplexity"])
-    exported = finished(export_stage(context, quantized, plans, digest))
+    measured = Measured(rows=rows, perplexity=perplexity, calibrated=calibrated)
+    exported = finished(export_stage(context, quantized, plans, digest, measured))
     verified = finished(verify_stage(context, quantized, exported, plans, manifest_digest(exported)))
     summary = run_summary(context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate)
     verification = read_verification(verified)

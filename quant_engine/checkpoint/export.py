@@ -1,6 +1,7 @@
-"""Write an exported checkpoint: shards, configuration, tokenizer, model card.
+"""Write an exported checkpoint: shards, configuration, and what it takes over from the dense model.
 
-Memory: one shard's worth of memory-mapped blocks.
+Memory: one shard and one part, a part being a block as it lies in a memory-mapped file. The card is written last, by
+:mod:`quant_engine.checkpoint.card`.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quant_engine.checkpoint.card import model_card
+from quant_engine.checkpoint.companions import copy_companions
 from quant_engine.checkpoint.config import checkpoint_config, hadamard_orders, is_power_of_two, stored_name
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import online_tensors
@@ -23,20 +24,6 @@ from quant_engine.errors import DiskFull, disk_full_as_error
 from quant_engine.hadamard import hadamard_matrix
 
 SHARD_BYTES: Final = 2**30
-
-_COMPANIONS: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 __all__ = ["SHARD_BYTES", "ExportedModel", "dense_hadamards", "stored_hadamard", "write_checkpoint"]
 
@@ -51,7 +38,6 @@ class ExportedModel:
         linears: every quantized linear.
         dense: the names of all other linears.
         dtype: of the dense tensors and the scales.
-        card: facts for the model card, label to value.
     """
 
     source: Path
@@ -59,7 +45,6 @@ class ExportedModel:
     linears: Sequence[QuantizedLinear]
     dense: Sequence[str]
     dtype: torch.dtype
-    card: Mapping[str, str]
 
 
 def write_checkpoint(
@@ -70,11 +55,14 @@ def write_checkpoint(
     on_part: Callable[[int], None],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the whole checkpoint into the empty ``directory``.
+    """Write the whole checkpoint but its card into the empty ``directory``.
+
+    What an interrupted call has left is of no use: start again in an empty directory.
 
     Args:
         parts: each gives some of the tensors (a block's, or the ends'), by their full names, when it is called.
-        on_part: called with the number of parts written; all that is online is one more.
+        on_part: called with the number of parts read; all that is online is one more.
+        shard_bytes: a file holds no more than this, unless it holds one tensor.
 
     Raises:
         DiskFull: the disk filled up.
@@ -90,10 +78,7 @@ def write_checkpoint(
         _write_shards(directory, every_part, lambda done: on_part(min(done, len(parts) + 1)), shard_bytes)
         config = checkpoint_config(model.config, model.linears, model.dense, str(model.dtype).removeprefix("torch."))
         _write_json(directory / "config.json", config)
-        for name in _COMPANIONS:
-            if (model.source / name).is_file():
-                shutil.copyfile(model.source / name, directory / name)
-        (directory / "README.md").write_text(model_card(model.card, model.linears), encoding="utf-8")
+        copy_companions(model.source, directory)
 
 
 def dense_hadamards(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
@@ -118,43 +103,55 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write_shards(
     directory: Path, parts: Sequence[Callable[[], dict[str, Tensor]]], on_part: Callable[[int], None], shard_bytes: int
 ) -> None:
-    weight_map: dict[str, str] = {}
     total = 0
     written: list[tuple[Path, list[str]]] = []
-    for tensors in _shards(parts, on_part, shard_bytes):
+    for shard in _shards(parts, on_part, shard_bytes):
         path = directory / f"shard-{len(written):05d}.safetensors"
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        free = shutil.disk_usage(directory).free
-        if size > free:
-            raise DiskFull(
-                detail=f"A checkpoint shard needs {size:,} bytes; {free:,} are free.",
-                hint="Free some space, or move the data directory to a larger disk, and retry the job.",
-            )
-        save_file(tensors, path, metadata={"format": "pt"})
-        written.append((path, list(tensors)))
-        total += size
-    for index, (path, names) in enumerate(written):
-        final = f"model-{index + 1:05d}-of-{len(written):05d}.safetensors" if len(written) > 1 else "model.safetensors"
+        _write_shard(path, shard)
+        written.append((path, list(shard)))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(written) == 1:
+        written[0][0].rename(directory / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for index, (path, names) in enumerate(written, start=1):
+        final = f"model-{index:05d}-of-{len(written):05d}.safetensors"
         path.rename(directory / final)
         weight_map |= dict.fromkeys(names, final)
-    if len(written) > 1:
-        index_content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(directory / "model.safetensors.index.json", index_content)
+    index_content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(directory / "model.safetensors.index.json", index_content)
+
+
+def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
+    size = sum(tensor.nbytes for tensor in shard.values())
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise DiskFull(
+            detail=f"A checkpoint shard needs {size:,} bytes; {free:,} are free.",
+            hint="Free some space, or move the data directory to a larger disk, and retry the job.",
+        )
+    save_file(shard, path, metadata={"format": "pt"})
 
 
 def _shards(
     parts: Sequence[Callable[[], dict[str, Tensor]]], on_part: Callable[[int], None], shard_bytes: int
 ) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, cut where the next one would not fit.
+
+    A shard is only good until the next is asked for: it is emptied then, so that there is never more than one.
+    """
     shard: dict[str, Tensor] = {}
     size = 0
     for done, part in enumerate(parts, start=1):
-        tensors = part()
-        added = sum(tensor.nbytes for tensor in tensors.values())
-        if shard and size + added > shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard |= tensors
-        size += added
+        tensors = dict(part())
+        for name in list(tensors):
+            tensor = tensors.pop(name)
+            if shard and size + tensor.nbytes > shard_bytes:
+                yield shard
+                shard.clear()
+                size = 0
+            shard[name] = tensor
+            size += tensor.nbytes
         on_part(done)
     yield shard
 

@@ -1,6 +1,5 @@
 """Stages ``export`` and ``verify``: the checkpoint, and the proof that it reloads exactly."""
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant_engine.checkpoint import ExportedModel, QuantizedLinear, exported_tensors, write_checkpoint
+from quant_engine.checkpoint.card import write_card
+from quant_engine.checkpoint.companions import companion_hashes
 from quant_engine.checkpoint.verify import verify_in_fresh_process
+from quant_engine.errors import disk_full_as_error
 from quant_engine.models import StreamedModel
 from quant_engine.models.configuration import attention_implementation
-from quant_engine.policy import policy_hash
 from quant_engine.stages.blocks import Plans, block_linears, block_path, dense_linears, quantized_reader
+from quant_engine.stages.card import Measured, card_facts
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 
@@ -24,36 +26,41 @@ _VERIFICATION = "verification.json"
 _REFERENCE_TOKENS = 64
 
 
-def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str) -> Stage:
-    """Writes ``checkpoint/``. One unit per block, the ends, and what is online."""
+def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measured: Measured | None = None) -> Stage:
+    """Writes ``checkpoint/``. One unit per block, the ends, and what is online.
+
+    Args:
+        measured: for the model card; without it the card says that nothing was measured.
+    """
     parts: list[Callable[[], dict[str, Tensor]]] = [partial(load_file, quantized / "ends.safetensors")]
     linears = block_linears(run, plans)
     parts += [partial(_block_part, block_path(quantized, block), linears[block]) for block in range(run.model.blocks)]
-    facts = {
-        "model": str(run.source.config.get("name_or_path") or run.spec.model_dir.name),
-        "policy": policy_hash(run.spec.policy),
-        "weights": run.spec.policy.weights.format.value,
-        "activations": run.spec.policy.activations.format.value,
-        "made with": f"quantry {_own_version()}",
-    }
+    facts = card_facts(run, measured or Measured())
+    config = _config(run)
 
     def produce(directory: Path, progress: Progress) -> None:
         model = ExportedModel(
             source=run.spec.model_dir,
-            config=_config(run),
+            config=config,
             linears=[each for block in linears.values() for each in block.values()],
             dense=dense_linears(run),
             dtype=run.source.dtype,
-            card=facts,
         )
-        (directory / CHECKPOINT).mkdir()
-        write_checkpoint(directory / CHECKPOINT, model, parts, on_part=progress.reach)
+        checkpoint = directory / CHECKPOINT
+        checkpoint.mkdir()
+        write_checkpoint(checkpoint, model, parts, on_part=progress.reach)
+        with disk_full_as_error("the model card"):
+            write_card(checkpoint, facts, model.linears)
 
     return Stage(
         name="export",
         unit="part",
         total=len(parts) + 1,
-        inputs={"upstream": upstream, "card": facts},
+        inputs={
+            "upstream": upstream,
+            "card": facts.as_json(),
+            "companions": companion_hashes(run.spec.model_dir),
+        },
         produce=produce,
     )
 
@@ -114,10 +121,3 @@ def _write_reference(run: Run, quantized: Path, plans: Plans, path: Path) -> Non
             hidden = block(hidden, **entered.layer_arguments[index])
     tensors = {"input_ids": ids_BT, "logits": model.leave(hidden).contiguous()}
     save_file(tensors, path, metadata={"threads": str(torch.get_num_threads())})
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("quantry")
-    except importlib.metadata.PackageNotFoundError:
-        return "from source"

@@ -1,0 +1,85 @@
+"""What a model card says about a checkpoint, as values: everything that its bytes depend on, and no time or place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from quant_engine.checkpoint.license import License
+from quant_engine.policy import Policy, policy_hash
+
+TWIN_VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationFacts:
+    """The calibration. ``sha256`` covers its settings and the token windows that came of them."""
+
+    dataset: str
+    samples: int
+    sequence_length: int
+    holdout: float
+    seed: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityFacts:
+    """exp of the mean negative log-likelihood a token, over ``tokens`` of ``dataset`` in windows."""
+
+    dataset: str
+    tokens: int
+    sequence_length: int
+    original: float
+    quantized: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """Everything but the files.
+
+    Attributes:
+        model_id: the base model.
+        revision: its commit on the Hub; None for a model that is not the Hub's.
+        fingerprint: SHA-256 over its configuration and weights.
+        architecture: its class in transformers.
+        dtype: of the dense tensors and the scales.
+        original_bytes: of its weight files.
+        perplexity: None where it was not measured.
+        rows: one for each quantized linear, as ``/v1/jobs/{id}/layers`` gives them, in forward order.
+        versions: of the packages that made the checkpoint.
+        license: of the base model, and so of this one; None where it is not known.
+    """
+
+    model_id: str
+    revision: str | None
+    fingerprint: str
+    architecture: str
+    dtype: str
+    original_bytes: int
+    policy: Policy
+    calibration: CalibrationFacts
+    perplexity: PerplexityFacts | None
+    rows: Sequence[Mapping[str, Any]]
+    versions: Mapping[str, str]
+    license: License | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts as ``quantry.json`` has them."""
+        return {
+            "format_version": TWIN_VERSION,
+            "model": {
+                "id": self.model_id,
+                "revision": self.revision,
+                "fingerprint": f"sha256:{self.fingerprint}",
+                "architecture": self.architecture,
+                "dtype": self.dtype,
+                "bytes": self.original_bytes,
+                "license": None if self.license is None else asdict(self.license),
+            },
+            "policy": self.policy.model_dump(mode="json"),
+            "policy_hash": policy_hash(self.policy),
+            "calibration": asdict(self.calibration),
+            "perplexity": None if self.perplexity is None else asdict(self.perplexity),
+            "versions": dict(self.versions),
+            "layers": [dict(row) for row in self.rows],
+        }

@@ -1,0 +1,134 @@
+"""What a checkpoint takes over from the dense model beside its weights: tokenizer, templates, legal texts."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import GenerationConfig
+
+from quant_engine.checkpoint.hashes import file_sha256
+from quant_engine.errors import UnsafeCheckpoint
+
+GENERATION: Final = "generation_config.json"
+_COPIED: Final = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# These may name code to run; what would is left out.
+_CONFIGURATIONS: Final = (
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+_OF_BEAMS: Final = ("early_stopping", "length_penalty")
+_TEMPLATES: Final = "additional_chat_templates"
+_LEGAL: Final = re.compile(r"(licen[sc]e|copying|notice|use_policy)(?![a-z])", re.IGNORECASE)
+_ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_MAX_JSON: Final = 16 * 2**20
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Write into ``target`` every companion that ``source`` has.
+
+    Configurations lose what could make a library run foreign code. ``generation_config.json`` becomes one that
+    transformers saves again: settings that do nothing go, and where it has settings of sampling without ``do_sample``,
+    that becomes true, as other engines take it already. One that is beyond that is left out.
+
+    Raises:
+        UnsafeCheckpoint: a configuration is no JSON object.
+    """
+    for name, path in companion_files(source).items():
+        (target / name).parent.mkdir(exist_ok=True)
+        if name not in (*_CONFIGURATIONS, GENERATION):
+            shutil.copyfile(path, target / name)
+            continue
+        content = _object(path)
+        safe = {key: value for key, value in content.items() if key not in ("auto_map", "trust_remote_code")}
+        kept = _mended(safe) if name == GENERATION else safe
+        if kept == content:
+            shutil.copyfile(path, target / name)
+        elif kept is not None:
+            _write_json(target / name, kept)
+
+
+def companion_files(source: Path) -> dict[str, Path]:
+    """Every companion by the name that it gets in the checkpoint."""
+    names = [*_COPIED, *_CONFIGURATIONS, GENERATION]
+    templates = sorted((source / _TEMPLATES).glob("*.jinja"))
+    wanted = {name: source / name for name in names} | {f"{_TEMPLATES}/{_safe(path)}": path for path in templates}
+    return {name: path for name, path in (wanted | legal_files(source)).items() if path.is_file()}
+
+
+def legal_files(source: Path) -> dict[str, Path]:
+    """``LICENSE*``, ``NOTICE*``, ``USE_POLICY*`` and their like, by the name that they get in the checkpoint."""
+    return {_safe(path): path for path in sorted(source.iterdir()) if _LEGAL.match(path.name) and path.is_file()}
+
+
+def companion_hashes(source: Path) -> dict[str, str]:
+    """SHA-256 of every companion as it is in ``source``."""
+    return {name: file_sha256(path) for name, path in companion_files(source).items()}
+
+
+def _safe(path: Path) -> str:
+    return _ODD.sub("-", path.name)
+
+
+def _mended(content: dict[str, Any]) -> dict[str, Any] | None:
+    """A generation configuration that transformers saves again; None where there is no mending it."""
+    mended = dict(content)
+    if not _is_valid(mended):
+        mended = {key: value for key, value in mended.items() if not _is_idle(key, value, mended)}
+    if not _is_valid(mended):
+        mended["do_sample"] = True
+    return mended if _is_valid(mended) else None
+
+
+def _is_idle(key: str, value: Any, content: dict[str, Any]) -> bool:
+    """Whether nothing would come of a setting: of beam search without beams, or a token that there can not be."""
+    negative = key == "pad_token_id" and isinstance(value, int) and value < 0
+    return negative or (key in _OF_BEAMS and content.get("num_beams") in (None, 1))
+
+
+def _is_valid(content: dict[str, Any]) -> bool:
+    try:
+        GenerationConfig.from_dict(dict(content)).validate(strict=True)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise _unusable(path.name, "is too large")
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _unusable(path.name, "is not JSON") from error
+    if not isinstance(content, dict):
+        raise _unusable(path.name, "is no JSON object")
+    return content
+
+
+def _unusable(name: str, reason: str) -> UnsafeCheckpoint:
+    return UnsafeCheckpoint(
+        detail=f"The model's {name} {reason}.", hint="Download the model again, or mend the file, and retry."
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,98 @@
+"""What a run tells its model card: values that are settled before the export, and so are an input of it."""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from quant_engine.checkpoint.card_facts import CalibrationFacts, CardFacts, PerplexityFacts
+from quant_engine.checkpoint.license import source_license
+from quant_engine.policy import InlineTexts
+from quant_engine.stages.calibrate import read_windows
+from quant_engine.stages.context import Run, resolved_dataset
+from quant_engine.stages.files import digest_of
+
+_PACKAGES: Final = ("quantry", "torch", "transformers", "compressed-tensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the stages before found.
+
+    Attributes:
+        rows: the layers' rows, with the weights that are shipped.
+        perplexity: as :func:`quant_engine.stages.evaluate.read_perplexity` gives it; None where it was not asked for.
+        calibrated: the directory of ``calibrate``.
+    """
+
+    rows: Sequence[Mapping[str, Any]] = ()
+    perplexity: Mapping[str, Mapping[str, Any]] | None = None
+    calibrated: Path | None = None
+
+
+def card_facts(run: Run, measured: Measured) -> CardFacts:
+    """The facts. They hold no time and no path, so that a resumed run gives the same bytes."""
+    spec = run.spec
+    return CardFacts(
+        model_id=spec.model_id or spec.model_dir.name,
+        revision=spec.revision,
+        fingerprint=run.base.fingerprint,
+        architecture=run.model.architecture.class_name,
+        dtype=str(run.source.dtype).removeprefix("torch."),
+        original_bytes=run.base.weight_bytes,
+        policy=spec.policy,
+        calibration=_calibration(run, measured.calibrated),
+        perplexity=_perplexity(run, measured.perplexity),
+        rows=measured.rows,
+        versions={package: _version(package) for package in _PACKAGES},
+        license=source_license(spec.model_dir),
+    )
+
+
+def _calibration(run: Run, calibrated: Path | None) -> CalibrationFacts:
+    settings = run.spec.calibration
+    return CalibrationFacts(
+        dataset=_dataset_name(run, settings.dataset),
+        samples=settings.samples,
+        sequence_length=settings.sequence_length,
+        holdout=settings.holdout,
+        seed=settings.seed,
+        sha256=None if calibrated is None else _calibration_hash(run, read_windows(calibrated)),
+    )
+
+
+def _calibration_hash(run: Run, windows_ST: Tensor) -> str:
+    """SHA-256 over the settings and the token windows [S, T], wherever the text came from."""
+    settings = run.spec.calibration.model_dump(mode="json", exclude={"dataset"})
+    tokens = hashlib.sha256(windows_ST.contiguous().numpy().tobytes()).hexdigest()
+    return digest_of({"settings": settings, "shape": list(windows_ST.shape), "tokens": tokens})
+
+
+def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> PerplexityFacts | None:
+    settings = run.spec.evaluation.perplexity
+    if found is None or settings is None:
+        return None
+    return PerplexityFacts(
+        dataset=_dataset_name(run, settings.dataset),
+        tokens=settings.tokens,
+        sequence_length=settings.sequence_length,
+        original=found["original"]["perplexity"],
+        quantized=found["quantized"]["perplexity"],
+    )
+
+
+def _dataset_name(run: Run, dataset: str | InlineTexts | None) -> str:
+    """A name that may be published: texts that came with the request stay the requester's."""
+    resolved = resolved_dataset(run, dataset)
+    return f"{len(resolved.texts)} texts of the request" if isinstance(resolved, InlineTexts) else resolved
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "from source"
