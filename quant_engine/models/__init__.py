@@ -11,6 +11,7 @@ from quant_engine.models.architectures import (
 )
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.fusion import fuse_scales
+from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
 from quant_engine.models.sites import Site, head_size, model_sites, target_sites
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointSource",
     "ProducerKind",
     "ProducerRows",
+    "QuantizedSource",
     "ResidualRotation",
     "RotatedSource",
     "Site",

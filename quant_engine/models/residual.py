@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.models.architectures import Architecture, ProducerKind, architecture_of
@@ -121,6 +121,10 @@ class RotatedSource:
         configuration = self._configuration
         head = configuration.vocab_size * configuration.hidden_size * self.dtype.itemsize
         return self.base.weight_bytes + (head if self._tied else 0)
+
+    def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
+        """What the stored checkpoint attaches."""
+        self.base.attach(module, prefix=prefix, device=device)
 
     @cached_property
     def fingerprint(self) -> str:

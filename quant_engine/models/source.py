@@ -16,14 +16,19 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture
 
 MAX_HEADER_BYTES: Final = 16 * 2**20
 MAX_TENSORS: Final = 100_000
 MAX_CONFIG_BYTES: Final = 2**20
-_DTYPES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_DTYPES: Final = (
+    {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+    # What quantized checkpoints hold besides: codes and scales of eight bits.
+    | {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
+)
+_COMPUTED: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DOWNLOAD_AGAIN: Final = "Download or export the model again, as safetensors, and retry."
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -59,20 +64,33 @@ class CheckpointSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The sanitized ``config.json``."""
+        """The sanitized ``config.json`` of a dense model.
+
+        Raises:
+            UnsupportedArchitecture: the weights are quantized.
+        """
+        if self.is_quantized:
+            raise UnsupportedArchitecture(
+                detail="The model is already quantized: its config has a quantization_config.",
+                hint="Give the dense model that it was made from, or measure it as it is: policy.preset 'evaluate'.",
+            )
+        return self.stored_config
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the configuration says so."""
+        return self.stored_config.get("quantization_config") is not None
+
+    @cached_property
+    def stored_config(self) -> dict[str, Any]:
+        """The sanitized ``config.json``, whatever the weights are."""
         path = self.directory / "config.json"
         if not path.is_file():
             raise ModelNotFound(
                 detail=f"There is no config.json in the model directory {self.directory.name!r}.",
                 hint="Check the model id; the directory has to hold config.json, *.safetensors and a tokenizer.",
             )
-        config = safe_config(_read_json(path, MAX_CONFIG_BYTES))
-        if "quantization_config" in config:
-            raise UnsupportedArchitecture(
-                detail="The model is already quantized: its config has a quantization_config.",
-                hint="Give the dense model that it was made from.",
-            )
-        return dict(config)
+        return dict(safe_config(_read_json(path, MAX_CONFIG_BYTES)))
 
     @cached_property
     def shards(self) -> tuple[Path, ...]:
@@ -97,6 +115,18 @@ class CheckpointSource:
             )
         return located
 
+    def locate(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        if name not in self.tensors:
+            raise UnsafeCheckpoint(detail=f"The checkpoint holds no tensor {name}.", hint=_DOWNLOAD_AGAIN)
+        return self.tensors[name]
+
+    @cached_property
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of each tensor."""
+        spans = {name: entry["data_offsets"] for shard in self.shards for name, entry in _checked_header(shard).items()}
+        return {name: end - begin for name, (begin, end) in spans.items()}
+
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of all weight files."""
@@ -119,24 +149,28 @@ class CheckpointSource:
             for entry in _checked_header(shard).values():
                 begin, end = entry["data_offsets"]
                 counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + end - begin
-        common = max(counts, key=lambda name: counts[name])
-        return {"F16": torch.float16, "BF16": torch.bfloat16}.get(common, torch.float32)
+        floating = {name: count for name, count in counts.items() if name in _COMPUTED}
+        return _COMPUTED[max(floating, key=lambda name: floating[name])] if floating else torch.float32
 
     def read(
-        self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """The named tensors as ``dtype`` on ``device``; without a cast they are views of the memory-mapped file."""
+        """The named tensors as ``dtype`` on ``device``; without a cast they are views of the memory-mapped file.
+
+        Without a ``dtype`` they stay in the type that they are stored in.
+        """
         by_shard: dict[Path, list[str]] = {}
         for name in names:
-            if name not in self.tensors:
-                raise UnsafeCheckpoint(detail=f"The checkpoint holds no tensor {name}.", hint=_DOWNLOAD_AGAIN)
-            by_shard.setdefault(self.tensors[name], []).append(name)
+            by_shard.setdefault(self.locate(name), []).append(name)
         read: dict[str, Tensor] = {}
         for shard, wanted in by_shard.items():
             with _opened(shard) as file:
                 for name in wanted:
                     read[name] = file.get_tensor(name).to(device=device, dtype=dtype)
         return read
+
+    def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
+        """Nothing: dense linears compute as they are."""
 
     @cached_property
     def _weight_map(self) -> dict[str, str]:

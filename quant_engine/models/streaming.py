@@ -53,7 +53,7 @@ class StreamedModel:
     """A model of which only the embeddings, the final norm and the head stay in memory.
 
     Args:
-        source: the dense checkpoint, or a view of one.
+        source: the checkpoint, or a view of one.
         dtype: the type to compute in.
         device: where to compute.
 
@@ -73,6 +73,7 @@ class StreamedModel:
         self._layer_class = type(model.model.layers[0])
         self._model_config = model.config
         model.model.layers = nn.ModuleList(_Recorder() for _ in range(self.blocks))
+        source.attach(model, prefix="", device=self.device)
         self._skeleton: PreTrainedModel = model.eval().requires_grad_(False)
         self._ends_loaded = False
 
@@ -117,13 +118,15 @@ class StreamedModel:
 
         Args:
             index: which block.
-            read: where its parameters come from; the dense checkpoint by default.
+            read: where its parameters come from; by default the source, whose linears then compute as it says.
             prepare: changes the empty layer before the parameters are assigned.
         """
         layer = self.empty_block(index)
+        prefix = self.architecture.block_prefix(index)
+        if read is None:
+            self.source.attach(layer, prefix=prefix, device=self.device)
         if prepare is not None:
             prepare(layer, index)
-        prefix = self.architecture.block_prefix(index)
         state = {name.removeprefix(prefix): value for name, value in (read or self.read_block)(index).items()}
         try:
             layer.load_state_dict(state, assign=True)
@@ -162,6 +165,7 @@ class StreamedModel:
     def whole(self) -> PreTrainedModel:
         """The whole model over the memory-mapped weights, for sampling; where no cast is needed, nothing is copied."""
         model = empty_model(self.config, self.dtype)
+        self.source.attach(model, prefix="", device=self.device)
         state = self.source.read(self.source.tensors, dtype=self.dtype, device=self.device)
         if self.ties_embeddings:
             state[f"{self.architecture.head}.weight"] = state[f"{self.architecture.embedding}.weight"]

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class WeightSource(Protocol):
-    """A dense model, read tensor by tensor; :class:`CheckpointSource` and :class:`RotatedSource` are such."""
+    """A model, read as dense tensors: :class:`CheckpointSource`, and views of one (rotated, quantized)."""
 
     @property
     def directory(self) -> Path:
@@ -39,3 +39,6 @@ class WeightSource(Protocol):
         self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
         """The named tensors as ``dtype`` on ``device``."""
+
+    def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
+        """Make the linears below ``module``, whose name begins with ``prefix``, compute what the checkpoint means."""

@@ -1,0 +1,260 @@
+"""A checkpoint that compressed-tensors wrote, read as the dense weights that it stands for, linear by linear.
+
+What a linear stores, and how its inputs are rounded, is compressed-tensors' own reading of ``quantization_config``:
+the configuration is applied to the model without memory, as ``from_pretrained`` does, and each linear is decompressed
+by the compressor of its scheme. So a streamed forward has the bits of ``from_pretrained``'s.
+
+Shapes: O output and I input channels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.base import compress_module
+from compressed_tensors.compressors.format import infer_module_format
+from compressed_tensors.config import CompressionFormat
+from compressed_tensors.quantization import (
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    apply_quantization_config,
+)
+from compressed_tensors.quantization.lifecycle.forward import set_forward_quantized
+from torch import Tensor, nn
+
+from quant_engine.errors import UnsafeCheckpoint, UnsupportedPolicy
+from quant_engine.models.architectures import architecture_of
+from quant_engine.models.configuration import empty_model, model_configuration
+from quant_engine.models.foreign_transforms import foreign_transforms
+from quant_engine.models.quantization_config import parse_quantization
+from quant_engine.models.source import CheckpointSource
+
+Attachment = Callable[[nn.Module], None]
+"""Makes a linear do something more at run time, such as transforming its input."""
+
+_OURS: Final = "quantry"
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MISFITS: Final = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, NotImplementedError)
+_IDLE: Final = ("weight_zero_point", "input_zero_point", "output_zero_point")
+"""What older writers also store for symmetric schemes, where a zero point is zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredLinear:
+    """How one linear, or an embedding, is stored.
+
+    Attributes:
+        shape: [O, I] of the weight that it stands for.
+        parts: the type that ``from_pretrained`` holds each of its tensors in, by the tensor's last name.
+    """
+
+    name: str
+    scheme: QuantizationScheme
+    shape: tuple[int, ...]
+    parts: Mapping[str, torch.dtype]
+
+    @property
+    def static(self) -> tuple[str, ...]:
+        """The tensors of fixed scales of inputs and outputs."""
+        return tuple(part for part in self.parts if part.startswith(("input_", "output_")))
+
+
+@dataclass(frozen=True)
+class QuantizedSource:
+    """A quantized checkpoint as a :class:`WeightSource`.
+
+    Args:
+        base: the checkpoint.
+        quantization: its ``quantization_config``.
+        online: what each linear does besides, by its name; None for what the ``transform_config`` says.
+
+    Raises (from every reading member):
+        UnsupportedPolicy: the checkpoint asks for something that is not honoured here, which is named.
+        UnsafeCheckpoint: its ``quantization_config`` is malformed, or does not fit the model or the tensors.
+        ModelNotFound: see :class:`CheckpointSource`.
+    """
+
+    base: CheckpointSource
+    quantization: Mapping[str, Any]
+    online: Mapping[str, Attachment] | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoint and its tokenizer are."""
+        return self.base.directory
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The sanitized configuration of the model without quantization."""
+        stored = self.base.stored_config
+        return {key: value for key, value in stored.items() if key not in ("quantization_config", _OURS)}
+
+    @cached_property
+    def tensors(self) -> dict[str, Path]:
+        """The dense tensors that can be read, and the files that they come from."""
+        found = {name: path for name, path in self.base.tensors.items() if self._linear_of(name) is None}
+        for linear in self.linears.values():
+            found[f"{linear.name}.weight"] = self.base.locate(f"{linear.name}.{next(iter(linear.parts))}")
+        return found
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type that the configuration names, which the model computes in; else that of most floating tensors."""
+        named = self.base.stored_config.get("dtype", self.base.stored_config.get("torch_dtype"))
+        return _DTYPES.get(str(named).removeprefix("torch."), self.base.dtype)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return self.base.weight_bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """The checkpoint's own."""
+        return self.base.fingerprint
+
+    @cached_property
+    def linears(self) -> dict[str, StoredLinear]:
+        """Every quantized linear by its name, in the model's order."""
+        config = parse_quantization(self.quantization)
+        model = self._model
+        try:
+            apply_quantization_config(model, config, show_progress=False)
+            found = [_stored(name, module, config) for name, module in model.named_modules() if _scheme_of(module)]
+        except _MISFITS as error:
+            raise _misfit(
+                f"its quantization_config does not fit the model ({type(error).__name__}: {error})"
+            ) from error
+        linears = {linear.name: linear for linear in found}
+        self._refuse_tied(linears)
+        self._refuse_unknown_parts(linears)
+        return linears
+
+    def read(
+        self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """The named tensors as ``dtype`` on ``device``, quantized weights as the numbers that they stand for."""
+        names = list(names)
+        quantized = [
+            name for name in names if name.removesuffix(".weight") in self.linears and name.endswith(".weight")
+        ]
+        read = self.base.read([name for name in names if name not in set(quantized)], dtype=dtype, device=device)
+        for name in quantized:
+            read[name] = self._weight(self.linears[name.removesuffix(".weight")], device).to(dtype)
+        return {name: read[name] for name in names}
+
+    def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
+        """Make the linears below ``module``, whose name begins with ``prefix``, round and transform as they should.
+
+        Their ``weight`` has to be the dense one.
+        """
+        for local, linear in module.named_modules():
+            stored = self.linears.get(prefix + local)
+            if stored is not None and isinstance(linear, nn.Linear):
+                for part, tensor in self._parts(stored, stored.static, device).items():
+                    linear.register_buffer(part, tensor, persistent=False)
+                linear.quantization_scheme = stored.scheme
+                linear.quantization_status = QuantizationStatus.DECOMPRESSED
+                set_forward_quantized(linear)
+            for attachment in self._online.get(prefix + local, ()):
+                attachment(linear)
+
+    def stored_bytes(self, linear: str) -> int:
+        """Bytes of a linear's weight and its scales, or of its dense weight."""
+        stored = self.linears.get(linear)
+        parts = ("weight",) if stored is None else tuple(part for part in stored.parts if part not in stored.static)
+        return sum(self.base.stored_bytes[f"{linear}.{part}"] for part in parts)
+
+    @cached_property
+    def _model(self) -> Any:
+        return empty_model(model_configuration(self.config), self.dtype)
+
+    @cached_property
+    def _online(self) -> dict[str, tuple[Attachment, ...]]:
+        if self.online is not None:
+            return {name: (attachment,) for name, attachment in self.online.items()}
+        section = self.quantization.get("transform_config") or {}
+        return foreign_transforms(section, empty_model(model_configuration(self.config), self.dtype), self.base)
+
+    def _linear_of(self, tensor: str) -> StoredLinear | None:
+        """The linear that a stored tensor is a part of."""
+        name, _, part = tensor.rpartition(".")
+        linear = self.linears.get(name)
+        return None if linear is None or part == "bias" else linear
+
+    def _parts(self, linear: StoredLinear, wanted: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+        """A linear's tensors as ``from_pretrained`` holds them: floating ones in the type of its empty parameter."""
+        names = {part: f"{linear.name}.{part}" for part in wanted}
+        stored = self.base.read(names.values(), dtype=None, device=device)
+        tensors = {part: stored[name] for part, name in names.items()}
+        return {
+            part: tensor.to(linear.parts[part]) if tensor.is_floating_point() else tensor
+            for part, tensor in tensors.items()
+        }
+
+    def _weight(self, linear: StoredLinear, device: torch.device | str) -> Tensor:
+        parts = self._parts(linear, [part for part in linear.parts if part not in linear.static], device)
+        compressor: Any = BaseCompressor.get_value_from_registry(linear.scheme.format.value)
+        try:
+            w_OI: Tensor = compressor.decompress(parts, linear.scheme)["weight"].detach()
+        except (*_MISFITS, IndexError) as error:
+            raise _misfit(f"{linear.name} can not be decompressed ({type(error).__name__}: {error})") from error
+        if tuple(w_OI.shape) != linear.shape:
+            raise _misfit(f"{linear.name} is {list(w_OI.shape)}, and the model needs {list(linear.shape)}")
+        return w_OI
+
+    def _refuse_tied(self, linears: Mapping[str, StoredLinear]) -> None:
+        architecture = architecture_of(self.config)
+        ends = [name for name in (architecture.embedding, architecture.head) if name in linears]
+        if ends and self._model.config.tie_word_embeddings:
+            raise UnsupportedPolicy(
+                detail=f"The checkpoint quantizes {ends[0]} but ties its embedding and its head.",
+                hint="Write it with tie_word_embeddings false, or list both in ignore.",
+            )
+
+    def _refuse_unknown_parts(self, linears: Mapping[str, StoredLinear]) -> None:
+        """A tensor that a linear does not know is a scheme read wrongly (g_idx of an older activation order)."""
+        for tensor in self.base.tensors:
+            name, _, part = tensor.rpartition(".")
+            if name in linears and part not in (*linears[name].parts, "bias", *_IDLE):
+                raise UnsupportedPolicy(
+                    detail=f"The checkpoint stores {tensor}, which compressed-tensors does not read for its scheme.",
+                    hint="Write the checkpoint with a current version of compressed-tensors.",
+                )
+
+
+def _scheme_of(module: nn.Module) -> QuantizationScheme | None:
+    return getattr(module, "quantization_scheme", None)
+
+
+def _stored(name: str, module: nn.Module, config: QuantizationConfig) -> StoredLinear:
+    """What ``from_pretrained`` would load for a module that ``config`` was applied to."""
+    scheme: Any = _scheme_of(module)
+    if not isinstance(module, nn.Linear | nn.Embedding) or (isinstance(module, nn.Embedding) and _rounds_more(scheme)):
+        raise UnsupportedPolicy(
+            detail=f"The checkpoint quantizes more than weights at {name}, a {type(module).__name__}.",
+            hint="Only linears may round their inputs; attention and the key-value cache stay in floating point here.",
+        )
+    shape = tuple(module.weight.shape)
+    overall = CompressionFormat(config.format)
+    if scheme.format is None and overall is CompressionFormat.mixed_precision:
+        overall = infer_module_format(type(module), scheme)
+    compress_module(module, scheme.format or overall)
+    parts = {key: value.dtype for key, value in module.state_dict().items() if key != "bias" and "." not in key}
+    return StoredLinear(name=name, scheme=scheme, shape=shape, parts=parts)
+
+
+def _rounds_more(scheme: QuantizationScheme) -> bool:
+    return scheme.input_activations is not None or scheme.output_activations is not None
+
+
+def _misfit(reason: str) -> UnsafeCheckpoint:
+    return UnsafeCheckpoint(
+        detail=f"The quantized checkpoint can not be read: {reason}."[:1000],
+        hint="Check that config.json belongs to these weights, and that from_pretrained loads them.",
+    )
