@@ -25,7 +25,7 @@ from api.query import declared_only
 from api.reports.endpoints import router as reports
 from api.request_context import RequestContext
 from api.state import AppState
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import open_store
 from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.errors import InstallationError
@@ -92,7 +92,7 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
         with _nudger(broker_url) as nudger:
             yield AppState(
                 settings=settings,
-                service=JobService(database, settings, ArtifactStore(settings.artifacts_dir), nudger),
+                service=JobService(database, settings, open_store(settings), nudger),
                 publications=PublicationService(database, settings),
                 credentials=CredentialService(database, vault),
                 overview=Overview(database, settings),

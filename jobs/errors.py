@@ -5,7 +5,6 @@
     │   ├── JobNotFound                       job_not_found
     │   ├── ArtifactNotFound                  artifact_not_found
     │   ├── PublicationNotFound               publication_not_found
-    │   ├── PublicationNotFound               publication_not_found
     │   ├── CredentialNotFound                credential_not_found
     │   └── ReportNotFound                    report_not_found      (the job has not succeeded yet)
     ├── InvalidState                      409 invalid_state         (Retry-After while the job still runs)
@@ -122,16 +121,6 @@ class CredentialNotFound(NotFound):
 
     def __init__(self) -> None:
         super().__init__("There is no credential with this id. List yours with GET /v1/credentials.")
-
-
-class PublicationNotFound(NotFound):
-    """No publication of this tenant has the id."""
-
-    code = "publication_not_found"
-    title = "Publication not found"
-
-    def __init__(self) -> None:
-        super().__init__("There is no publication with this id. A job lists its own under /v1/jobs/{id}/publications.")
 
 
 class ReportNotFound(NotFound):

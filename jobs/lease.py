@@ -28,7 +28,10 @@ from quant_engine.policy import JobRequest
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The right to run one attempt of one job. ``spec`` is the fully resolved JobRequest as JSON."""
+    """The right to run one attempt of one job. ``spec`` is the fully resolved JobRequest as JSON.
+
+    ``resolved_revision`` is the commit that an earlier attempt found the model's revision to mean.
+    """
 
     job_id: str
     fence: int
@@ -37,6 +40,7 @@ class Claim:
     tenant: str
     owner: str
     spec: dict[str, Any]
+    resolved_revision: str | None = None
 
     @property
     def request(self) -> JobRequest:
@@ -83,7 +87,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a finished run publishes, at once. ``artifacts``: from ``ArtifactStore.adopt``."""
+    """Everything a finished run publishes, at once. ``artifacts``: from ``ArtifactStore.put``."""
 
     summary: Mapping[str, Any]
     report: Mapping[str, Any]
@@ -117,6 +121,7 @@ class LeaseKeeper:
                 tenant=job.tenant,
                 owner=owner,
                 spec=leases.load_spec(session, job.id),
+                resolved_revision=job.resolved_revision,
             )
 
     def heartbeat(self, claim: Claim) -> Beat:

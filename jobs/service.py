@@ -5,20 +5,19 @@ Errors: any :class:`jobs.errors.QuantryError` named per method; a database that 
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 from jobs import cursors
+from jobs.artifact_files import ArtifactFile, ArtifactFiles
 from jobs.artifacts import ArtifactStore
 from jobs.clean import clean_text, is_storable
 from jobs.credentials import require_credentials_of
 from jobs.database import Database
 from jobs.errors import ArtifactNotFound, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
 from jobs.ids import is_id, new_id
-from jobs.models import Artifact, Job, JobLayer
+from jobs.models import Job, JobLayer
 from jobs.once import Once
 from jobs.queue import Nudger
 from jobs.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view, shown_options
@@ -33,21 +32,13 @@ from quant_engine.policy.fields import MAX_INT32
 CHECKPOINT_PREFIX: Final = "checkpoint/"
 
 
-@dataclass(frozen=True)
-class ArtifactFile:
-    """An artifact and the file that holds it."""
-
-    view: ArtifactView
-    path: Path
-
-
 class JobService:
     """What a tenant can do with jobs. Every query is scoped by ``tenant``; foreign ids look missing."""
 
     def __init__(self, database: Database, settings: Settings, store: ArtifactStore, nudger: Nudger) -> None:
         self._database = database
         self._settings = settings
-        self._store = store
+        self._files = ArtifactFiles(store, settings)
         self._nudger = nudger
 
     def create_job(
@@ -116,14 +107,17 @@ class JobService:
             return view
 
     def delete_job(self, job_id: str, *, tenant: str) -> None:
-        """Rows, artifacts and work files of a terminal job. Raises: JobNotFound, InvalidState."""
+        """Rows and work files of a terminal job, at once; bytes that no other job has follow with ``jobs.gc``.
+
+        Raises: JobNotFound, InvalidState.
+        """
         with self._database.transaction() as session:
             job = _find(session, tenant, job_id)
             if not jobs.delete_terminal(session, tenant, job_id):
                 raise InvalidState(
                     f"The job is {job.status}. Cancel it first; it can be deleted once it is over.", retry_after=5
                 )
-        self._store.delete(job_id)
+        self._files.forget(job_id)
         shutil.rmtree(self._settings.work_dir / job_id, ignore_errors=True)
 
     def list_events(self, job_id: str, *, tenant: str, after: int = 0, limit: int = 100) -> Page[EventView]:
@@ -179,31 +173,30 @@ class JobService:
         return _page([artifact_view(artifact) for artifact in found], False, lambda last: last.id)
 
     def open_artifact(self, artifact_id: str, *, tenant: str) -> ArtifactFile:
-        """Raises: ArtifactNotFound."""
+        """Nothing is asked of the store yet. Raises: ArtifactNotFound."""
         with self._database.transaction() as session:
             artifact = jobs.find_artifact(session, tenant, artifact_id) if is_id(artifact_id) else None
         if artifact is None:
             raise ArtifactNotFound
-        return self._file(artifact)
+        return self._files.open(artifact)
 
     def archive_files(self, job_id: str, *, tenant: str) -> tuple[ArtifactFile, ...]:
-        """The files of the checkpoint directory, by path; empty before success. Raises: JobNotFound."""
+        """The files of the checkpoint directory, by path; empty before success.
+
+        Raises: JobNotFound, ArtifactNotFound when one of them is gone, StoreUnavailable.
+        """
         with self._database.transaction() as session:
             _find(session, tenant, job_id)
             found = jobs.artifacts_of(session, job_id)
-        return tuple(self._file(artifact) for artifact in found if artifact.path.startswith(CHECKPOINT_PREFIX))
+        files = tuple(self._files.open(artifact) for artifact in found if artifact.path.startswith(CHECKPOINT_PREFIX))
+        for file in files:
+            file.require()
+        return files
 
     def queue_health(self) -> QueueHealth:
         """Raises: Unavailable when the database does not answer."""
         with self._database.transaction() as session:
             return jobs.queue_health(session, alive_seconds=self._settings.lease_seconds)
-
-    def _file(self, artifact: Artifact) -> ArtifactFile:
-        try:
-            path = self._store.open(artifact.job_id, artifact.fence, artifact.path)
-        except FileNotFoundError:
-            raise ArtifactNotFound from None
-        return ArtifactFile(view=artifact_view(artifact), path=path)
 
     def _views(self, session: Session, found: Sequence[Job]) -> list[JobView]:
         queued = [job.id for job in found if job.status == JobStatus.QUEUED]

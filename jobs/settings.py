@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.artifact_location import ArtifactLocation, artifact_location
+
 SINGLE_TENANT = "default"
 
 
@@ -18,7 +20,13 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def _artifacts_url(url: str) -> str:
+    artifact_location(url)
+    return url
+
+
 Directory = Annotated[Path, AfterValidator(_absolute)]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._/-]*)?$", max_length=1000)]
 
 
 class Settings(BaseSettings):
@@ -41,6 +49,11 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = None
     broker_url: SecretStr | None = None
+
+    artifacts_url: Annotated[str, AfterValidator(_artifacts_url)] | None = None  # file:///path or s3://bucket/prefix
+    s3_endpoint_url: HttpUrl | None = None  # beside boto3's own AWS_* variables
+    s3_part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
+    gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0
 
     api_key: SecretStr | None = None
     allow_anonymous: bool = False
@@ -87,8 +100,15 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def artifacts_location(self) -> ArtifactLocation:
+        """Where published files are stored: QUANTRY_ARTIFACTS_URL, or the data directory."""
+        if self.artifacts_url is None:
+            return ArtifactLocation(scheme="file", directory=self.artifacts_dir)
+        return artifact_location(self.artifacts_url)
+
+    @property
     def artifacts_dir(self) -> Path:
-        """Where published files live: ``<artifacts_dir>/<job_id>/<fence>/``."""
+        """The store of published files unless QUANTRY_ARTIFACTS_URL names one; also what older releases published."""
         return self.data_dir / "artifacts"
 
     @property

@@ -6,17 +6,17 @@ writes it with the claim's fence. An attempt that lost its claim writes nothing 
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from jobs.artifacts import ArtifactStore, UnsafeArtifactError
-from jobs.errors import run_deadline
+from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, total_bytes
+from jobs.credentials import CredentialService
+from jobs.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable, run_deadline
 from jobs.lease import Claim, LeaseKeeper, Manifest
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
@@ -25,18 +25,20 @@ from worker.child import Child, Command
 from worker.devices import Device
 from worker.ending import Ending, FinalWrite, Outcome
 from worker.environment import DOWNLOAD, RUNNER, download_environment, runner_environment
+from worker.hub_source import RevisionPin, credential_problem, download_file, hub_token, models_cache
 from worker.ledger import Ledger, Standing
-from worker.messages import DownloadFile, Error, Message, Result, RunFile, StageFinished, StageStarted
+from worker.messages import Error, Message, Resolved, Result, RunFile, StageAdvanced, StageFinished, StageStarted
 from worker.problems import as_error, as_problem, internal_error
 from worker.reporter import Reporter
 from worker.resolve import require_inside, resolve_local
+from worker.storing import store_output, store_refused
 from worker.workspace import Workspace
 
 _POLL_SECONDS: Final = 0.2
 _GRACE_SECONDS: Final = 5.0
 _RESOLVE: Final = "resolve"
 _PUBLISH: Final = "publish"
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_DATABASE_SECONDS: Final = 1.0
 
 logger = structlog.get_logger(__name__)
 
@@ -63,6 +65,7 @@ class Equipment:
 
     keeper: LeaseKeeper
     store: ArtifactStore
+    credentials: CredentialService
     settings: Settings
     device: Device
     programs: Programs = field(default_factory=Programs)
@@ -100,10 +103,8 @@ class Attempt:
         self.reporter.flush(force=True)
         final = FinalWrite(self.equipment.keeper, self.claim, ending)
         outcome = self.ledger.settle(final) or Outcome.LOST
-        if outcome is Outcome.SUCCEEDED:
-            self.equipment.store.keep_only(self.claim.job_id, self.claim.fence)
-        elif not final.unsure:
-            self.space.discard_output()
+        # Published bytes are in the store; what was put there for nothing, garbage collection finds.
+        self.space.discard_output()
         if self._is_over(outcome):
             self.space.discard()
         return outcome
@@ -126,32 +127,32 @@ class Attempt:
         return directory
 
     def _download(self) -> Path:
-        cache = self.equipment.settings.data_dir / "models-cache"
-        request = DownloadFile(
-            parent_pid=os.getpid(),
-            model_id=self.request.model.id,
-            revision=self._pinned_revision() or self.request.model.revision,
-            cache_dir=cache,
-        )
+        settings = self.equipment.settings
+        request = download_file(self.request.model, settings, self._pin.commit())
         file = self.space.root / "download.json"
         file.write_text(request.model_dump_json())
         environment = download_environment(self.space.scratch)
-        payload = self._watch(self._command(self.equipment.programs.download, file, environment))
-        revision = str(payload["revision"])
-        self._pin.write_text(revision)
-        self.ledger.post(lambda: self.equipment.keeper.record_resolved_revision(self.claim, revision))
-        return require_inside(Path(str(payload["path"])), cache)
+        command = self._command(self.equipment.programs.download, file, environment)
+        payload = self._watch(replace(command, token=self._hub_token()))
+        self._keep_revision(str(payload["revision"]))
+        return require_inside(Path(str(payload["path"])), models_cache(settings))
+
+    def _hub_token(self) -> str | None:
+        while True:
+            try:
+                return hub_token(self.claim, self.equipment.credentials)
+            except Unavailable:
+                self._wait(_DATABASE_SECONDS)
+            except (CredentialNotFound, CredentialUnreadable) as error:
+                raise _Ended(Ending(Outcome.FAILED, credential_problem(error))) from error
 
     @property
-    def _pin(self) -> Path:
-        """Where the commit is kept, so that a later attempt does not run on another one."""
-        return self.space.root / "revision"
+    def _pin(self) -> RevisionPin:
+        return RevisionPin(self.space.root / "revision", self.claim.resolved_revision)
 
-    def _pinned_revision(self) -> str | None:
-        if not self._pin.is_file():
-            return None
-        revision = self._pin.read_text()
-        return revision if _COMMIT.fullmatch(revision) else None
+    def _keep_revision(self, commit: str) -> None:
+        if self._pin.keep(commit):
+            self.ledger.post(lambda: self.equipment.keeper.record_resolved_revision(self.claim, commit))
 
     def _compute(self, model_dir: Path) -> None:
         settings, device = self.equipment.settings, self.equipment.device
@@ -159,7 +160,7 @@ class Attempt:
             job_id=self.claim.job_id,
             parent_pid=os.getpid(),
             model_id=self.request.model.id,
-            revision=self._pinned_revision() if self.request.model.source == "hub" else None,
+            revision=self._pin.commit() if self.request.model.source == "hub" else None,
             model_dir=model_dir,
             policy=self.request.policy,
             calibration=self.request.calibration,
@@ -203,6 +204,8 @@ class Attempt:
         for message in messages:
             if isinstance(message, Result | Error):
                 verdict = message
+            elif isinstance(message, Resolved):
+                self._keep_revision(message.revision)
             else:
                 self.reporter.handle(message)
         self.reporter.flush()
@@ -210,19 +213,24 @@ class Attempt:
 
     def _interrupt(self, child: Child) -> None:
         """Stop the subprocess if the claim or the worker's end demands it."""
+        try:
+            self._require_right()
+        except _Ended as ended:
+            at_once = ended.ending.outcome in {Outcome.LOST, Outcome.DRAINED}
+            child.stop(grace=0 if at_once else _GRACE_SECONDS)
+            raise
+
+    def _require_right(self) -> None:
+        """Raises: _Ended: the claim or the worker's end demands that this attempt stop."""
         standing = self.ledger.standing()
         if standing is Standing.LOST:
             logger.warning("claim_given_up", silent_seconds=round(self.ledger.silent_seconds(), 1))
-            child.stop(grace=0)
             raise _Ended(Ending(Outcome.LOST))
         if self.equipment.must_yield():
-            child.stop(grace=0)
             raise _Ended(Ending(Outcome.DRAINED))
         if standing is Standing.CANCEL:
-            child.stop(grace=_GRACE_SECONDS)
             raise _Ended(Ending(Outcome.CANCELLED))
         if standing is Standing.DEADLINE:
-            child.stop(grace=_GRACE_SECONDS)
             raise _Ended(Ending(Outcome.FAILED, run_deadline(self.request.limits.max_run_seconds)))
 
     def _judge(self, child: Child, verdict: Result | Error | None) -> dict[str, Any]:
@@ -236,23 +244,44 @@ class Attempt:
         return verdict.payload
 
     def _collect(self) -> Manifest:
-        """Read and hash the output. The time goes to ``publish``: what is left then is one transaction."""
+        """Read the output and put it into the store. What is left then of ``publish`` is one transaction."""
         began = time.monotonic()
-        self.reporter.handle(StageStarted(name=_PUBLISH, unit="file", total=1))
-        self.reporter.flush(force=True)
         output = self.space.output
         try:
             manifest = Manifest(
                 summary=json.loads((output / "summary.json").read_bytes()),
                 report=json.loads((output / "report.json").read_bytes()),
                 layers=json.loads((output / "layers.json").read_bytes()),
-                artifacts=self.equipment.store.adopt(output),
+                artifacts=self._store(output),
             )
-        except (FileNotFoundError, ValueError, UnsafeArtifactError) as error:
+        except (FileNotFoundError, ValueError, DamagedBlob) as error:
             logger.exception("output_unusable")
             raise _Ended(_failed(internal_error("The run ended without a usable result."))) from error
+        except StoreRefused as error:
+            logger.exception("store_refused")
+            raise _Ended(Ending(Outcome.FAILED, store_refused())) from error
         self.reporter.handle(StageFinished(name=_PUBLISH, seconds=time.monotonic() - began))
         return manifest
+
+    def _store(self, output: Path) -> tuple[ManifestEntry, ...]:
+        total = total_bytes(output)
+        self.reporter.handle(StageStarted(name=_PUBLISH, unit="byte", total=total))
+        self.reporter.flush(force=True)
+
+        def told(done: int) -> None:
+            self.reporter.handle(StageAdvanced(name=_PUBLISH, done=min(done, total), total=total))
+            self.reporter.flush()
+            self._require_right()
+
+        return store_output(self.equipment.store, output, told=told, wait=self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        """Let time pass for as long as this attempt may go on."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._require_right()
+            self.reporter.flush()
+            time.sleep(_POLL_SECONDS)
 
 
 def _failed(error: Error) -> Ending:

@@ -5,7 +5,7 @@ from enum import Enum, auto
 
 import structlog
 
-from jobs.errors import JobProblem, Unavailable
+from jobs.errors import JobProblem
 from jobs.lease import Claim, LeaseKeeper, Manifest
 from worker.problems import as_problem, internal_error
 
@@ -33,23 +33,15 @@ class Ending:
 
 
 class FinalWrite:
-    """The one write that ends the attempt. ``unsure``: a publication may have landed although its answer did not."""
+    """The one write that ends the attempt."""
 
     def __init__(self, keeper: LeaseKeeper, claim: Claim, ending: Ending) -> None:
         self._keeper = keeper
         self._claim = claim
         self._ending = ending
-        self.unsure = False
 
     def __call__(self) -> Outcome:
         """Write it. Raises: Unavailable, and may then be called again."""
-        try:
-            return self._write()
-        except Unavailable:
-            self.unsure = self._ending.outcome is Outcome.SUCCEEDED
-            raise
-
-    def _write(self) -> Outcome:
         keeper, claim, ending = self._keeper, self._claim, self._ending
         landed = False
         match ending.outcome:

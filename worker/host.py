@@ -14,7 +14,8 @@ import billiard
 import structlog
 from celery import Celery, bootsteps, signals
 
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import open_store
+from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.errors import InstallationError, Unavailable
 from jobs.lease import LeaseKeeper
@@ -118,7 +119,8 @@ class Worker:
     def _supervisor(self) -> Supervisor:
         equipment = Equipment(
             keeper=LeaseKeeper(self._database, self._settings),
-            store=ArtifactStore(self._settings.artifacts_dir),
+            store=open_store(self._settings),
+            credentials=CredentialService(self._database, Vault.open(self._settings)),
             settings=self._settings,
             device=self._device,
             programs=self._programs,

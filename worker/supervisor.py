@@ -73,5 +73,5 @@ class Supervisor:
             request=request,
             ledger=ledger,
             reporter=Reporter(self.equipment.keeper, claim, ledger, ProgressTracker(weights)),
-            space=open_workspace(settings.work_dir, settings.artifacts_dir, claim.job_id, claim.fence),
+            space=open_workspace(settings.work_dir, claim.job_id, claim.fence),
         )

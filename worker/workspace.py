@@ -2,7 +2,7 @@
 
 ``work/<job_id>/<fence>/`` holds the stages that a later attempt resumes from. An attempt takes over its predecessor's
 directory by renaming it to its own fence: a stale runner that still computes finds its paths gone and can not write
-beside its successor. ``artifacts/<job_id>/<fence>/`` receives the output; it belongs to nobody until it is published.
+beside its successor. Its ``output`` is made anew by every attempt; published files live on in the artifact store.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Final
 
 _STAGES: Final = "stages"
 _SCRATCH: Final = "scratch"
+_OUTPUT: Final = "output"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,11 @@ class Workspace:
     """The directories of one attempt. ``stages`` is the engine's, ``scratch`` its home and temporary directory."""
 
     root: Path
-    output: Path
+
+    @property
+    def output(self) -> Path:
+        """What the run makes; the run creates it."""
+        return self.root / _OUTPUT
 
     @property
     def stages(self) -> Path:
@@ -39,30 +44,29 @@ class Workspace:
         return self.root / "runner.log"
 
     def discard_output(self) -> None:
-        """Remove output that will never be published."""
+        """Remove the output: it is in the store, or will never be published."""
         _remove(self.output)
-        _remove_if_empty(self.output.parent)
 
     def discard(self) -> None:
-        """Remove every attempt's directory, but not the output: the job is over."""
+        """Remove every attempt's directory: the job is over."""
         _remove(self.root.parent)
 
 
-def open_workspace(work_dir: Path, artifacts_dir: Path, job_id: str, fence: int) -> Workspace:
+def open_workspace(work_dir: Path, job_id: str, fence: int) -> Workspace:
     """The directories of attempt ``fence``, with what the latest earlier attempt left for it.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     home = work_dir / job_id
-    space = Workspace(root=home / str(fence), output=artifacts_dir / job_id / str(fence))
+    space = Workspace(root=home / str(fence))
     home.mkdir(parents=True, exist_ok=True)
     earlier = _fences_below(home, fence)
     if earlier and not space.root.exists():
         earlier.pop().rename(space.root)
-    for stale in [*earlier, *_fences_below(space.output.parent, fence), space.scratch]:
+    for stale in [*earlier, space.output, space.scratch]:
         _remove(stale)
-    for directory in (space.stages, space.scratch, space.output.parent):
+    for directory in (space.stages, space.scratch):
         directory.mkdir(parents=True, exist_ok=True)
     return space
 
@@ -98,8 +102,3 @@ def _modified(path: Path) -> float:
 def _remove(path: Path) -> None:
     # A stale runner may write or remove beside us: what is gone already is as good as removed.
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_if_empty(path: Path) -> None:
-    if path.is_dir() and not any(path.iterdir()):
-        _remove(path)

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response, StreamingResponse
 
-from api.artifacts.files import read_chunks
 from api.artifacts.ranges import RangeNotSatisfiable, range_applies, requested_range
 from api.artifacts.tar import TarMember, tar_chunks, tar_length
 from api.deps import ArtifactId, Cursor, JobId, Service, Tenant
@@ -48,7 +47,7 @@ def get_archive(job_id: JobId, service: Service, tenant: Tenant) -> Response:
     files = service.archive_files(job_id, tenant=tenant)
     if not files:
         raise _no_checkpoint(job)
-    members = [TarMember(file.view.path, file.path, file.view.bytes) for file in files]
+    members = [TarMember(file.view.path, file.view.bytes, file.read) for file in files]
     modified = int((job.finished_at or job.created_at).timestamp())
     headers = {
         "Content-Length": str(tar_length(members, modified=modified)),
@@ -63,7 +62,9 @@ def head_content(
     artifact_id: ArtifactId, service: Service, tenant: Tenant, if_none_match: _OptionalHeader = None
 ) -> Response:
     """What GET would say of the whole file; ``Range`` means nothing here (RFC 9110, section 14.2)."""
-    artifact = service.open_artifact(artifact_id, tenant=tenant).view
+    file = service.open_artifact(artifact_id, tenant=tenant)
+    file.require()
+    artifact = file.view
     headers = _content_headers(artifact)
     if not none_match(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
@@ -98,7 +99,7 @@ def get_content(
     headers["Content-Length"] = str(length)
     if part is not None:
         headers["Content-Range"] = part.content_range(size)
-    chunks = read_chunks(file.path, start=start, length=length)
+    chunks = file.read(start=start, length=length)  # asks the store now, so that its refusal is still a problem
     return StreamingResponse(chunks, status, headers, media_type=artifact.media_type)
 
 

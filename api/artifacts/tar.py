@@ -1,22 +1,19 @@
 """A directory as one tar stream of known length, made while it is sent: nothing is held in memory or on disk."""
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from api.artifacts.files import read_chunks
 
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
 class TarMember:
-    """One file of the archive: the name it gets there, where it lies, and its size in bytes."""
+    """One file of the archive: the name it gets there, its size in bytes, and how to read exactly so many."""
 
     name: str
-    path: Path
     size: int
+    read: Callable[[], Iterator[bytes]]
 
 
 def tar_length(members: Sequence[TarMember], *, modified: int) -> int:
@@ -28,15 +25,13 @@ def tar_length(members: Sequence[TarMember], *, modified: int) -> int:
 def tar_chunks(members: Sequence[TarMember], *, modified: int) -> Iterator[bytes]:
     """The archive, chunk by chunk. ``modified`` is the time stamp, in Unix seconds, that every member gets.
 
-    Raises:
-        OSError: a file can not be read.
-        api.artifacts.files.FileChanged: a file is shorter than its ``size``.
+    Raises whatever reading a member raises; the archive is then cut short of its length.
     """
     sent = 0
     for member in members:
         header = _header(member, modified)
         yield header
-        yield from read_chunks(member.path, start=0, length=member.size)
+        yield from member.read()
         padding = _padded(member.size, tarfile.BLOCKSIZE) - member.size
         yield b"\0" * padding
         sent += len(header) + member.size + padding

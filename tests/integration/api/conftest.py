@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from api.main import create_app
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import ArtifactStore, open_store
 from jobs.database import Database
 from jobs.lease import Claim, LeaseKeeper, Manifest
 from jobs.settings import Settings
@@ -56,6 +56,7 @@ class Hands:
 
     keeper: LeaseKeeper
     store: ArtifactStore
+    work_dir: Path
 
     def claim(self) -> Claim:
         """The oldest queued job."""
@@ -65,7 +66,7 @@ class Hands:
 
     def publish(self, claim: Claim) -> None:
         """Finish a claimed job with three layers and a few files."""
-        output = self.store.output_dir(claim.job_id, claim.fence)
+        output = self.work_dir / claim.job_id
         for name, content in FILES.items():
             path = output / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ class Hands:
             summary={"full_mean_error": 2.0},
             report={"layers": 3, "perplexity": {"original": 10.0, "quantized": 11.0}},
             layers=[layer_row(block, error) for block, error in enumerate((1.0, 3.0, 2.0))],
-            artifacts=self.store.adopt(output),
+            artifacts=self.store.put(output),
         )
         assert self.keeper.publish(claim, manifest)
 
@@ -114,7 +115,7 @@ def client(url: str) -> Iterator[httpx.Client]:
 @pytest.fixture
 def hands(database: Database, settings: Settings) -> Hands:
     """A worker's hands."""
-    return Hands(LeaseKeeper(database, settings), ArtifactStore(settings.artifacts_dir))
+    return Hands(LeaseKeeper(database, settings), open_store(settings), settings.work_dir)
 
 
 @pytest.fixture

@@ -154,10 +154,10 @@ def test_cancel_with_a_key_repeats_its_response(client: httpx.Client, submit: Su
 
 
 def test_delete(client: httpx.Client, finished: str, settings: Settings, submit: Submit) -> None:
-    assert any(settings.artifacts_dir.glob(f"{finished}/*"))
+    kept = set(settings.artifacts_dir.glob("blobs/*/*"))
     assert client.delete(f"/v1/jobs/{finished}").status_code == 204
     assert client.get(f"/v1/jobs/{finished}").status_code == 404
-    assert not any(settings.artifacts_dir.glob(f"{finished}/*"))
+    assert set(settings.artifacts_dir.glob("blobs/*/*")) == kept, "bytes are left to garbage collection"
     assert client.delete(f"/v1/jobs/{finished}").status_code == 404
     queued = submit()["id"]
     assert client.delete(f"/v1/jobs/{queued}").json()["code"] == "invalid_state"

@@ -133,9 +133,10 @@ def test_content_that_is_not_there(client: httpx.Client, finished: str, settings
     ):
         assert client.get(path).status_code == 404
         assert client.head(path).status_code == 404
-    [path] = settings.artifacts_dir.glob(f"{finished}/*/{_WEIGHTS}")
+    [path] = settings.artifacts_dir.glob(f"blobs/*/{artifact['sha256']}")
     path.unlink()
     assert client.get(artifact["href"]).json()["code"] == "artifact_not_found"
+    assert client.head(artifact["href"]).status_code == 404
     assert client.get(f"/v1/jobs/{finished}/archive").json()["code"] == "artifact_not_found"
 
 
@@ -164,7 +165,8 @@ def test_no_archive_before_success(client: httpx.Client, submit: Callable[..., d
 
 def test_a_file_that_shrank_is_seen_by_the_client(client: httpx.Client, finished: str, settings: Settings) -> None:
     artifact = _artifact(client, finished, _WEIGHTS)
-    [path] = settings.artifacts_dir.glob(f"{finished}/*/{_WEIGHTS}")
-    path.write_bytes(b"short")
+    [path] = settings.artifacts_dir.glob(f"blobs/*/{artifact['sha256']}")
+    path.unlink()
+    path.write_bytes(FILES[_WEIGHTS][:500_000])
     with pytest.raises(httpx.RemoteProtocolError):
         client.get(artifact["href"])

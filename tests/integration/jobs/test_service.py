@@ -370,7 +370,9 @@ def test_a_report_comes_with_success(house: House) -> None:
 def test_only_a_job_that_is_over_can_be_deleted_and_its_files_go_too(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    (house.store.output_dir(job, claim.fence) / "report.json").write_text("{}")
+    older = house.settings.artifacts_dir / job / str(claim.fence)
+    older.mkdir(parents=True)
+    (older / "report.json").write_text("{}")
     work = house.settings.work_dir / job
     work.mkdir(parents=True)
     with pytest.raises(InvalidState) as refused:
@@ -383,6 +385,7 @@ def test_only_a_job_that_is_over_can_be_deleted_and_its_files_go_too(house: Hous
     with pytest.raises(JobNotFound):
         house.service.get_job(job, tenant=TENANT)
     assert not work.exists()
+    assert not older.parent.exists()
     assert not (house.store.root / job).exists()
     assert not house.keeper.heartbeat(claim).ok
 

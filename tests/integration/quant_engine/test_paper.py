@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import LocalStore
 from quant_engine.calibration import SiteRecord
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.hadamard import hadamard_matrix
@@ -160,7 +160,7 @@ def test_figures_are_published_as_images(finished: Bench, tmp_path: Path) -> Non
     (output / "figures").mkdir(parents=True)
     for path in figures:
         (output / "figures" / path.name).write_bytes(path.read_bytes())
-    entries = ArtifactStore(tmp_path / "store").adopt(output)
+    entries = LocalStore(tmp_path / "store").put(output)
     assert [entry.path for entry in entries] == [f"figures/{path.name}" for path in figures]
     assert {entry.media_type for entry in entries} == {"image/png"}
 

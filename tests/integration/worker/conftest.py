@@ -14,7 +14,8 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import ArtifactStore, open_store
+from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.lease import LeaseKeeper
 from jobs.queue import SilentNudger
@@ -43,6 +44,7 @@ class Office:
     service: JobService
     keeper: LeaseKeeper
     store: ArtifactStore
+    credentials: CredentialService
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def submit(self, model: str | dict[str, str], **fields: Any) -> str:
@@ -70,6 +72,7 @@ class Office:
             equipment=Equipment(
                 keeper=self.keeper,
                 store=self.store,
+                credentials=self.credentials,
                 settings=self.settings,
                 device=Device(name="cpu", gpu=None, threads=1),
                 programs=Programs(**{"runner": SCRIPTED, **programs}),
@@ -183,13 +186,14 @@ def office(database: Database, settings: Settings) -> Iterator[Office]:
     celery = make_celery(settings)
     with celery.connection_for_write() as connection:
         connection.default_channel.queue_purge("quantry")
-    store = ArtifactStore(settings.artifacts_dir)
+    store = open_store(settings)
     office = Office(
         database=database,
         settings=settings,
         service=JobService(database, settings, store, CeleryNudger(celery)),
         keeper=LeaseKeeper(database, settings),
         store=store,
+        credentials=CredentialService(database, Vault.open(settings)),
     )
     yield office
     office.stop_workers()

@@ -32,7 +32,7 @@ def sweeper_of(office: Office, nudger: CountingNudger) -> Sweeper:
 
 def open_work(office: Office, job_id: str) -> Path:
     """A work directory that nobody has touched for an hour."""
-    space = open_workspace(office.settings.work_dir, office.settings.artifacts_dir, job_id, 1)
+    space = open_workspace(office.settings.work_dir, job_id, 1)
     long_ago = time.time() - 3600
     os.utime(office.work(job_id), (long_ago, long_ago))
     return space.root
@@ -72,7 +72,7 @@ def test_work_of_a_job_that_the_sweep_ended_is_removed(office: Office) -> None:
 
 def test_work_of_a_job_that_nobody_knows_is_removed_once_it_is_old(office: Office) -> None:
     old = open_work(office, "job_unknown")
-    fresh = open_workspace(office.settings.work_dir, office.settings.artifacts_dir, "job_fresh", 1).root
+    fresh = open_workspace(office.settings.work_dir, "job_fresh", 1).root
     sweeper_of(office, CountingNudger()).sweep()
     assert not old.exists()
     assert fresh.is_dir()

@@ -1,0 +1,37 @@
+"""Files that the first release published: ``<root>/<job_id>/<fence>/<path>``. Read and deleted, never written."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from jobs.artifacts.local import read_file
+from jobs.ids import is_id
+
+
+class LegacyFiles:
+    """What lies below the data directory in the old order, whatever store is used now."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def find(self, job_id: str, fence: int, path: str) -> Path | None:
+        """The file of one row; None when there is none, or the row points outside its attempt's directory."""
+        base = (self._job_dir(job_id) / str(int(fence))).resolve()
+        candidate = (base / path).resolve()
+        if PurePosixPath(path).is_absolute() or not candidate.is_relative_to(base) or not candidate.is_file():
+            return None
+        return candidate
+
+    @staticmethod
+    def read(path: Path, *, start: int, length: int) -> Iterator[bytes]:
+        """Part of a file that :meth:`find` gave, as ``ArtifactStore.read``."""
+        return read_file(path, start=start, length=length)
+
+    def delete(self, job_id: str) -> None:
+        """Remove every file of the job; nothing to remove is fine."""
+        shutil.rmtree(self._job_dir(job_id), ignore_errors=True)
+
+    def _job_dir(self, job_id: str) -> Path:
+        if not is_id(job_id):
+            raise ValueError("this is no id of this service, and must not become a path")
+        return self._root / job_id
