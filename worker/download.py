@@ -1,12 +1,13 @@
 """The subprocess that fetches a model from the Hub: ``python -m worker.download download.json --events-fd N``.
 
-The only process that may hold a Hub token. It pins the revision to a commit, takes an allow-list of files (safetensors,
-JSON, tokenizer files, chat templates; never pickles or code), and puts the whole snapshot in place with one rename:
-``models-cache/<id>/<commit>``. Speaks the runner protocol; its ``result`` carries ``path`` and ``revision``.
+With a token it is also given ``--token-fd M``; nothing else of a job's processes holds one. It pins the revision to a
+commit and says so first, takes an allow-list of files (safetensors, JSON, tokenizer files, chat templates; never
+pickles or code), checks each against the Hub's metadata, and puts the whole snapshot in place with one rename:
+``models-cache/<id>/<commit>``. Until then it grows in ``<commit>.partial``, which the next process goes on with.
+Speaks the runner protocol; its ``result`` carries ``path`` and ``revision``.
 """
 
 import argparse
-import errno
 import fcntl
 import logging
 import os
@@ -14,27 +15,25 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import httpx
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._paths import filter_repo_objects
 
+from worker import download_problems as problems
 from worker.lifeline import die_with_parent
-from worker.messages import DownloadFile, Error, EventWriter, Result, StageAdvanced
-from worker.problems import as_error
+from worker.messages import DownloadFile, EventWriter, Log, Resolved, Result, StageAdvanced
+from worker.patience import Patience, patiently
+from worker.secrets import TOKEN_OPTION, read_token
+from worker.transfer import UNFINISHED, Abandoned, HubFile, fetch_file
 
 ALLOWED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt", "LICENSE*")
 REFUSED: Final = ("*/*", ".*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "consolidated*")
@@ -42,6 +41,7 @@ REFUSED: Final = ("*/*", ".*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckp
 _STAGE: Final = "resolve"
 _HUB_SECONDS: Final = 15.0
 _PROGRESS_SECONDS: Final = 1.0
+_FILES_AT_ONCE: Final = 4
 _DISK_RESERVE_BYTES: Final = 64 << 20
 _EXIT_FAILED: Final = 1
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -49,60 +49,132 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 logger = logging.getLogger(__name__)
 
 
-class _RefusedError(Exception):
-    """Carries what to tell the supervisor."""
-
-    def __init__(self, error: Error) -> None:
-        super().__init__(error.detail)
-        self.error = error
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Fetch one model as ``download.json`` says. Exit 0 after ``result``, 1 after ``error``."""
     parser = argparse.ArgumentParser(prog="worker.download", description="Fetches one model from the Hub.")
     parser.add_argument("download_file", type=Path)
     parser.add_argument("--events-fd", type=int, required=True)
+    parser.add_argument(TOKEN_OPTION, type=int, dest="token_fd")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines show whole addresses, and signed ones open files
     request = DownloadFile.model_validate_json(options.download_file.read_bytes())
     die_with_parent(request.parent_pid)
     events = EventWriter(options.events_fd)
+    token = read_token(options.token_fd)
     try:
-        directory, revision = fetch(request, events)
+        directory, revision = Download(request, token, events).fetch()
     except Exception as error:  # the process's edge: whatever it is, the supervisor must hear of it
-        events.send(_as_error(error, request))
-        logger.error("the download failed", exc_info=error)
+        events.send(problems.as_download_error(error, request, has_token=token is not None))
+        # What a request raised names its address, and a signed one opens a file to anybody.
+        logger.error("the download failed: %s", type(error).__name__, exc_info=_tellable(error))
         return _EXIT_FAILED
     events.send(Result(payload={"path": str(directory), "revision": revision}))
     return os.EX_OK
 
 
-def fetch(request: DownloadFile, events: EventWriter) -> tuple[Path, str]:
-    """The snapshot's directory and its commit; what another job has fetched already is taken as it is.
+@dataclass(frozen=True)
+class Download:
+    """One model's way to this machine. Without a ``token`` the Hub is asked as anybody can ask it."""
 
-    Raises:
-        HfHubHTTPError, httpx.HTTPError, OSError: the Hub refused, did not answer, or the disk did not take it.
-    """
-    home = request.cache_dir / request.model_id
-    if _COMMIT.fullmatch(request.revision) and (home / request.revision).is_dir():
-        return home / request.revision, request.revision
-    info = HfApi().model_info(request.model_id, revision=request.revision, files_metadata=True, timeout=_HUB_SECONDS)
-    if info.sha is None:
-        raise _RefusedError(_unreachable("The Hub named no commit for the revision."))
-    files = _wanted(info)
-    total = sum(file.size or 0 for file in files)
-    home.mkdir(parents=True, exist_ok=True)
-    directory = home / info.sha
-    with _one_at_a_time(home / f"{info.sha}.lock"):
-        if not directory.is_dir():
-            partial = home / f"{info.sha}.partial"
-            _require_space(home, total)
-            with _reporting(partial, total, events):
-                _download(request.model_id, info.sha, files, partial)
-            shutil.rmtree(partial / ".cache", ignore_errors=True)
-            partial.rename(directory)
-        events.send(StageAdvanced(name=_STAGE, done=total, total=total))
-    return directory, info.sha
+    request: DownloadFile
+    token: str | None
+    events: EventWriter
+
+    def fetch(self) -> tuple[Path, str]:
+        """The snapshot's directory and its commit; what another job has fetched already is taken as it is.
+
+        Raises:
+            problems.Refused: the model is not one to fetch: no safetensors, too large.
+            HfHubHTTPError, httpx.HTTPError, OSError: the Hub refused, did not answer, or the disk did not take it.
+            DamagedFile: a file is not what the Hub's metadata says.
+        """
+        home = self.request.cache_dir / self.request.model_id
+        if _is_open_to_all(home, self.request.revision):
+            return home / self.request.revision, self.request.revision
+        api = HfApi(token=self.token or False)
+        info, commit = self._resolve(api)
+        restricted = bool(info.private or info.gated)
+        home.mkdir(parents=True, exist_ok=True)
+        directory = home / commit
+        with _one_at_a_time(home / f"{commit}.lock"):
+            if not directory.is_dir():
+                self._fetch_files(info, commit, directory, restricted=restricted)
+            elif restricted:  # it came with somebody's token: that does not open it to this one
+                patiently(lambda: api.auth_check(self.request.model_id), self._patience())
+        return directory, commit
+
+    def _resolve(self, api: HfApi) -> tuple[ModelInfo, str]:
+        model_id, revision = self.request.model_id, self.request.revision
+        info = patiently(
+            lambda: api.model_info(model_id, revision=revision, files_metadata=True, timeout=_HUB_SECONDS),
+            self._patience(),
+        )
+        if info.sha is None or _COMMIT.fullmatch(info.sha) is None:
+            raise problems.Refused(problems.unreachable("The Hub named no commit for the revision."))
+        self.events.send(Resolved(revision=info.sha))
+        return info, info.sha
+
+    def _fetch_files(self, info: ModelInfo, commit: str, directory: Path, *, restricted: bool) -> None:
+        files = _wanted(info)
+        total = sum(file.size or 0 for file in files)
+        problems.require_within_quota(total, self.request.max_bytes)
+        partial = directory.with_name(f"{commit}.partial")
+        problems.require_space(directory.parent, total - _bytes_in(partial) + _DISK_RESERVE_BYTES)
+        partial.mkdir(exist_ok=True)
+        with _reporting(partial, total, self.events):
+            self._transfer([self._hub_file(file, commit) for file in files], partial)
+        shutil.rmtree(partial / UNFINISHED, ignore_errors=True)
+        if restricted:
+            _marker(directory).touch()
+        partial.rename(directory)
+        self.events.send(StageAdvanced(name=_STAGE, done=total, total=total))
+
+    def _transfer(self, files: Sequence[HubFile], partial: Path) -> None:
+        headers = build_hf_headers(token=self.token or False)
+        stop = threading.Event()
+
+        def take(file: HubFile) -> None:
+            patience = Patience(self.request.patience_seconds, on_wait=self._say_why, sleep=stop.wait)
+            fetch_file(file, partial, headers=headers, patience=patience, stop=stop)
+
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            transfers = [pool.submit(take, file) for file in files]
+            wait(transfers, return_when=FIRST_EXCEPTION)
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+        _raise_the_cause(transfers)
+
+    def _hub_file(self, file: RepoSibling, commit: str) -> HubFile:
+        lfs = file.lfs
+        return HubFile(
+            name=file.rfilename,
+            url=hf_hub_url(self.request.model_id, file.rfilename, revision=commit),
+            size=file.size,
+            sha256=None if lfs is None else lfs.sha256,
+            blob_id=file.blob_id if lfs is None else None,
+        )
+
+    def _patience(self) -> Patience:
+        return Patience(self.request.patience_seconds, on_wait=self._say_why)
+
+    def _say_why(self, why: str, seconds: float) -> None:
+        self.events.send(Log(message=f"Waiting {seconds:.1f} s: {why}."))
+
+
+def _tellable(error: Exception) -> Exception | None:
+    return None if isinstance(error, httpx.HTTPError) else error
+
+
+def _is_open_to_all(home: Path, revision: str) -> bool:
+    """Whether the commit is here already and needs no token: then the Hub need not be asked at all."""
+    directory = home / revision
+    return _COMMIT.fullmatch(revision) is not None and directory.is_dir() and not _marker(directory).exists()
+
+
+def _marker(directory: Path) -> Path:
+    """There, beside the snapshot, if its model was private or gated."""
+    return directory.with_name(f"{directory.name}.restricted")
 
 
 def _wanted(info: ModelInfo) -> list[RepoSibling]:
@@ -115,31 +187,15 @@ def _wanted(info: ModelInfo) -> list[RepoSibling]:
         )
     )
     if not any(file.rfilename.endswith(".safetensors") for file in files):
-        raise _RefusedError(
-            Error(
-                code="unsafe_checkpoint",
-                category="user",
-                detail="The model's repository has no safetensors weights.",
-                hint="Other formats can run code when opened. Choose a model, or a revision, with safetensors.",
-            )
-        )
+        raise problems.Refused(problems.no_safetensors())
     return files
 
 
-def _download(model_id: str, revision: str, files: list[RepoSibling], target: Path) -> None:
-    snapshot_download(
-        model_id,
-        revision=revision,
-        local_dir=target,
-        allow_patterns=[file.rfilename for file in files],
-        etag_timeout=_HUB_SECONDS,
-        max_workers=4,
-    )
-
-
-def _require_space(home: Path, total: int) -> None:
-    if shutil.disk_usage(home).free < total + _DISK_RESERVE_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _raise_the_cause(transfers: Sequence[Future[None]]) -> None:
+    errors = [error for each in transfers if not each.cancelled() and (error := each.exception()) is not None]
+    causes = [error for error in errors if not isinstance(error, Abandoned)]
+    if causes:
+        raise causes[0]
 
 
 @contextmanager
@@ -172,52 +228,10 @@ def _bytes_in(directory: Path) -> int:
     total = 0
     for path in directory.rglob("*"):
         try:
-            total += path.stat().st_blocks * 512
+            total += path.stat().st_size if path.is_file() else 0
         except FileNotFoundError:
-            continue  # a temporary file that became the real one meanwhile
+            continue  # an unfinished file that became the real one meanwhile
     return total
-
-
-def _as_error(error: Exception, request: DownloadFile) -> Error:
-    match error:
-        case _RefusedError():
-            return error.error
-        case GatedRepoError():
-            return Error(
-                code="model_gated",
-                category="user",
-                detail=f"{request.model_id} is gated: its owner grants access person by person.",
-                hint="Ask for access on the model's page; the operator then sets HF_TOKEN of an account that has it.",
-            )
-        case RevisionNotFoundError():
-            return _not_found(f"{request.model_id} has no revision {request.revision!r}.")
-        case RepositoryNotFoundError():
-            return _not_found(f"The Hub shows no model {request.model_id}; it does not exist, or it is private.")
-        case OfflineModeIsEnabled():
-            return _unreachable("The worker is told to stay offline (HF_HUB_OFFLINE).")
-        case HfHubHTTPError():
-            return _unreachable(f"The Hub answered with HTTP status {error.response.status_code}.")
-        case httpx.HTTPError() | LocalEntryNotFoundError() | ConnectionError():
-            return _unreachable("The Hub did not answer.")
-    return as_error(error)
-
-
-def _not_found(detail: str) -> Error:
-    return Error(
-        code="model_not_found",
-        category="user",
-        detail=detail,
-        hint="Check model.id and model.revision on the Hub's page; a private model needs the operator's token.",
-    )
-
-
-def _unreachable(detail: str) -> Error:
-    return Error(
-        code="hub_unreachable",
-        category="platform",
-        detail=detail,
-        hint="Submit the job again later, or put the model under QUANTRY_MODELS_DIR and use model.source 'local'.",
-    )
 
 
 if __name__ == "__main__":

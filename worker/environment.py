@@ -1,6 +1,7 @@
 """What the subprocesses of a job may see: an allow-list, never the supervisor's own environment.
 
-The runner gets no secret and works offline. The download may hold the operator's Hub token, and nothing else.
+None of them gets a secret; the runner also works offline. The Hub token of a download or an upload comes over a pipe
+(``worker.secrets``).
 """
 
 import os
@@ -14,7 +15,7 @@ import worker
 _COMMON: Final = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH"})
 _COMPUTE: Final = frozenset({"CUDA_HOME", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"})
 _HUB: Final = frozenset(
-    {"HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"}
+    {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"}
     | {"HF_HUB_DISABLE_XET", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
     | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
 )
@@ -22,6 +23,7 @@ _CODE_ROOT: Final = str(Path(worker.__file__).resolve().parent.parent)
 
 RUNNER: Final = (sys.executable, "-P", "-m", "worker.runner")
 DOWNLOAD: Final = (sys.executable, "-P", "-m", "worker.download")
+PUBLISH: Final = (sys.executable, "-P", "-m", "worker.publish")
 
 
 def runner_environment(scratch: Path, *, threads: int, gpu: str | None) -> dict[str, str]:
@@ -38,8 +40,18 @@ def runner_environment(scratch: Path, *, threads: int, gpu: str | None) -> dict[
 
 
 def download_environment(scratch: Path) -> dict[str, str]:
-    """For the process that talks to the Hub: its endpoint, the operator's token and proxies pass through."""
-    return _base(scratch, _HUB)
+    """For a process that talks to the Hub: its endpoint and proxies pass through, but no token."""
+    return _base(scratch, _HUB) | {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+
+
+def publish_environment(scratch: Path) -> dict[str, str]:
+    """For the process that uploads: as for the download, but its token always comes over a pipe.
+
+    Uploads go by LFS unless the operator sets HF_HUB_DISABLE_XET=0: hf_xet has an HTTP client of its own, whose bytes
+    and time-outs nobody here can see.
+    """
+    allowed = _HUB - {"HF_TOKEN", "HF_TOKEN_PATH"}
+    return {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} | _base(scratch, allowed)
 
 
 def _base(scratch: Path, allowed: frozenset[str]) -> dict[str, str]:

@@ -50,6 +50,13 @@ class StageAdvanced(_Message):
     total: int
 
 
+class Resolved(_Message):
+    """The commit that the model's revision means; said before anything is fetched, so that it holds from then on."""
+
+    type: Literal["resolved"] = "resolved"
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
 class StageFinished(_Message):
     """A stage is over; ``reused`` when an earlier attempt's files were whole."""
 
@@ -89,16 +96,17 @@ class Result(_Message):
 
 
 class Error(_Message):
-    """The work can not be done."""
+    """The work can not be done; with ``retry_after``, not now: perhaps after that many seconds."""
 
     type: Literal["error"] = "error"
     code: str
     category: Literal["user", "platform", "capacity"]
     detail: Line
     hint: Line
+    retry_after: float | None = None
 
 
-Message = StageStarted | StageAdvanced | StageFinished | LayerCompleted | Metric | Log | Result | Error
+Message = StageStarted | StageAdvanced | StageFinished | Resolved | LayerCompleted | Metric | Log | Result | Error
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 
@@ -125,7 +133,10 @@ class RunFile(BaseModel):
 
 
 class DownloadFile(BaseModel):
-    """``download.json``: what to fetch from the Hub, and where to put it."""
+    """``download.json``: what to fetch from the Hub, and where to put it. The token comes over a pipe.
+
+    ``max_bytes``: the most a model may have, 0 for no limit; ``patience_seconds``: without a byte, before it gives up.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -133,6 +144,8 @@ class DownloadFile(BaseModel):
     model_id: str
     revision: str
     cache_dir: Path
+    max_bytes: int = 0
+    patience_seconds: float = 300.0
 
 
 def encode(message: Message) -> bytes:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,22 +44,31 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-def download(tmp_path: Path, model_id: str = ID, revision: str = "main") -> list[Message]:
-    """Everything that one download process says."""
+def start(
+    tmp_path: Path, model_id: str = ID, revision: str = "main", *, token: str | None = None, **fields: Any
+) -> Child:
+    """A download process."""
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
     file = tmp_path / "download.json"
     cache = tmp_path / "models-cache"
-    request = DownloadFile(parent_pid=os.getpid(), model_id=model_id, revision=revision, cache_dir=cache)
+    fields = {"patience_seconds": 5.0, **fields}
+    request = DownloadFile(parent_pid=os.getpid(), model_id=model_id, revision=revision, cache_dir=cache, **fields)
     file.write_text(request.model_dump_json())
     command = Command(
         arguments=[*DOWNLOAD, str(file)],
         environment=download_environment(scratch),
         directory=scratch,
         log=tmp_path / "runner.log",
+        token=token,
     )
+    return Child(command)
+
+
+def download(tmp_path: Path, *arguments: str, **keywords: Any) -> list[Message]:
+    """Everything that one download process says."""
     messages: list[Message] = []
-    with Child(command) as child:
+    with start(tmp_path, *arguments, **keywords) as child:
         while not child.has_exited():
             messages += child.receive(0.1)
         messages += child.drain()
@@ -127,10 +137,9 @@ def test_a_gated_model(tmp_path: Path, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("access", ["gated", "private"])
-def test_the_operators_token_opens_it(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, access: str) -> None:
+def test_a_token_opens_it(tmp_path: Path, hub: Hub, access: str) -> None:
     hub.models[ID].access = access
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    messages = download(tmp_path)
+    messages = download(tmp_path, token=TOKEN)
     assert isinstance(messages[-1], Result)
     assert TOKEN not in str(messages)
     assert TOKEN not in (tmp_path / "runner.log").read_text()
@@ -145,7 +154,7 @@ def test_a_model_without_safetensors(tmp_path: Path, hub: Hub) -> None:
 
 def test_a_hub_that_answers_with_errors(tmp_path: Path, hub: Hub) -> None:
     hub.failing = True
-    error = error_of(download(tmp_path))
+    error = error_of(download(tmp_path, patience_seconds=0.6))
     assert (error.code, error.category) == ("hub_unreachable", "platform")
     assert "503" in error.detail
 
@@ -153,7 +162,7 @@ def test_a_hub_that_answers_with_errors(tmp_path: Path, hub: Hub) -> None:
 def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert error_of(download(tmp_path)).code == "hub_unreachable"
+    assert error_of(download(tmp_path, patience_seconds=0.2)).code == "hub_unreachable"
 
 
 def test_a_worker_told_to_stay_offline(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +178,8 @@ def test_a_model_larger_than_the_disk(tmp_path: Path, hub: Hub) -> None:
 
     hub.models[ID] = HubModel(files={**WANTED, "model.safetensors": Huge(b"w")})
     error = error_of(download(tmp_path))
-    assert (error.code, error.category) == ("disk_full", "capacity")
+    assert (error.code, error.category) == ("insufficient_disk", "capacity")
+    assert f"{(1 << 60) + (64 << 20) + sum(map(len, WANTED.values())) - 300_000:,}" in error.detail
     assert not hub.downloads
 
 

@@ -1,0 +1,106 @@
+"""How long to go on while the Hub is busy, broken or out of reach, and when to ask it again."""
+
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, TypeVar
+
+import httpx
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils._http import parse_ratelimit_headers
+
+Answer = TypeVar("Answer")
+
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+_FIRST_SECONDS: Final = 0.5
+_LONGEST_SECONDS: Final = 30.0
+_SHORTEST_SECONDS: Final = 0.05
+
+
+class Patience:
+    """Of one exchange with the Hub: at most ``seconds`` without any progress. ``on_wait`` is told why, and how long.
+
+    The Hub's own word (``Retry-After``, ``RateLimit``) is followed where it gives one; else the waits double, with
+    jitter, up to half a minute.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        on_wait: Callable[[str, float], None] | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._seconds = seconds
+        self._on_wait = on_wait
+        self._sleep = sleep
+        self._clock = clock
+        self.progressed()
+
+    def progressed(self) -> None:
+        """Something arrived: begin anew."""
+        self._deadline = self._clock() + self._seconds
+        self._failures = 0
+
+    def wait(self, error: httpx.HTTPError) -> None:
+        """Sleep until the request that raised ``error`` is worth repeating.
+
+        Raises:
+            httpx.HTTPError: ``error`` itself, if repeating is of no use, or the wait would be too long.
+        """
+        if not is_passing(error):
+            raise error
+        told = told_seconds(error)
+        backoff = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2**self._failures)
+        delay = backoff * random.uniform(0.5, 1.0) if told is None else max(told, _SHORTEST_SECONDS)  # noqa: S311 - jitter
+        if self._clock() + delay > self._deadline:
+            raise error
+        self._failures += 1
+        if self._on_wait is not None:
+            self._on_wait(reason(error), delay)
+        self._sleep(delay)
+
+
+def patiently(ask: Callable[[], Answer], patience: Patience) -> Answer:
+    """What ``ask`` returns, asked again as long as it is worth it.
+
+    Raises:
+        httpx.HTTPError: what ``ask`` raised last.
+    """
+    while True:
+        try:
+            return ask()
+        except httpx.HTTPError as error:
+            patience.wait(error)
+
+
+def is_passing(error: httpx.HTTPError) -> bool:
+    """Whether the same request may succeed later: the connection failed, or the Hub said that it is busy or broken."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _PASSING
+    return isinstance(error, httpx.TransportError)
+
+
+def reason(error: httpx.HTTPError) -> str:
+    """In a few words, without the request's address, which may be a signed one."""
+    if isinstance(error, HfHubHTTPError):
+        return f"the Hub answered with HTTP status {error.response.status_code}"
+    return f"the connection to the Hub failed ({type(error).__name__})"
+
+
+def told_seconds(error: httpx.HTTPError) -> float | None:
+    """How long the Hub asks to wait: ``Retry-After``, seconds or a date, or the reset of an empty ``RateLimit``."""
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    headers = error.response.headers
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # not a date, or one without a time zone
+        limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
