@@ -53,7 +53,9 @@ def model_card(facts: CardFacts, linears: Sequence[QuantizedLinear], files: Chec
 def _front_matter(facts: CardFacts, how: Loading) -> ModelCardData:
     schemes = sorted({str(row["scheme"]).lower() for row in facts.rows})
     # Only what the Hub can look up: a local model has no place there.
-    base = {} if facts.revision is None else {"base_model": facts.model_id, "base_model_relation": "quantized"}
+    base: dict[str, Any] = (
+        {} if facts.revision is None else {"base_model": facts.model_id, "base_model_relation": "quantized"}
+    )
     dataset = _HUB_DATASETS.get(facts.calibration.dataset)
     rotated = ["hadamard"] if how.reach is Reach.HADAMARD else []
     return ModelCardData(
@@ -67,7 +69,7 @@ def _front_matter(facts: CardFacts, how: Loading) -> ModelCardData:
     )
 
 
-def _license(facts: CardFacts) -> dict[str, str]:
+def _license(facts: CardFacts) -> dict[str, Any]:
     if facts.license is None:
         return {}
     named = {"license": facts.license.id, "license_name": facts.license.name, "license_link": facts.license.link}

@@ -8,6 +8,8 @@ from quant_engine.checkpoint.license import License
 from quant_engine.policy import Policy, policy_hash
 
 TWIN_VERSION: Final = 1
+INLINE: Final = "inline"
+"""Stands for texts that came with a request: they stay the requester's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from quant_engine.checkpoint.card_facts import CardFacts
+from quant_engine.checkpoint.card_facts import INLINE, CardFacts
 from quant_engine.checkpoint.card_figure import FIGURE
 from quant_engine.checkpoint.card_policy import policy_sentences
 from quant_engine.checkpoint.card_text import Loading
@@ -19,6 +19,7 @@ LONG: Final = 24
 """With more layers than this the table opens on demand, and the worst ones stand before it."""
 
 _WORST: Final = 8
+_NO_DATASETS: Final = {INLINE: "texts that came with the request", "self": "text that the base model wrote"}
 _COLUMNS: Final = ("layer", "scheme", "transform", "α", "E", "baseline E", "gain %", "SQNR dB", "bytes")
 
 
@@ -41,14 +42,14 @@ def card_body(facts: CardFacts, linears: Sequence[QuantizedLinear], how: Loading
 
 
 def _how_to_load(facts: CardFacts, how: Loading) -> str:
-    version = plain(facts.versions.get("quantry", "of this repository"))
-    needs = "" if how.plain else f"`quant_engine` is a package of Quantry; this checkpoint was made with {version}.\n\n"
+    version = plain(facts.versions["quantry"])
+    needs = "" if how.plain else f"`quant_engine` is a package of Quantry; its version here was {version}.\n\n"
     return f"{needs}```python\n{how.code}\n```\n\n{how.text}"
 
 
 def _engines(linears: Sequence[QuantizedLinear]) -> str:
     notes = engine_notes(linears)
-    rows = [(plain(each.engine), plain(each.version), f"**{each.verdict}**", plain(each.note)) for each in notes]
+    rows = [(each.engine, each.version, f"**{each.verdict}**", each.note.replace("|", "\\|")) for each in notes]
     return table(("engine", "checked with", "verdict", "what it does"), rows)
 
 
@@ -129,22 +130,26 @@ def _perplexity(facts: CardFacts) -> str:
     if found is None:
         return "Not measured."
     ratio = found.quantized / found.original if found.original else math.nan
-    setting = f"{code(found.dataset)}, {found.tokens:,} tokens in windows of {found.sequence_length}"
+    setting = f"{_dataset(found.dataset)}, {found.tokens:,} tokens in windows of {found.sequence_length}"
     rows = [(number(found.original, 6), number(found.quantized, 6), number(ratio))]
     return f"On {setting}, as this checkpoint computes.\n\n" + table(("before", "after", "ratio"), rows, right=range(3))
+
+
+def _dataset(name: str) -> str:
+    return _NO_DATASETS.get(name) or code(name)
 
 
 def _limits(facts: CardFacts) -> str:
     calibration = facts.calibration
     limits = [
         f"Fitted to {calibration.samples:,} samples of {calibration.sequence_length:,} tokens of "
-        f"{code(calibration.dataset)}; text of another kind or language may lose more.",
+        f"{_dataset(calibration.dataset)}; text of another kind or language may lose more.",
         "Measured by layer errors and perplexity alone: no task accuracy, and nothing about safety or bias.",
         "What the base model can not do or must not be used for holds here as well.",
     ]
     if facts.perplexity is None:
         limits[1] = "Measured by layer errors alone: no perplexity, no task accuracy, nothing about safety or bias."
-    elif facts.perplexity.dataset == calibration.dataset:
+    elif facts.perplexity.dataset == calibration.dataset != INLINE:
         limits.append("Calibrated and evaluated on parts of one data set, which flatters the perplexity.")
     return "\n".join(f"- {limit}" for limit in limits)
 

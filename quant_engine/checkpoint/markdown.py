@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-_PUNCTUATION: Final = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_PUNCTUATION: Final = re.compile(r"([\\`*_\[\]|~$])")
 _ENTITIES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _MISSING: Final = "—"
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from quant_engine.checkpoint.card_facts import CalibrationFacts, CardFacts, PerplexityFacts
+from quant_engine.checkpoint.card_facts import INLINE, CalibrationFacts, CardFacts, PerplexityFacts
 from quant_engine.checkpoint.license import source_license
 from quant_engine.policy import InlineTexts
 from quant_engine.stages.calibrate import read_windows
@@ -86,9 +86,9 @@ def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> Perp
 
 
 def _dataset_name(run: Run, dataset: str | InlineTexts | None) -> str:
-    """A name that may be published: texts that came with the request stay the requester's."""
+    """A name that may be published."""
     resolved = resolved_dataset(run, dataset)
-    return f"{len(resolved.texts)} texts of the request" if isinstance(resolved, InlineTexts) else resolved
+    return INLINE if isinstance(resolved, InlineTexts) else resolved
 
 
 def _version(package: str) -> str:
