@@ -11,12 +11,12 @@ import httpx
 
 from client.download import OnBytes, download_archive, download_artifact
 from client.errors import FieldError, QuantryError, error_from_response
-from client.results import Artifact, Event, Job, Layer
+from client.results import Artifact, Credential, Event, Job, Layer
 from client.sse import ServerSentEvent, parse_events
 from client.transport import Transport, backoff_seconds, repeat_after_seconds, retry_after_seconds
 from quant_engine.policy import JobRequest
 
-__all__ = ["Artifact", "Event", "FieldError", "Job", "Layer", "Quantry", "QuantryError"]
+__all__ = ["Artifact", "Credential", "Event", "FieldError", "Job", "Layer", "Quantry", "QuantryError"]
 
 _STREAM_TIMEOUT_SECONDS: Final = 45.0  # three heartbeats of the service
 _LONGEST_POLL_SECONDS: Final = 5.0
@@ -138,6 +138,19 @@ class Quantry:
     def archive(self, job_id: str, target: Path) -> Path:
         """The checkpoint directory as one tar file at ``target``."""
         return download_archive(self._transport, f"/v1/jobs/{job_id}/archive", target)
+
+    def add_credential(self, name: str, token: str) -> Credential:
+        """Store a Hub token, which can be used and removed afterwards, but not read."""
+        body = {"name": name, "kind": "hub", "token": token}
+        return Credential.model_validate(self._json("POST", "/v1/credentials", json=body))
+
+    def credentials(self) -> Iterator[Credential]:
+        """The stored Hub tokens, newest first, without the tokens."""
+        return map(Credential.model_validate, self._pages("/v1/credentials", {}))
+
+    def delete_credential(self, credential_id: str) -> None:
+        """Make the service forget a token."""
+        self._transport.request("DELETE", f"/v1/credentials/{credential_id}")
 
     def ready(self) -> bool:
         """Whether the service says it is ready, asked once."""

@@ -1,4 +1,4 @@
-"""The ``quantry`` command: serve, demo, submit, watch, layers, download."""
+"""The ``quantry`` command: serve, demo, submit, watch, layers, download, credentials."""
 
 import json
 import sys
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from client.config import api_key, serve_config, service_url
+from client.config import serve_config
+from client.console import Url, err, open_client, out
+from client.credentials import commands
 from client.demo import DemoSize, run_demo
 from client.errors import QuantryError, error_from_problem
 from client.http import Quantry
@@ -25,10 +26,8 @@ _INTERRUPTED: Final = 130
 app = typer.Typer(
     help="Quantization as a service.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-out = Console(soft_wrap=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+app.add_typer(commands, name="credentials", no_args_is_help=True)
 
-Url = Annotated[str | None, typer.Option("--url", help="The service; default QUANTRY_URL, or where serve listens.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, as submit printed it.")]
 
 
@@ -67,6 +66,9 @@ def submit(
     dataset: Annotated[str | None, typer.Option(help="Calibration and evaluation text.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
+    credential: Annotated[
+        str | None, typer.Option(help="A stored Hub token's id, for gated and private models.")
+    ] = None,
     url: Url = None,
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
@@ -74,13 +76,13 @@ def submit(
     """Create a job; its id goes to standard output."""
     sizes = {"samples": samples, "sequence_length": sequence_length}
     request: dict[str, Any] = {
-        "model": model_reference(model),
+        "model": model_reference(model, credential),
         "policy": read_policy(policy, preset),
         "calibration": {key: value for key, value in {"dataset": dataset, **sizes}.items() if value is not None},
     }
     if dataset is not None:
         request["evaluation"] = {"perplexity": {"dataset": dataset}}
-    with _client(url) as client:
+    with open_client(url) as client:
         job = client.submit(request)
         out.print(job.id, highlight=False)
         if watch:
@@ -92,7 +94,7 @@ def submit(
 @app.command()
 def watch(job: JobId, url: Url = None) -> None:
     """Follow a job to its end. Ctrl-C stops watching, not the job."""
-    with _client(url) as client:
+    with open_client(url) as client:
         _watch(client, job)
 
 
@@ -105,7 +107,7 @@ def layers(
     csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
 ) -> None:
     """The error of each layer."""
-    with _client(url) as client:
+    with open_client(url) as client:
         rows = client.layers(job, sort=sort)
     if csv:
         sys.stdout.write(layers_as_csv(rows))
@@ -121,7 +123,7 @@ def download(
 ) -> None:
     """Fetch a job's files; run it again to go on after an interruption."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with _client(url) as client, Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+    with open_client(url) as client, Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def show(artifact: Artifact, have: int) -> None:
@@ -134,15 +136,16 @@ def download(
         out.print(str(path), highlight=False, soft_wrap=True, markup=False)
 
 
-def model_reference(text: str) -> dict[str, str]:
-    """``local:NAME``, ``hub:ID`` or ``ID`` as the contract's ``model``."""
+def model_reference(text: str, credential: str | None = None) -> dict[str, str]:
+    """``local:NAME``, ``hub:ID`` or ``ID`` as the contract's ``model``, with the credential that opens it."""
+    access = {} if credential is None else {"credential": credential}
     source, colon, name = text.partition(":")
     if not colon:
-        return {"source": "hub", "id": text}
+        return {"source": "hub", "id": text, **access}
     if source not in ("local", "hub"):
         remedy = "Write local:NAME, or an id on the Hub."
         raise QuantryError("bad_input", f"Unknown model source {source!r}.", hint=remedy)
-    return {"source": source, "id": name}
+    return {"source": source, "id": name, **access}
 
 
 def read_policy(path: Path | None, preset: str | None) -> dict[str, Any]:
@@ -175,10 +178,6 @@ def main() -> None:
         _fail(error_line(error))
     except OSError as error:
         _fail(f"error [os_error]: {error}. Check the path, its permissions and the free space.")
-
-
-def _client(url: str | None) -> Quantry:
-    return Quantry(url or service_url(), api_key())
 
 
 def _watch(client: Quantry, job_id: str) -> None:

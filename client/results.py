@@ -60,6 +60,16 @@ class Job(Result):
     error: dict[str, Any] | None = None
 
 
+class Credential(Result):
+    """A stored Hub token, which itself is never shown."""
+
+    id: str
+    name: str
+    kind: str
+    created_at: datetime
+    last_used_at: datetime | None = None
+
+
 class Event(Result):
     """One entry of a job's event log; ``id`` counts within the job."""
 
