@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
-from quant_engine.checkpoint.card import write_card
+from quant_engine.checkpoint.card import model_card, write_card
 from quant_engine.checkpoint.card_facts import CalibrationFacts, CardFacts, PerplexityFacts
 from quant_engine.checkpoint.card_policy import policy_sentences
 from quant_engine.checkpoint.card_sections import LONG
-from quant_engine.checkpoint.hashes import changed_files, checkpoint_manifest
+from quant_engine.checkpoint.hashes import CheckpointManifest, changed_files, checkpoint_manifest
 from quant_engine.checkpoint.license import License
 from quant_engine.policy import PRESETS, ActivationQuantization, Policy, WeightQuantization, policy_hash, resolve_policy
 from quant_engine.transforms.primitives import Hadamard, Primitive
@@ -63,12 +63,17 @@ def _linears(*online: Primitive, clip_ratio: float = 1.0, count: int = 2) -> lis
 _ROTATED = _linears(Hadamard(order=16))
 
 
-def _write(directory: Path, facts: CardFacts, linears: list[QuantizedLinear] = _ROTATED) -> tuple[ModelCard, Any]:
+def _card(facts: CardFacts, linears: list[QuantizedLinear] = _ROTATED) -> ModelCard:
+    """The card of a checkpoint without files, read back from its text."""
+    return ModelCard(str(model_card(facts, linears, CheckpointManifest(()))))
+
+
+def _write(directory: Path, facts: CardFacts) -> tuple[ModelCard, Any]:
     """The card, read back by the Hub's client, and the twin."""
-    directory.mkdir(exist_ok=True)
+    directory.mkdir()
     (directory / "model.safetensors").write_bytes(b"weights")
     (directory / "LICENSE").write_text("terms")
-    write_card(directory, facts, linears)
+    write_card(directory, facts, _ROTATED)
     return ModelCard.load(directory / "README.md"), json.loads((directory / "quantry.json").read_text())
 
 
@@ -93,18 +98,17 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_not_known_is_left_out_of_the_front_matter(tmp_path: Path) -> None:
+def test_what_is_not_known_is_left_out_of_the_front_matter() -> None:
     calibration = replace(_facts().calibration, dataset="pydoc")
     facts = _facts(revision=None, license=None, calibration=calibration, model_id="local-model")
-    card, twin = _write(tmp_path / "out", facts, _linears())
+    card = _card(facts, _linears())
     assert sorted(card.data.to_dict()) == ["library_name", "pipeline_tag", "tags"]
     assert card.data.library_name == "transformers"
     assert ["commit", "none: a local model"] in _table_after(card.text, "Base model")
-    assert twin["model"]["revision"] is None
 
 
-def test_another_license_has_its_name_and_its_link(tmp_path: Path) -> None:
-    card, _ = _write(tmp_path / "out", _facts(license=License(id="other", name="research", link="LICENSE")))
+def test_another_license_has_its_name_and_its_link() -> None:
+    card = _card(_facts(license=License(id="other", name="research", link="LICENSE")))
     data = card.data.to_dict()
     assert (data["license"], data["license_name"], data["license_link"]) == ("other", "research", "LICENSE")
     assert "research (LICENSE), the base model's" in card.text
@@ -135,13 +139,13 @@ def test_the_facts_stand_in_their_tables(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "layers.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_policy_stands_as_sentences_and_as_itself(tmp_path: Path) -> None:
+def test_the_policy_stands_as_sentences_and_as_itself() -> None:
     facts = _facts()
-    card, twin = _write(tmp_path / "out", facts)
+    card = _card(facts)
     assert "- Preset: `trainable-smoothrot-w4a4`.\n- Layers: `down_proj`; not `lm_head`." in card.text
     block = re.search(r"```json\n(.*?)\n```", card.text, re.DOTALL)
     assert block is not None
-    assert json.loads(block[1]) == facts.policy.model_dump(mode="json") == twin["policy"]
+    assert json.loads(block[1]) == facts.policy.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -167,6 +171,7 @@ def test_the_twin_holds_the_facts(tmp_path: Path) -> None:
     rows = [_row(0, alpha=None), _row(1, error=float("nan"))]
     card, twin = _write(tmp_path / "out", _facts(rows=rows))
     assert twin["model"]["id"] == "owner/Model-1B"
+    assert twin["policy"] == _facts().policy.model_dump(mode="json")
     assert twin["policy_hash"] == policy_hash(_facts().policy)
     assert twin["calibration"]["seed"] == 7
     assert twin["perplexity"]["quantized"] == 41.4
@@ -174,9 +179,9 @@ def test_the_twin_holds_the_facts(tmp_path: Path) -> None:
     assert [row[3:5] for row in _table_after(card.text, "Layers")[1:]] == [["—", "3"], ["0.475", "—"]]
 
 
-def test_a_long_table_opens_on_demand_after_the_worst_layers(tmp_path: Path) -> None:
+def test_a_long_table_opens_on_demand_after_the_worst_layers() -> None:
     rows = [_row(block, error_normalized=float(block)) for block in range(LONG + 1)]
-    card, _ = _write(tmp_path / "out", _facts(rows=rows))
+    card = _card(_facts(rows=rows))
     assert [row[0] for row in _table_after(card.text, "Layers")[1:3]] == [
         f"`model.layers.{block}.mlp.down_proj`" for block in (LONG, LONG - 1)
     ]
@@ -184,7 +189,7 @@ def test_a_long_table_opens_on_demand_after_the_worst_layers(tmp_path: Path) -> 
     assert folded.count("`model.layers.") == LONG + 1
 
 
-def test_text_of_others_stays_text(tmp_path: Path) -> None:
+def test_text_of_others_stays_text() -> None:
     evil = 'x\n---\n# "mine" <script>alert(1)</script> | `code` [a](http://e.org) ![](http://e.org/p.png)'
     policy = Policy(preset="rtn-w4a4", targets=("re:.*(up|down)_proj", "a`b\n```\n# fence"))
     facts = _facts(
@@ -194,7 +199,7 @@ def test_text_of_others_stays_text(tmp_path: Path) -> None:
         versions={"quantry": "<i>|"},
         calibration=replace(_facts().calibration, dataset="<img>|`"),
     )
-    card, _ = _write(tmp_path / "out", facts)
+    card = _card(facts)
     assert card.data.base_model == evil
     prose = re.sub(r"```json\n.*?\n```", "", card.text, flags=re.DOTALL)
     assert "<script>" not in re.sub(r"(`+) ?.+?(?<!`)\1(?!`)", "", prose)
@@ -230,20 +235,20 @@ def test_equal_facts_and_files_give_equal_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_the_way_to_load_follows_from_what_is_online(
-    linears: list[QuantizedLinear], library: str, expected: str, absent: str, tmp_path: Path
+    linears: list[QuantizedLinear], library: str, expected: str, absent: str
 ) -> None:
-    card, _ = _write(tmp_path / "out", _facts(), linears)
+    card = _card(_facts(), linears)
     assert card.data.library_name == library
     assert expected in card.text
     assert absent not in card.text
 
 
-def test_what_flatters_is_said(tmp_path: Path) -> None:
+def test_what_flatters_is_said() -> None:
     perplexity = _facts().perplexity
     assert perplexity is not None
-    same, _ = _write(tmp_path / "out", _facts(perplexity=replace(perplexity, dataset="wikitext2")))
-    other, _ = _write(tmp_path / "out", _facts())
-    unmeasured, _ = _write(tmp_path / "out", _facts(perplexity=None))
+    same = _card(_facts(perplexity=replace(perplexity, dataset="wikitext2")))
+    other = _card(_facts())
+    unmeasured = _card(_facts(perplexity=None))
     assert "flatters" in same.text
     assert "flatters" not in other.text
     assert "## Perplexity\n\nNot measured." in unmeasured.text
