@@ -45,13 +45,12 @@ def download_environment(scratch: Path) -> dict[str, str]:
 
 
 def publish_environment(scratch: Path) -> dict[str, str]:
-    """For the process that uploads: as for the download, but its token always comes over a pipe.
+    """For the process that uploads.
 
     Uploads go by LFS unless the operator sets HF_HUB_DISABLE_XET=0: hf_xet has an HTTP client of its own, whose bytes
     and time-outs nobody here can see.
     """
-    allowed = _HUB - {"HF_TOKEN", "HF_TOKEN_PATH"}
-    return {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} | _base(scratch, allowed)
+    return {"HF_HUB_DISABLE_XET": "1"} | _base(scratch, _HUB)
 
 
 def _base(scratch: Path, allowed: frozenset[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One worker: Celery's main process, its pool children, and the sweeper.
+"""One worker: Celery's main process, its pool children, and the sweeper. Each pool child has a publisher beside.
 
 The one task takes no arguments. A nudge says "look"; the task claims the oldest job and runs it, until none is left.
 torch is never imported here: the pool forks, and CUDA does not survive that.
@@ -19,6 +19,7 @@ from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.errors import InstallationError, Unavailable
 from jobs.lease import LeaseKeeper
+from jobs.publications.lease import PublicationKeeper
 from jobs.queue import TASK_NAME
 from jobs.settings import Settings
 from worker.attempt import Equipment, Programs
@@ -28,6 +29,8 @@ from worker.keeper import SweeperKeeper
 from worker.lifeline import die_with_parent
 from worker.logs import configure_logging
 from worker.nudge import CeleryNudger, make_celery
+from worker.publish_attempt import PublishEquipment
+from worker.publisher import Publisher, hub_tokens
 from worker.supervisor import Supervisor
 
 _POOL_STEP: Final = "celery.worker.components:Pool"
@@ -48,6 +51,7 @@ class Worker:
         # No connection yet: the engine connects on first use, in the pool child.
         self._database = Database(settings.database_url.get_secret_value() if settings.database_url else _NO_DATABASE)
         self._device = self._devices[0]
+        self._publisher: Publisher | None = None
         self.draining = Draining()
         self.sweeper = SweeperKeeper(self._owner)
         self.celery = make_celery(settings)
@@ -65,6 +69,7 @@ class Worker:
         signals.setup_logging.connect(self._on_setup_logging, weak=False)
         signals.worker_init.connect(self._on_init, weak=False)
         signals.worker_process_init.connect(self._on_process_init, weak=False)
+        signals.worker_process_shutdown.connect(self._on_process_shutdown, weak=False)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
         signals.worker_shutdown.connect(self._on_shutdown, weak=False)
         return self.celery
@@ -108,6 +113,12 @@ class Worker:
     def _on_process_init(self, **_: object) -> None:
         # billiard numbers the processes of its pool; its stubs do not know.
         self.enter_pool_process(getattr(billiard.current_process(), "index", 0))
+        self._publisher = self._make_publisher()
+        self._publisher.start()
+
+    def _on_process_shutdown(self, **_: object) -> None:
+        if self._publisher is not None:
+            self._publisher.stop()
 
     def _on_shutting_down(self, **_: object) -> None:
         self.draining.begin()
@@ -127,6 +138,15 @@ class Worker:
             must_yield=self.draining.must_yield,
         )
         return Supervisor(equipment=equipment, owner=self._owner, nudger=CeleryNudger(self.celery))
+
+    def _make_publisher(self) -> Publisher:
+        equipment = PublishEquipment(
+            keeper=PublicationKeeper(self._database, self._settings),
+            store=open_store(self._settings),
+            token_for=hub_tokens(self._database, self._settings, os.environ),
+            settings=self._settings,
+        )
+        return Publisher(equipment, self._owner, is_draining=self.draining.has_begun)
 
     def _sweeper_step(self) -> type[bootsteps.StartStopStep]:
         sweeper = self.sweeper

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.errors import Unavailable
-from jobs.lease import Beat, Claim, LeaseKeeper
+from jobs.lease import Beat
 
 PATIENCE_OF_LEASE: Final = 5 / 6
 """Without a good beat for this part of the lease (25 of 30 seconds) the runner is killed, before the lease ends."""
@@ -29,6 +29,14 @@ _JOIN_SECONDS: Final = 5.0
 
 Answer = TypeVar("Answer")
 logger = structlog.get_logger(__name__)
+
+
+class Beats(Protocol):
+    """Whoever renews leases: of jobs, or of publications."""
+
+    def heartbeat(self, claim: Any, /) -> Beat:
+        """Renew the lease of the claim. Raises: Unavailable."""
+        ...
 
 
 class Standing(Enum):
@@ -51,8 +59,8 @@ class Ledger:
 
     def __init__(
         self,
-        keeper: LeaseKeeper,
-        claim: Claim,
+        keeper: Beats,
+        claim: Any,
         *,
         claimed_at: float,
         heartbeat_seconds: float,

@@ -28,11 +28,15 @@ _JITTER: Final = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """One file to publish: its path in the repository, and what the artifact store knows it by."""
+    """One file to publish: its path in the repository, and what the artifact store knows it by.
+
+    ``artifact_fence``: of the row, by which the first release's files are found.
+    """
 
     path: str
     bytes: int
     sha256: str
+    artifact_fence: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +155,12 @@ def _claim(session: Session, row: Publication) -> PublicationClaim:
         credential_id=row.credential_id,
         manifest_sha256=row.manifest_sha256,
         files=tuple(
-            PublishedFile(path=file.path.removeprefix(CHECKPOINT_PREFIX), bytes=file.bytes, sha256=file.sha256)
+            PublishedFile(
+                path=file.path.removeprefix(CHECKPOINT_PREFIX),
+                bytes=file.bytes,
+                sha256=file.sha256,
+                artifact_fence=file.fence,
+            )
             for file in artifacts
         ),
     )

@@ -3,6 +3,7 @@
 from sqlalchemy.orm import Session
 
 from jobs import cursors
+from jobs.credentials import require_credential
 from jobs.database import Database
 from jobs.errors import InvalidState, JobNotFound, PublicationNotFound
 from jobs.ids import is_id
@@ -30,8 +31,9 @@ class PublicationService:
         """Queue a push of the job's checkpoint; a worker's publisher takes it up within seconds.
 
         Raises:
-            JobNotFound, CredentialNotFound: this tenant has no such job or credential.
+            JobNotFound: this tenant has no such job.
             InvalidState: the job has not succeeded, or made no checkpoint.
+            UnknownCredential: the tenant has no such credential.
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
         once = Once.of(tenant, f"POST /v1/jobs/{job_id}/publications", idempotency_key, target)
@@ -40,6 +42,7 @@ class PublicationService:
             if stored is not None:
                 return stored
             job = _succeeded(_find_job(session, tenant, job_id))
+            require_credential(session, tenant, target.credential, "/credential")
             files = publications.artifacts_of(session, job.id, CHECKPOINT_PREFIX)
             if not files:
                 raise InvalidState("The job made no checkpoint, so there is nothing to publish.")
