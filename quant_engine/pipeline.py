@@ -2,20 +2,25 @@
 
     load → calibrate → search → train → select → quantize → evaluate → export → verify
 
+A policy whose task is to evaluate leaves the model as it is: load → evaluate, and a report.
+
 Every stage goes from files to files (:mod:`quant_engine.stages`), so a killed run takes up where it was and ends with
 the same bits: seeds belong to units of work, and the number of threads is the first attempt's.
 """
 
 import shutil
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
 from quant_engine.errors import InsufficientMemory, disk_full_as_error
+from quant_engine.stages.as_is import evaluate_as_is_stage, load_as_is_stage, prepare_as_is, read_rows
+from quant_engine.stages.as_is_report import as_is_report, as_is_summary
 from quant_engine.stages.calibrate import calibrate_stage
 from quant_engine.stages.card import Measured
 from quant_engine.stages.choose import choose
-from quant_engine.stages.context import Run, prepare_run, start_rotation
+from quant_engine.stages.context import prepare_run, start_rotation
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
 from quant_engine.stages.files import Stage, manifest_digest, run_stage, write_json
@@ -33,12 +38,12 @@ __all__ = ["Observer", "RunResult", "RunSpec", "run"]
 
 
 def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
-    """Quantize a model.
+    """Quantize a model, or measure it as it is.
 
     Args:
         work_dir: where stages keep their files; a later call with the same directory and specification resumes.
-        output_dir: receives ``checkpoint/``, ``report.json``, ``layers.json``, ``summary.json``, and ``figures/`` where
-            there are any.
+        output_dir: receives ``report.json``, ``layers.json``, ``summary.json``, and ``checkpoint/`` and ``figures/``
+            where there are any.
         observer: told about every stage, layer and metric.
 
     Raises:
@@ -47,7 +52,7 @@ def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) 
     work_dir.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     try:
-        return _run(spec, work_dir, output_dir, observer)
+        return _TASKS[spec.policy.task](spec, work_dir, output_dir, observer)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise InsufficientMemory(
             detail="The machine ran out of memory.",
@@ -57,7 +62,7 @@ def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) 
         torch.set_num_threads(threads)
 
 
-def _run(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
+def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
     context = prepare_run(spec, work_dir=work_dir, observer=observer)
     policy = spec.policy
 
@@ -82,8 +87,7 @@ def _run(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) ->
     if spec.evaluation.perplexity is not None:
         evaluated = finished(evaluate_stage(context, spec.evaluation.perplexity, quantized, plans, digest))
         perplexity = read_perplexity(evaluated)
-        for name, result in perplexity.items():
-            observer.metric(f"perplexity.{name}", result["perplexity"])
+        _tell(observer, perplexity)
     measured = Measured(rows=rows, perplexity=perplexity, calibrated=calibrated)
     exported = finished(export_stage(context, quantized, plans, digest, measured))
     verified = finished(verify_stage(context, quantized, exported, plans, manifest_digest(exported)))
@@ -98,19 +102,46 @@ def _run(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) ->
         choices=choices,
     )
     result = RunResult(summary=summary, report=report, layers=rows, checkpoint_dir=output_dir / CHECKPOINT)
-    _hand_over(context, exported / CHECKPOINT, output_dir, result, choices.figures)
+    _hand_over(output_dir, result, choices.figures, exported / CHECKPOINT)
+    observer.log(f"The checkpoint of {len(rows)} quantized layers is complete and verified.")
     return result
 
 
-def _hand_over(context: Run, checkpoint: Path, output_dir: Path, result: RunResult, figures: list[Path]) -> None:
+def _evaluate(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
+    context = prepare_as_is(spec, work_dir=work_dir, observer=observer)
+    loaded = run_stage(load_as_is_stage(context), work_dir, observer)
+    torch.set_num_threads(recorded_threads(loaded))
+    rows, perplexity = read_rows(loaded), None
+    if spec.evaluation.perplexity is not None:
+        stage = evaluate_as_is_stage(context, spec.evaluation.perplexity, manifest_digest(loaded))
+        perplexity = read_perplexity(run_stage(stage, work_dir, observer))
+        _tell(observer, perplexity)
+    summary = as_is_summary(context, rows, perplexity)
+    report = as_is_report(context, summary, rows, perplexity)
+    result = RunResult(summary=summary, report=report, layers=rows, checkpoint_dir=None)
+    _hand_over(output_dir, result, [])
+    observer.log(f"The model's {len(rows)} linears are read and measured.")
+    return result
+
+
+_TASKS: Final = {"quantize": _quantize, "evaluate": _evaluate}
+
+
+def _tell(observer: Observer, perplexity: dict[str, Any]) -> None:
+    for name, result in perplexity.items():
+        if result is not None:
+            observer.metric(f"perplexity.{name}", result["perplexity"])
+
+
+def _hand_over(output_dir: Path, result: RunResult, figures: list[Path], checkpoint: Path | None = None) -> None:
     """Put the results into ``output_dir``; the work directory keeps its own."""
     with disk_full_as_error("the results"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(result.checkpoint_dir, ignore_errors=True)
-        shutil.copytree(checkpoint, result.checkpoint_dir)
+        shutil.rmtree(output_dir / CHECKPOINT, ignore_errors=True)
+        if checkpoint is not None:
+            shutil.copytree(checkpoint, output_dir / CHECKPOINT)
         for name, content in (("summary", result.summary), ("report", result.report), ("layers", result.layers)):
             write_json(output_dir / f"{name}.json", content)
         for figure in figures:
             (output_dir / FIGURES).mkdir(exist_ok=True)
             shutil.copyfile(figure, output_dir / FIGURES / figure.name)
-    context.observer.log(f"The checkpoint of {len(result.layers)} quantized layers is complete and verified.")

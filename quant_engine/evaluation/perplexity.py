@@ -17,7 +17,8 @@ from quant_engine.models import StreamedModel
 from quant_engine.models.streaming import BlockPreparer, BlockReader, Entered
 
 _BATCH_TOKENS: Final = 1024
-_PASS_TOKENS: Final = 65_536
+PASS_TOKENS: Final = 65_536
+"""Hidden states of so many tokens are held together."""
 _HEAD_TOKENS: Final = 256
 
 
@@ -80,7 +81,7 @@ def _grouped(windows: list[Tensor]) -> list[list[Tensor]]:
     groups: list[list[Tensor]] = [[]]
     held = 0
     for batch in batches:
-        if groups[-1] and held + batch.numel() > _PASS_TOKENS:
+        if groups[-1] and held + batch.numel() > PASS_TOKENS:
             groups.append([])
             held = 0
         groups[-1].append(batch)

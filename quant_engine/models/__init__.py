@@ -10,6 +10,7 @@ from quant_engine.models.architectures import (
     architecture_of,
 )
 from quant_engine.models.configuration import empty_model, model_configuration
+from quant_engine.models.foreign_transforms import Attachment
 from quant_engine.models.fusion import fuse_scales
 from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
@@ -23,6 +24,7 @@ __all__ = [
     "ARCHITECTURES",
     "FUSED_LINEARS",
     "Architecture",
+    "Attachment",
     "CheckpointSource",
     "ProducerKind",
     "ProducerRows",

@@ -22,6 +22,14 @@ from quant_engine.errors import UnsafeCheckpoint, UnsupportedPolicy
 from quant_engine.models.source import CheckpointSource
 
 
+@dataclass(frozen=True)
+class Attachment:
+    """What a linear does at run time besides rounding, by a name for people, and how that is attached to it."""
+
+    name: str
+    attach: Callable[[nn.Module], None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Group:
     """One named transform of the configuration, and where its matrices may be stored."""
@@ -33,7 +41,7 @@ class _Group:
 
 def foreign_transforms(
     section: Mapping[str, Any], model: nn.Module, base: CheckpointSource
-) -> dict[str, tuple[Callable[[nn.Module], None], ...]]:
+) -> dict[str, tuple[Attachment, ...]]:
     """What has to be attached to each linear, by name, in the order in which compressed-tensors attaches it.
 
     Args:
@@ -50,7 +58,7 @@ def foreign_transforms(
         groups = TransformConfig.model_validate(dict(section)).config_groups
     except (ValueError, TypeError) as error:
         raise _unusable("it is malformed") from error
-    found: dict[str, tuple[Callable[[nn.Module], None], ...]] = {}
+    found: dict[str, tuple[Attachment, ...]] = {}
     for name, scheme in groups.items():
         group = _Group(name=name, scheme=scheme, base=base)
         for arguments in scheme.apply:
@@ -58,9 +66,9 @@ def foreign_transforms(
                 continue
             build = _builder(group, arguments)
             for module_name, module in match_named_modules(model, arguments.targets, arguments.ignore):
-                attach = _ATTACH[arguments.location]
                 transform = _transform(group, arguments, module_name, module, build)
-                found[module_name] = (*found.get(module_name, ()), partial(attach, transform))
+                attachment = Attachment("rotation", partial(_ATTACH[arguments.location], transform))
+                found[module_name] = (*found.get(module_name, ()), attachment)
     return found
 
 

@@ -7,7 +7,7 @@ by the compressor of its scheme. So a streamed forward has the bits of ``from_pr
 Shapes: O output and I input channels.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,12 +30,9 @@ from torch import Tensor, nn
 from quant_engine.errors import UnsafeCheckpoint, UnsupportedPolicy
 from quant_engine.models.architectures import architecture_of
 from quant_engine.models.configuration import empty_model, model_configuration
-from quant_engine.models.foreign_transforms import foreign_transforms
+from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
 from quant_engine.models.quantization_config import parse_quantization
 from quant_engine.models.source import CheckpointSource
-
-Attachment = Callable[[nn.Module], None]
-"""Makes a linear do something more at run time, such as transforming its input."""
 
 _OURS: Final = "quantry"
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -162,13 +159,17 @@ class QuantizedSource:
                 linear.quantization_status = QuantizationStatus.DECOMPRESSED
                 set_forward_quantized(linear)
             for attachment in self._online.get(prefix + local, ()):
-                attachment(linear)
+                attachment.attach(linear)
 
     def stored_bytes(self, linear: str) -> int:
-        """Bytes of a linear's weight and its scales, or of its dense weight."""
+        """Bytes of a linear's codes and their scales, or of its dense weight."""
         stored = self.linears.get(linear)
-        parts = ("weight",) if stored is None else tuple(part for part in stored.parts if part not in stored.static)
+        parts = ("weight",) if stored is None else tuple(stored.parts.keys() - {*stored.static, "weight_shape"})
         return sum(self.base.stored_bytes[f"{linear}.{part}"] for part in parts)
+
+    def transform_name(self, linear: str) -> str:
+        """What a linear does besides rounding; ``none`` for nothing."""
+        return "+".join(attachment.name for attachment in self._online.get(linear, ())) or "none"
 
     @cached_property
     def _model(self) -> Any:

@@ -55,12 +55,16 @@ def safe_config(value: Any) -> Any:
 class CheckpointSource:
     """A model directory. Nothing is read until it is asked for.
 
+    Attributes:
+        export_dtype: the floating-point type of an export's dense tensors; None for that of most of the weights.
+
     Raises (from every reading member):
         ModelNotFound: the directory, its config or its weights are missing.
         UnsafeCheckpoint: a file is corrupt, truncated, too big to open, or not safetensors.
     """
 
     directory: Path
+    export_dtype: torch.dtype | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -122,6 +126,11 @@ class CheckpointSource:
         return self.tensors[name]
 
     @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {name: tuple(entry["shape"]) for shard in self.shards for name, entry in _checked_header(shard).items()}
+
+    @cached_property
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of each tensor."""
         spans = {name: entry["data_offsets"] for shard in self.shards for name, entry in _checked_header(shard).items()}
@@ -143,7 +152,9 @@ class CheckpointSource:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The floating-point type that most of the weights are stored in."""
+        """The floating-point type of an export's dense tensors: ``export_dtype``, or that of most of the weights."""
+        if self.export_dtype is not None:
+            return self.export_dtype
         counts: dict[str, int] = {}
         for shard in self.shards:
             for entry in _checked_header(shard).values():

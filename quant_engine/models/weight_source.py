@@ -25,7 +25,7 @@ class WeightSource(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type that most of the weights are stored in."""
+        """The floating-point type of an export's dense tensors."""
 
     @property
     def weight_bytes(self) -> int:

@@ -20,44 +20,49 @@ from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
 from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 
-_FILE = "perplexity.json"
+PERPLEXITY_FILE = "perplexity.json"
 
 
 def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans, upstream: str) -> Stage:
     """Writes ``perplexity.json``. One unit per block and pass. Both models run in the checkpoint's own type."""
-    windows = _lengths(settings)
-    total = 2 * run.model.blocks * passes(windows)
+    total = 2 * run.model.blocks * passes(window_shapes(settings))
 
     def produce(directory: Path, progress: Progress) -> None:
-        windows = _windows(run, settings)
+        windows = windows_of(run, settings)
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
         found = {
             "original": perplexity(model, windows, on_block=progress.advance),
             "quantized": perplexity(model, windows, read=read, prepare=prepare, on_block=progress.advance),
         }
-        write_json(directory / _FILE, {name: _fields(result) for name, result in found.items()})
+        write_json(directory / PERPLEXITY_FILE, {name: perplexity_fields(result) for name, result in found.items()})
 
     return Stage(
         name="evaluate",
         unit="block",
         total=total,
-        inputs={
-            "upstream": upstream,
-            "perplexity": settings.model_dump(mode="json"),
-            "text": dataset_inputs(run, settings.dataset, Purpose.EVALUATION, settings.tokens),
-        },
+        inputs=evaluation_inputs(run, settings, upstream),
         produce=produce,
     )
 
 
+def evaluation_inputs(run: Run, settings: Perplexity, upstream: str) -> dict[str, Any]:
+    """What a perplexity depends on."""
+    return {
+        "upstream": upstream,
+        "perplexity": settings.model_dump(mode="json"),
+        "text": dataset_inputs(run, settings.dataset, Purpose.EVALUATION, settings.tokens),
+    }
+
+
 def read_perplexity(directory: Path) -> dict[str, Any]:
     """``original`` and ``quantized``, each with perplexity, mean_nll and predicted."""
-    found: dict[str, Any] = read_json(directory / _FILE)
+    found: dict[str, Any] = read_json(directory / PERPLEXITY_FILE)
     return found
 
 
-def _windows(run: Run, settings: Perplexity) -> list[Tensor]:
+def windows_of(run: Run, settings: Perplexity) -> list[Tensor]:
+    """The evaluation text as windows of token ids [B, T]."""
     if resolved_dataset(run, settings.dataset) == SELF:
         # Another seed than calibration's, so that the model is not measured on what it was calibrated on.
         samples = -(-settings.tokens // settings.sequence_length)
@@ -69,10 +74,11 @@ def _windows(run: Run, settings: Perplexity) -> list[Tensor]:
     return evaluation_windows(ids, tokens=settings.tokens, sequence_length=settings.sequence_length)
 
 
-def _lengths(settings: Perplexity) -> list[Tensor]:
+def window_shapes(settings: Perplexity) -> list[Tensor]:
     """Windows of the right shapes, to count passes before there is text."""
     return evaluation_windows(Tensor(settings.tokens), tokens=settings.tokens, sequence_length=settings.sequence_length)
 
 
-def _fields(result: PerplexityResult) -> dict[str, float | int]:
+def perplexity_fields(result: PerplexityResult) -> dict[str, float | int]:
+    """The result as JSON."""
     return {"perplexity": result.perplexity, "mean_nll": result.mean_nll, "predicted": result.predicted}

@@ -11,7 +11,7 @@ from quant_engine.errors import DiskFull, InsufficientMemory
 from quant_engine.stages.context import Run, norms_of, quantiles_of
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 
-_FILE = "model.json"
+MODEL_FILE = "model.json"
 
 
 def load_stage(run: Run) -> Stage:
@@ -24,7 +24,7 @@ def load_stage(run: Run) -> Stage:
             with run.model.block(block):
                 progress.advance()
         write_json(
-            directory / _FILE,
+            directory / MODEL_FILE,
             {
                 "threads": torch.get_num_threads(),
                 "dtype": str(run.source.dtype),
@@ -44,7 +44,7 @@ def load_stage(run: Run) -> Stage:
 
 def recorded_threads(directory: Path) -> int:
     """The number of threads that the first attempt computed with: sums are cut by it, so it decides the bits."""
-    return int(read_json(directory / _FILE)["threads"])
+    return int(read_json(directory / MODEL_FILE)["threads"])
 
 
 def check_disk(run: Run) -> None:

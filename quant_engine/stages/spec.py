@@ -13,7 +13,7 @@ class RunSpec:
     """One run of the pipeline.
 
     Attributes:
-        model_dir: a dense safetensors checkpoint with its tokenizer.
+        model_dir: a safetensors checkpoint with its tokenizer: dense, unless the policy's task is to evaluate.
         policy: fully resolved (:func:`quant_engine.policy.resolve_policy`).
         datasets_dir: where named data sets are; None leaves the built-in ones.
         default_dataset: used where the request names none.
@@ -36,9 +36,9 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run leaves in its output directory, and where the checkpoint is."""
+    """What a run leaves in its output directory, and where the checkpoint is; None where none is written."""
 
     summary: dict[str, Any]
     report: dict[str, Any]
     layers: list[dict[str, Any]]
-    checkpoint_dir: Path
+    checkpoint_dir: Path | None

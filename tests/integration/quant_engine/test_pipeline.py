@@ -61,6 +61,7 @@ def test_the_output_is_complete_and_consistent(finished: tuple[RunResult, Path, 
         *("selected_mean_error", "full_mean_error", "baseline_selected_mean_error", "baseline_full_mean_error"),
         *("gain_percent", "perplexity", "bytes", "policy"),
     }
+    assert result.checkpoint_dir is not None
     assert result.checkpoint_dir == output / "checkpoint"
     with torch.no_grad():
         assert bool(torch.isfinite(load(result.checkpoint_dir)(fixed_ids()).logits).all())
@@ -68,6 +69,7 @@ def test_the_output_is_complete_and_consistent(finished: tuple[RunResult, Path, 
 
 def test_a_rows_size_is_what_the_checkpoint_stores(finished: tuple[RunResult, Path, RecordingObserver]) -> None:
     result, _, _ = finished
+    assert result.checkpoint_dir is not None
     stored = load_file(result.checkpoint_dir / "model.safetensors")
     for row in result.layers:
         parts = [stored[f"{row['name']}.{part}"].nbytes for part in ("weight_packed", "weight_scale")]

@@ -45,7 +45,7 @@ def test_long_texts_take_several_passes_and_give_the_same(tmp_path: Path, monkey
     ids = torch.randint(0, 512, (2048,), generator=torch.Generator().manual_seed(0))
     windows = evaluation_windows(ids, tokens=2048, sequence_length=64)
     once = room.perplexity(model, windows, on_block=lambda: None)
-    monkeypatch.setattr(room, "_PASS_TOKENS", 1024)
+    monkeypatch.setattr(room, "PASS_TOKENS", 1024)
     assert room.passes(windows) == 2
     assert room.perplexity(model, windows, on_block=lambda: None) == once
 

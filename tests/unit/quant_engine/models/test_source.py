@@ -40,7 +40,7 @@ _ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (_header(a=_ENTRY), b"1234567", None, "has 79|bytes, but the file has"),
         (_header(a=_ENTRY), b"123456789", None, "bytes, but the file has"),
         (_header(a=_ENTRY | {"shape": [3]}), b"12345678", None, "does not match its shape"),
-        (_header(a=_ENTRY | {"dtype": "F8_E4M3"}), b"12345678", None, "unsupported type"),
+        (_header(a=_ENTRY | {"dtype": "F6_E2M3"}), b"12345678", None, "unsupported type"),
         (_header(a={"dtype": "F32"}), b"", None, "malformed"),
         (_header(a=_ENTRY | {"data_offsets": [8, 0]}), b"", None, "does not match its shape"),
     ],

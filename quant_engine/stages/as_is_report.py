@@ -1,0 +1,71 @@
+"""The summary and report of a model that was measured as it is: the shapes of a job that quantizes, and no guesses."""
+
+from typing import Any
+
+import torch
+
+from quant_engine.policy import policy_hash
+from quant_engine.stages.context import Run
+from quant_engine.stages.summary import REPORT_VERSION
+
+
+def as_is_summary(run: Run, rows: list[dict[str, Any]], perplexity: dict[str, Any] | None) -> dict[str, Any]:
+    """The ``summary``: what needs a reference is null. A dense model is its own original."""
+    transforms = [row["transform"] for row in rows]
+    return {
+        "selected_mean_error": None,
+        "full_mean_error": None,
+        "baseline_selected_mean_error": None,
+        "baseline_full_mean_error": None,
+        "gain_percent": {"selected": None, "full": None},
+        "perplexity": None
+        if perplexity is None
+        else {name: None if found is None else found["perplexity"] for name, found in perplexity.items()},
+        "bytes": {
+            "original": None if run.base.is_quantized else run.base.weight_bytes,
+            "quantized": run.base.weight_bytes,
+        },
+        "policy": {
+            "transforms": {name: transforms.count(name) for name in sorted(set(transforms))},
+            "statistics": {},
+            "alpha": None,
+            "learning_rate": None,
+        },
+    }
+
+
+def as_is_report(
+    run: Run, summary: dict[str, Any], rows: list[dict[str, Any]], perplexity: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""
+    spec = run.spec
+    return {
+        "version": REPORT_VERSION,
+        "model": {
+            "architecture": run.model.architecture.class_name,
+            "blocks": run.model.blocks,
+            "dtype": str(run.source.dtype).removeprefix("torch."),
+            "fingerprint": f"sha256:{run.source.fingerprint}",
+            "config": run.source.config,
+            "quantization_config": run.base.stored_config.get("quantization_config"),
+        },
+        "policy": spec.policy.model_dump(mode="json"),
+        "policy_hash": policy_hash(spec.policy),
+        "calibration": None,
+        "evaluation": spec.evaluation.model_dump(mode="json"),
+        "metric": {
+            "error": None,
+            "baseline": None,
+            "perplexity": "exp of the mean negative log-likelihood; the checkpoint's own forward",
+        },
+        "search": None,
+        "training": None,
+        "selection": {},
+        "selection_regret": None,
+        "paper": None,
+        "summary": summary,
+        "perplexity": perplexity,
+        "layers": rows,
+        "verification": None,
+        "environment": {"threads": torch.get_num_threads(), "device": spec.device},
+    }
