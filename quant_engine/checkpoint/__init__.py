@@ -7,7 +7,13 @@ model = load("path/to/checkpoint")
 from quant_engine.checkpoint.export import ExportedModel, write_checkpoint
 from quant_engine.checkpoint.loading import load
 from quant_engine.checkpoint.online import OnlineInput, attach_online, transformed_input
-from quant_engine.checkpoint.packing import QuantizedLinear, exported_tensors, packed_tensors, unpacked_state
+from quant_engine.checkpoint.packing import (
+    QuantizedLinear,
+    exported_tensors,
+    packed_tensors,
+    stored_bytes,
+    unpacked_state,
+)
 from quant_engine.checkpoint.runtime import prepare_quantized
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "load",
     "packed_tensors",
     "prepare_quantized",
+    "stored_bytes",
     "transformed_input",
     "unpacked_state",
     "write_checkpoint",

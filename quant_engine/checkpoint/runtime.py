@@ -13,8 +13,13 @@ from quant_engine.checkpoint.packing import QuantizedLinear
 
 
 def prepare_quantized(linear: nn.Module, settings: QuantizedLinear) -> None:
-    """Make a plain linear compute like the loaded checkpoint's; its ``weight`` has to be the dequantized one."""
+    """Make a plain linear compute like the loaded checkpoint's.
+
+    Its tensors have to be those of :func:`quant_engine.checkpoint.unpacked_state`.
+    """
     linear.quantization_scheme = settings.scheme()
+    if settings.input_global_scale is not None:
+        linear.input_global_scale = nn.Parameter(settings.input_global_scale, requires_grad=False)
     linear.quantization_status = QuantizationStatus.DECOMPRESSED
     set_forward_quantized(linear)
     attach_online(linear, settings.online)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.grids import fake_quantize_activation, fake_quantize_weight
+from quant_engine.grids import fake_quantize_activation, fake_quantize_weight, shared_peak
 from quant_engine.policy import ActivationQuantization, WeightQuantization
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 
@@ -79,7 +79,8 @@ def site_errors(
         rounded = rounded_weights(linears, plan, weights) if rounded is None else rounded
         sums = [_Sums() for _ in linears]
         for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
-            inputs_TI = fake_quantize_activation(transform_activation(chunk_TI, plan), activations)
+            moved_TI = transform_activation(chunk_TI, plan)
+            inputs_TI = fake_quantize_activation(moved_TI, activations, peak=plan.input_peak)
             for each, w_OI, rounded_OI in zip(sums, linears, rounded, strict=True):
                 each.add(chunk_TI @ w_OI.T, inputs_TI @ rounded_OI.T)
     return tuple(each.errors() for each in sums)
@@ -87,10 +88,11 @@ def site_errors(
 
 def rounded_weights(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQuantization) -> list[Tensor]:
     """Q(W A⁻ᵀ) of each linear, to nearest, with the plan's learned clipping of its rows where it has one."""
-    clips = weight_clips(linears, plan)
+    transformed = [transform_weight(w_OI, plan) for w_OI in linears]
+    peak, clips = shared_peak(transformed), weight_clips(linears, plan)
     return [
-        fake_quantize_weight(transform_weight(w_OI, plan), weights, clip_ratio_R1=clip_R1)
-        for w_OI, clip_R1 in zip(linears, clips, strict=True)
+        fake_quantize_weight(w_OI, weights, clip_ratio_R1=clip_R1, peak=peak)
+        for w_OI, clip_R1 in zip(transformed, clips, strict=True)
     ]
 
 
@@ -131,7 +133,8 @@ def _plan_error(
     total = 0.0
     for first in range(0, x_TI.shape[0], _CHUNK_TOKENS):
         chunk = slice(first, first + _CHUNK_TOKENS)
-        inputs_TI = fake_quantize_activation(transform_activation(x_TI[chunk], plan), activations)
+        moved_TI = transform_activation(x_TI[chunk], plan)
+        inputs_TI = fake_quantize_activation(moved_TI, activations, peak=plan.input_peak)
         for y_TO, rounded_OI in zip(outputs, rounded, strict=True):
             difference_TO = y_TO[chunk] - inputs_TI @ rounded_OI.T
             total += _inner(difference_TO, difference_TO)

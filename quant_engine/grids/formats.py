@@ -92,8 +92,7 @@ def largest_code(bits: int) -> int:
 
 
 _GRIDS: Final[dict[NumberFormat, Grid]] = {
-    each: IntegerGrid(each.bits) for each in NumberFormat if each.bits is not None and not each.is_float
-} | {
+    **{each: IntegerGrid(each.bits) for each in NumberFormat if each.bits is not None and not each.is_float},
     NumberFormat.FP8: Float8Grid(),
     NumberFormat.NVFP4: NvFloat4Grid(),
     NumberFormat.MXFP4: MxFloat4Grid(),

@@ -202,7 +202,7 @@ def _rows_per_group(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
         return _own_groups(w_OI, spec.format, "weights").flatten(0, -2)
     size, width = spec.group_size, w_OI.shape[-1]
     if size is None or width % size:
-        divisors = " or ".join(str(each) for each in _nearest_divisors(width, size or width))
+        divisors = nearest_divisors(width, size or width)
         raise UnsupportedPolicy(
             detail=f"weights.group_size is {size}, which does not divide a layer's {width} input channels.",
             hint=f"Use {divisors}, the nearest divisors of {width}, or granularity 'channel'.",
@@ -215,7 +215,7 @@ def _own_groups(x_TI: Tensor, number_format: NumberFormat, field: str) -> Tensor
     size, width = number_format.group_size or 1, x_TI.shape[-1]
     if width % size:
         raise misfitting_groups(number_format, width, field)
-    return x_TI.unflatten(-1, (width // size, size))
+    return x_TI.reshape(*x_TI.shape[:-1], width // size, size)
 
 
 def misfitting_groups(number_format: NumberFormat, width: int, field: str) -> UnsupportedPolicy:
@@ -227,12 +227,12 @@ def misfitting_groups(number_format: NumberFormat, width: int, field: str) -> Un
     )
 
 
-def _nearest_divisors(width: int, size: int) -> list[int]:
-    """The largest divisor of ``width`` below ``size`` and the smallest above, where there are any."""
+def nearest_divisors(width: int, size: int) -> str:
+    """The largest divisor of ``width`` below ``size`` and the smallest above, where there are any, in words."""
     divisors = [each for each in range(_SMALLEST_GROUP, width) if width % each == 0] + [width]
     below = [each for each in divisors if each < size]
     above = [each for each in divisors if each >= size]
-    return below[-1:] + above[:1]
+    return " or ".join(str(each) for each in below[-1:] + above[:1])
 
 
 _WEIGHT_ROWS: Final[dict[str, Callable[[Tensor, WeightQuantization], Tensor]]] = {

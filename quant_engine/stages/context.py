@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from quant_engine.calibration import SELF, Purpose, characters_for, dataset_text
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
 from quant_engine.errors import UnsupportedPolicy
+from quant_engine.grids import misfitting_groups, nearest_divisors
 from quant_engine.hadamard import hadamard_order
 from quant_engine.models import (
     CheckpointSource,
@@ -91,7 +93,13 @@ class Run:
             clip_ratio=plan.runtime_clip(settings.activations),
         )
         return [
-            QuantizedLinear(name=name, weights=settings.weights, activations=settings.activations, online=online)
+            QuantizedLinear(
+                name=name,
+                weights=settings.weights,
+                activations=settings.activations,
+                online=online,
+                input_peak=plan.input_peak,
+            )
             for name in site.readers
         ]
 
@@ -114,7 +122,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
-    base = CheckpointSource(spec.model_dir)
+    base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
     source: WeightSource = base
     if spec.policy.residual is not None:
         source = RotatedSource(base, rotation or start_rotation(base, spec.policy.residual))
@@ -132,6 +140,12 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         sites=sites,
         settings={site.name: _settings_of(site, spec.policy) for site in sites},
     )
+
+
+def _export_dtype(policy: Policy) -> torch.dtype | None:
+    """The only type that readers run fp4 weights in, where the policy has some; None for the model's own."""
+    weights = [policy.weights, *(each.weights for each in policy.overrides if each.weights is not None)]
+    return torch.bfloat16 if any(each.format.group_size is not None for each in weights) else None
 
 
 def allowed_transform(transform: Transform, role: str, online: str) -> Transform:
@@ -197,16 +211,25 @@ def _settings_of(site: Site, policy: Policy) -> SiteSettings:
             detail=f"{', '.join(site.readers)} read the same input but are given different settings.",
             hint="Write overrides so that they match all of these linears, or none.",
         )
+    _check_own_groups(site, each[0])
     size = each[0].weights.group_size
     if size is not None and site.features % size:
         raise UnsupportedPolicy(
             detail=f"weights.group_size {size} does not divide the {site.features} inputs of {site.name}.",
-            hint=f"Use a divisor of {site.features}, or granularity 'channel'.",
+            hint=f"Use {nearest_divisors(site.features, size)}, the nearest divisors of {site.features}, or "
+            "granularity 'channel'.",
         )
     transform = allowed_transform(each[0].transform, site.role, policy.online)
     if transform.kind.rotates:
         hadamard_order(site.features, transform.block_size)
     return replace(each[0], transform=transform)
+
+
+def _check_own_groups(site: Site, settings: SiteSettings) -> None:
+    for field, number_format in (("weights", settings.weights.format), ("activations", settings.activations.format)):
+        size = number_format.group_size
+        if size is not None and site.features % size:
+            raise misfitting_groups(number_format, site.features, field)
 
 
 def _linear_settings(name: str, policy: Policy) -> SiteSettings:

@@ -16,16 +16,18 @@ from torch import Tensor
 
 from quant_engine.calibration import SiteRecord, read_record
 from quant_engine.evaluation.layer_errors import LayerErrors, plan_errors, site_errors
+from quant_engine.grids import shared_peak
 from quant_engine.models import Site
-from quant_engine.policy import Transform, TransformKind
+from quant_engine.policy import NumberFormat, Transform, TransformKind
 from quant_engine.search import search_clip
 from quant_engine.stages.context import Run, SiteSettings
-from quant_engine.transforms import SitePlan, Tie, build_plan
+from quant_engine.transforms import SitePlan, Tie, build_plan, transform_activation
 
 BASELINE: Final = Transform(kind=TransformKind.SMOOTH_ROTATION, alpha=0.5)
 """SmoothRot(0.5, max), arXiv 2506.05413: what every gain is measured against."""
 
 _CLIP_TOKENS: Final = 2048
+_HEADROOM: Final = 2.0
 
 NO_TRANSFORM: Final = SitePlan(kind=TransformKind.NONE)
 
@@ -71,6 +73,18 @@ class OpenSite:
         if activations.clip == "none" or activations.format.bits is None or plan.clip_ratio is not None:
             return plan
         return replace(plan, clip_ratio=search_clip(self._clip_tokens, self.linears, plan, activations))
+
+    def with_peak(self, plan: SitePlan) -> SitePlan:
+        """``plan`` with the peak that a static scale of its input is for, where the grid has one (NVFP4).
+
+        Twice the largest on the fit tokens: a value beyond the peak would be cut off, and e4m3 scales reach so far down
+        that a peak too large costs nothing.
+        """
+        if self.settings.activations.format is not NumberFormat.NVFP4:
+            return plan
+        chunks = torch.split(self.record.fit_FD, _CLIP_TOKENS)
+        moved = [transform_activation(chunk_TD.to(self.run.model.device), self.on_device(plan)) for chunk_TD in chunks]
+        return replace(plan, input_peak=_HEADROOM * float(shared_peak(moved)))
 
     @cached_property
     def _clip_tokens(self) -> Tensor:

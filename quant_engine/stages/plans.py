@@ -44,6 +44,7 @@ def plan_fields(plan: SitePlan) -> dict[str, Any]:
         "label": plan.label,
         "online": [primitive.fields() for primitive in plan.online],
         "clip_ratio": plan.clip_ratio,
+        "input_peak": plan.input_peak,
     }
 
 
@@ -75,6 +76,7 @@ def read_plan(directory: Path, site: Site) -> SitePlan:
         scales_D=tensors.get("scales"),
         online=tuple(primitive_from(each, _part(tensors, f"online.{i}.")) for i, each in enumerate(fields["online"])),
         clip_ratio=fields["clip_ratio"],
+        input_peak=fields["input_peak"],
         weight_clip_OG=tensors.get("weight_clip"),
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quant_engine.checkpoint import packed_tensors
 from quant_engine.evaluation.layer_errors import weight_clips
+from quant_engine.grids import shared_peak
 from quant_engine.models import Site
 from quant_engine.rounding import corrected_weight, factorise, round_weight
 from quant_engine.stages.blocks import Plans, block_path, rounded_weights, transformed_block
@@ -120,8 +121,9 @@ def _rounded_site(
     tensors: dict[str, Tensor] = {}
     dense = {}
     clips = weight_clips(transformed, plan)
+    peak = shared_peak(transformed)
     for reader, w_OI, clip_R1 in zip(site.readers, transformed, clips, strict=True):
-        rounded = round_weight(w_OI, spec, run.source.dtype, hessian=factor, clip_ratio_R1=clip_R1)
+        rounded = round_weight(w_OI, spec, run.source.dtype, hessian=factor, clip_ratio_R1=clip_R1, peak=peak)
         dense[f"{reader}.weight"] = rounded.dequantize()
         tensors |= packed_tensors(reader, rounded)
     opened.settle(site, _settled(run, site, plan, dense))
@@ -176,7 +178,8 @@ def _nearest(run: Run, site: Site, plan: SitePlan, state: dict[str, Tensor], *, 
     linears = [state.pop(f"{reader}.weight") for reader in site.readers]
     tensors: dict[str, Tensor] = {}
     if not known:
+        spec, peak = run.settings[site.name].weights, shared_peak(linears)
         for reader, w_OI, clip_R1 in zip(site.readers, linears, weight_clips(linears, plan), strict=True):
-            spec = run.settings[site.name].weights
-            tensors |= packed_tensors(reader, round_weight(w_OI, spec, run.source.dtype, clip_ratio_R1=clip_R1))
+            rounded = round_weight(w_OI, spec, run.source.dtype, clip_ratio_R1=clip_R1, peak=peak)
+            tensors |= packed_tensors(reader, rounded)
     return tensors

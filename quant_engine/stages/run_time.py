@@ -1,7 +1,9 @@
-"""What an exported linear makes of its input, bit for bit, outside of the linear. Shapes: T tokens, I channels.
+"""What an exported linear makes of its input, bit for bit, outside of the linear.
 
 The grid that transforms are trained on is the same but for ties: a clipped value lies half a step beyond the last code
 of the exported grid, and the last bit of the scale decides which way it goes.
+
+Shapes: B batch, T tokens, I channels, G scales of a token.
 """
 
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
@@ -23,6 +25,8 @@ def run_time_input(x_TI: Tensor, *, linear: QuantizedLinear) -> Tensor:
         return x_TI
     # compressed-tensors takes the first two axes for samples and tokens, however many there are.
     x_BTI = x_TI if x_TI.ndim > 2 else x_TI[None]
-    scale_BT1, zero_BT1 = compute_dynamic_scales_and_zp(x_BTI, arguments, None)
-    rounded: Tensor = fake_quantize(x_BTI, scale_BT1, zero_BT1, arguments)
+    g_1 = linear.input_global_scale
+    g_1 = None if g_1 is None else g_1.to(x_TI.device)
+    scale_BTG, zero_BTG = compute_dynamic_scales_and_zp(x_BTI, arguments, None, global_scale=g_1)
+    rounded: Tensor = fake_quantize(x_BTI, scale_BTG, zero_BTG, arguments, global_scale=g_1)
     return rounded.reshape(x_TI.shape)

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from quant_engine.checkpoint import stored_bytes
 from quant_engine.errors import EngineError, NumericalInstability, UnsupportedPolicy
 from quant_engine.evaluation.layer_errors import LayerErrors
 from quant_engine.evaluation.report import LayerMeasurement, layer_row
 from quant_engine.models import Site
-from quant_engine.policy import AnySelection, Differentiable, Kurtosis, WeightQuantization
+from quant_engine.policy import AnySelection, Differentiable, Kurtosis
 from quant_engine.selection import (
     ROLE_GROUPS,
     Choices,
@@ -76,6 +75,7 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
             if not _rows_path(directory, site).is_file():
                 opened = OpenSite(run, site, records)
                 plan, choice = _chosen(opened, found(site), tails.get(site.name))
+                plan = opened.with_peak(plan)
                 if choice is not None:
                     write_json(_choice_path(directory, site), choice)
                 write_plan(directory, site, plan)
@@ -263,11 +263,12 @@ def _measured_rows(
     chosen = opened.errors(record.test_ED, plan)
     rtn = opened.baseline_errors(record.test_ED, NO_TRANSFORM)
     rows = []
-    for index, (name, w_OD) in enumerate(zip(opened.site.readers, opened.linears, strict=True)):
+    exported = opened.run.quantized_linears(opened.site, plan)
+    for index, (linear, w_OD) in enumerate(zip(exported, opened.linears, strict=True)):
         rows.append(
             layer_row(
                 LayerMeasurement(
-                    name=name,
+                    name=linear.name,
                     block=opened.site.block,
                     role=opened.site.role,
                     weights=settings.weights,
@@ -279,17 +280,9 @@ def _measured_rows(
                     input_absmax=record.input_absmax,
                     input_kurtosis=record.input_kurtosis,
                     parameters=w_OD.numel(),
-                    stored_bytes=stored_bytes(w_OD.shape, settings.weights, opened.run.source.dtype.itemsize),
+                    stored_bytes=stored_bytes(linear, w_OD.shape, opened.run.source.dtype.itemsize),
                     selected=selected,
                 )
             )
         )
     return rows
-
-
-def stored_bytes(shape: torch.Size, weights: WeightQuantization, scale_bytes: int) -> int:
-    """Bytes of a linear's packed codes and scales in the checkpoint."""
-    rows, columns = shape
-    scales = {"channel": rows, "tensor": 1, "group": rows * columns // (weights.group_size or columns)}
-    words = -(-columns * (weights.format.bits or 0) // 32)
-    return 4 * rows * words + scale_bytes * scales[weights.granularity]

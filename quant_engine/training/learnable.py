@@ -182,7 +182,8 @@ class LearnablePlan(nn.Module):
 def plan_inputs(x_TI: Tensor, plan: SitePlan, settings: SiteSettings) -> Tensor:
     """Q(X A) [..., I] of a finished plan, on the grid of the run time."""
     activations = settings.activations
-    return fake_quantize_at_run_time(transform_activation(x_TI, plan), activations, plan.runtime_clip(activations))
+    moved_TI = transform_activation(x_TI, plan)
+    return fake_quantize_at_run_time(moved_TI, activations, plan.runtime_clip(activations), plan.input_peak)
 
 
 def plan_weights(linears: Iterable[Tensor], plan: SitePlan, settings: SiteSettings) -> tuple[Tensor, ...]:

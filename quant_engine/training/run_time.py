@@ -6,12 +6,15 @@ the layer errors of a report use the paper's absmax / 7 (docs/decisions/0005). W
 
 from torch import Tensor
 
-from quant_engine.grids import IntegerGrid, fake_quantize_on_grid, grid_of
+from quant_engine.grids import IntegerGrid, fake_quantize_activation, fake_quantize_on_grid, grid_of
 from quant_engine.policy import ActivationQuantization
 
 
 def fake_quantize_at_run_time(
-    x_TI: Tensor, activations: ActivationQuantization, clip_ratio: float | Tensor | None = None
+    x_TI: Tensor,
+    activations: ActivationQuantization,
+    clip_ratio: float | Tensor | None = None,
+    peak: float | None = None,
 ) -> Tensor:
     """Per-token rounding with scale = clip_ratio · absmax / (2^(b−1) − ½), codes clamped, straight-through gradients.
 
@@ -21,11 +24,12 @@ def fake_quantize_at_run_time(
     Args:
         x_TI: any leading axes; the last holds a token's channels.
         clip_ratio: in place of the policy's; a scalar tensor gets its gradient.
+        peak: that NVFP4's static scale is for, where it is known.
     """
     grid = grid_of(activations.format)
     if grid is None:
         return x_TI
     if not isinstance(grid, IntegerGrid):
-        return fake_quantize_on_grid(x_TI, grid=grid)
+        return fake_quantize_activation(x_TI, activations.model_copy(update={"clip_ratio": 1.0}), peak=peak)
     ratio = activations.clip_ratio if clip_ratio is None else clip_ratio
     return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=ratio * (grid.largest / (grid.largest + 0.5)))

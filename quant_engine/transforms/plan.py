@@ -25,6 +25,7 @@ class SitePlan:
         scales_D: s > 0, float32 [D], or None.
         online: what follows the diagonal, in order.
         clip_ratio: of the activations at run time, where it was searched or learned; None leaves the policy's.
+        input_peak: the largest absolute value that X A is expected to have, where the grid's scale is static (NVFP4).
         weight_clip_OG: learned clip ratios of the scales of the site's linears, in their order, G to a row; or None.
     """
 
@@ -35,6 +36,7 @@ class SitePlan:
     scales_D: Tensor | None = None
     online: tuple[Primitive, ...] = ()
     clip_ratio: float | None = None
+    input_peak: float | None = None
     weight_clip_OG: Tensor | None = None
 
     @property
