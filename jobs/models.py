@@ -233,6 +233,15 @@ class IdempotencyKey(Base):
     expires_at: Mapped[datetime]
 
 
+class Chore(Base):
+    """Periodic work that one worker does for all, and when it was last begun."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    begun_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class Worker(Base):
     """A worker that says it is alive, and when it last took a job."""
 

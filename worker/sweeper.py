@@ -1,7 +1,8 @@
 """The sweep as a process of its own: ``python -m worker.sweeper --owner NAME --parent-pid PID``.
 
 Every few seconds, with jitter so that many workers do not sweep at once: repair what dead workers left behind, nudge
-for jobs that wait, remove work files of jobs that are over, and say that this worker is alive.
+for jobs that wait, remove work files of jobs that are over, and say that this worker is alive. Once an hour one of the
+sweepers collects the artifact store's garbage, beside its sweeps.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from jobs.errors import InstallationError, Unavailable
 from jobs.lease import LeaseKeeper
 from jobs.queue import Nudger
 from jobs.settings import Settings, get_settings
+from worker.collector import BackgroundCollector
 from worker.devices import devices
 from worker.lifeline import die_with_parent
 from worker.logs import configure_logging
@@ -34,12 +36,22 @@ logger = structlog.get_logger(__name__)
 class Sweeper:
     """One sweep at a time, on behalf of the worker named ``owner``."""
 
-    def __init__(self, keeper: LeaseKeeper, nudger: Nudger, settings: Settings, *, owner: str, worker_pid: int) -> None:
+    def __init__(
+        self,
+        keeper: LeaseKeeper,
+        nudger: Nudger,
+        settings: Settings,
+        *,
+        owner: str,
+        worker_pid: int,
+        collect: Callable[[], None] = lambda: None,
+    ) -> None:
         self._keeper = keeper
         self._nudger = nudger
         self._settings = settings
         self._owner = owner
         self._worker_pid = worker_pid
+        self._collect = collect
         self._device = devices(settings.device)[0].name
 
     def run(self, wait: Callable[[float], bool]) -> None:
@@ -63,6 +75,7 @@ class Sweeper:
         for _ in range(swept.nudges):
             self._nudger.nudge()
         self._discard_leftovers()
+        self._collect()
 
     def _discard_leftovers(self) -> None:
         """Work files of jobs that ended without an attempt of this machine to clean up after them."""
@@ -86,15 +99,19 @@ def main(arguments: list[str] | None = None) -> int:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the worker decides
-    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    database_url = settings.database_url.get_secret_value()
+    database = Database(database_url, pool_size=1)
+    collector = BackgroundCollector(database_url, settings)
     sweeper = Sweeper(
         LeaseKeeper(database, settings),
         CeleryNudger(make_celery(settings)),
         settings,
         owner=options.owner,
         worker_pid=options.parent_pid,
+        collect=collector.look,
     )
     sweeper.run(stopping.wait)
+    collector.stop()
     database.close()
     return 0
 

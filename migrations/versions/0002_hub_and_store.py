@@ -1,4 +1,4 @@
-"""Credentials, publications, and the index by which the artifact store counts references.
+"""Credentials, publications, chores, and the index by which the artifact store counts references.
 
 Revision: 0002. Adds only; the release before runs on it unchanged.
 """
@@ -18,15 +18,19 @@ NEWEST_FIRST = [sa.text("created_at DESC"), sa.text("id DESC")]
 
 
 def upgrade() -> None:
-    """Create both tables and the index."""
+    """Create the tables and the index."""
     _create_credentials()
     _create_publications()
+    op.create_table(
+        "chores", _text("name"), _moment("begun_at", nullable=False), sa.PrimaryKeyConstraint("name", name="pk_chores")
+    )
     op.create_index("ix_artifacts_sha256", "artifacts", ["sha256"])
 
 
 def downgrade() -> None:
     """Drop them."""
     op.drop_index("ix_artifacts_sha256", "artifacts")
+    op.drop_table("chores")
     op.drop_table("publications")
     op.drop_table("credentials")
 

@@ -1,0 +1,63 @@
+"""Garbage collection beside the sweep, in a thread of its own: listing a large store takes longer than a lease."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from jobs.database import Database
+from jobs.errors import Unavailable
+from jobs.gc import Collected, Collector
+from jobs.settings import Settings
+
+_LOOK_SECONDS: Final = 60.0
+_JOIN_SECONDS: Final = 5.0
+
+logger = structlog.get_logger(__name__)
+
+
+class BackgroundCollector:
+    """Looks once a minute whether a collection is due; of all workers, one then begins it."""
+
+    def __init__(self, database_url: str, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database_url = database_url
+        self._settings = settings
+        self._clock = clock
+        self._next_look = clock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def look(self) -> None:
+        """Begin a collection if one is due; returns at once."""
+        if self._clock() < self._next_look or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._next_look = self._clock() + _LOOK_SECONDS
+        self._thread = threading.Thread(target=self._run, name="garbage-collector", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End a running collection at its next blob."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        database = Database(self._database_url, pool_size=1)
+        try:
+            _tell(Collector.of(database, self._settings, stopped=self._stopping.is_set).run_if_due())
+        except Unavailable as error:
+            logger.warning("garbage_not_collected", reason=error.detail)
+        except Exception:  # the thread's edge: the next hour tries again, and somebody must hear of it
+            logger.exception("garbage_not_collected")
+        finally:
+            database.close()
+
+
+def _tell(collected: Collected | None) -> None:
+    if collected is None:
+        return
+    logger.info("garbage_collected", blobs=collected.blobs, bytes=collected.bytes, incomplete=collected.incomplete)
+    for file in collected.missing:
+        logger.error("artifact_missing", job_id=file.job_id, artifact_id=file.artifact_id, path=file.path)
