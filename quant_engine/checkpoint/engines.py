@@ -1,18 +1,20 @@
 """What other engines do with a checkpoint: one statement for each engine, for the model card.
 
-The statements are data, and name the version that they were checked against and how: *run* is what our tests do,
-*routed* is an engine's own scheme routing, executed on our configurations, *read* is its source. docs/serving.md has
-them as a table.
+An engine's verdict is the worst of what it does with each kind of linear (:mod:`.engine_schemes`) and of the hazards
+below, which depend on what linears have in front of them and on their neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from quant_engine.checkpoint.engine_schemes import STATEMENTS, VERSIONS, Scheme, Statement, Verdict, scheme_of
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, reach
+from quant_engine.models.architectures import FUSED_LINEARS
+from quant_engine.policy import NumberFormat
 
-Verdict = Literal["runs", "differs", "refuses", "wrong"]
+__all__ = ["EngineNote", "Verdict", "engine_notes"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class EngineNote:
 
     Attributes:
         engine: its name.
-        version: what the statement was checked against.
-        verdict: "runs" as measured; "differs": runs with other roundings; "refuses" to load; "wrong": loads, and gives
-            wrong logits.
+        version: what the statement was checked against, and how.
+        verdict: "runs" what was measured, on kernels of its own; "differs": runs, but computes something else than was
+            measured; "wrong": loads, and gives wrong logits without an error; "refuses": stops with an error.
         note: one or two plain sentences.
     """
 
@@ -33,26 +35,159 @@ class EngineNote:
     note: str
 
 
-_VERSIONS: Final = {"transformers": "5.17.0", "vLLM": "0.33.0", "SGLang": "0.5.23"}
+@dataclass(frozen=True)
+class _Hazard:
+    engines: tuple[str, ...]
+    met: Callable[[Sequence[QuantizedLinear]], bool]
+    statement: Statement
 
-_BY_REACH: Final[dict[Reach, dict[str, tuple[Verdict, str]]]] = {
-    Reach.ANYWHERE: {
-        "transformers": ("runs", "from_pretrained gives the quantized model's logits."),
-        "vLLM": ("differs", "Its own kernels round activations, so logits differ slightly."),
-        "SGLang": ("differs", "Its own kernels round activations, so logits differ slightly."),
-    },
-    Reach.HADAMARD: {
-        "transformers": ("wrong", "from_pretrained drops the online rotations without an error; use our loader."),
-        "vLLM": ("differs", "It finds the rotations in transform_config and rounds activations by its own kernels."),
-        "SGLang": ("wrong", "It never reads transform_config."),
-    },
-    Reach.LOADER: dict.fromkeys(
-        _VERSIONS, ("refuses", "The number types are spelled so that it stops: only our loader applies the transforms.")
-    ),
-}
+
+_SEVERITY: Final[tuple[Verdict, ...]] = ("runs", "differs", "wrong", "refuses")
+_SERVERS: Final = ("vLLM", "SGLang")
+_QUTLASS_ORDERS: Final = (16, 32, 64, 128)
 
 
 def engine_notes(linears: Sequence[QuantizedLinear]) -> tuple[EngineNote, ...]:
-    """One statement for each engine."""
-    statements = _BY_REACH[reach(linears)]
-    return tuple(EngineNote(engine, version, *statements[engine]) for engine, version in _VERSIONS.items())
+    """One statement for each engine: the worst verdict that any linear brings about, and the reasons for it.
+
+    Raises:
+        KeyError: there is no statement about the layout of a linear.
+    """
+    found: list[EngineNote] = []
+    schemes = sorted({scheme_of(linear) for linear in linears})
+    met = [hazard for hazard in _HAZARDS if hazard.met(linears)]
+    for engine, version in VERSIONS.items():
+        statements = [_named(STATEMENTS[engine][scheme], scheme, alone=len(schemes) == 1) for scheme in schemes]
+        statements += [hazard.statement for hazard in met if engine in hazard.engines]
+        found.append(_worst(engine, version, statements))
+    return tuple(found)
+
+
+def _named(statement: Statement, scheme: Scheme, *, alone: bool) -> Statement:
+    return statement if alone else Statement(statement.verdict, f"For {scheme.value}: {statement.note}")
+
+
+def _worst(engine: str, version: str, statements: Sequence[Statement]) -> EngineNote:
+    """Where an engine refuses or is wrong, what else it does is beside the point."""
+    worst = max((each.verdict for each in statements), key=_SEVERITY.index)
+    fatal = worst in ("wrong", "refuses")
+    notes = dict.fromkeys(each.note for each in statements if not fatal or each.verdict == worst)
+    return EngineNote(engine, version, worst, " ".join(notes))
+
+
+def _fused(linears: Sequence[QuantizedLinear]) -> Iterator[tuple[tuple[str, ...], list[QuantizedLinear]]]:
+    """Linears that serving engines compute as one, with the names of all the parts that they expect."""
+    by_name = {linear.name: linear for linear in linears}
+    for parts in FUSED_LINEARS.values():
+        for prefix in sorted({name.rpartition(".")[0] for name in by_name if name.rpartition(".")[2] in parts}):
+            names = [f"{prefix}.{part}" for part in parts]
+            yield parts, [by_name[name] for name in names if name in by_name]
+
+
+def _is_partly_quantized(linears: Sequence[QuantizedLinear]) -> bool:
+    return any(len(members) < len(parts) for parts, members in _fused(linears))
+
+
+def _is_mixed_where_fused(linears: Sequence[QuantizedLinear]) -> bool:
+    return any(len({each.scheme([]).model_dump_json() for each in members}) > 1 for _, members in _fused(linears))
+
+
+def _has_fused_nvfp4(linears: Sequence[QuantizedLinear]) -> bool:
+    return any(
+        len([each for each in members if each.weights.format is NumberFormat.NVFP4]) > 1
+        for _, members in _fused(linears)
+    )
+
+
+def _has_small_nvfp4_rotation(linears: Sequence[QuantizedLinear]) -> bool:
+    return any(linear.online.order in _QUTLASS_ORDERS for linear in linears if scheme_of(linear) is Scheme.NVFP4)
+
+
+def _reaches(kind: Reach) -> Callable[[Sequence[QuantizedLinear]], bool]:
+    return lambda linears: reach(linears) is kind
+
+
+def _has_stored_matrix(linears: Sequence[QuantizedLinear]) -> bool:
+    orders = {linear.online.order for linear in linears} - {None}
+    return reach(linears) is Reach.HADAMARD and any(order & (order - 1) for order in orders if order is not None)
+
+
+_HAZARDS: Final = (
+    _Hazard(
+        ("transformers", *_SERVERS),
+        _reaches(Reach.LOADER),
+        Statement(
+            "refuses",
+            "Its online transforms can not be said in compressed-tensors' terms, so the number types are spelled to "
+            "make other readers stop (ValidationError).",
+        ),
+    ),
+    _Hazard(
+        ("transformers",),
+        _reaches(Reach.HADAMARD),
+        Statement(
+            "wrong",
+            "Plain `from_pretrained` drops the online rotations without an error; use `quant_engine.checkpoint.load`.",
+        ),
+    ),
+    _Hazard(
+        ("vLLM",),
+        _reaches(Reach.HADAMARD),
+        Statement(
+            "differs",
+            "It rotates by transform_config, in the model's own dtype; it refuses tensor parallelism, and a bias on a "
+            "rotated linear.",
+        ),
+    ),
+    _Hazard(
+        ("vLLM",),
+        _has_stored_matrix,
+        Statement(
+            "differs",
+            "Orders that are no power of two cost a dense matrix product, and no pipeline parallelism: the matrix is "
+            "stored once.",
+        ),
+    ),
+    _Hazard(
+        ("SGLang",),
+        _reaches(Reach.HADAMARD),
+        Statement("wrong", "It never reads transform_config: it loads the weights and leaves the rotations out."),
+    ),
+    _Hazard(
+        ("transformers", *_SERVERS),
+        lambda linears: any(linear.online.clip_ratio < 1.0 for linear in linears),
+        Statement("differs", "It leaves activation clipping out, and rounds on a wider range than was measured."),
+    ),
+    _Hazard(
+        _SERVERS,
+        _is_partly_quantized,
+        Statement("refuses", "It computes q, k and v, and gate and up, as one, and here only some are quantized."),
+    ),
+    _Hazard(
+        _SERVERS,
+        _is_mixed_where_fused,
+        Statement(
+            "wrong",
+            "It computes q, k and v, and gate and up, as one, by the scheme of the first; here they have several. It "
+            "stops only where the stored shapes tell.",
+        ),
+    ),
+    _Hazard(
+        _SERVERS,
+        _has_fused_nvfp4,
+        Statement(
+            "wrong",
+            "It computes q, k and v, and gate and up, with one global scale, the largest of theirs, and here each has "
+            "its own.",
+        ),
+    ),
+    _Hazard(
+        ("vLLM",),
+        _has_small_nvfp4_rotation,
+        Statement(
+            "wrong",
+            "From sm100 on it takes the matrix of an NVFP4 rotation of order 16 to 128 from the checkpoint, which has "
+            "none.",
+        ),
+    ),
+)
