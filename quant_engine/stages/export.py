@@ -1,6 +1,7 @@
 """Stages ``export`` and ``verify``: the checkpoint, and the proof that it reloads exactly."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,7 @@ def verify_stage(run: Run, quantized: Path, exported: Path, plans: Plans, upstre
         reference = directory / "reference.safetensors"
         _write_reference(run, quantized, plans, reference)
         found = verify_in_fresh_process(exported / CHECKPOINT, reference)
-        write_json(
-            directory / _VERIFICATION,
-            {
-                "max_abs_difference": found.max_abs_difference,
-                "tokens": found.tokens,
-                "threads": found.threads,
-                "versions": found.versions,
-            },
-        )
+        write_json(directory / _VERIFICATION, asdict(found))
         progress.advance()
 
     return Stage(name="verify", unit="check", total=1, inputs={"upstream": upstream}, produce=produce)
