@@ -29,8 +29,8 @@ print(tokenizer.decode(tokens[0]))"""
 _CHECKED: Final = "Its logits were checked, in a fresh process, to equal the quantized model's bit for bit."
 
 _PLAIN_TEXT: Final = f"""Plain compressed-tensors, with nothing online: transformers with the package compressed-tensors
-loads it, and so does every runtime that has kernels for its number formats. `quant_engine.checkpoint.load` gives the
-same model. {_CHECKED}"""
+loads it, and so do runtimes that have kernels for its number formats, as the table below says.
+`quant_engine.checkpoint.load` gives the same model. {_CHECKED}"""
 
 _CLIPPED_TEXT: Final = f"""Plain compressed-tensors, and `load` is `from_pretrained` plus activation clipping.
 {_CHECKED}
@@ -41,9 +41,9 @@ _CLIPPED_TEXT: Final = f"""Plain compressed-tensors, and `load` is `from_pretrai
 _HADAMARD_TEXT: Final = """`load` is `AutoModelForCausalLM.from_pretrained` plus the online rotations. {checked}
 
 - **Plain `from_pretrained` is wrong here**: it drops the online rotations without an error and gives wrong logits.
-- **Not SGLang**: it does not read `transform_config`, loads the model and is silently wrong.
-- Runtimes that read compressed-tensors' `transform_config` (vLLM) find the rotations there. They round activations by
-  their own kernels, so their logits differ slightly{clipping}.
+- **Not SGLang**: it does not read `transform_config`; where it loads the model, it is silently wrong.
+- Runtimes that read compressed-tensors' `transform_config` (vLLM) find the rotations there. Where they run the model
+  they round by their own kernels, so their logits differ{clipping}; the table below says more.
 - Saving a loaded model again drops the rotations: keep this directory as it is."""
 
 _LOADER_TEXT: Final = f"""`load` is `AutoModelForCausalLM.from_pretrained` plus the online transforms. {_CHECKED}
@@ -100,7 +100,9 @@ def _text(kind: Reach, *, clipped: bool) -> str:
         return _CLIPPED_TEXT if clipped else _PLAIN_TEXT
     if kind is Reach.LOADER:
         return _LOADER_TEXT
-    return _HADAMARD_TEXT.format(checked=_CHECKED, clipping="; they leave activation clipping out" if clipped else "")
+    return _HADAMARD_TEXT.format(
+        checked=_CHECKED, clipping=", and they leave activation clipping out" if clipped else ""
+    )
 
 
 def _online(kind: Reach, linears: Sequence[QuantizedLinear]) -> str:

@@ -228,7 +228,7 @@ def test_equal_facts_and_files_give_equal_bytes(tmp_path: Path) -> None:
         (
             _linears(Hadamard(order=16), clip_ratio=0.9),
             "quantry",
-            "they leave activation clipping out",
+            "and they leave activation clipping out",
             "loads anywhere",
         ),
         (_linears(Hadamard(order=16), Hadamard(order=8)), "quantry", "our loader only", "wrong here"),
