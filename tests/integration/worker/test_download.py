@@ -1,7 +1,6 @@
 """Fetching from the Hub: the real client in its own process, against a Hub on loopback."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.hub_server import TOKEN, Hub, HubModel, serve_hub
-from tests.integration.worker.conftest import Office
+from tests.hub_server import TOKEN, Fault, Hub, HubModel, serve_hub
 from worker.child import Child, Command
-from worker.ending import Outcome
 from worker.environment import DOWNLOAD, download_environment
-from worker.messages import DownloadFile, Error, Message, Result, StageAdvanced
+from worker.messages import DownloadFile, Error, Log, Message, Result, StageAdvanced
 
 WANTED = {
     "config.json": b'{"model_type": "llama"}',
@@ -44,10 +41,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-def start(
+def download(
     tmp_path: Path, model_id: str = ID, revision: str = "main", *, token: str | None = None, **fields: Any
-) -> Child:
-    """A download process."""
+) -> list[Message]:
+    """Everything that one download process says."""
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
     file = tmp_path / "download.json"
@@ -62,13 +59,8 @@ def start(
         log=tmp_path / "runner.log",
         token=token,
     )
-    return Child(command)
-
-
-def download(tmp_path: Path, *arguments: str, **keywords: Any) -> list[Message]:
-    """Everything that one download process says."""
     messages: list[Message] = []
-    with start(tmp_path, *arguments, **keywords) as child:
+    with Child(command) as child:
         while not child.has_exited():
             messages += child.receive(0.1)
         messages += child.drain()
@@ -183,26 +175,73 @@ def test_a_model_larger_than_the_disk(tmp_path: Path, hub: Hub) -> None:
     assert not hub.downloads
 
 
-HUB_JOB = {"model": {"source": "hub", "id": ID, "revision": "main"}}
+def logs(messages: list[Message]) -> list[str]:
+    return [message.message for message in messages if isinstance(message, Log)]
 
 
-def test_a_job_runs_on_the_commit_that_its_first_attempt_resolved(office: Office, hub: Hub) -> None:
-    job_id = office.submit(**HUB_JOB)
-    dies = (sys.executable, "-c", "raise SystemExit(3)")
-    assert office.supervisor(runner=dies).run_next() is Outcome.CRASHED
-    hub.models[ID] = HubModel(files=WANTED, sha="b" * 40)
-    time.sleep(0.2)
-    assert office.supervisor().run_next() is Outcome.SUCCEEDED
-    job = office.job(job_id)
-    assert (job.attempt, job.model.resolved_revision) == (2, "a" * 40)
-    assert job.stages[0].name == "resolve"
+def test_a_connection_that_breaks_is_resumed(tmp_path: Path, hub: Hub) -> None:
+    hub.faults = [Fault(match="GET /someone/tiny/resolve/" + "a" * 40 + "/model.safetensors", cut_after=100_000)]
+    result = download(tmp_path)[-1]
+    assert isinstance(result, Result)
+    assert (Path(result.payload["path"]) / "model.safetensors").read_bytes() == WANTED["model.safetensors"]
+    assert hub.ranges("model.safetensors") == ["", "bytes=100000-"]
 
 
-def test_a_job_on_a_gated_model_fails_with_a_remedy(office: Office, hub: Hub) -> None:
-    hub.models[ID].access = "gated"
-    job_id = office.submit(**HUB_JOB)
-    assert office.supervisor().run_next() is Outcome.FAILED
-    job = office.job(job_id)
-    assert job.error is not None
-    assert (job.error["code"], job.error["category"]) == ("model_gated", "user")
-    assert [(stage.name, stage.status) for stage in job.stages] == [("resolve", "failed")]
+def test_a_busy_hub_is_waited_for_as_it_says(tmp_path: Path, hub: Hub) -> None:
+    hub.faults = [
+        Fault(match="/api/models/", status=429, headers={"Retry-After": "1"}),
+        Fault(match="GET /someone/tiny/resolve/", status=503),
+    ]
+    began = time.monotonic()
+    messages = download(tmp_path)
+    assert isinstance(messages[-1], Result)
+    assert time.monotonic() - began >= 1
+    assert [line.split(": ")[1] for line in logs(messages)] == [
+        "the Hub answered with HTTP status 429.",
+        "the Hub answered with HTTP status 503.",
+    ]
+    assert logs(messages)[0].startswith("Waiting 1.0 s")
+
+
+def test_a_wait_longer_than_the_operators_patience_fails(tmp_path: Path, hub: Hub) -> None:
+    hub.faults = [Fault(match="/api/models/", status=429, headers={"Retry-After": "3600"})]
+    error = error_of(download(tmp_path))
+    assert (error.code, error.detail) == ("hub_unreachable", "The Hub answered with HTTP status 429.")
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_wrong_token_is_refused_and_not_told(tmp_path: Path) -> None:
+    messages = download(tmp_path, token="hf_wrong")  # noqa: S106 — opens nothing
+    error = error_of(messages)
+    assert (error.code, error.category) == ("hub_token_refused", "user")
+    assert "hf_wrong" not in str(messages)
+    assert "hf_wrong" not in (tmp_path / "runner.log").read_text()
+
+
+def test_a_model_above_the_operators_quota(tmp_path: Path, hub: Hub) -> None:
+    total = sum(map(len, WANTED.values()))
+    error = error_of(download(tmp_path, max_bytes=total - 1))
+    assert (error.code, error.category) == ("quota_exceeded", "user")
+    assert f"{total:,}" in error.detail
+    assert f"{total - 1:,}" in error.detail
+    assert not hub.downloads
+    assert isinstance(download(tmp_path, max_bytes=total)[-1], Result)
+
+
+def test_a_file_that_is_not_what_the_hub_says(tmp_path: Path, hub: Hub) -> None:
+    hub.models[ID].claimed["model.safetensors"] = "0" * 64
+    error = error_of(download(tmp_path))
+    assert (error.code, error.category) == ("download_damaged", "platform")
+    assert "model.safetensors" in error.detail
+    assert not (tmp_path / "models-cache" / ID / hub.models[ID].sha).exists()
+
+
+@pytest.mark.parametrize(("access", "code"), [("gated", "model_gated"), ("private", "model_not_found")])
+def test_what_one_token_fetched_does_not_open_to_who_has_none(tmp_path: Path, hub: Hub, access: str, code: str) -> None:
+    hub.models[ID].access = access
+    assert isinstance(download(tmp_path, token=TOKEN)[-1], Result)
+    fetched = len(hub.downloads)
+    commit = hub.models[ID].sha
+    assert error_of(download(tmp_path, revision=commit)).code == code
+    assert isinstance(download(tmp_path, revision=commit, token=TOKEN)[-1], Result)
+    assert len(hub.downloads) == fetched
