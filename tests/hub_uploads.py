@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from math import ceil
@@ -73,7 +73,8 @@ def new_repository(*, private: bool, files: dict[str, bytes] | None = None) -> R
 class WritableHub(Hub):
     """Also keeps LFS objects. Larger ones than ``part_bytes`` are uploaded in parts of that size.
 
-    ``sent``: (address, bytes) of every PUT that arrived, whole or cut. A PUT waits for ``gate`` after its first chunk.
+    ``sent``: (address, bytes) of every PUT that arrived, whole or cut. A PUT to an address that contains ``held`` stops
+    after its first bytes, which sets ``holding``, until :meth:`release`.
     """
 
     writable: frozenset[str] = frozenset({"me"})
@@ -82,10 +83,14 @@ class WritableHub(Hub):
     parts: dict[tuple[str, int], bytes] = field(default_factory=dict)
     sent: list[tuple[str, int]] = field(default_factory=list)
     on_commit: Callable[[Repository], None] | None = None
-    gate: threading.Event = field(default_factory=threading.Event)
+    held: str | None = None
+    holding: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
 
-    def __post_init__(self) -> None:
-        self.gate.set()
+    def release(self) -> None:
+        """Hold nothing back any more."""
+        self.held = None
+        self.released.set()
 
     def repository(self, repo: str) -> Repository:
         """One that is there."""
@@ -108,6 +113,10 @@ class UploadHandler(HubHandler):
 
     served: WritableHub
     body: bytes
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # of a client that was killed
+            super().handle()
 
     def do_GET(self) -> None:  # noqa: N802 — the base class's name
         if not self.begin():
@@ -166,7 +175,9 @@ class UploadHandler(HubHandler):
             if not chunk:
                 break
             content += chunk
-            self.served.gate.wait(60)
+            if self.served.held is not None and self.served.held in self.path:
+                self.served.holding.set()
+                self.served.released.wait(60)
         return content
 
     def _post(self) -> None:
@@ -306,4 +317,4 @@ def serve_uploads(hub: WritableHub) -> Iterator[WritableHub]:
     """Serve ``hub`` on a loopback port until the block ends."""
     with serve_hub(hub, UploadHandler):
         yield hub
-    hub.gate.set()
+        hub.release()

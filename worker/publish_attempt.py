@@ -190,11 +190,13 @@ class PublishAttempt:
 
     def _later(self, error: Error, retry_after: float) -> Ending:
         keeper, problem = self.equipment.keeper, as_problem(error)
-        return Ending("postponed", lambda: keeper.postpone(self.claim, problem, retry_after=retry_after))
+        word = "postponed" if self.claim.attempt < self.claim.max_attempts else "failed"
+        return Ending(word, lambda: keeper.postpone(self.claim, problem, retry_after=retry_after))
 
     def _crashed(self) -> Ending:
-        problem = crashed(self.claim.attempt)
-        return Ending("crashed", lambda: self.equipment.keeper.postpone(self.claim, problem))
+        keeper, problem = self.equipment.keeper, crashed(self.claim.attempt)
+        word = "crashed" if self.claim.attempt < self.claim.max_attempts else "failed"
+        return Ending(word, lambda: keeper.postpone(self.claim, problem))
 
 
 def _away(detail: str) -> Error:
