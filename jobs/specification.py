@@ -8,7 +8,17 @@ from pydantic import BaseModel
 from jobs.errors import InvalidPolicy
 from jobs.library import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
 from jobs.settings import Settings
-from quant_engine.policy import Evaluation, InlineTexts, JobRequest, Perplexity, Policy, PolicyError, resolve_policy
+from quant_engine.policy import (
+    Evaluation,
+    InlineTexts,
+    JobRequest,
+    Perplexity,
+    Policy,
+    PolicyError,
+    Profile,
+    check_profile,
+    resolve_policy,
+)
 
 
 def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
@@ -16,7 +26,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
 
     Raises:
         InvalidPolicy: the policy contradicts itself or names an unknown preset (the pointer begins with /policy), or
-            there is nothing for ``output`` to act on.
+            there is nothing for ``output`` to act on, or it asks for a profile that the policy does not keep to.
         ModelNotFound: a local model is not in the models directory.
         DatasetNotFound: a dataset's name means nothing here.
     """
@@ -30,6 +40,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
             pointer="/output/hub",
             code="nothing_to_publish",
         )
+    _check_profile(policy, request.output.profile)
     return request.model_copy(
         update={
             "policy": policy,
@@ -52,6 +63,13 @@ def _resolve_policy(policy: Policy) -> Policy:
         return resolve_policy(policy)
     except PolicyError as error:
         raise InvalidPolicy(error.detail, pointer=f"/policy{error.pointer}", code=error.code) from error
+
+
+def _check_profile(policy: Policy, profile: Profile) -> None:
+    try:
+        check_profile(policy, profile)
+    except PolicyError as error:
+        raise InvalidPolicy(error.detail, pointer="/output/profile", code=error.code) from error
 
 
 def _calibration_dataset(dataset: str | InlineTexts | None, settings: Settings) -> str | InlineTexts:

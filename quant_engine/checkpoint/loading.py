@@ -50,6 +50,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
         model = model.to(device).eval()  # type: ignore[arg-type]  # transformers' stub leaves the device out
         compressor: Any = model.hf_quantizer
         compressor.compressor.decompress_model(model)
+    _in_one_type(model)
     for name, settings in online.items():
         try:
             linear = model.get_submodule(name)
@@ -62,6 +63,13 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
             raise unusable(f"{misfit} of {name}")
         attach_online(linear, settings)
     return model
+
+
+def _in_one_type(model: PreTrainedModel) -> None:
+    """fp4 is unpacked to bfloat16 whatever the model computes in, and a linear takes its weight's type alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and hasattr(module, "quantization_scheme"):
+            module.weight.data = module.weight.data.to(model.dtype)
 
 
 def _configuration(directory: Path, content: Mapping[str, Any]) -> Any:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from quant_engine.checkpoint.online import OnlineInput
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.errors import ModelNotFound, UnsafeCheckpoint
+from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedPolicy
 from quant_engine.models.source import MAX_CONFIG_BYTES
+from quant_engine.policy import Profile
 from quant_engine.transforms.primitives import Hadamard, Primitive, primitive_from
 
 FORMAT_VERSION: Final = 2
@@ -46,13 +47,29 @@ def reach(linears: Sequence[QuantizedLinear]) -> Reach:
     return Reach.LOADER if any(online.order is None for online in transforming) else Reach.HADAMARD
 
 
+def check_profile_of(linears: Sequence[QuantizedLinear], profile: Profile) -> None:
+    """Refuse what a checkpoint of ``profile`` has no place for.
+
+    Raises:
+        UnsupportedPolicy: the profile is universal, and something happens in front of a linear.
+    """
+    busy = [linear for linear in linears if not linear.online.is_identity]
+    if profile == "universal" and busy:
+        what = "a transform is online" if busy[0].online.transforms else "activations are clipped"
+        raise UnsupportedPolicy(
+            detail=f"output.profile is 'universal', but in front of {busy[0].name} {what} ({len(busy)} linears in "
+            "all), which plain from_pretrained would leave out.",
+            hint="Set policy.online to 'none' and activations.clip to 'none', or output.profile to 'rotated'.",
+        )
+
+
 def online_section(linears: Sequence[QuantizedLinear]) -> dict[str, Any]:
     """The section."""
     keys = _transform_keys(linears)
     kind = reach(linears)
     return {
         "format_version": FORMAT_VERSION,
-        "profile": "universal" if kind is Reach.ANYWHERE else "rotated",
+        "profile": "universal" if all(linear.online.is_identity for linear in linears) else "rotated",
         "reach": kind.value,
         "transforms": {
             key: [_entry(key, position, primitive) for position, primitive in enumerate(primitives)]

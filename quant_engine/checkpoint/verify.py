@@ -2,65 +2,95 @@
 
     python -m quant_engine.checkpoint.verify DIRECTORY REFERENCE.safetensors
 
+A checkpoint with nothing online goes through :mod:`quant_engine.checkpoint.gate` alone, the others through our loader.
+Every file has to be as the export left it, too: logits on a few tokens do not see every byte of an embedding.
+
 The reference holds ``input_ids`` and ``logits``, and as metadata the number of threads. Prints one JSON line; exit
 status 0 when max |Δ| = 0, 1 when it is not, 2 when the checkpoint can not be loaded.
 """
 
-import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from safetensors import safe_open
 
+from quant_engine.checkpoint import gate
 from quant_engine.checkpoint.config import hadamard_order_of
 from quant_engine.checkpoint.export import stored_hadamard
+from quant_engine.checkpoint.hashes import changed_files
 from quant_engine.checkpoint.loading import load
 from quant_engine.checkpoint.section import read_config
 from quant_engine.errors import EngineError, UnsafeCheckpoint, VerificationFailed
 
-_PACKAGES: Final = ("torch", "transformers", "compressed-tensors", "safetensors")
 _TIMEOUT_SECONDS: Final = 3600
+_LOADER: Final = "quant_engine.checkpoint.load"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What the fresh process found."""
+    """What the fresh process found.
+
+    Attributes:
+        versions: of Python and of every package that the process imported.
+        loader: the function that the checkpoint was loaded by.
+    """
 
     max_abs_difference: float
     tokens: int
     threads: int
     versions: dict[str, str]
+    loader: str
 
 
 def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
     """Run the gate.
 
     Raises:
-        VerificationFailed: the logits differ, or the checkpoint can not be loaded.
+        VerificationFailed: the logits differ, the checkpoint can not be loaded, or a file is not as it was exported.
     """
+    try:
+        changed = changed_files(checkpoint)
+    except UnsafeCheckpoint as error:
+        raise _failed(f"failed the gate: {error.detail}") from error
+    if changed:
+        raise _failed(f"failed the gate: not as it was exported is {', '.join(changed[:3])}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     finished = subprocess.run(  # noqa: S603  # our own interpreter and module, and paths that we made
-        [sys.executable, "-m", "quant_engine.checkpoint.verify", str(checkpoint), str(reference)],
+        [sys.executable, *_program(checkpoint), str(checkpoint), str(reference)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_SECONDS,
         check=False,
     )
-    if finished.returncode == 0:
-        return Verification(**json.loads(finished.stdout))
-    raise VerificationFailed(
-        detail=f"The exported checkpoint, loaded in a fresh process, failed the gate: {_reason(finished)}.",
+    if finished.returncode != 0:
+        raise _failed(f"loaded in a fresh process, failed the gate: {_reason(finished)}")
+    return Verification(**json.loads(finished.stdout))
+
+
+def _program(checkpoint: Path) -> list[str]:
+    """What is run: nothing of ours where nothing is online. -P keeps the script's neighbours from being imported."""
+    try:
+        universal = _is_universal(checkpoint)
+    except EngineError:
+        universal = False  # the other program says what is wrong
+    return ["-P", gate.__file__] if universal else ["-m", "quant_engine.checkpoint.verify"]
+
+
+def _is_universal(checkpoint: Path) -> bool:
+    return bool(read_config(checkpoint)["quantry"].get("online") == {})
+
+
+def _failed(what: str) -> VerificationFailed:
+    return VerificationFailed(
+        detail=f"The exported checkpoint, {what}."[:1000],
         hint="The checkpoint is not published. Retry the job; if it fails again, report it with the job's policy.",
     )
 
@@ -74,30 +104,11 @@ def _reason(finished: subprocess.CompletedProcess[str]) -> str:
 
 
 def compare(checkpoint: Path, reference: Path) -> Verification:
-    """Load ``checkpoint`` here and compare its logits with the reference's."""
-    with safe_open(reference, framework="pt") as file:
-        threads = int(file.metadata()["threads"])
-        input_ids_BT, expected_BTV = file.get_tensor("input_ids"), file.get_tensor("logits")
-    torch.set_num_threads(threads)
+    """Load ``checkpoint`` here, as its card says, and compare its logits with the reference's."""
     _check_stored_hadamards(checkpoint)
-    model = _loaded_as_the_card_says(checkpoint)
-    with torch.no_grad():
-        logits_BTV = model(input_ids_BT, use_cache=False).logits
-    difference = (logits_BTV.double() - expected_BTV.double()).abs().max()
-    return Verification(
-        max_abs_difference=float(torch.nan_to_num(difference, nan=float("inf"))),
-        tokens=input_ids_BT.numel(),
-        threads=threads,
-        versions={"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in _PACKAGES},
-    )
-
-
-def _loaded_as_the_card_says(checkpoint: Path) -> Any:
-    """By transformers alone where nothing is online, else by our loader."""
-    if read_config(checkpoint)["quantry"].get("online") != {}:
-        return load(checkpoint)
-    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
+    if _is_universal(checkpoint):
+        return Verification(**gate.measure(checkpoint, reference, gate.plain, loader=gate.PLAIN))
+    return Verification(**gate.measure(checkpoint, reference, load, loader=_LOADER))
 
 
 def _check_stored_hadamards(checkpoint: Path) -> None:
@@ -115,17 +126,12 @@ def _check_stored_hadamards(checkpoint: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description="Compare a checkpoint's logits with a reference's.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("reference", type=Path)
-    options = parser.parse_args(arguments)
+    checkpoint, reference = gate.paths("Compare a checkpoint's logits with a reference's.", arguments)
     try:
-        found = compare(options.checkpoint, options.reference)
-    except (EngineError, SafetensorError, OSError, ValueError, RuntimeError) as error:
-        sys.stdout.write(json.dumps({"error": f"{type(error).__name__}: {error}"[:500]}) + "\n")
-        return 2
-    sys.stdout.write(json.dumps(asdict(found)) + "\n")
-    return 0 if found.max_abs_difference == 0.0 else 1
+        found = compare(checkpoint, reference)
+    except (EngineError, *gate.LOADING_ERRORS) as error:
+        return gate.report(gate.failed(error))
+    return gate.report(vars(found))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quant_engine.checkpoint import packed_tensors
+from quant_engine.checkpoint.section import check_profile_of
 from quant_engine.evaluation.layer_errors import weight_clips
 from quant_engine.grids import shared_peak
 from quant_engine.models import Site
 from quant_engine.rounding import corrected_weight, factorise, round_weight
-from quant_engine.stages.blocks import Plans, block_path, rounded_weights, transformed_block
+from quant_engine.stages.blocks import Plans, block_linears, block_path, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, whole_file
@@ -37,7 +38,12 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calib
     Args:
         rows: the layers' rows as ``select`` measured them; written again where a weight is not rounded to nearest.
         calibrated: the directory of ``calibrate``.
+
+    Raises:
+        UnsupportedPolicy: the plans do what the output's profile has no place for.
     """
+    linears = [each for block in block_linears(run, plans).values() for each in block.values()]
+    check_profile_of(linears, run.spec.output.profile)
 
     def produce(directory: Path, progress: Progress) -> None:
         with _streams(run, calibrated) as streams:

@@ -59,6 +59,8 @@ _WHERE: dict[str, tuple[str, ...]] = {
     "w4a16": ("gemma2",),
     "w8a8": ("qwen2",),
     "fp8": ("qwen3",),
+    "nvfp4": ("llama",),
+    "mxfp4": ("qwen3",),
 }
 _FULL_PRECISION_ENOUGH = ("smoothquant-w8a8", "w8a8", "fp8")
 
