@@ -220,7 +220,9 @@ def test_quantizing_what_is_quantized_is_refused(dense: Path, tmp_path: Path) ->
         run_policy(peer, policy_of(preset="rtn-w4a4"), tmp_path / "out", **SMALL)
 
 
-_R: dict[str, Any] = {"type": "hadamard", "apply": [{"targets": _DOWN, "location": "input"}]}
+def _rotation(kind: str = "hadamard", targets: str = "re:.*down_proj$", location: str = "input", **fields: Any) -> Any:
+    group = {"type": kind, "apply": [{"targets": [targets], "location": location}]} | fields
+    return {"transform_config": {"config_groups": {"R": group}}}
 
 
 @pytest.mark.parametrize(
@@ -235,17 +237,15 @@ _R: dict[str, Any] = {"type": "hadamard", "apply": [{"targets": _DOWN, "location
         ({"config_groups": []}, UnsafeCheckpoint, "malformed"),
         ({"ignore": []}, UnsupportedPolicy, "quantizes lm_head but ties"),
         ({"transform_config": {"config_groups": 1}}, UnsafeCheckpoint, "transform_config"),
-        ({"transform_config": {"config_groups": {"R": _R | {"type": "random-matrix"}}}}, UnsupportedPolicy, "'random-matrix'"),
-        ({"transform_config": {"config_groups": {"R": _R | {"randomize": True}}}}, UnsupportedPolicy, "at random"),
-        ({"transform_config": {"config_groups": {"R": _R}}}, UnsafeCheckpoint, "order 96, which is no power of two"),
-        ({"transform_config": {"config_groups": {"R": _R | {"type": "random-hadamard"}}}}, UnsafeCheckpoint, "no file"),
-        (
-            {"transform_config": {"config_groups": {"R3": _R | {"apply": [{"targets": ["re:.*self_attn$"], "location": "q_attn"}]}}}},
-            UnsupportedPolicy,
-            "'R3' is applied at 'q_attn'",
-        ),
+        (_rotation("random-matrix"), UnsupportedPolicy, "'random-matrix'"),
+        (_rotation(randomize=True), UnsupportedPolicy, "at random"),
+        (_rotation(), UnsafeCheckpoint, "order 96, which is no power of two"),
+        (_rotation(head_dim=64), UnsafeCheckpoint, "does not fit .*down_proj"),
+        (_rotation("random-hadamard"), UnsafeCheckpoint, "no file"),
+        (_rotation(targets="re:.*self_attn$", location="q_attn"), UnsupportedPolicy, "'R' is applied at 'q_attn'"),
+        (_rotation(targets="re:.*mlp$", head_dim=32), UnsupportedPolicy, "applied to .*mlp, a LlamaMLP"),
     ],
-)  # fmt: skip
+)
 def test_what_can_not_be_honoured_is_named(
     fields: dict[str, Any], error: type[EngineError], words: str, dense: Path, tmp_path: Path
 ) -> None:
@@ -282,5 +282,5 @@ def test_a_quantry_section_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     online = content["quantry"]["online"]
     online["model.layers.0.mlp.up_proj"] = next(iter(online.values()))
     (checkpoint / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UnsafeCheckpoint, match="up_proj.*no quantized linear"):
+    with pytest.raises(UnsafeCheckpoint, match=r"up_proj.*no quantized linear"):
         streamed(checkpoint)
