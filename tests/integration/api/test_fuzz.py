@@ -43,6 +43,8 @@ _FULL_BODY: dict[str, Any] = {
     "metadata": {"team": "search"},
 }
 
+_CREDENTIAL: dict[str, Any] = {"name": "mine", "kind": "hub", "token": f"hf_{_MARK}"}
+
 _text = st.one_of(
     st.just(_MARK),
     st.text(max_size=20).map(_MARK.__add__),
@@ -76,10 +78,10 @@ def _at(body: object, path: Path) -> Any:
     return body
 
 
-def _replaced(path: Path, value: object) -> object:
+def _replaced(path: Path, value: object, whole: dict[str, Any] = _FULL_BODY) -> object:
     if not path:
         return value
-    body = copy.deepcopy(_FULL_BODY)
+    body = copy.deepcopy(whole)
     _at(body, path[:-1])[path[-1]] = value
     return body
 
@@ -107,6 +109,7 @@ _body_paths = st.sampled_from(_paths(_FULL_BODY))
 _bodies = st.one_of(
     st.builds(_replaced, _body_paths, _json).map(_encoded),
     st.builds(_extended, _body_paths, _text, _json).map(_encoded),
+    st.builds(_replaced, st.sampled_from(_paths(_CREDENTIAL)), _json, st.just(_CREDENTIAL)).map(_encoded),
     _json.map(_encoded),
     st.binary(max_size=60).map(_MARK.encode().__add__),
     st.sampled_from([b"", b"{}", b"null", b'{"a":1,"a":2}', b"\xff\xfe{}"]),
@@ -170,6 +173,9 @@ _routes = st.just(("POST", "/v1/jobs")) | st.sampled_from(
         ("POST", "/v1/jobs/{any}/cancel"),
         ("POST", "/v1/jobs/{job}/cancel"),
         ("DELETE", "/v1/jobs/{any}"),
+        ("POST", "/v1/credentials"),
+        ("GET", "/v1/credentials"),
+        ("DELETE", "/v1/credentials/{any}"),
         ("GET", "/v1/artifacts/{artifact}/content"),
         ("HEAD", "/v1/artifacts/{artifact}/content"),
         ("GET", "/v1/artifacts/{any}/content"),
@@ -216,6 +222,7 @@ def send(url: str, client: httpx.Client, finished: str) -> Exchange:
 
 
 @example(Sent("POST", "/v1/jobs", "", "", {}, _encoded(_FULL_BODY)))
+@example(Sent("POST", "/v1/credentials", "", "", {}, _encoded({**_CREDENTIAL, "kind": f"hf_{_MARK}"})))
 @given(_requests)
 @settings(
     max_examples=500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -20,6 +20,13 @@ _BUILT = {
     ("get", "/v1/jobs/{job_id}/artifacts"),
     ("get", "/v1/jobs/{job_id}/archive"),
     ("get", "/v1/artifacts/{artifact_id}/content"),
+    ("post", "/v1/jobs/{job_id}/publications"),
+    ("get", "/v1/jobs/{job_id}/publications"),
+    ("get", "/v1/publications/{publication_id}"),
+    ("post", "/v1/publications/{publication_id}/retry"),
+    ("post", "/v1/credentials"),
+    ("get", "/v1/credentials"),
+    ("delete", "/v1/credentials/{credential_id}"),
     ("get", "/v1/presets"),
     ("get", "/v1/capabilities"),
     ("get", "/healthz"),
@@ -54,6 +61,19 @@ def test_creating_a_job_takes_a_job_request(document: dict[str, Any]) -> None:
     body = document["paths"]["/v1/jobs"]["post"]["requestBody"]
     assert body["content"]["application/json"]["schema"]["$ref"].endswith("/JobRequest")
     assert document["components"]["schemas"]["JobRequest"]["additionalProperties"] is False
+
+
+def test_a_token_is_written_and_never_read(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["NewCredential"]["properties"]["token"]["writeOnly"] is True
+    assert set(schemas["CredentialView"]["properties"]) == {
+        "id",
+        "object",
+        "name",
+        "kind",
+        "created_at",
+        "last_used_at",
+    }
 
 
 def test_operation_ids_are_unique(document: dict[str, Any]) -> None:
