@@ -11,12 +11,12 @@ import httpx
 
 from client.download import OnBytes, download_archive, download_artifact
 from client.errors import FieldError, QuantryError, error_from_response
-from client.results import Artifact, Credential, Event, Job, Layer
+from client.results import Artifact, Credential, Event, Job, Layer, Publication
 from client.sse import ServerSentEvent, parse_events
 from client.transport import Transport, backoff_seconds, repeat_after_seconds, retry_after_seconds
 from quant_engine.policy import JobRequest
 
-__all__ = ["Artifact", "Credential", "Event", "FieldError", "Job", "Layer", "Quantry", "QuantryError"]
+__all__ = ["Artifact", "Credential", "Event", "FieldError", "Job", "Layer", "Publication", "Quantry", "QuantryError"]
 
 _STREAM_TIMEOUT_SECONDS: Final = 45.0  # three heartbeats of the service
 _LONGEST_POLL_SECONDS: Final = 5.0
@@ -151,6 +151,34 @@ class Quantry:
     def delete_credential(self, credential_id: str) -> None:
         """Make the service forget a token."""
         self._transport.request("DELETE", f"/v1/credentials/{credential_id}")
+
+    def publish(
+        self, job_id: str, repo: str, *, private: bool = True, revision: str = "main", credential: str | None = None
+    ) -> Publication:
+        """Ask for a succeeded job's checkpoint to be pushed to ``repo`` on the Hub; follow it with ``publishing``."""
+        body = {"repo": repo, "private": private, "revision": revision, "credential": credential}
+        return Publication.model_validate(self._json("POST", f"/v1/jobs/{job_id}/publications", json=body))
+
+    def publications(self, job_id: str) -> Iterator[Publication]:
+        """The job's publications, newest first."""
+        return map(Publication.model_validate, self._pages(f"/v1/jobs/{job_id}/publications", {}))
+
+    def publishing(self, publication_id: str) -> Iterator[Publication]:
+        """The publication as it is, and each time it has changed, until it is over."""
+        etag = ""
+        while True:
+            headers = {"If-None-Match": etag} if etag else None
+            response = self._transport.request("GET", f"/v1/publications/{publication_id}", headers=headers)
+            if response.status_code != httpx.codes.NOT_MODIFIED:
+                etag, publication = response.headers.get("ETag", ""), Publication.model_validate(_decoded(response))
+                yield publication
+                if publication.is_terminal:
+                    return
+            self._transport.sleep(min(retry_after_seconds(response) or 1.0, _LONGEST_POLL_SECONDS))
+
+    def retry_publication(self, publication_id: str) -> Publication:
+        """Try a failed publication again."""
+        return Publication.model_validate(self._json("POST", f"/v1/publications/{publication_id}/retry"))
 
     def ready(self) -> bool:
         """Whether the service says it is ready, asked once."""

@@ -1,4 +1,4 @@
-"""The ``quantry`` command: serve, demo, submit, watch, layers, download, credentials."""
+"""The ``quantry`` command: serve, demo, submit, watch, layers, download, publish, credentials."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from client.credentials import commands
 from client.demo import DemoSize, run_demo
 from client.errors import QuantryError, error_from_problem
 from client.http import Quantry
+from client.publish import follow_publications, hub_target, publish
 from client.results import Artifact, Job
 from client.serve import serve as serve_until_stopped
 from client.tables import layers_as_csv, print_layers, summary_table
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="Quantization as a service.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(commands, name="credentials", no_args_is_help=True)
+app.command()(publish)
 
 JobId = Annotated[str, typer.Argument(help="The job's id, as submit printed it.")]
 
@@ -67,7 +69,11 @@ def submit(
     samples: Annotated[int | None, typer.Option(help="Calibration samples.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
     credential: Annotated[
-        str | None, typer.Option(help="A stored Hub token's id, for gated and private models.")
+        str | None, typer.Option(help="A stored Hub token's id, for the model and for --publish.")
+    ] = None,
+    publish_to: Annotated[
+        str | None,
+        typer.Option("--publish", metavar="OWNER/NAME", help="Push the checkpoint there, private, at the end."),
     ] = None,
     url: Url = None,
     *,
@@ -82,6 +88,8 @@ def submit(
     }
     if dataset is not None:
         request["evaluation"] = {"perplexity": {"dataset": dataset}}
+    if publish_to is not None:
+        request["output"] = {"hub": hub_target(publish_to, credential=credential)}
     with open_client(url) as client:
         job = client.submit(request)
         out.print(job.id, highlight=False)
@@ -187,6 +195,7 @@ def _watch(client: Quantry, job_id: str) -> None:
         err.print(f"Stopped watching; {job_id} goes on. Look again: quantry watch {job_id}")
         raise typer.Exit(_INTERRUPTED) from None
     _conclude(job)
+    follow_publications(client, job)
 
 
 def _conclude(job: Job) -> None:

@@ -112,3 +112,34 @@ class Artifact(Result):
     sha256: str
     media_type: str
     href: str
+
+
+class BytesProgress(Result):
+    """How much of a checkpoint the Hub has."""
+
+    bytes_done: int
+    bytes_total: int
+
+
+class HubCommit(Result):
+    """The commit on the Hub that holds a checkpoint."""
+
+    sha: str
+    url: str
+
+
+class Publication(Result):
+    """A push of a job's checkpoint to the Hub. ``last_error``: why its latest attempt will be followed by another."""
+
+    id: str
+    job_id: str
+    status: Literal["queued", "running", "succeeded", "failed"]
+    is_terminal: bool
+    repo: str
+    private: bool
+    revision: str
+    attempt: int
+    progress: BytesProgress
+    commit: HubCommit | None = None
+    error: dict[str, Any] | None = None
+    last_error: dict[str, Any] | None = None
