@@ -75,12 +75,17 @@ class Worker:
         return self.celery
 
     def require_services(self) -> None:
-        """Raises: InstallationError: the worker was not told where the database and the broker are."""
+        """Look for what every job needs, before any is claimed.
+
+        Raises:
+            InstallationError: the worker was not told where the database and the broker are, or its key is unusable.
+        """
         if self._settings.database_url is None or self._settings.broker_url is None:
             raise InstallationError(
                 "The worker needs QUANTRY_DATABASE_URL and QUANTRY_BROKER_URL. Set them, or start the whole service "
                 "with 'quantry serve'."
             )
+        Vault.open(self._settings)
 
     def enter_pool_process(self, index: int) -> None:
         """In a pool child, right after the fork: its own connections and device, and SIGTERM when its parent dies."""

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import close_session
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.hub_server import Fault, Hub, HubModel, git_blob_id, serve_hub
+from tests.hub_server import TOKEN, Fault, Hub, HubModel, git_blob_id, serve_hub
 from worker.patience import Patience
 from worker.transfer import UNFINISHED, Abandoned, DamagedFile, HubFile, fetch_file
 
@@ -31,9 +31,16 @@ def described(hub: Hub, name: str = NAME, **fields: object) -> HubFile:
     return HubFile(name=name, url=f"{hub.url}/some/one/resolve/{COMMIT}/{name}", **{**known, **fields})  # type: ignore[arg-type]
 
 
-def fetch(file: HubFile, directory: Path, *, seconds: float = 30.0, stop: threading.Event | None = None) -> bytes:
+def fetch(
+    file: HubFile,
+    directory: Path,
+    *,
+    seconds: float = 30.0,
+    stop: threading.Event | None = None,
+    headers: dict[str, str] | None = None,
+) -> bytes:
     patience = Patience(seconds, sleep=lambda _: None)
-    fetch_file(file, directory, headers={}, patience=patience, stop=stop or threading.Event())
+    fetch_file(file, directory, headers=headers or {}, patience=patience, stop=stop or threading.Event())
     return (directory / file.name).read_bytes()
 
 
@@ -104,6 +111,17 @@ def test_without_any_metadata_a_file_is_taken_as_it_comes(tmp_path: Path, hub: H
     (tmp_path / UNFINISHED / NAME).write_bytes(b"x")
     assert fetch(described(hub, size=None, sha256=None), tmp_path) == CONTENT
     assert hub.ranges(NAME) == [""]
+
+
+def test_the_token_stays_with_the_hub_when_the_content_lies_elsewhere(tmp_path: Path, hub: Hub) -> None:
+    with serve_hub(Hub(models=hub.models)) as elsewhere:
+        signed = f"{elsewhere.url}/some/one/resolve/{COMMIT}/{NAME}?signature=x"
+        hub.faults = [Fault(match=NAME, status=302, headers={"Location": signed}, times=9)]
+        elsewhere.faults = [Fault(match=NAME, cut_after=100_000)]
+        assert fetch(described(hub), tmp_path, headers={"authorization": f"Bearer {TOKEN}"}) == CONTENT
+    assert [request.headers.get("authorization") for request in hub.received] == [f"Bearer {TOKEN}"] * 2
+    assert [request.headers.get("authorization") for request in elsewhere.received] == [None, None]
+    assert elsewhere.ranges(NAME) == ["", "bytes=100000-"]
 
 
 def test_an_empty_file(tmp_path: Path, hub: Hub) -> None:
