@@ -12,7 +12,6 @@ from quant_engine.checkpoint.engine_schemes import STATEMENTS, VERSIONS, Scheme,
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, reach
 from quant_engine.models.architectures import FUSED_LINEARS
-from quant_engine.policy import NumberFormat
 
 __all__ = ["EngineNote", "Verdict", "engine_notes"]
 
@@ -92,13 +91,6 @@ def _is_mixed_where_fused(linears: Sequence[QuantizedLinear]) -> bool:
     return any(len({each.scheme([]).model_dump_json() for each in members}) > 1 for _, members in _fused(linears))
 
 
-def _has_fused_nvfp4(linears: Sequence[QuantizedLinear]) -> bool:
-    return any(
-        len([each for each in members if each.weights.format is NumberFormat.NVFP4]) > 1
-        for _, members in _fused(linears)
-    )
-
-
 def _has_small_nvfp4_rotation(linears: Sequence[QuantizedLinear]) -> bool:
     return any(linear.online.order in _QUTLASS_ORDERS for linear in linears if scheme_of(linear) is Scheme.NVFP4)
 
@@ -170,15 +162,6 @@ _HAZARDS: Final = (
             "wrong",
             "It computes q, k and v, and gate and up, as one, by the scheme of the first; here they have several. It "
             "stops only where the stored shapes tell.",
-        ),
-    ),
-    _Hazard(
-        _SERVERS,
-        _has_fused_nvfp4,
-        Statement(
-            "wrong",
-            "It computes q, k and v, and gate and up, with one global scale, the largest of theirs, and here each has "
-            "its own.",
         ),
     ),
     _Hazard(

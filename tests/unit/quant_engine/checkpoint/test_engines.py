@@ -174,10 +174,9 @@ def test_parts_that_an_architecture_fuses_itself_are_whole() -> None:
     assert _verdicts([_linear(INT8, INT8, "self_attn.qkv_proj")]) == ("runs", "runs", "runs")
 
 
-def test_nvfp4_has_global_scales_and_small_rotations_to_get_wrong() -> None:
-    fused = [_linear(NVFP4, NVFP4, name) for name in ("mlp.gate_proj", "mlp.up_proj")]
-    assert _verdicts(fused) == ("runs", "wrong", "wrong")
-    rotated = OnlineInput(primitives=(Hadamard(order=16),))
+def test_vllm_has_no_matrix_for_a_small_rotation_before_nvfp4() -> None:
+    rotated, wider = (OnlineInput(primitives=(Hadamard(order=order),)) for order in (16, 256))
     assert "sm100" in _note("vLLM", [_linear(NVFP4, NVFP4, online=rotated)]).note
     assert _verdicts([_linear(NVFP4, NVFP4, online=rotated)]) == ("wrong", "wrong", "wrong")
+    assert _verdicts([_linear(NVFP4, NVFP4, online=wider)]) == ("wrong", "differs", "wrong")
     assert _verdicts([_linear(MXFP4, MXFP4, online=rotated)]) == ("wrong", "differs", "refuses")
