@@ -115,7 +115,8 @@ def finish(run: RunFile, events: EventWriter, summary: dict[str, Any], report: d
     """Output as the engine leaves it."""
     (run.output_dir / "checkpoint").mkdir(parents=True)
     (run.output_dir / "checkpoint" / "config.json").write_text("{}")
-    for name, content in (("summary", summary), ("report", report or {"layers": []}), ("layers", [layer_row()])):
+    report = report or {"layers": [], "model": {"id": run.model_id, "revision": run.revision}}
+    for name, content in (("summary", summary), ("report", report), ("layers", [layer_row()])):
         (run.output_dir / f"{name}.json").write_text(json.dumps(content))
     events.send(Result(payload={}))
 

@@ -74,6 +74,7 @@ def test_a_job_runs_on_the_commit_that_its_first_attempt_resolved(office: Office
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
     job = office.job(job_id)
     assert (job.attempt, job.model.resolved_revision) == (2, "a" * 40)
+    assert office.service.get_report(job_id, tenant=TENANT)["model"] == {"id": ID, "revision": "a" * 40}
     assert job.stages[0].name == "resolve"
 
 
