@@ -35,7 +35,7 @@ class S3Server:
 
     def make_bucket(self, name: str) -> str:
         """An empty bucket of that name; its name again."""
-        httpx.put(f"{self.url}/{name}").raise_for_status()
+        httpx.put(f"{self.url}/{name}", timeout=60).raise_for_status()
         return name
 
 

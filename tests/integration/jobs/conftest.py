@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from jobs.artifacts import ArtifactStore, LocalStore
+from jobs.artifacts import ArtifactStore, open_store
 from jobs.database import Database
 from jobs.lease import Claim, LeaseKeeper
 from jobs.models import Job
@@ -114,7 +114,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def house(database: Database, settings: Settings) -> House:
     """Everything wired as the service wires it."""
-    store, nudger = LocalStore(settings.artifacts_dir), CountingNudger()
+    store, nudger = open_store(settings), CountingNudger()
     return House(
         database=database,
         settings=settings,
