@@ -51,7 +51,7 @@ _LOADER_TEXT: Final = f"""`load` is `AutoModelForCausalLM.from_pretrained` plus 
 - **Plain `from_pretrained` refuses this checkpoint, on purpose**: compressed-tensors can not express its online
   transforms, and without them the logits would be wrong. Its number types are spelled so that compressed-tensors stops.
   Do not edit them.
-- **Not vLLM, not SGLang**: whatever does not stop there is silently wrong.
+- **Not vLLM, not SGLang**: both stop there as well.
 - Saving a loaded model again drops the transforms: keep this directory as it is."""
 
 _HEADINGS: Final = {

@@ -19,10 +19,12 @@ from compressed_tensors.transform import TransformArgs, TransformConfig, Transfo
 
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, online_section, reach
+from quant_engine.policy import NumberFormat
 
 BARRIER: Final = " behind online transforms that only quant_engine.checkpoint.load applies"
 """After the number type of every weight of a barred checkpoint: the words that a refusing reader repeats."""
 
+_QUTLASS_ORDERS: Final = (16, 32, 64, 128)
 _STORED = re.compile(r"\.hadamard(\d+)_input\.weight$")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -91,6 +93,26 @@ def hadamard_orders(linears: Sequence[QuantizedLinear]) -> list[int]:
     if reach(linears) is Reach.LOADER:
         return []
     return sorted({linear.online.order for linear in linears if linear.online.order is not None})
+
+
+def stored_orders(linears: Sequence[QuantizedLinear]) -> dict[int, str]:
+    """The orders whose matrix is in the checkpoint, each with the first linear that needs it.
+
+    Those that compressed-tensors can not construct; and small ones in front of NVFP4, which vLLM's kernel for Blackwell
+    (``QutlassNvFP4LinearMethod``) takes from the checkpoint although it could construct them.
+    """
+    stored: dict[int, str] = {}
+    for order in hadamard_orders(linears):
+        rotated = [linear for linear in linears if linear.online.order == order]
+        needing = [linear for linear in rotated if not is_power_of_two(order) or _runs_on_qutlass(linear, order)]
+        if needing:
+            stored[order] = needing[0].name
+    return stored
+
+
+def _runs_on_qutlass(linear: QuantizedLinear, order: int) -> bool:
+    formats = {linear.weights.format, linear.activations.format}
+    return order in _QUTLASS_ORDERS and formats == {NumberFormat.NVFP4}
 
 
 def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:

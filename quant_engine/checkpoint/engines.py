@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from quant_engine.checkpoint.config import stored_orders
 from quant_engine.checkpoint.engine_schemes import STATEMENTS, VERSIONS, Scheme, Statement, Verdict, scheme_of
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, reach
@@ -43,7 +44,6 @@ class _Hazard:
 
 _SEVERITY: Final[tuple[Verdict, ...]] = ("runs", "differs", "wrong", "refuses")
 _SERVERS: Final = ("vLLM", "SGLang")
-_QUTLASS_ORDERS: Final = (16, 32, 64, 128)
 
 
 def engine_notes(linears: Sequence[QuantizedLinear]) -> tuple[EngineNote, ...]:
@@ -91,17 +91,12 @@ def _is_mixed_where_fused(linears: Sequence[QuantizedLinear]) -> bool:
     return any(len({each.scheme([]).model_dump_json() for each in members}) > 1 for _, members in _fused(linears))
 
 
-def _has_small_nvfp4_rotation(linears: Sequence[QuantizedLinear]) -> bool:
-    return any(linear.online.order in _QUTLASS_ORDERS for linear in linears if scheme_of(linear) is Scheme.NVFP4)
-
-
 def _reaches(kind: Reach) -> Callable[[Sequence[QuantizedLinear]], bool]:
     return lambda linears: reach(linears) is kind
 
 
 def _has_stored_matrix(linears: Sequence[QuantizedLinear]) -> bool:
-    orders = {linear.online.order for linear in linears} - {None}
-    return reach(linears) is Reach.HADAMARD and any(order & (order - 1) for order in orders if order is not None)
+    return bool(stored_orders(linears))
 
 
 _HAZARDS: Final = (
@@ -136,8 +131,8 @@ _HAZARDS: Final = (
         _has_stored_matrix,
         Statement(
             "differs",
-            "Orders that are no power of two cost a dense matrix product, and no pipeline parallelism: the matrix is "
-            "stored once.",
+            "Orders that are no power of two cost a dense matrix product. The matrix of a rotation is stored once: no "
+            "pipeline parallelism.",
         ),
     ),
     _Hazard(
@@ -162,15 +157,6 @@ _HAZARDS: Final = (
             "wrong",
             "It computes q, k and v, and gate and up, as one, by the scheme of the first; here they have several. It "
             "stops only where the stored shapes tell.",
-        ),
-    ),
-    _Hazard(
-        ("vLLM",),
-        _has_small_nvfp4_rotation,
-        Statement(
-            "wrong",
-            "From sm100 on it takes the matrix of an NVFP4 rotation of order 16 to 128 from the checkpoint, which has "
-            "none.",
         ),
     ),
 )

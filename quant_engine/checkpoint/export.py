@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quant_engine.checkpoint.companions import copy_companions
-from quant_engine.checkpoint.config import checkpoint_config, hadamard_orders, is_power_of_two, stored_name
+from quant_engine.checkpoint.config import checkpoint_config, stored_name, stored_orders
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import online_tensors
 from quant_engine.errors import DiskFull, disk_full_as_error
@@ -82,13 +82,8 @@ def write_checkpoint(
 
 
 def dense_hadamards(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
-    """Each order that other readers need and can not construct, once, under its first linear's name."""
-    matrices: dict[str, Tensor] = {}
-    for order in hadamard_orders(linears):
-        if not is_power_of_two(order):
-            first = next(linear.name for linear in linears if linear.online.order == order)
-            matrices[stored_name(first, order)] = stored_hadamard(order)
-    return matrices
+    """Each matrix that other readers take from the checkpoint, once, under the name of the first linear it is for."""
+    return {stored_name(name, order): stored_hadamard(order) for order, name in stored_orders(linears).items()}
 
 
 def stored_hadamard(order: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
 from quant_engine.checkpoint.engine_schemes import STATEMENTS, VERSIONS, Scheme, scheme_of
 from quant_engine.checkpoint.engines import EngineNote, engine_notes
+from quant_engine.checkpoint.export import dense_hadamards
 from quant_engine.checkpoint.section import Reach, reach
 from quant_engine.policy import (
     ActivationQuantization,
@@ -174,9 +175,12 @@ def test_parts_that_an_architecture_fuses_itself_are_whole() -> None:
     assert _verdicts([_linear(INT8, INT8, "self_attn.qkv_proj")]) == ("runs", "runs", "runs")
 
 
-def test_vllm_has_no_matrix_for_a_small_rotation_before_nvfp4() -> None:
+def test_a_small_rotation_before_nvfp4_has_its_matrix_in_the_checkpoint() -> None:
     rotated, wider = (OnlineInput(primitives=(Hadamard(order=order),)) for order in (16, 256))
-    assert "sm100" in _note("vLLM", [_linear(NVFP4, NVFP4, online=rotated)]).note
-    assert _verdicts([_linear(NVFP4, NVFP4, online=rotated)]) == ("wrong", "wrong", "wrong")
-    assert _verdicts([_linear(NVFP4, NVFP4, online=wider)]) == ("wrong", "differs", "wrong")
+    small = [_linear(NVFP4, NVFP4, online=rotated)]
+    assert next(iter(dense_hadamards(small).values())).shape == (16, 16)
+    assert "pipeline" in _note("vLLM", small).note
+    assert dense_hadamards([_linear(NVFP4, NVFP4, online=wider)]) == {}
+    assert dense_hadamards([_linear(MXFP4, MXFP4, online=rotated)]) == {}
+    assert _verdicts(small) == ("wrong", "differs", "wrong")
     assert _verdicts([_linear(MXFP4, MXFP4, online=rotated)]) == ("wrong", "differs", "refuses")
