@@ -109,6 +109,18 @@ def test_explicit_fields_override_the_preset_and_leave_the_rest() -> None:
     assert policy.search == preset.search
 
 
+@pytest.mark.parametrize(("name", "size"), [("nvfp4", 16), ("mxfp4", 32)])
+def test_a_format_with_groups_of_its_own_needs_no_group_size(name: str, size: int) -> None:
+    grids = {"weights": {"format": name}, "activations": {"format": name}}
+    for base in ({}, {"preset": "smoothrot-w4a4"}, {"preset": "w4a16"}):
+        fields: dict[str, Any] = base | grids
+        policy = resolve_policy(Policy.model_validate(fields))
+        assert (policy.weights.granularity, policy.weights.group_size) == ("group", size)
+        assert policy.weights.format.bits == 4
+        assert resolve_policy(policy) == policy
+    resolve_policy(Policy.model_validate({"preset": name, "activations": {"format": "none"}}))
+
+
 def test_null_switches_a_preset_stage_off() -> None:
     policy = resolve_policy(Policy.model_validate({"preset": "trainable-smoothrot-w4a4", "training": None}))
     assert policy.training is None
@@ -226,6 +238,18 @@ def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> 
             "/overrides/0/activations/format",
             "mixed_number_kinds",
         ),
+        ({"preset": "nvfp4", "weights": {"group_size": 32}}, "/weights/group_size", "fixed_group_size"),
+        (
+            {"preset": "mxfp4", "weights": {"format": "int4", "granularity": "channel"}},
+            "/weights/group_size",
+            "group_size_mismatch",
+        ),
+        ({"weights": {"format": "nvfp4", "granularity": "channel"}}, "/weights/group_size", "fixed_group_size"),
+        ({"preset": "nvfp4", "activations": {"format": "mxfp4"}}, "/activations/format", "mixed_number_kinds"),
+        ({"preset": "nvfp4", "activations": {"format": "int8"}}, "/activations/format", "mixed_number_kinds"),
+        ({"preset": "fp8", "weights": {"format": "mxfp4"}}, "/activations/format", "mixed_number_kinds"),
+        ({"preset": "nvfp4", "activations": {"clip": "search"}}, "/activations/clip", "groups_are_not_clipped"),
+        ({"preset": "mxfp4", "activations": {"clip_ratio": 0.9}}, "/activations/clip", "groups_are_not_clipped"),
         ({"preset": "fp8", "weights": {"clip": "mse"}}, "/weights/format", "fp8_is_plain"),
         ({"preset": "fp8", "weights": {"granularity": "group", "group_size": 64}}, "/weights/format", "fp8_is_plain"),
         (

@@ -12,6 +12,7 @@ from quant_engine.errors import NumericalInstability, UnsupportedPolicy
 from quant_engine.grids import Quantized, quantize_weight, weight_scale
 from quant_engine.policy import GptqSettings, NumberFormat, WeightQuantization
 from quant_engine.rounding import factorise, gptq, round_to_nearest
+from tests.unit.quant_engine.grids.test_float4 import nearest_by_search
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 WIDTH = 32
@@ -54,6 +55,8 @@ def obq(w_OI: Tensor, hessian_II: Tensor, scale_OI: Tensor, policy: WeightQuanti
         ratio = rest_OI[:, column] / scale_OI[:, column]
         if policy.format is NumberFormat.FP8:
             codes_OI[:, column] = ratio.clamp(-448, 448).to(torch.float8_e4m3fn).double()
+        elif policy.format.group_size is not None:
+            codes_OI[:, column] = nearest_by_search(ratio)
         else:
             top = 2 ** ((policy.format.bits or 0) - 1) - 1
             codes_OI[:, column] = ratio.round().clamp(-top - 1, top)
@@ -212,3 +215,20 @@ def test_what_it_refuses() -> None:
     hessian_II[2, 5] = torch.nan
     with pytest.raises(NumericalInstability, match="not finite"):
         gptq(w_OI, hessian_II, spec(), torch.float32)
+
+
+@pytest.mark.parametrize("number_format", [NumberFormat.NVFP4, NumberFormat.MXFP4])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_fp4_keeps_its_scales_while_the_columns_are_rounded(number_format: NumberFormat, act_order: bool) -> None:
+    w_OI, hessian_II = weight(24, 64), correlated_hessian(width=64, tokens=400)
+    policy, peak = spec(number_format, act_order=act_order), torch.tensor(40.0)
+    found = gptq(w_OI, hessian_II, policy, torch.bfloat16, peak=peak)
+    nearest = round_to_nearest(w_OI, policy, torch.bfloat16, peak=peak)
+    assert torch.equal(found.scale, nearest.scale)
+    assert torch.equal(found.scale, weight_scale(w_OI, policy, peak=peak))
+    assert found.codes.dtype is torch.float8_e4m3fn
+    assert set(found.codes.float().abs().unique().tolist()) <= {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0}
+    assert loss(w_OI, found, hessian_II) < 0.8 * loss(w_OI, nearest, hessian_II)
+    scale_OI = found.scale.double().repeat_interleave(number_format.group_size or 1, dim=1)
+    difference = found.codes.double() - obq(w_OI.double(), hessian_II, scale_OI, policy)
+    assert float((difference != 0).double().mean()) < 0.01  # fp32 and fp64 may part where a value is near a tie
