@@ -5,10 +5,12 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, Tag
 
 from quant_engine.policy.fields import Count, Frozen, LearningRate, kind_among
-from quant_engine.policy.transform import Transform, TransformKind
+from quant_engine.policy.transform import Statistic, Transform, TransformKind
 
 Candidate = TransformKind | Transform
 Candidates = Annotated[tuple[Candidate, ...], Field(min_length=1, max_length=16)]
+_WUSH: Final = Transform(kind=TransformKind.WUSH, block_size=64)
+_SMOOTH_ROTATION: Final = Transform(statistic=Statistic(kind="l2"))
 _CANDIDATES: Final = (TransformKind.NONE, TransformKind.ROTATION, TransformKind.SMOOTH_ROTATION)
 
 
@@ -28,14 +30,15 @@ class Kurtosis(Frozen):
     """Per layer, one of two transforms by the robust z-score of the weights' kurtosis (arXiv 2511.17809).
 
     z = 0.6745 (κ − median) / (MAD + ε) over the layers of one role group; where ``sign`` · z > ``beta`` a layer takes
-    ``outlying``, elsewhere ``typical``. The paper's values are not public to us; the defaults are ours.
+    ``outlying``, elsewhere ``typical``. The paper's values are not public to us; the defaults are fitted to the labels
+    of the lowest error on SmolLM2-135M, with which they agree on 65 % of the sites (docs/measurements.md).
     """
 
     kind: Literal["kurtosis"] = "kurtosis"
-    outlying: Candidate = TransformKind.SMOOTH_ROTATION
-    typical: Candidate = TransformKind.CAT
+    outlying: Candidate = _WUSH
+    typical: Candidate = _SMOOTH_ROTATION
     sign: Literal[-1, 1] = 1
-    beta: Annotated[float, Field(strict=True, ge=-100.0, le=100.0)] = 0.0
+    beta: Annotated[float, Field(strict=True, ge=-100.0, le=100.0)] = -1.05
 
 
 class Differentiable(Frozen):

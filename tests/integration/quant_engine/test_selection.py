@@ -25,7 +25,7 @@ CANDIDATES = ["none", "rotation", "cat", {"kind": "smooth_rotation", "statistic"
 L2_NAME = "smooth_rotation(l2, α 0.5)"
 SELECTIONS: list[dict[str, Any]] = [
     {"kind": "lowest_error", "candidates": CANDIDATES, "online_cost": 0.05},
-    {"kind": "kurtosis", "outlying": "rotation", "typical": "none"},
+    {"kind": "kurtosis", "outlying": "rotation", "typical": "none", "beta": 0.0},
     {"kind": "differentiable", "candidates": CANDIDATES},
 ]
 
