@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from jobs.errors import Unavailable
 from jobs.lease import LeaseKeeper, Swept
 from tests.integration.worker.conftest import Office, eventually
+from worker.collector import BackgroundCollector
 from worker.sweeper import Sweeper
 from worker.workspace import open_workspace
 
@@ -126,3 +127,26 @@ def test_sweeping_goes_on_after_an_outage_with_jitter_between_rounds(office: Off
     assert len(set(waits)) > 1
     base = office.settings.sweep_seconds
     assert all(0.75 * base <= seconds <= 1.25 * base for seconds in waits)
+
+
+def test_the_sweeper_collects_garbage_once_an_hour_of_all_workers(office: Office, tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "report.json").write_text("nobody's")
+    [orphan] = office.store.put(tmp_path / "output")
+    blob = office.settings.artifacts_dir / "blobs" / orphan.sha256[:2] / orphan.sha256
+    os.utime(blob, (0, 0))
+    assert office.settings.database_url is not None
+    collectors = [
+        BackgroundCollector(office.settings.database_url.get_secret_value(), office.settings) for _ in range(2)
+    ]
+    sweeper = Sweeper(
+        office.keeper, CountingNudger(), office.settings, owner="host:1", worker_pid=1, collect=collectors[0].look
+    )
+    sweeper.sweep()
+    eventually(lambda: not blob.exists())
+    office.store.put(tmp_path / "output")
+    os.utime(blob, (0, 0))
+    for collector in collectors:
+        collector.look()
+        collector.stop()
+    assert blob.exists(), "an hour has not passed"
