@@ -13,7 +13,7 @@
     │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
     │   ├── ModelNotFound                     model_not_found
     │   ├── DatasetNotFound                   dataset_not_found
-    │   ├── UnknownCredential                 credential_not_found
+    │   ├── UnknownCredential                 (told as credential_not_found)
     │   └── InvalidQuery                      invalid_query         (names the parameter)
     ├── IdempotencyConflict               422 idempotency_key_reused
     ├── TooManyCredentials                409 quota_exceeded
@@ -186,15 +186,16 @@ class DatasetNotFound(InvalidRequest):
 
 
 class UnknownCredential(InvalidRequest):
-    """A request names a credential that its tenant does not have."""
+    """A request names a credential that its tenant does not have; told under the code of one that is missing."""
 
-    code = "credential_not_found"
+    code = "unknown_credential"
     title = "Credential not found"
 
     def __init__(self, pointer: str) -> None:
         super().__init__(
             "There is no credential with this id.",
             pointer=pointer,
+            code=CredentialNotFound.code,
             hint="Store the Hub token with POST /v1/credentials, or use an id that GET /v1/credentials lists.",
         )
 
