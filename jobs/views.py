@@ -68,6 +68,7 @@ class LinksView(View):
     layers: str
     report: str
     artifacts: str
+    publications: str = ""  # not in answers that an older release kept for their Idempotency-Key
 
     @classmethod
     def of(cls, job_id: str) -> "LinksView":
@@ -79,6 +80,7 @@ class LinksView(View):
             layers=f"{base}/layers",
             report=f"{base}/report",
             artifacts=f"{base}/artifacts",
+            publications=f"{base}/publications",
         )
 
 

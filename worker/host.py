@@ -148,7 +148,7 @@ class Worker:
         equipment = PublishEquipment(
             keeper=PublicationKeeper(self._database, self._settings),
             store=open_store(self._settings),
-            token_for=hub_tokens(self._database, self._settings, os.environ),
+            token_for=hub_tokens(CredentialService(self._database, Vault.open(self._settings)), os.environ),
             settings=self._settings,
         )
         return Publisher(equipment, self._owner, is_draining=self.draining.has_begun)

@@ -95,6 +95,9 @@ class PublishAttempt:
             token = self.equipment.token_for(self.claim)
         except (CredentialNotFound, CredentialUnreadable) as error:
             raise _Ended(self._failed(_no_token(error.code, error.detail))) from error
+        except OSError as error:
+            unread = internal_error("The operator's Hub token can not be read (HF_TOKEN_PATH).")
+            raise _Ended(self._later(unread, _STORE_RETRY_SECONDS)) from error
         if token is None:
             raise _Ended(self._failed(_no_token("hub_unauthorized", "There is no Hub token to publish with.")))
         return token

@@ -12,6 +12,7 @@ from worker.publish_file import PublishFile
 from worker.publish_http import HubBusy
 
 _MAX_SAID: Final = 300
+_LFS_ERRORS: Final = "LFS batch API returned errors:\n"
 _TOKEN_HINT: Final = "Store a token that may write to that account with POST /v1/credentials, and name it."  # noqa: S105
 _LATER: Final = "Nothing has to be done: it is tried again. The job and its files are safe."
 
@@ -59,6 +60,8 @@ def _told(error: BaseException, request: PublishFile) -> Error | None:
             return _not_found(request, error.response.status_code)
         case HfHubHTTPError():
             return _answered(error, request)
+        case ValueError() if str(error).startswith(_LFS_ERRORS):  # such as a storage quota that is used up
+            return _refused(str(error).removeprefix(_LFS_ERRORS))
         case httpx.TransportError() | ConnectionError():
             return _later("hub_unreachable", "platform", "The Hub did not answer, or the connection broke.", 0.0)
     return None
@@ -76,10 +79,12 @@ def _answered(error: HfHubHTTPError, request: PublishFile) -> Error:
         return _later("hub_busy", "capacity", "The Hub is busy with a change of this account.", 0.0)
     if status in {408, 425, 429} or status >= 500:
         return _busy(status, None)
-    said = (error.server_message or "").strip()[:_MAX_SAID] or "no reason given"
-    return _failed(
-        "hub_refused", "user", f"The Hub refused with HTTP status {status}: {said}", "Correct that, then retry it."
-    )
+    return _refused(f"HTTP status {status}. {error.server_message or ''}")
+
+
+def _refused(said: str) -> Error:
+    detail = f"The Hub refused: {said.strip()[:_MAX_SAID]}"
+    return _failed("hub_refused", "user", detail, "Correct that, then retry the publication.")
 
 
 def _busy(status: int, retry_after: float | None) -> Error:

@@ -7,11 +7,9 @@ from typing import Final
 
 import structlog
 
-from jobs.credentials import CredentialService, Vault
-from jobs.database import Database
+from jobs.credentials import CredentialService
 from jobs.errors import Unavailable
 from jobs.publications.lease import PublicationClaim
-from jobs.settings import Settings
 from worker.ledger import PATIENCE_OF_LEASE, Ledger
 from worker.publish_attempt import Ending, PublishAttempt, PublishEquipment
 from worker.publish_space import PublishSpace, discard_abandoned, open_space
@@ -108,14 +106,13 @@ class Publisher:
 
 
 def hub_tokens(
-    database: Database, settings: Settings, environment: Mapping[str, str]
+    credentials: CredentialService, environment: Mapping[str, str]
 ) -> Callable[[PublicationClaim], str | None]:
     """Whose token a publication uses: the credential's that it names, else the operator's."""
 
     def token_for(claim: PublicationClaim) -> str | None:
         if claim.credential_id is None:
             return operator_token(environment)
-        credentials = CredentialService(database, Vault.open(settings))
         return credentials.hub_token(claim.credential_id, tenant=claim.tenant)
 
     return token_for

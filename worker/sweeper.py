@@ -70,8 +70,14 @@ class Sweeper:
         """One round. Raises: Unavailable."""
         self._keeper.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
         swept = self._keeper.sweep()
-        if swept.requeued or swept.failed or swept.cancelled:
-            logger.info("swept", requeued=swept.requeued, failed=swept.failed, cancelled=swept.cancelled)
+        if swept.requeued or swept.failed or swept.cancelled or swept.publications:
+            logger.info(
+                "swept",
+                requeued=swept.requeued,
+                failed=swept.failed,
+                cancelled=swept.cancelled,
+                publications=swept.publications,
+            )
         for _ in range(swept.nudges):
             self._nudger.nudge()
         self._discard_leftovers()

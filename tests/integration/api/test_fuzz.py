@@ -44,6 +44,7 @@ _FULL_BODY: dict[str, Any] = {
 }
 
 _CREDENTIAL: dict[str, Any] = {"name": "mine", "kind": "hub", "token": f"hf_{_MARK}"}
+_TARGET: dict[str, Any] = {"repo": "me/tiny", "private": True, "revision": "main", "credential": None}
 
 _text = st.one_of(
     st.just(_MARK),
@@ -110,6 +111,7 @@ _bodies = st.one_of(
     st.builds(_replaced, _body_paths, _json).map(_encoded),
     st.builds(_extended, _body_paths, _text, _json).map(_encoded),
     st.builds(_replaced, st.sampled_from(_paths(_CREDENTIAL)), _json, st.just(_CREDENTIAL)).map(_encoded),
+    st.builds(_replaced, st.sampled_from(_paths(_TARGET)), _json, st.just(_TARGET)).map(_encoded),
     _json.map(_encoded),
     st.binary(max_size=60).map(_MARK.encode().__add__),
     st.sampled_from([b"", b"{}", b"null", b'{"a":1,"a":2}', b"\xff\xfe{}"]),
@@ -166,13 +168,17 @@ class Sent:
         return f"<{self.method} {self.path} {self.segment[:200]} ?{self.query[:500]} {self.headers} {body}>"
 
 
-_JOB_ROUTES = ("", "/events", "/layers", "/report", "/artifacts", "/archive")
+_JOB_ROUTES = ("", "/events", "/layers", "/report", "/artifacts", "/archive", "/publications")
 _PLAIN_ROUTES = ("/v1/jobs", "/v1/presets", "/v1/capabilities", "/healthz", "/metrics", "/{any}", "/v1/{any}")
 _routes = st.just(("POST", "/v1/jobs")) | st.sampled_from(
     [
         ("POST", "/v1/jobs/{any}/cancel"),
         ("POST", "/v1/jobs/{job}/cancel"),
         ("DELETE", "/v1/jobs/{any}"),
+        ("POST", "/v1/jobs/{any}/publications"),
+        ("POST", "/v1/jobs/{job}/publications"),
+        ("GET", "/v1/publications/{any}"),
+        ("POST", "/v1/publications/{any}/retry"),
         ("POST", "/v1/credentials"),
         ("GET", "/v1/credentials"),
         ("DELETE", "/v1/credentials/{any}"),

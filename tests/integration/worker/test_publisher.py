@@ -79,7 +79,7 @@ class Press:
     def publisher(self, **equipment: Any) -> Publisher:
         """One in this process."""
         settings = self.settings
-        tokens = hub_tokens(self.office.database, settings, os.environ)
+        tokens = hub_tokens(self.office.credentials, os.environ)
         made = {"keeper": self.keeper, "store": self.office.store, "token_for": tokens, "settings": settings}
         return Publisher(PublishEquipment(**{**made, **equipment}), "test:1")
 
