@@ -35,7 +35,17 @@ from worker.patience import Patience, patiently
 from worker.secrets import TOKEN_OPTION, read_token
 from worker.transfer import UNFINISHED, Abandoned, HubFile, fetch_file
 
-ALLOWED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt", "LICENSE*")
+# The last line is for the card: it names the license, and the notices travel with the checkpoint.
+ALLOWED: Final = (
+    *("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt"),
+    *(
+        "README.md",
+        "LICENSE*",
+        "NOTICE*",
+        "USE_POLICY*",
+        "COPYING*",
+    ),
+)
 REFUSED: Final = ("*/*", ".*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "consolidated*")
 
 _STAGE: Final = "resolve"

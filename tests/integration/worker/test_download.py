@@ -19,12 +19,14 @@ WANTED = {
     "tokenizer.json": b"{}",
     "tokenizer.model": b"spm",
     "chat_template.jinja": b"{{ messages }}",
+    "README.md": b"---\nlicense: apache-2.0\n---",
+    "NOTICE": b"of someone",
 }
 UNWANTED = {
     "pytorch_model.bin": b"pickle",
     "modeling_evil.py": b"import os",
     "tokenizer_evil.py": b"import os",
-    "README.md": b"hello",
+    "IMAGES.md": b"hello",
     ".gitattributes": b"*",
     "onnx/model.safetensors": b"nested",
     "consolidated.safetensors": b"twice",
