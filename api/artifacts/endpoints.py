@@ -13,6 +13,7 @@ from api.errors import UnsatisfiableRange
 from api.negotiation import none_match
 from api.responses import json_view
 from jobs.errors import InvalidQuery, InvalidState
+from jobs.states import JobStatus
 from jobs.views import ArtifactView, JobView, Page
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
@@ -123,6 +124,8 @@ def _index_behind(artifacts: tuple[ArtifactView, ...], cursor: str) -> int:
 
 
 def _no_checkpoint(job: JobView) -> InvalidState:
+    if job.status is JobStatus.SUCCEEDED:
+        return InvalidState("The job measured a model and made no checkpoint. Look at its report.")
     if job.is_terminal:
         return InvalidState(f"The job is {job.status.value} and published no checkpoint. Look at its 'error'.")
     return InvalidState(f"The job is {job.status.value}; its checkpoint comes with success.", retry_after=5)
