@@ -180,7 +180,8 @@ def test_capabilities(client: httpx.Client, hands: Hands) -> None:
     hands.keeper.beat_worker("w1", hostname="node", pid=1, device="cpu")
     capabilities = client.get("/v1/capabilities").json()
     assert "LlamaForCausalLM" in capabilities["architectures"]
-    assert capabilities["weights"]["formats"] == [*(f"int{bits}" for bits in range(2, 9)), "fp8"]
+    assert capabilities["weights"]["formats"] == [*(f"int{bits}" for bits in range(2, 9)), "fp8", "nvfp4", "mxfp4"]
+    assert capabilities["profiles"] == ["rotated", "universal"]
     assert "none" in capabilities["activations"]["formats"]
     assert "smooth_rotation" in capabilities["transforms"]["kinds"]
     datasets = {dataset["name"]: dataset for dataset in capabilities["datasets"]}

@@ -199,10 +199,14 @@ def test_a_width_that_the_groups_do_not_divide_is_refused_at_once(
 
 
 def test_another_type_than_bfloat16_can_be_asked_for(tmp_path: Path) -> None:
-    checkpoint, _, logits = _exported("nvfp4", "rotated", tmp_path, layers=1)
-    wide = logits_of(load(checkpoint, dtype=torch.float32))
-    assert wide.dtype == torch.float32
-    assert float((wide - logits.float()).norm() / wide.norm()) < 0.2
+    checkpoint, _, _ = _exported("nvfp4", "rotated", tmp_path, layers=1)
+    models = [load(checkpoint), load(checkpoint, dtype=torch.float32)]
+    assert logits_of(models[1]).dtype == torch.float32
+    # At four bits a last bit moves an input by a whole step; without rounding the two are the same function.
+    for module in (each for model in models for each in model.modules()):
+        module.quantization_enabled = False  # type: ignore[assignment]  # compressed-tensors' own switch
+    narrow, wide = (logits_of(model).float() for model in models)
+    assert float((wide - narrow).norm() / wide.norm()) < 0.05
 
 
 @pytest.mark.parametrize("scheme", ["w4a4", "nvfp4", "mxfp4"])

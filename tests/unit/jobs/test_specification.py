@@ -1,4 +1,4 @@
-"""A request that only measures a model: its specification, and what it may not ask for."""
+"""What a request may not ask for, of a model that is only measured and of a universal checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -38,3 +38,15 @@ def test_a_measurement_that_would_quantize_is_refused_at_its_field(tmp_path: Pat
         resolve(tmp_path, {"preset": "evaluate", "weights": {"format": "int8"}})
     (error,) = refused.value.errors
     assert (error.pointer, error.code) == ("/policy/weights", "nothing_is_changed")
+
+
+def test_a_policy_that_does_not_keep_to_the_profile_is_refused_at_the_profile(tmp_path: Path) -> None:
+    universal = {"profile": "universal"}
+    with pytest.raises(InvalidPolicy) as refused:
+        resolve(tmp_path, {"preset": "nvfp4"}, output=universal)
+    (error,) = refused.value.errors
+    assert (error.pointer, error.code) == ("/output/profile", "not_universal")
+    assert "transform.kind" in error.detail
+    assert "policy.online to 'none'" in error.detail
+    assert resolve(tmp_path, {"preset": "nvfp4", "online": "none"}, output=universal).output.profile == "universal"
+    assert resolve(tmp_path, {"preset": "nvfp4"}).output.profile == "rotated"
