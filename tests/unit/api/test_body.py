@@ -117,7 +117,7 @@ _MODEL = {"source": "local", "id": "tiny"}
         ({}, {"/model": "missing"}),
         ({"model": {"source": "local"}}, {"/model/id": "missing"}),
         ({"model": {**_MODEL, "source": _SECRET}}, {"/model/source": "literal_error"}),
-        ({"model": {**_MODEL, "credential": _SECRET}}, {"/model/credential": "none_required"}),
+        ({"model": {**_MODEL, "credential": _SECRET}}, {"/model/credential": "string_pattern_mismatch"}),
         ({"model": _MODEL, "policy": {"wieghts": {}}}, {"/policy/wieghts": "extra_forbidden"}),
         ({"model": _MODEL, "policy": {"transform": {"statistic": {"q": 0.4}}}}, None),
         ({"model": _MODEL, "policy": {"targets": ["ok", 5]}}, {"/policy/targets/1": "string_type"}),
