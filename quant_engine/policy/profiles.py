@@ -27,7 +27,7 @@ def check_profile(policy: Policy, profile: Profile) -> None:
             if kind.rotates:
                 raise _not_universal(
                     pointer,
-                    f"{kind.value!r} is computed online, in front of the linears",
+                    f"a {kind.value!r} transform is computed online, in front of the linears",
                     "Set policy.online to 'none', which keeps the part that can be fused, or choose a kind of "
                     "'smooth' or 'none'",
                 )
@@ -50,8 +50,8 @@ def _not_universal(pointer: str, what: str, remedy: str) -> PolicyError:
     return PolicyError(
         pointer,
         "not_universal",
-        f"output.profile is 'universal', but by {pointer[1:].replace('/', '.')} {what}; plain from_pretrained would "
-        f"leave that out and be wrong. {remedy}, or set output.profile to 'rotated'.",
+        f"output.profile is 'universal', but {what} (policy.{pointer[1:].replace('/', '.')}); plain from_pretrained "
+        f"would leave that out and be wrong. {remedy}, or set output.profile to 'rotated'.",
     )
 
 
