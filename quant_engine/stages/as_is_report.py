@@ -6,7 +6,7 @@ import torch
 
 from quant_engine.policy import policy_hash
 from quant_engine.stages.context import Run
-from quant_engine.stages.summary import REPORT_VERSION
+from quant_engine.stages.summary import REPORT_VERSION, described_model
 
 
 def as_is_summary(run: Run, rows: list[dict[str, Any]], perplexity: dict[str, Any] | None) -> dict[str, Any]:
@@ -41,14 +41,7 @@ def as_is_report(
     spec = run.spec
     return {
         "version": REPORT_VERSION,
-        "model": {
-            "architecture": run.model.architecture.class_name,
-            "blocks": run.model.blocks,
-            "dtype": str(run.source.dtype).removeprefix("torch."),
-            "fingerprint": f"sha256:{run.source.fingerprint}",
-            "config": run.source.config,
-            "quantization_config": run.base.stored_config.get("quantization_config"),
-        },
+        "model": described_model(run) | {"quantization_config": run.base.stored_config.get("quantization_config")},
         "policy": spec.policy.model_dump(mode="json"),
         "policy_hash": policy_hash(spec.policy),
         "calibration": None,

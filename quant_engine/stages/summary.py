@@ -46,13 +46,7 @@ def run_report(
     spec = run.spec
     return {
         "version": REPORT_VERSION,
-        "model": {
-            "architecture": run.model.architecture.class_name,
-            "blocks": run.model.blocks,
-            "dtype": str(run.source.dtype).removeprefix("torch."),
-            "fingerprint": f"sha256:{run.source.fingerprint}",
-            "config": run.source.config,
-        },
+        "model": described_model(run),
         "policy": spec.policy.model_dump(mode="json"),
         "policy_hash": policy_hash(spec.policy),
         "calibration": spec.calibration.model_dump(mode="json"),
@@ -72,4 +66,15 @@ def run_report(
         "layers": rows,
         "verification": verification,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
+    }
+
+
+def described_model(run: Run) -> dict[str, Any]:
+    """The model, as every report has it."""
+    return {
+        "architecture": run.model.architecture.class_name,
+        "blocks": run.model.blocks,
+        "dtype": str(run.source.dtype).removeprefix("torch."),
+        "fingerprint": f"sha256:{run.source.fingerprint}",
+        "config": run.source.config,
     }
