@@ -131,8 +131,8 @@ def chosen_policy(plans: Sequence[SitePlan], *, learning_rate: float | None) -> 
 
 
 def scheme_name(weights: WeightQuantization, activations: ActivationQuantization) -> str:
-    """``W4A4``, ``W8A16``; ``W4A4-g128`` for groups of 128; ``NVFP4`` and ``NVFP4A16`` for formats with their own."""
-    if weights.format.group_size is not None:
+    """``W4A4``, ``W8A16``; ``W4A4-g128`` for groups of 128; ``FP8``, ``NVFP4A16`` for floats, by their own name."""
+    if weights.format.is_float:
         return weights.format.name + ("A16" if activations.format.bits is None else "")
     group = "" if weights.group_size is None else f"-g{weights.group_size}"
     return f"W{weights.format.bits or 16}A{activations.format.bits or 16}{group}"

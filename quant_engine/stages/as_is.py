@@ -35,6 +35,7 @@ from quant_engine.stages.spec import RunSpec
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"
+_FLOATS: Final = {(8, None): "FP8", (4, 16): "NVFP4", (4, 32): "MXFP4"}
 _UNKNOWN: Final = (
     "alpha",
     "statistic",
@@ -148,12 +149,15 @@ def evaluate_as_is_stage(run: Run, settings: Perplexity, upstream: str) -> Stage
 
 
 def stored_scheme_name(scheme: QuantizationScheme | None) -> str:
-    """``W4A16-g64``, ``W8A8``; ``W16A16`` for a dense linear. The groups of four-bit floating formats are their own."""
+    """``W4A16-g64``, ``W8A8``; ``FP8``, ``NVFP4A16`` for floats; ``W16A16`` for a dense linear."""
     if scheme is None:
         return "W16A16"
     weights, inputs = scheme.weights, scheme.input_activations
+    if weights is not None and weights.type == "float":
+        name = _FLOATS.get((weights.num_bits, weights.group_size), f"FP{weights.num_bits}")
+        return name if inputs is not None else f"{name}A16"
     bits = [16 if arguments is None else arguments.num_bits for arguments in (weights, inputs)]
-    grouped = weights is not None and weights.group_size and weights.type == "int"
+    grouped = weights is not None and weights.group_size
     return f"W{bits[0]}A{bits[1]}" + (f"-g{weights.group_size}" if grouped else "")
 
 

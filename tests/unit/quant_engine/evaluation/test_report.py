@@ -75,6 +75,19 @@ def test_schemes_and_statistics_are_named() -> None:
     assert (row["scheme"], row["statistic"], row["alpha"]) == ("W8A16-g32", None, None)
 
 
+@pytest.mark.parametrize(
+    ("weights", "activations", "name"), [("fp8", "fp8", "FP8"), ("fp8", "none", "FP8A16"), ("nvfp4", "nvfp4", "NVFP4")]
+)
+def test_floats_are_named_by_their_format(weights: str, activations: str, name: str) -> None:
+    row = _row(
+        1.0,
+        1.0,
+        weights=WeightQuantization.model_validate({"format": weights}),
+        activations=ActivationQuantization.model_validate({"format": activations}),
+    )
+    assert row["scheme"] == name
+
+
 def test_the_summary_means_over_selected_and_over_all() -> None:
     rows = [_row(50.0, 100.0, "critical"), _row(30.0, 40.0, "normal"), _row(10.0, 10.0)]
     perplexity = {"original": {"perplexity": 30.0}, "quantized": {"perplexity": 33.0}}
