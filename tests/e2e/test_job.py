@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 LAYERS = 4
 REQUEST: dict[str, Any] = {
     "model": {"source": "local", "id": "tiny"},
-    "policy": {"preset": "trainable-smoothrot-w4a4", "training": {"steps": 100}},
+    "policy": {"preset": "trainable-smoothrot-w4a4", "training": {"steps": 300, "patience": 300}},
     "calibration": {"samples": 16, "sequence_length": 32},
     "evaluation": {"perplexity": {"tokens": 1024, "sequence_length": 128}},
 }
