@@ -59,7 +59,7 @@ def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
     except UnsafeCheckpoint as error:
         raise _failed(f"failed the gate: {error.detail}") from error
     if changed:
-        raise _failed(f"failed the gate: not as it was exported is {', '.join(changed[:3])}")
+        raise _failed(f"failed the gate: not as exported: {', '.join(changed[:3])}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     finished = subprocess.run(  # noqa: S603  # our own interpreter and module, and paths that we made
@@ -71,7 +71,7 @@ def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
         check=False,
     )
     if finished.returncode != 0:
-        raise _failed(f"loaded in a fresh process, failed the gate: {_reason(finished)}")
+        raise _failed(f"failed the gate, loaded in a fresh process: {_reason(finished)}")
     return Verification(**json.loads(finished.stdout))
 
 
@@ -90,7 +90,7 @@ def _is_universal(checkpoint: Path) -> bool:
 
 def _failed(what: str) -> VerificationFailed:
     return VerificationFailed(
-        detail=f"The exported checkpoint, {what}."[:1000],
+        detail=f"The exported checkpoint {what}."[:1000],
         hint="The checkpoint is not published. Retry the job; if it fails again, report it with the job's policy.",
     )
 

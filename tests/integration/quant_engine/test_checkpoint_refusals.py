@@ -33,7 +33,7 @@ def test_the_gate_passes_an_honest_checkpoint_and_fails_one_flipped_byte(tmp_pat
     shard = checkpoint / "model.safetensors"
     honest = shard.read_bytes()
     _flip_a_byte(shard, "model.layers.1.mlp.down_proj.weight_packed")
-    with pytest.raises(VerificationFailed, match=r"not as it was exported is model\.safetensors"):
+    with pytest.raises(VerificationFailed, match=r"not as exported: model\.safetensors"):
         verify_in_fresh_process(checkpoint, verified / "reference.safetensors")
     assert main([str(checkpoint), str(verified / "reference.safetensors")]) == 1
     # A matrix that only other runtimes read.

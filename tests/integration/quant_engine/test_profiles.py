@@ -165,7 +165,7 @@ def test_any_flipped_byte_of_any_shard_fails_the_gate(tmp_path: Path, monkeypatc
             changed = bytearray(honest)
             changed[place] ^= 0x01
             shard.write_bytes(changed)
-            with pytest.raises(VerificationFailed, match=rf"not as it was exported is {shard.name}"):
+            with pytest.raises(VerificationFailed, match=rf"not as exported: {shard.name}"):
                 verify_in_fresh_process(checkpoint, reference)
         shard.write_bytes(honest)
 
