@@ -202,8 +202,9 @@ _BEST: Final = (
     ),
     _whole(
         "nvfp4",
-        "NVFP4 throughout: four-bit floats in groups of 16, each rotated by a Hadamard of its own, GPTQ.",
-        transform=Transform(kind=TransformKind.ROTATION, block_size=16),
+        "NVFP4 throughout: four-bit floats in groups of 16, fused L2 diagonals, GPTQ, nothing online.",
+        transform=Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")),
+        online="none",
         weights=_weights(NumberFormat.NVFP4, rounding="gptq"),
         activations=ActivationQuantization(format=NumberFormat.NVFP4),
     ),

@@ -43,10 +43,10 @@ def test_a_measurement_that_would_quantize_is_refused_at_its_field(tmp_path: Pat
 def test_a_policy_that_does_not_keep_to_the_profile_is_refused_at_the_profile(tmp_path: Path) -> None:
     universal = {"profile": "universal"}
     with pytest.raises(InvalidPolicy) as refused:
-        resolve(tmp_path, {"preset": "nvfp4"}, output=universal)
+        resolve(tmp_path, {"preset": "mxfp4"}, output=universal)
     (error,) = refused.value.errors
     assert (error.pointer, error.code) == ("/output/profile", "not_universal")
     assert "transform.kind" in error.detail
     assert "policy.online to 'none'" in error.detail
-    assert resolve(tmp_path, {"preset": "nvfp4", "online": "none"}, output=universal).output.profile == "universal"
-    assert resolve(tmp_path, {"preset": "nvfp4"}).output.profile == "rotated"
+    assert resolve(tmp_path, {"preset": "mxfp4", "online": "none"}, output=universal).output.profile == "universal"
+    assert resolve(tmp_path, {"preset": "mxfp4"}).output.profile == "rotated"

@@ -6,7 +6,7 @@ import pytest
 
 from quant_engine.policy import PRESETS, Policy, PolicyError, check_profile, resolve_policy
 
-_UNIVERSAL = ("rtn-w4a4", "omniquant-w4a4", "smoothquant-w8a8", "w4a16", "w8a8", "fp8", "evaluate")
+_UNIVERSAL = ("rtn-w4a4", "omniquant-w4a4", "smoothquant-w8a8", "w4a16", "w8a8", "fp8", "nvfp4", "evaluate")
 _FUSED: dict[str, Any] = {"preset": "w8a8", "residual": {"kind": "hadamard"}}
 _ROTATION: dict[str, Any] = {"kind": "rotation", "block_size": 16}
 
@@ -31,7 +31,7 @@ def test_presets_keep_to_the_profiles_that_they_are_for(name: str) -> None:
         _FUSED | {"transform": {"kind": "smooth_rotation"}},
         {"preset": "adaptive-w4a4", "online": "none", "activations": {"clip": "none"}},
         {"preset": "spinquant-w4a4", "online": "none", "activations": {"clip_ratio": 1.0}},
-        {"preset": "nvfp4", "online": "none"},
+        {"preset": "mxfp4", "online": "none"},
         {"preset": "w4a16", "overrides": [{"match": "o_proj", "weights": {"format": "int8"}}]},
         # Only integers are clipped, so a ratio beside 'none' clips nothing.
         {"preset": "w4a16", "activations": {"clip_ratio": 0.9}},
