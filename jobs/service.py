@@ -5,7 +5,7 @@ Errors: any :class:`jobs.errors.QuantryError` named per method; a database that 
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -19,6 +19,7 @@ from jobs.errors import ArtifactNotFound, InvalidQuery, InvalidState, JobNotFoun
 from jobs.ids import is_id, new_id
 from jobs.models import Job, JobLayer
 from jobs.once import Once
+from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.queue import Nudger
 from jobs.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view, shown_options
 from jobs.repository import changes, jobs
@@ -28,8 +29,6 @@ from jobs.states import JobStatus
 from jobs.views import ArtifactView, EventView, Item, JobView, LayerView, Page, QueueHealth
 from quant_engine.policy import JobRequest, policy_hash
 from quant_engine.policy.fields import MAX_INT32
-
-CHECKPOINT_PREFIX: Final = "checkpoint/"
 
 
 class JobService:

@@ -20,8 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.errors import Unavailable
 from jobs.lease import Beat
+from jobs.settings import Settings
 
-PATIENCE_OF_LEASE: Final = 5 / 6
+_PATIENCE_OF_LEASE: Final = 5 / 6
 """Without a good beat for this part of the lease (25 of 30 seconds) the runner is killed, before the lease ends."""
 
 _RETRY_SECONDS: Final = 0.5
@@ -79,6 +80,17 @@ class Ledger:
         # In the caller's context, for the ids that are bound to its log events.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._work,), name="ledger", daemon=True)
+
+    @classmethod
+    def of(cls, keeper: Beats, claim: Any, settings: Settings, *, claimed_at: float) -> Self:
+        """With the operator's heartbeat and lease."""
+        return cls(
+            keeper,
+            claim,
+            claimed_at=claimed_at,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            patience_seconds=settings.lease_seconds * _PATIENCE_OF_LEASE,
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()

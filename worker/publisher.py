@@ -10,7 +10,7 @@ import structlog
 from jobs.credentials import CredentialService
 from jobs.errors import Unavailable
 from jobs.publications.lease import PublicationClaim
-from worker.ledger import PATIENCE_OF_LEASE, Ledger
+from worker.ledger import Ledger
 from worker.publish_attempt import Ending, PublishAttempt, PublishEquipment
 from worker.publish_space import PublishSpace, discard_abandoned, open_space
 from worker.secrets import operator_token
@@ -65,15 +65,7 @@ class Publisher:
         return outcome
 
     def _run(self, claim: PublicationClaim, claimed_at: float) -> str:
-        settings = self._equipment.settings
-        ledger = Ledger(
-            self._equipment.keeper,
-            claim,
-            claimed_at=claimed_at,
-            heartbeat_seconds=settings.heartbeat_seconds,
-            patience_seconds=settings.lease_seconds * PATIENCE_OF_LEASE,
-        )
-        with ledger:
+        with Ledger.of(self._equipment.keeper, claim, self._equipment.settings, claimed_at=claimed_at) as ledger:
             space = open_space(self._directory, claim.publication_id, claim.fence)
             attempt = PublishAttempt(
                 equipment=self._equipment, claim=claim, ledger=ledger, space=space, must_yield=self._must_stop

@@ -10,7 +10,7 @@ from jobs.lease import Claim
 from jobs.queue import Nudger
 from worker.attempt import Attempt, Equipment
 from worker.ending import Outcome
-from worker.ledger import PATIENCE_OF_LEASE, Ledger
+from worker.ledger import Ledger
 from worker.problems import as_error, as_problem
 from worker.progress import ProgressTracker, stage_weights
 from worker.reporter import Reporter
@@ -46,15 +46,7 @@ class Supervisor:
         return outcome
 
     def _run(self, claim: Claim, claimed_at: float) -> Outcome:
-        settings = self.equipment.settings
-        ledger = Ledger(
-            self.equipment.keeper,
-            claim,
-            claimed_at=claimed_at,
-            heartbeat_seconds=settings.heartbeat_seconds,
-            patience_seconds=settings.lease_seconds * PATIENCE_OF_LEASE,
-        )
-        with ledger:
+        with Ledger.of(self.equipment.keeper, claim, self.equipment.settings, claimed_at=claimed_at) as ledger:
             try:
                 attempt = self._open(claim, ledger)
             except (OSError, ValidationError) as error:

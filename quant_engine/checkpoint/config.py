@@ -18,7 +18,7 @@ from compressed_tensors.quantization import QuantizationConfig, QuantizationStat
 from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme
 
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.checkpoint.section import Reach, online_section, reach
+from quant_engine.checkpoint.section import Reach, online_section, reach, unusable
 from quant_engine.policy import NumberFormat
 
 BARRIER: Final = " behind online transforms that only quant_engine.checkpoint.load applies"
@@ -131,13 +131,16 @@ def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
     return patterns
 
 
-def unbarred(quantization_config: dict[str, Any]) -> dict[str, Any]:
+def unbarred(quantization_config: Any) -> dict[str, Any]:
     """``quantization_config`` as compressed-tensors reads it; one that is not barred stays as it is.
 
     Raises:
-        KeyError, TypeError, AttributeError: it is malformed.
+        UnsafeCheckpoint: it is malformed.
     """
-    return _with_number_types(quantization_config, lambda name: name.removesuffix(BARRIER))
+    try:
+        return _with_number_types(quantization_config, lambda name: name.removesuffix(BARRIER))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise unusable("the quantization_config of config.json is malformed") from error
 
 
 def _barred(quantization_config: dict[str, Any]) -> dict[str, Any]:

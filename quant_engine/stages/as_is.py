@@ -89,12 +89,8 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     if "quantry" not in base.stored_config:
         return QuantizedSource(base, section)
     online = read_online(base.directory, read_config(base.directory)["quantry"], device)
-    try:
-        section = unbarred(section)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise unusable("the quantization_config of config.json is malformed") from error
     attachments = {name: Attachment(_name_of(each), partial(_attach, each)) for name, each in online.items()}
-    source = QuantizedSource(base, section, attachments)
+    source = QuantizedSource(base, unbarred(section), attachments)
     strangers = sorted(online.keys() - source.linears.keys())
     if strangers:
         raise unusable(f"it names {strangers[0]!r}, which is no quantized linear of the model")
