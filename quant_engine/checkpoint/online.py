@@ -1,14 +1,15 @@
 """What runs in front of a quantized linear: the online part of its site's transform, and a clip.
 
-One definition serves the in-memory model and the loaded checkpoint: the primitives are kept in fp32, as they are
-stored, an activation of half precision is transformed in fp32, and rounded once, after the last primitive.
+One definition serves the in-memory model and the loaded checkpoint: the primitives are kept as they are stored, in fp32
+or, for the blocks of a closed form, bfloat16 or e4m3; an activation of half precision is transformed in fp32, and
+rounded once, after the last primitive.
 
 Shapes: T tokens, I input channels.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 from quant_engine.transforms.composition import apply_online_all
 from quant_engine.transforms.primitives import Hadamard, Primitive
 
+STORED_DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64})
+"""What a checkpoint stores the tensors of its primitives in; int64 is a permutation's."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnlineInput:
     """What happens to a linear's input before it is rounded: X P₁ ⋯ P_n, then a clip.
 
     Attributes:
-        primitives: P₁ … P_n, in fp32 whatever they are given in; linears that share an input share them.
+        primitives: P₁ … P_n, in the dtype they are stored in; linears that share an input share them.
         clip_ratio: values beyond this fraction of the token's absmax are clamped; 1 for none.
     """
 
@@ -30,7 +34,7 @@ class OnlineInput:
     clip_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "primitives", tuple(_in_fp32(each) for each in self.primitives))
+        object.__setattr__(self, "primitives", tuple(_as_stored(each) for each in self.primitives))
 
     @property
     def order(self) -> int | None:
@@ -89,11 +93,11 @@ def on_device(primitives: Sequence[Primitive], device: torch.device | str) -> tu
     return tuple(each.to(device) for each in primitives)
 
 
-def _in_fp32(primitive: Primitive) -> Primitive:
-    """``primitive`` itself where its tensors are what a checkpoint stores: contiguous fp32, or integers."""
+def _as_stored(primitive: Primitive) -> Primitive:
+    """``primitive`` itself where its tensors are what a checkpoint stores: contiguous, of :data:`STORED_DTYPES`."""
     changed = {
-        name: tensor.detach().float().contiguous()
+        name: tensor.detach().to(tensor.dtype if tensor.dtype in STORED_DTYPES else torch.float32).contiguous()
         for name, tensor in primitive.tensors().items()
-        if tensor.is_floating_point() and (tensor.dtype != torch.float32 or tensor.requires_grad)
+        if tensor.dtype not in STORED_DTYPES or tensor.requires_grad
     }
     return replace(primitive, **changed) if changed else primitive

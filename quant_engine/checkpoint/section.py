@@ -4,8 +4,8 @@
     "online":     {LINEAR: {"transform": KEY or null, "clip_ratio": 1.0}}
 
 A transform stands once for all linears that share an input, under the name of the first of them; its tensors lie in the
-checkpoint's safetensors files, in fp32 (int64 for a permutation), as ``KEY.online.<position>.<field>``. Version 1 had a
-``hadamard_order`` for each linear, and no tensors.
+checkpoint's safetensors files, in fp32 (closed-form blocks in bfloat16 or e4m3, permutations in int64), as
+``KEY.online.<position>.<field>``. Version 1 had a ``hadamard_order`` for each linear, and no tensors.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quant_engine.checkpoint.online import OnlineInput
+from quant_engine.checkpoint.online import STORED_DTYPES, OnlineInput
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedPolicy
 from quant_engine.models.source import MAX_CONFIG_BYTES
@@ -253,8 +253,9 @@ def _stored_tensors(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Ten
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype not in (torch.float32, torch.int64):
-        raise unusable(f"{name} is {tensor.dtype}, not float32 or int64")
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+    if tensor.dtype not in STORED_DTYPES:
+        known = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in STORED_DTYPES))
+        raise unusable(f"{name} is {tensor.dtype}, none of {known}")
+    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
         raise unusable(f"{name} is not finite")
     return tensor
