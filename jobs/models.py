@@ -60,6 +60,8 @@ class Job(Base):
         CheckConstraint(f"status IN ({', '.join(repr(status.value) for status in JobStatus)})", name="status"),
         Index("ix_jobs_tenant_created_at_id", "tenant", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_queued", "created_at", "id", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_queued_tenant", "tenant", "created_at", "id", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_jobs_held", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")),
         Index("ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
     )
@@ -87,6 +89,12 @@ class Job(Base):
     owner: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+    retries: Mapped[int] = mapped_column(server_default=_ZERO)
+    retry_from: Mapped[str | None]
+    low_memory: Mapped[bool] = mapped_column(server_default=false())
+    expired_at: Mapped[datetime | None]
+    request_id: Mapped[str | None]
+    traceparent: Mapped[str | None]
 
     model_source: Mapped[str]
     model_id: Mapped[str]
@@ -240,6 +248,15 @@ class Chore(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     begun_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class QueueTurn(Base):
+    """When a tenant's turn in the queue last came: the one whose turn is longest ago is served next."""
+
+    __tablename__ = "queue_turns"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    claimed_at: Mapped[datetime]
 
 
 class Worker(Base):
