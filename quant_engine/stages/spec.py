@@ -20,6 +20,7 @@ class RunSpec:
         device: where tensors are computed, as torch names it.
         model_id: what people call the model; the directory's name where it is None.
         revision: the Hub commit that ``model_dir`` is; None for a model that is not the Hub's.
+        low_memory: work in smaller batches wherever memory is a matter of the batch, more slowly.
     """
 
     model_dir: Path
@@ -32,6 +33,7 @@ class RunSpec:
     device: str = "cpu"
     model_id: str | None = None
     revision: str | None = None
+    low_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
