@@ -17,8 +17,8 @@ from jobs.settings import Settings
 
 
 def pytest_configure() -> None:
-    """Tests say what they set: an operator's environment must not reach them."""
-    for name in [name for name in os.environ if name.startswith("QUANTRY_")]:
+    """Tests say what they set: an operator's environment must not reach them. What is said to tests alone stays."""
+    for name in [name for name in os.environ if name.startswith("QUANTRY_") and not name.startswith("QUANTRY_TEST_")]:
         del os.environ[name]
 
 
