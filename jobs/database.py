@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from psycopg.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
-from jobs.errors import Unavailable
+from jobs.errors import NotMigrated, Unavailable
 
 _DRIVER: Final = "postgresql+psycopg"
 _CONNECT_TIMEOUT_SECONDS: Final = 5
@@ -60,6 +61,7 @@ class Database:
 
         Raises:
             Unavailable: the database does not answer, or broke the connection.
+            NotMigrated: it has yet to be upgraded to this release's tables.
         """
         try:
             with self._sessions.begin() as session:
@@ -69,6 +71,8 @@ class Database:
         except DBAPIError as error:  # such as InterfaceError on a connection that a restart closed
             if error.connection_invalidated:
                 raise Unavailable from error
+            if isinstance(error.orig, UndefinedTable | UndefinedColumn):
+                raise NotMigrated from error
             raise
 
     def after_fork(self) -> None:

@@ -21,6 +21,7 @@
     ├── Unauthorized                      401 unauthorized          (WWW-Authenticate)
     ├── BodyTooLarge                      413 body_too_large
     ├── Unavailable                       503 unavailable           (Retry-After)
+    │   ├── NotMigrated                       not_migrated          (the database is of an older release)
     │   └── StoreUnavailable                  store_unavailable     (the artifact store)
     │       └── StoreRefused                  store_refused         (it answers, and says no)
     └── InstallationError                 500 installation_error    (raised at start, never by a request)
@@ -276,6 +277,15 @@ class Unavailable(QuantryError):
 
     def __init__(self, detail: str = "The database does not answer. Repeat the request in a few seconds.") -> None:
         super().__init__(detail, retry_after=5)
+
+
+class NotMigrated(Unavailable):
+    """The database lacks a table or a column of this release: its migration has yet to run."""
+
+    code = "not_migrated"
+
+    def __init__(self) -> None:
+        super().__init__("The database is being upgraded. Repeat the request in a few seconds.")
 
 
 class StoreUnavailable(Unavailable):

@@ -22,7 +22,7 @@ from jobs.once import Once
 from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.queue import Nudger
 from jobs.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view, shown_options
-from jobs.repository import changes, jobs
+from jobs.repository import changes, jobs, schema
 from jobs.settings import Settings
 from jobs.specification import resolve_request
 from jobs.states import JobStatus
@@ -193,8 +193,9 @@ class JobService:
         return files
 
     def queue_health(self) -> QueueHealth:
-        """Raises: Unavailable when the database does not answer."""
+        """Raises: Unavailable when the database does not answer, NotMigrated when it is of an older release."""
         with self._database.transaction() as session:
+            schema.require_current(session)
             return jobs.queue_health(session, alive_seconds=self._settings.lease_seconds)
 
     def _views(self, session: Session, found: Sequence[Job]) -> list[JobView]:

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy.exc import ProgrammingError
-
 from api.health.schemas import Check, Checks, WorkersCheck
-from jobs.errors import Unavailable
+from jobs.errors import NotMigrated, Unavailable
 from jobs.service import JobService
 from jobs.views import QueueHealth
 
@@ -42,12 +40,12 @@ def _is_stalled(health: QueueHealth) -> bool:
 def _ask_database(service: JobService) -> tuple[Check, QueueHealth | None]:
     try:
         return Check(status="ok", detail="PostgreSQL answers."), service.queue_health()
+    except NotMigrated:
+        detail = "The database's schema is not this release's. Run 'alembic upgrade head'."
+        return Check(status="not_migrated", detail=detail), None
     except Unavailable:
         detail = "PostgreSQL does not answer. Check QUANTRY_DATABASE_URL and the server."
         return Check(status="down", detail=detail), None
-    except ProgrammingError:  # a table or a column is missing
-        detail = "The database's schema is not this release's. Run 'alembic upgrade head'."
-        return Check(status="not_migrated", detail=detail), None
 
 
 def _broker(broker_answers: Callable[[], bool] | None) -> Check:
