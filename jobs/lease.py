@@ -30,7 +30,8 @@ from quant_engine.policy import JobRequest
 class Claim:
     """The right to run one attempt of one job. ``spec`` is the fully resolved JobRequest as JSON.
 
-    ``resolved_revision`` is the commit that an earlier attempt found the model's revision to mean.
+    ``resolved_revision`` is the commit that an earlier attempt found the model's revision to mean; ``request_id`` and
+    ``traceparent`` are those of the request that queued the job.
     """
 
     job_id: str
@@ -41,6 +42,8 @@ class Claim:
     owner: str
     spec: dict[str, Any]
     resolved_revision: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
     @property
     def request(self) -> JobRequest:
@@ -122,6 +125,8 @@ class LeaseKeeper:
                 owner=owner,
                 spec=leases.load_spec(session, job.id),
                 resolved_revision=job.resolved_revision,
+                request_id=job.request_id,
+                traceparent=job.traceparent,
             )
 
     def heartbeat(self, claim: Claim) -> Beat:

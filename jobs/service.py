@@ -41,9 +41,17 @@ class JobService:
         self._nudger = nudger
 
     def create_job(
-        self, request: JobRequest, *, tenant: str, idempotency_key: str | None = None
+        self,
+        request: JobRequest,
+        *,
+        tenant: str,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> tuple[JobView, bool]:
         """Validate, resolve and enqueue; nudges a worker after the commit. False: replayed from the Idempotency-Key.
+
+        ``request_id`` and ``traceparent`` (W3C Trace Context) go with the job to whoever runs it, for logs and traces.
 
         Raises:
             InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: what is asked for can not be done; names
@@ -57,6 +65,7 @@ class JobService:
                 return stored, False
             require_credentials_of(session, tenant, request)
             job = _new_job(resolve_request(request, self._settings), tenant, self._settings.max_attempts)
+            job.request_id, job.traceparent = request_id, traceparent
             changes.insert_job(session, job)
             view = self._views(session, [job])[0]
             once.remember(session, view)

@@ -10,6 +10,7 @@ from api.deps import Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBod
 from api.jobs.schemas import METADATA_PARAMETER, NoFields, metadata_filter
 from api.negotiation import none_match
 from api.openapi import json_body_of
+from api.request_context import request_id
 from api.responses import accepted, job_headers, json_view
 from jobs.states import JobStatus
 from jobs.views import JobView, Page
@@ -19,10 +20,14 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.post("", status_code=202, responses={202: {"model": JobView}}, openapi_extra=json_body_of(JobRequest))
-def create_job(body: JsonBody, service: Service, tenant: Tenant, idempotency_key: IdempotencyKey = None) -> Response:
+def create_job(
+    request: Request, body: JsonBody, service: Service, tenant: Tenant, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Submit a job. It is durable when the response arrives; repeat the request safely with an Idempotency-Key."""
-    request = validate(JobRequest, parse_json(body))
-    job, _ = service.create_job(request, tenant=tenant, idempotency_key=idempotency_key)
+    wanted = validate(JobRequest, parse_json(body))
+    job, _ = service.create_job(
+        wanted, tenant=tenant, idempotency_key=idempotency_key, request_id=request_id(request.scope)
+    )
     return accepted(job)
 
 

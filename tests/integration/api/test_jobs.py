@@ -30,6 +30,12 @@ def test_create_answers_202_with_where_to_look_and_when(client: httpx.Client) ->
     assert client.get(job["links"]["self"]).json() == job
 
 
+def test_a_job_goes_with_the_id_of_its_request(client: httpx.Client, hands: Hands) -> None:
+    response = client.post("/v1/jobs", json=BODY, headers={"X-Request-ID": "night-build.7"})
+    assert response.headers["x-request-id"] == "night-build.7"
+    assert hands.claim().request_id == "night-build.7"
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "pointer"),
     [
