@@ -28,6 +28,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._paths import filter_repo_objects
 
+from jobs.logs import configure_logging
 from worker import download_problems as problems
 from worker.lifeline import die_with_parent
 from worker.messages import DownloadFile, EventWriter, Log, Resolved, Result, StageAdvanced
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--events-fd", type=int, required=True)
     parser.add_argument(TOKEN_OPTION, type=int, dest="token_fd")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines show whole addresses, and signed ones open files
     request = DownloadFile.model_validate_json(options.download_file.read_bytes())
     die_with_parent(request.parent_pid)

@@ -19,6 +19,7 @@ from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.errors import InstallationError, Unavailable
 from jobs.lease import LeaseKeeper
+from jobs.logs import configure_logging
 from jobs.publications.lease import PublicationKeeper
 from jobs.queue import TASK_NAME
 from jobs.settings import Settings
@@ -27,7 +28,6 @@ from worker.devices import devices
 from worker.draining import Draining
 from worker.keeper import SweeperKeeper
 from worker.lifeline import die_with_parent
-from worker.logs import configure_logging
 from worker.nudge import CeleryNudger, make_celery
 from worker.publish_attempt import PublishEquipment
 from worker.publisher import Publisher, hub_tokens

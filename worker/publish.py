@@ -16,6 +16,7 @@ from typing import Final
 
 from huggingface_hub import HfApi
 
+from jobs.logs import configure_logging
 from worker.lifeline import die_with_parent
 from worker.messages import EventWriter, Result, StageAdvanced
 from worker.publish_errors import publish_error
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--events-fd", type=int, required=True)
     parser.add_argument("--token-fd", type=int, required=True)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure_logging()
     for name in ("httpx", "huggingface_hub"):  # their lines carry presigned addresses, which are secrets for an hour
         logging.getLogger(name).setLevel(logging.CRITICAL)
     token = read_token(options.token_fd)

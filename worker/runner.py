@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.logs import configure_logging
 from worker.lifeline import die_with_parent
 from worker.messages import (
     EventWriter,
@@ -71,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--events-fd", type=int, required=True)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     run_file = RunFile.model_validate_json(options.run_file.read_bytes())
+    configure_logging(job_id=run_file.job_id)
     die_with_parent(run_file.parent_pid)
     events = EventWriter(options.events_fd)
     try:

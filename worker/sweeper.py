@@ -19,12 +19,12 @@ import structlog
 from jobs.database import Database
 from jobs.errors import InstallationError, Unavailable
 from jobs.lease import LeaseKeeper
+from jobs.logs import configure_logging
 from jobs.queue import Nudger
 from jobs.settings import Settings, get_settings
 from worker.collector import BackgroundCollector
 from worker.devices import devices
 from worker.lifeline import die_with_parent
-from worker.logs import configure_logging
 from worker.nudge import CeleryNudger, make_celery
 from worker.workspace import abandoned_jobs, discard_job
 
