@@ -1,8 +1,12 @@
-"""How much a fault test does: ``QUANTRY_TEST_SCALE=full`` gives the counts that the promises name, else a small one."""
+"""How much of a promise a test run proves: ``QUANTRY_TEST_SCALE=full`` takes the counts of the promises themselves."""
 
 import os
+from typing import Final
+
+FULL: Final = os.environ.get("QUANTRY_TEST_SCALE") == "full"
+"""Whether the whole counts are run; otherwise a few of each, so that the suite stays short."""
 
 
-def at_scale(*, small: int, full: int) -> int:
-    """The count to use in this run of pytest."""
-    return full if os.environ.get("QUANTRY_TEST_SCALE") == "full" else small
+def scaled(small: int, full: int) -> int:
+    """The count for this run."""
+    return full if FULL else small

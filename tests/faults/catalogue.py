@@ -1,0 +1,66 @@
+"""The jobs of the harness: what is submitted, and what must come of it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.faults.runner import BEHAVIOUR, chain
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sort of job: its model's behaviour (None: the real engine), how it has to end, and how often it is chosen."""
+
+    name: str
+    behaviour: dict[str, Any] | None
+    status: str = "succeeded"
+    code: str | None = None
+    weight: int = 0
+
+    def sha256(self, job_id: str) -> str | None:
+        """The digest of what a job publishes as its result; None where that is not known beforehand."""
+        if self.behaviour is None or "steps" not in self.behaviour:
+            return None
+        return hashlib.sha256(chain(job_id, self.behaviour["steps"]).encode()).hexdigest()
+
+
+KINDS: Final = {
+    kind.name: kind
+    for kind in (
+        Kind("quick", {"kind": "steps", "steps": 3, "step_seconds": 0.05}, weight=10),
+        Kind("steps", {"kind": "steps", "steps": 10, "step_seconds": 0.2}, weight=10),
+        Kind("long", {"kind": "steps", "steps": 40, "step_seconds": 0.25}, weight=1),
+        Kind("poison", {"kind": "poison"}, status="failed", code="crash_loop", weight=1),
+        Kind("memory", {"kind": "memory", "steps": 3, "step_seconds": 0.05}, weight=1),
+        Kind("disk", {"kind": "disk"}, status="failed", code="disk_full", weight=1),
+        Kind("tiny", None),
+    )
+}
+
+_TINY: Final[dict[str, Any]] = {
+    "policy": {
+        "preset": "trainable-smoothrot-w4a4",
+        "search": {"alpha": [0.5], "q": [1.0], "layers": {"critical": 1, "normal": 1}},
+        "training": {"steps": 20, "warmup": 2, "patience": 20},
+    },
+    "calibration": {"dataset": "pydoc", "samples": 8, "sequence_length": 32},
+    "evaluation": {"perplexity": {"dataset": "pydoc", "tokens": 256, "sequence_length": 32}},
+}
+
+
+def write_models(models_dir: Path) -> None:
+    """A directory under ``models_dir`` for every kind but the real one, whose checkpoint the caller writes."""
+    for kind in KINDS.values():
+        model = models_dir / kind.name
+        model.mkdir(parents=True)
+        if kind.behaviour is not None:
+            (model / "config.json").write_text("{}")
+            (model / BEHAVIOUR).write_text(json.dumps(kind.behaviour))
+
+
+def request(kind: str, key: str) -> dict[str, Any]:
+    """The body of ``POST /v1/jobs``; the key is kept as metadata, so that a job can be told by it."""
+    body: dict[str, Any] = {"model": {"source": "local", "id": kind}, "metadata": {"kind": kind, "key": key}}
+    return {**body, **(_TINY if KINDS[kind].behaviour is None else {})}

@@ -1,0 +1,149 @@
+"""Fail points: a process that dies just before or just after the n-th commit, publish or rename from now on.
+
+No product code knows of them. A process that starts through ``tests.faults.wrapped`` has the functions at these edges
+replaced; whoever injects faults arms a point by a file, which the process that dies at it takes away first: a point
+kills once. Standard library only until :func:`install` is called, since the scripted runner starts hundreds of times.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Literal
+
+Role = Literal["api", "worker", "sweeper", "runner"]
+Edge = Literal["commit", "publish", "rename"]
+Moment = Literal["before", "after"]
+
+EDGES: Final[dict[Role, tuple[Edge, ...]]] = {
+    "api": ("commit", "publish"),
+    "worker": ("commit", "publish", "rename"),
+    "sweeper": ("commit", "publish"),
+    "runner": ("rename",),
+}
+"""Which edges each process has."""
+
+DIRECTORY: Final = "failpoints"
+_FIRED: Final = "fired.jsonl"
+_RENAMES: Final = ("rename", "replace", "link")
+
+
+@dataclass(frozen=True)
+class FailPoint:
+    """Kill whichever process of ``role`` first comes to the ``hits``-th ``edge`` since it saw this point."""
+
+    role: Role
+    edge: Edge
+    moment: Moment
+    hits: int
+
+    @property
+    def name(self) -> str:
+        """The file that arms it."""
+        return f"{self.role}.{self.edge}.{self.moment}"
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A point at which a process died; ``parent`` tells which worker a pool child or a runner belonged to."""
+
+    name: str
+    pid: int
+    parent: int
+    at: float
+
+
+def arm(data_dir: Path, point: FailPoint) -> None:
+    """From now on; a point with the same name is replaced."""
+    directory = data_dir / DIRECTORY
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = directory / f".{point.name}.{time.monotonic_ns()}"
+    draft.write_text(str(point.hits))
+    os.replace(draft, directory / point.name)  # noqa: PTH105 — beside the functions that this module replaces
+
+
+def disarm(data_dir: Path) -> None:
+    """Take away every point that has not fired."""
+    for file in (data_dir / DIRECTORY).glob("*.*.*"):
+        if file.name != _FIRED:
+            file.unlink(missing_ok=True)
+
+
+def is_armed(data_dir: Path) -> bool:
+    """Whether a point still waits for its process."""
+    return any(not file.name.startswith(".") for file in (data_dir / DIRECTORY).glob("*.*.*"))
+
+
+def fired(data_dir: Path) -> Iterator[Fired]:
+    """What has fired so far, oldest first."""
+    file = data_dir / DIRECTORY / _FIRED
+    if file.exists():
+        for line in file.read_text().splitlines():
+            yield Fired(**json.loads(line))
+
+
+class Trap:
+    """The edges of one process."""
+
+    def __init__(self, role: Role, data_dir: Path) -> None:
+        self._role = role
+        self._directory = data_dir / DIRECTORY
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, int], int] = {}
+
+    def around(self, edge: Edge, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, with a fail point on either side."""
+
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            self._reached(edge, "before")
+            answer = function(*arguments, **options)
+            self._reached(edge, "after")
+            return answer
+
+        return guarded
+
+    def _reached(self, edge: Edge, moment: Moment) -> None:
+        file = self._directory / f"{self._role}.{edge}.{moment}"
+        try:
+            armed, hits = file.stat().st_mtime_ns, int(file.read_text())
+        except (OSError, ValueError):
+            return
+        with self._lock:
+            count = self._counts[file.name, armed] = self._counts.get((file.name, armed), 0) + 1
+            if count >= hits:
+                self._die(file)
+
+    def _die(self, file: Path) -> None:
+        try:
+            file.unlink()
+        except FileNotFoundError:
+            return  # another process was quicker
+        words = asdict(Fired(file.name, os.getpid(), os.getppid(), time.time()))
+        with (self._directory / _FIRED).open("a") as log:
+            log.write(json.dumps(words) + "\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def install(role: Role, data_dir: Path) -> None:
+    """Put fail points at this process's edges."""
+    trap = Trap(role, data_dir)
+    if "rename" in EDGES[role]:
+        for name in _RENAMES:
+            _replace(os, name, trap, "rename")
+    if "commit" in EDGES[role]:
+        import psycopg  # noqa: PLC0415 — the runner has none
+
+        _replace(psycopg.Connection, "commit", trap, "commit")
+    if "publish" in EDGES[role]:
+        import kombu.messaging  # noqa: PLC0415 — the runner has none
+
+        _replace(kombu.messaging.Producer, "publish", trap, "publish")
+
+
+def _replace(owner: ModuleType | type, name: str, trap: Trap, edge: Edge) -> None:
+    setattr(owner, name, trap.around(edge, getattr(owner, name)))

@@ -1,0 +1,18 @@
+"""The real Celery worker with the harness's runner and fail points: ``celery -A tests.faults.worker worker``."""
+
+import sys
+from typing import Final
+
+from jobs.settings import get_settings
+from tests.faults.failpoints import install
+from worker.attempt import Programs
+from worker.host import Worker
+from worker.keeper import SweeperKeeper
+
+RUNNER: Final = (sys.executable, "-P", "-m", "tests.faults.runner")
+SWEEPER: Final = (sys.executable, "-m", "tests.faults.wrapped", "sweeper", "worker.sweeper")
+
+install("worker", get_settings().data_dir)
+host = Worker(get_settings(), programs=Programs(runner=RUNNER))
+host.sweeper = SweeperKeeper(host._owner, command=SWEEPER)
+app = host.install()
