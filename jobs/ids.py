@@ -4,10 +4,10 @@ import re
 import secrets
 from typing import Final, Literal
 
-_PATTERN: Final = re.compile(r"(job|art|cred|pub)_[0-9a-f]{24}")
+_PATTERN: Final = re.compile(r"(job|art|cred|pub|wh|msg)_[0-9a-f]{24}")
 
 
-def new_id(prefix: Literal["job", "art", "cred", "pub"]) -> str:
+def new_id(prefix: Literal["job", "art", "cred", "pub", "wh", "msg"]) -> str:
     """A fresh id, such as ``job_3f9c…``."""
     return f"{prefix}_{secrets.token_hex(12)}"
 
