@@ -69,6 +69,13 @@ class Settings(BaseSettings):
     retry_delay_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0  # after a crash, times the attempts so far
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
 
+    drain_seconds: Annotated[float, Field(ge=0, le=7 * 86_400)] = 5.0  # from a worker's SIGTERM until its job goes back
+    unready_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0  # the API answers on after SIGTERM, /readyz with 503
+
+    otlp_endpoint: HttpUrl | None = None  # where traces go; else OTEL_EXPORTER_OTLP_ENDPOINT; else there are none
+    worker_metrics_host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    worker_metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # None: a worker serves no metrics
+
     publish_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # doubled with each attempt, at most ten minutes
 
