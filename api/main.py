@@ -94,7 +94,7 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
                 settings=settings,
                 service=JobService(database, settings, open_store(settings), nudger),
                 publications=PublicationService(database, settings),
-                credentials=CredentialService(database, vault),
+                credentials=CredentialService(database, vault, idempotency_seconds=settings.idempotency_seconds),
                 overview=Overview(database, settings),
                 metrics=metrics,
                 broker_answers=None if broker_url is None else partial(broker_answers, broker_url),

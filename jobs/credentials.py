@@ -29,7 +29,7 @@ from jobs.errors import (
 )
 from jobs.ids import is_id, new_id
 from jobs.models import Credential
-from jobs.once import Once
+from jobs.once import KEEP_SECONDS, Once
 from jobs.repository import credentials
 from jobs.settings import Settings
 from jobs.views import CredentialView, Page
@@ -94,9 +94,10 @@ class Vault:
 class CredentialService:
     """What a tenant can do with credentials, and a worker with one. Each method is one transaction."""
 
-    def __init__(self, database: Database, vault: Vault) -> None:
+    def __init__(self, database: Database, vault: Vault, *, idempotency_seconds: float = KEEP_SECONDS) -> None:
         self._database = database
         self._vault = vault
+        self._idempotency_seconds = idempotency_seconds
 
     def create(
         self,
@@ -115,7 +116,8 @@ class CredentialService:
         """
         plain = token.get_secret_value()
         digest = self._vault.digest(name, kind, plain)
-        once = Once.of(tenant, "POST /v1/credentials", idempotency_key, None, digest=digest)
+        kept = self._idempotency_seconds
+        once = Once.of(tenant, "POST /v1/credentials", idempotency_key, None, digest=digest, keep_seconds=kept)
         with self._database.transaction() as session:
             stored = once.replay(session, CredentialView)
             if stored is not None:

@@ -7,6 +7,7 @@
     │   ├── PublicationNotFound               publication_not_found
     │   ├── CredentialNotFound                credential_not_found
     │   └── ReportNotFound                    report_not_found      (the job has not succeeded yet)
+    ├── ArtifactsExpired                  410 artifacts_expired     (retention removed a finished job's files)
     ├── InvalidState                      409 invalid_state         (Retry-After while the job still runs)
     ├── IdempotencyInFlight               409 idempotency_in_flight (Retry-After)
     ├── InvalidRequest                    422 invalid_request       (names the field by JSON pointer)
@@ -137,6 +138,21 @@ class InvalidState(QuantryError):
     status = 409
     code = "invalid_state"
     title = "Not possible in this state"
+
+
+class ArtifactsExpired(QuantryError):
+    """The operator's retention removed the job's files; the job, its summary, layers and report are still there."""
+
+    status = 410
+    code = "artifacts_expired"
+    title = "Files expired"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The files of this job were removed: the operator keeps them for a limited time after a job's end. Submit "
+            "the job again with the same model and policy to get them anew; its summary, layers and report are still "
+            "there."
+        )
 
 
 class IdempotencyInFlight(QuantryError):

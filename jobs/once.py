@@ -1,4 +1,4 @@
-"""Idempotency-Key: a POST repeated with the same key and body gets the first one's answer, for a day."""
+"""Idempotency-Key: a POST repeated with the same key and body gets the first one's answer, for a day or as set."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,22 +14,30 @@ from jobs.views import View
 
 AnyView = TypeVar("AnyView", bound=View)
 
-KEEP: Final = timedelta(hours=24)
+KEEP_SECONDS: Final = 86_400.0
 _MAX_KEY: Final = 255
 
 
 @dataclass(frozen=True)
 class Once:
-    """One POST by one tenant; without a key it is answered anew every time."""
+    """One POST by one tenant; without a key it is answered anew every time. Its answer is kept ``keep_seconds``."""
 
     tenant: str
     endpoint: str
     key: str | None
     request_hash: str
+    keep_seconds: float = KEEP_SECONDS
 
     @classmethod
     def of(
-        cls, tenant: str, endpoint: str, key: str | None, body: BaseModel | None, *, digest: str | None = None
+        cls,
+        tenant: str,
+        endpoint: str,
+        key: str | None,
+        body: BaseModel | None,
+        *,
+        digest: str | None = None,
+        keep_seconds: float = KEEP_SECONDS,
     ) -> "Once":
         """``digest`` identifies a body whose plain hash must not be stored, because it holds a secret.
 
@@ -41,7 +49,8 @@ class Once:
                 f"An Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters; a UUID is a good one.",
                 pointer="Idempotency-Key",
             )
-        return cls(tenant=tenant, endpoint=endpoint, key=key, request_hash=digest or request_hash(body))
+        hashed = digest or request_hash(body)
+        return cls(tenant=tenant, endpoint=endpoint, key=key, request_hash=hashed, keep_seconds=keep_seconds)
 
     def replay(self, session: Session, view: type[AnyView]) -> AnyView | None:
         """The stored answer as a ``view``; None for a first request, which holds the key until its transaction ends.
@@ -68,4 +77,5 @@ class Once:
         hidden = {name: getattr(view, name) for name, field in type(view).model_fields.items() if field.exclude}
         response = {**view.model_dump(mode="json"), **hidden}
         identity = (self.tenant, self.endpoint, self.key)
-        idempotency.store(session, identity, request_hash=self.request_hash, response=response, keep=KEEP)
+        keep = timedelta(seconds=self.keep_seconds)
+        idempotency.store(session, identity, request_hash=self.request_hash, response=response, keep=keep)

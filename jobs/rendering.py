@@ -48,6 +48,7 @@ def job_view(job: Job, queue_position: int | None = None) -> JobView:
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
+        expired_at=job.expired_at,
         model=ModelView.model_validate(
             {
                 "source": job.model_source,

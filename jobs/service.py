@@ -15,7 +15,7 @@ from jobs.artifacts import ArtifactStore
 from jobs.clean import clean_text, is_storable
 from jobs.credentials import require_credentials_of
 from jobs.database import Database
-from jobs.errors import ArtifactNotFound, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
+from jobs.errors import ArtifactNotFound, ArtifactsExpired, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
 from jobs.ids import is_id, new_id
 from jobs.models import Job, JobLayer
 from jobs.once import Once
@@ -58,7 +58,8 @@ class JobService:
                 the field.
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
-        once = Once.of(tenant, "POST /v1/jobs", idempotency_key, request)
+        kept = self._settings.idempotency_seconds
+        once = Once.of(tenant, "POST /v1/jobs", idempotency_key, request, keep_seconds=kept)
         with self._database.transaction() as session:
             stored = once.replay(session, JobView)
             if stored is not None:
@@ -105,7 +106,8 @@ class JobService:
 
     def cancel_job(self, job_id: str, *, tenant: str, idempotency_key: str | None = None) -> JobView:
         """Raises: JobNotFound, InvalidState on a terminal job, IdempotencyConflict, IdempotencyInFlight."""
-        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None)
+        kept = self._settings.idempotency_seconds
+        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None, keep_seconds=kept)
         with self._database.transaction() as session:
             stored = once.replay(session, JobView)
             if stored is not None:
@@ -181,20 +183,21 @@ class JobService:
         return _page([artifact_view(artifact) for artifact in found], False, lambda last: last.id)
 
     def open_artifact(self, artifact_id: str, *, tenant: str) -> ArtifactFile:
-        """Nothing is asked of the store yet. Raises: ArtifactNotFound."""
+        """Nothing is asked of the store yet. Raises: ArtifactNotFound, ArtifactsExpired."""
         with self._database.transaction() as session:
             artifact = jobs.find_artifact(session, tenant, artifact_id) if is_id(artifact_id) else None
-        if artifact is None:
-            raise ArtifactNotFound
+            if artifact is None:
+                raise ArtifactNotFound
+            _not_expired(_find(session, tenant, artifact.job_id))
         return self._files.open(artifact)
 
     def archive_files(self, job_id: str, *, tenant: str) -> tuple[ArtifactFile, ...]:
         """The files of the checkpoint directory, by path; empty before success.
 
-        Raises: JobNotFound, ArtifactNotFound when one of them is gone, StoreUnavailable.
+        Raises: JobNotFound, ArtifactsExpired, ArtifactNotFound when one of them is gone, StoreUnavailable.
         """
         with self._database.transaction() as session:
-            _find(session, tenant, job_id)
+            _not_expired(_find(session, tenant, job_id))
             found = jobs.artifacts_of(session, job_id)
         files = tuple(self._files.open(artifact) for artifact in found if artifact.path.startswith(CHECKPOINT_PREFIX))
         for file in files:
@@ -218,6 +221,11 @@ def _find(session: Session, tenant: str, job_id: str) -> Job:
     if job is None:
         raise JobNotFound
     return job
+
+
+def _not_expired(job: Job) -> None:
+    if job.expired_at is not None:
+        raise ArtifactsExpired
 
 
 def _cancel(session: Session, tenant: str, job_id: str) -> Job:

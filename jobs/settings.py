@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.artifact_location import ArtifactLocation, artifact_location
+from jobs.webhooks.addresses import Network, parse_networks
 
 SINGLE_TENANT = "default"
 
@@ -25,7 +26,13 @@ def _artifacts_url(url: str) -> str:
     return url
 
 
+def _networks(text: str) -> str:
+    parse_networks(text)
+    return text
+
+
 Directory = Annotated[Path, AfterValidator(_absolute)]
+Retention = Annotated[float, Field(ge=0, le=100 * 366 * 86_400)]  # 0: kept for ever
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._/-]*)?$", max_length=1000)]
 
 
@@ -55,6 +62,12 @@ class Settings(BaseSettings):
     s3_part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
     gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0
 
+    retention_artifacts_seconds: Retention = 0.0  # files of a finished job
+    retention_events_seconds: Retention = 0.0  # all events of a finished job but its last
+    retention_jobs_seconds: Retention = 0.0  # a finished job with everything that it has
+    retention_downloads_seconds: Retention = 7 * 86_400.0  # a model's download that was cut off and not gone on with
+    idempotency_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0  # an Idempotency-Key's answer
+
     api_key: SecretStr | None = None
     allow_anonymous: bool = False
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
@@ -78,6 +91,26 @@ class Settings(BaseSettings):
 
     publish_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # doubled with each attempt, at most ten minutes
+
+    webhook_allow_private: bool = False  # http, and private and loopback addresses
+    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # 10.1.0.0/16,fd00::/8: beside public ones
+    webhook_ca_file: Path | None = None  # certificates of an authority of your own, PEM
+    webhook_max_endpoints: Annotated[int, Field(ge=1, le=1000)] = 20  # of one tenant
+    webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = (
+        10  # three days, at the intervals of jobs.webhooks.retries
+    )
+    webhook_retry_seconds: Annotated[float, Field(gt=0, le=600)] = (
+        5.0  # the first interval; the others keep their ratio
+    )
+    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0  # of an attempt as a whole
+    webhook_disable_after_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = (
+        5 * 86_400.0
+    )  # of failing only; 0: never
+    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = (
+        86_400.0  # an old secret signs beside the new
+    )
+    webhook_retention_seconds: Annotated[float, Field(ge=3600, le=3660 * 86_400)] = 30 * 86_400.0  # of ended deliveries
+    webhook_concurrency: Annotated[int, Field(ge=0, le=64)] = 4  # deliveries of one worker at a time; 0: none
 
     @model_validator(mode="before")
     @classmethod
@@ -114,9 +147,19 @@ class Settings(BaseSettings):
         return artifact_location(self.artifacts_url)
 
     @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """Where webhooks may go beside public addresses, as QUANTRY_WEBHOOK_ALLOWED_NETWORKS lists it."""
+        return parse_networks(self.webhook_allowed_networks)
+
+    @property
     def artifacts_dir(self) -> Path:
         """The store of published files unless QUANTRY_ARTIFACTS_URL names one; also what older releases published."""
         return self.data_dir / "artifacts"
+
+    @property
+    def models_cache_dir(self) -> Path:
+        """Where models from the Hub are kept: ``<id>/<commit>``, and ``<commit>.partial`` while they come."""
+        return self.data_dir / "models-cache"
 
     @property
     def work_dir(self) -> Path:

@@ -95,6 +95,7 @@ class JobView(View):
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
+    expired_at: Timestamp | None = None  # when retention removed its files; not in answers that an older release kept
     model: ModelView
     policy: dict[str, Any]
     policy_hash: str

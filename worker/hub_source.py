@@ -69,7 +69,7 @@ def download_file(model: ModelReference, settings: Settings, commit: str | None)
 
 def models_cache(settings: Settings) -> Path:
     """Where fetched models are kept: ``<id>/<commit>``."""
-    return settings.data_dir / "models-cache"
+    return settings.models_cache_dir
 
 
 def credential_problem(error: CredentialNotFound | CredentialUnreadable) -> JobProblem:

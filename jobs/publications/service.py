@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from jobs import cursors
 from jobs.credentials import require_credential
 from jobs.database import Database
-from jobs.errors import InvalidState, JobNotFound, PublicationNotFound
+from jobs.errors import ArtifactsExpired, InvalidState, JobNotFound, PublicationNotFound
 from jobs.ids import is_id
 from jobs.models import Job, Publication
 from jobs.once import Once
@@ -33,15 +33,18 @@ class PublicationService:
         Raises:
             JobNotFound: this tenant has no such job.
             InvalidState: the job has not succeeded, or made no checkpoint.
+            ArtifactsExpired: retention removed its files.
             UnknownCredential: the tenant has no such credential.
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
-        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/publications", idempotency_key, target)
+        kept = self._settings.idempotency_seconds
+        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/publications", idempotency_key, target, keep_seconds=kept)
         with self._database.transaction() as session:
             stored = once.replay(session, PublicationView)
             if stored is not None:
                 return stored
-            job = _succeeded(_find_job(session, tenant, job_id))
+            _find_job(session, tenant, job_id)
+            job = _succeeded(_with_files(session, job_id))
             require_credential(session, tenant, target.credential, "/credential")
             files = publications.artifacts_of(session, job.id, CHECKPOINT_PREFIX)
             if not files:
@@ -78,14 +81,16 @@ class PublicationService:
         """Queue a failed publication again, with all its attempts.
 
         Raises:
-            PublicationNotFound, InvalidState, IdempotencyConflict, IdempotencyInFlight.
+            PublicationNotFound, InvalidState, ArtifactsExpired, IdempotencyConflict, IdempotencyInFlight.
         """
-        once = Once.of(tenant, f"POST /v1/publications/{publication_id}/retry", idempotency_key, None)
+        endpoint, kept = f"POST /v1/publications/{publication_id}/retry", self._settings.idempotency_seconds
+        once = Once.of(tenant, endpoint, idempotency_key, None, keep_seconds=kept)
         with self._database.transaction() as session:
             stored = once.replay(session, PublicationView)
             if stored is not None:
                 return stored
             found = _find(session, tenant, publication_id)
+            _with_files(session, found.job_id)
             restarted = publications.restart(session, tenant, publication_id)
             if restarted is None:
                 raise InvalidState(f"The publication is {found.status}. Only a failed one can be retried.")
@@ -98,6 +103,16 @@ def _find_job(session: Session, tenant: str, job_id: str) -> Job:
     job = jobs.find(session, tenant, job_id) if is_id(job_id) else None
     if job is None:
         raise JobNotFound
+    return job
+
+
+def _with_files(session: Session, job_id: str) -> Job:
+    """The job, whose files then stay until the transaction ends. Raises: JobNotFound, ArtifactsExpired."""
+    job = jobs.hold(session, job_id)
+    if job is None:
+        raise JobNotFound
+    if job.expired_at is not None:
+        raise ArtifactsExpired
     return job
 
 

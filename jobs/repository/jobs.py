@@ -24,6 +24,15 @@ def lock(session: Session, tenant: str, job_id: str) -> Job | None:
     return session.scalars(statement).one_or_none()
 
 
+def hold(session: Session, job_id: str) -> Job | None:
+    """The job as it is now, kept from expiring and from being deleted until the transaction ends.
+
+    FOR KEY SHARE: what writes the row otherwise, a worker's heartbeat say, does not wait for it.
+    """
+    statement = select(Job).where(Job.id == job_id).with_for_update(read=True, key_share=True)
+    return session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+
+
 def request_cancel(session: Session, job: Job) -> Job | None:
     """A locked job after a cancel: cancelled at once if it waits, cancelling if it runs, None if it is over."""
     target = JobStatus.CANCELLED if job.status == JobStatus.QUEUED else JobStatus.CANCELLING
