@@ -15,11 +15,12 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from jobs.states import JobStatus, PublicationStatus
+from jobs.states import DeliveryStatus, JobStatus, PublicationStatus
 
 Json = dict[str, Any]
 
@@ -48,6 +49,7 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         Json: JSONB(),
         list[Json]: JSONB(),
+        list[str]: JSONB(),
         dict[str, str]: JSONB(),
     }
 
@@ -224,6 +226,62 @@ class Publication(Base):
     commit_url: Mapped[str | None]
     created_repo: Mapped[bool] = mapped_column(server_default=false())
     error: Mapped[Json | None] = mapped_column(JSONB(none_as_null=True))
+
+
+class WebhookEndpoint(Base):
+    """Where a tenant wants to be told of events. The secrets are ciphertext; no view ever has them."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (
+        Index("ix_webhook_endpoints_tenant_created_at_id", "tenant", text("created_at DESC"), text("id DESC")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    version: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+    url: Mapped[str]
+    description: Mapped[str]
+    events: Mapped[list[str]]
+    enabled: Mapped[bool] = mapped_column(server_default=true())
+    disabled_reason: Mapped[str | None]
+    secret: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    previous_secret: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+    previous_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    failing_since: Mapped[datetime | None]
+
+
+class WebhookDelivery(Base):
+    """One message to one endpoint: the outbox. Written in the transaction of what it tells; leased and fenced."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({', '.join(repr(status.value) for status in DeliveryStatus)})", name="status"),
+        Index(
+            "ix_webhook_deliveries_endpoint_id_created_at_id",
+            "endpoint_id",
+            text("created_at DESC"),
+            text("id DESC"),
+        ),
+        Index("ix_webhook_deliveries_pending", "available_at", "id", postgresql_where=text("status = 'pending'")),
+        Index("ix_webhook_deliveries_leased", "endpoint_id", postgresql_where=text("lease_until IS NOT NULL")),
+        Index("ix_webhook_deliveries_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    status: Mapped[str]
+    type: Mapped[str]
+    payload: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    available_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    attempted_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
+    attempts: Mapped[int] = mapped_column(server_default=_ZERO)
+    lease_until: Mapped[datetime | None]
+    last_status: Mapped[int | None]
+    last_error: Mapped[str | None]
 
 
 class IdempotencyKey(Base):

@@ -96,19 +96,13 @@ class Settings(BaseSettings):
     webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # 10.1.0.0/16,fd00::/8: beside public ones
     webhook_ca_file: Path | None = None  # certificates of an authority of your own, PEM
     webhook_max_endpoints: Annotated[int, Field(ge=1, le=1000)] = 20  # of one tenant
-    webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = (
-        10  # three days, at the intervals of jobs.webhooks.retries
-    )
-    webhook_retry_seconds: Annotated[float, Field(gt=0, le=600)] = (
-        5.0  # the first interval; the others keep their ratio
-    )
+    webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = 10  # about three days
+    webhook_retry_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0  # the first wait; the others keep their ratio
     webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0  # of an attempt as a whole
     webhook_disable_after_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = (
         5 * 86_400.0
-    )  # of failing only; 0: never
-    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = (
-        86_400.0  # an old secret signs beside the new
-    )
+    )  # of nothing but failures
+    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  # of the secret before
     webhook_retention_seconds: Annotated[float, Field(ge=3600, le=3660 * 86_400)] = 30 * 86_400.0  # of ended deliveries
     webhook_concurrency: Annotated[int, Field(ge=0, le=64)] = 4  # deliveries of one worker at a time; 0: none
 

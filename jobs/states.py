@@ -16,8 +16,8 @@ class JobStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job can never change again."""
-        return not TRANSITIONS[self]
+        """Whether the job is over: it has an end, and only a retry that somebody asks for takes it up again."""
+        return self in TERMINAL
 
 
 _S = JobStatus
@@ -27,14 +27,17 @@ TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
     _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLING, _S.QUEUED}),
     _S.CANCELLING: frozenset({_S.CANCELLED}),
     _S.SUCCEEDED: frozenset(),
-    _S.FAILED: frozenset(),
-    _S.CANCELLED: frozenset(),
+    _S.FAILED: frozenset({_S.QUEUED}),  # by a retry
+    _S.CANCELLED: frozenset({_S.QUEUED}),  # by a retry
 }
 
 HELD: Final = frozenset({_S.RUNNING, _S.CANCELLING})
 """States in which a worker holds the lease, so that its fenced writes may still land."""
 
-TERMINAL: Final = frozenset(status for status in JobStatus if status.is_terminal)
+RETRIABLE: Final = frozenset({_S.FAILED, _S.CANCELLED})
+"""States that a retry leaves. Nothing leaves ``succeeded``."""
+
+TERMINAL: Final = frozenset({_S.SUCCEEDED}) | RETRIABLE
 
 
 def sources(target: JobStatus) -> frozenset[JobStatus]:
@@ -63,3 +66,11 @@ class PublicationStatus(StrEnum):
     def is_terminal(self) -> bool:
         """Whether only a retry moves it."""
         return self in {PublicationStatus.SUCCEEDED, PublicationStatus.FAILED}
+
+
+class DeliveryStatus(StrEnum):
+    """One message to one webhook endpoint."""
+
+    PENDING = "pending"  # waits for its first or next attempt, or is being sent
+    SUCCEEDED = "succeeded"  # the receiver answered with a 2xx status
+    FAILED = "failed"  # given up; ``last_error`` tells why, and a redelivery begins anew

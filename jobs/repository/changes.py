@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.models import Job, JobEvent
 from jobs.states import JobStatus, sources
+from jobs.webhooks.outbox import announce_job
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,23 @@ def move_job(
     values: Mapping[str, Any] | None = None,
     **event_data: Any,
 ) -> Job | None:
-    """Change the status to ``target`` if the table of transitions allows it from where the row is now."""
+    """Change the status to ``target`` if the table of transitions allows it from where the row is now.
+
+    Webhook endpoints that subscribe to it get their messages here, in the same transaction.
+    """
     changes: dict[str, Any] = {"status": target.value, **(values or {})}
     if target.is_terminal:
         changes |= {"finished_at": func.clock_timestamp(), "owner": None, "lease_until": None}
-    return update_job(
+    job = update_job(
         session,
         Job.status.in_(sources(target)),
         *where,
         values=changes,
         events=status_events(target, **event_data),
     )
+    if job is not None:
+        announce_job(session, job)
+    return job
 
 
 def insert_job(session: Session, job: Job) -> None:
@@ -68,6 +75,7 @@ def insert_job(session: Session, job: Job) -> None:
     session.add(job)
     session.flush()
     _append(session, job, status_events(JobStatus.QUEUED))
+    announce_job(session, job)
 
 
 def _append(session: Session, job: Job, events: Sequence[NewEvent]) -> None:

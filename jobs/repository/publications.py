@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, Publication
 from jobs.states import PublicationStatus
+from jobs.webhooks.outbox import announce_publication
 
 _SWEEP_ROWS: Final = 100
 
@@ -103,8 +104,11 @@ def update_fenced(session: Session, publication_id: str, fence: int, values: Map
 def finish(
     session: Session, publication_id: str, fence: int, status: PublicationStatus, values: Mapping[str, Any]
 ) -> bool:
-    """The write that ends the publication. False: the claim was lost first."""
-    return update_fenced(session, publication_id, fence, _ended(status) | dict(values))
+    """The write that ends the publication, with its webhook messages. False: the claim was lost first."""
+    ended = _update(session, *fenced(publication_id, fence), values=_ended(status) | dict(values))
+    if ended is not None:
+        announce_publication(session, ended)
+    return ended is not None
 
 
 def requeue(

@@ -1,0 +1,1 @@
+"""Telling a tenant's own servers of events: endpoints, an outbox of signed messages, their deliveries."""

@@ -1,0 +1,123 @@
+"""Which addresses a webhook may be sent to.
+
+A name is resolved when a message is delivered, every address it resolves to is checked here, and the connection is made
+to one that was. Python's ``is_global`` alone is wrong: it calls multicast, 6to4's relays, and IPv6 addresses that carry
+a private IPv4 one in them (NAT64, 6to4, ISATAP) global. So IPv6 addresses that stand for an IPv4 one are judged as that
+one, tunnels are refused, and of the rest only unicast outside IANA's special-purpose registries remains.
+"""
+
+from dataclasses import dataclass
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Final
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+PRIVATE: Final[tuple[Network, ...]] = tuple(
+    ip_network(text)
+    for text in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "::1/128", "fc00::/7")
+)
+"""What QUANTRY_WEBHOOK_ALLOW_PRIVATE opens. Link-local stays shut: clouds serve their machines' credentials there."""
+
+_SPECIAL_V4: Final = tuple(
+    IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",  # this host
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",
+        "168.63.129.16/32",  # Azure's platform, reachable from its machines only
+        "169.254.0.0/16",  # link-local, and the clouds' metadata
+        "172.16.0.0/12",
+        "192.0.0.0/24",  # protocol assignments, two of which are called global
+        "192.0.2.0/24",
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # AMT
+        "192.88.99.0/24",  # relays of 6to4
+        "192.168.0.0/16",
+        "192.175.48.0/24",  # AS112
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",
+    )
+)
+_UNICAST_V6: Final = IPv6Network("2000::/3")
+_SPECIAL_V6: Final = tuple(
+    IPv6Network(text)
+    for text in (
+        "2001::/23",  # protocol assignments: Teredo, benchmarking, ORCHID
+        "2001:db8::/32",
+        "2002::/16",  # 6to4
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",
+    )
+)
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})
+_LOW_32: Final = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class AddressPolicy:
+    """Public addresses, and those in ``allowed``."""
+
+    allowed: tuple[Network, ...] = ()
+
+    def permits(self, address: Address) -> bool:
+        """Whether a message may go there."""
+        if isinstance(address, IPv6Address) and address.scope_id is not None:
+            return False
+        meant = _meant(address)
+        if any(meant.version == network.version and meant in network for network in self.allowed):
+            return True
+        return _is_public_v4(meant) if isinstance(meant, IPv4Address) else _is_public_v6(meant)
+
+
+def address_policy(*, allow_private: bool, networks: tuple[Network, ...]) -> AddressPolicy:
+    """The operator's policy, as the settings give it."""
+    return AddressPolicy((*networks, *(PRIVATE if allow_private else ())))
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Networks separated by commas.
+
+    Raises:
+        ValueError: names the one that is none, or that has bits beyond its prefix.
+    """
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def parse_address(text: str) -> Address | None:
+    """An address in its canonical form, without the shorthands and octal forms that resolvers take; else None."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _meant(address: Address) -> Address:
+    """The IPv4 address that a v4-mapped or NAT64 address leads to; others are meant as they are."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return IPv4Address(int(address) & _LOW_32) if address in _NAT64 else address
+
+
+def _is_public_v4(address: IPv4Address) -> bool:
+    return address.is_global and not any(address in network for network in _SPECIAL_V4)
+
+
+def _is_public_v6(address: IPv6Address) -> bool:
+    if address not in _UNICAST_V6 or not address.is_global or any(address in network for network in _SPECIAL_V6):
+        return False
+    return int(address) >> 32 & _LOW_32 not in _ISATAP
