@@ -8,10 +8,11 @@ from pydantic import BaseModel
 
 from api.credentials.schemas import NewCredential
 from api.problems import MEDIA_TYPE, ProblemDocument
+from jobs.lifecycle import RetryRequest
 from quant_engine.policy import JobRequest
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
-_BODIES: Final[tuple[type[BaseModel], ...]] = (JobRequest, ProblemDocument, NewCredential)
+_BODIES: Final[tuple[type[BaseModel], ...]] = (JobRequest, ProblemDocument, NewCredential, RetryRequest)
 
 PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
     "default": {
@@ -21,10 +22,10 @@ PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def json_body_of(model: type[BaseModel]) -> dict[str, Any]:
+def json_body_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """The ``openapi_extra`` of an endpoint that parses a ``model`` out of its body."""
     schema = {"$ref": _COMPONENTS.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def install(app: FastAPI) -> None:

@@ -16,18 +16,19 @@ from jobs.clean import clean_text, is_storable
 from jobs.credentials import require_credentials_of
 from jobs.database import Database
 from jobs.errors import ArtifactNotFound, ArtifactsExpired, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
-from jobs.ids import is_id, new_id
+from jobs.ids import is_id
+from jobs.lifecycle import Origin, RetryRequest, cancel, enqueue, find_job, retry
 from jobs.models import Job, JobLayer
 from jobs.once import Once
 from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.queue import Nudger
-from jobs.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view, shown_options
-from jobs.repository import changes, jobs, schema
+from jobs.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view
+from jobs.repository import jobs, schema
 from jobs.settings import Settings
-from jobs.specification import resolve_request
+from jobs.stages import StageName
 from jobs.states import JobStatus
 from jobs.views import ArtifactView, EventView, Item, JobView, LayerView, Page, QueueHealth
-from quant_engine.policy import JobRequest, policy_hash
+from quant_engine.policy import JobRequest
 from quant_engine.policy.fields import MAX_INT32
 
 
@@ -65,9 +66,7 @@ class JobService:
             if stored is not None:
                 return stored, False
             require_credentials_of(session, tenant, request)
-            job = _new_job(resolve_request(request, self._settings), tenant, self._settings.max_attempts)
-            job.request_id, job.traceparent = request_id, traceparent
-            changes.insert_job(session, job)
+            job = enqueue(session, request, tenant, self._settings, Origin(request_id, traceparent))
             view = self._views(session, [job])[0]
             once.remember(session, view)
         self._nudger.nudge()
@@ -76,7 +75,7 @@ class JobService:
     def get_job(self, job_id: str, *, tenant: str) -> JobView:
         """Raises: JobNotFound."""
         with self._database.transaction() as session:
-            return self._views(session, [_find(session, tenant, job_id)])[0]
+            return self._views(session, [find_job(session, tenant, job_id)])[0]
 
     def list_jobs(
         self,
@@ -112,9 +111,38 @@ class JobService:
             stored = once.replay(session, JobView)
             if stored is not None:
                 return stored
-            view = self._views(session, [_cancel(session, tenant, job_id)])[0]
+            view = self._views(session, [cancel(session, tenant, job_id)])[0]
             once.remember(session, view)
             return view
+
+    def retry_job(
+        self,
+        job_id: str,
+        *,
+        tenant: str,
+        from_stage: StageName | None = None,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> JobView:
+        """Queue a failed or cancelled job again; nudges a worker after the commit.
+
+        It resumes from what its attempts left where it ran, from the stage ``from_stage`` if one is named.
+
+        Raises: JobNotFound, InvalidState on any other job, IdempotencyConflict, IdempotencyInFlight.
+        """
+        wanted = RetryRequest(from_stage=from_stage)
+        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/retry", idempotency_key, wanted)
+        with self._database.transaction() as session:
+            stored = once.replay(session, JobView)
+            if stored is not None:
+                return stored
+            origin = Origin(request_id, traceparent)
+            job = retry(session, tenant, job_id, wanted, self._settings.max_attempts, origin)
+            view = self._views(session, [job])[0]
+            once.remember(session, view)
+        self._nudger.nudge()
+        return view
 
     def delete_job(self, job_id: str, *, tenant: str) -> None:
         """Rows and work files of a terminal job, at once; bytes that no other job has follow with ``jobs.gc``.
@@ -122,7 +150,7 @@ class JobService:
         Raises: JobNotFound, InvalidState.
         """
         with self._database.transaction() as session:
-            job = _find(session, tenant, job_id)
+            job = find_job(session, tenant, job_id)
             if not jobs.delete_terminal(session, tenant, job_id):
                 raise InvalidState(
                     f"The job is {job.status}. Cancel it first; it can be deleted once it is over.", retry_after=5
@@ -133,7 +161,7 @@ class JobService:
     def list_events(self, job_id: str, *, tenant: str, after: int = 0, limit: int = 100) -> Page[EventView]:
         """Events with ``id`` > after, oldest first; next_cursor is the last id. Raises: JobNotFound."""
         with self._database.transaction() as session:
-            _find(session, tenant, job_id)
+            find_job(session, tenant, job_id)
             found = jobs.events_after(session, job_id, min(after, MAX_INT32), limit + 1)
         views = [event_view(event) for event in found[:limit]]
         return _page(views, len(found) > limit, lambda last: str(last.id))
@@ -148,7 +176,7 @@ class JobService:
             raise InvalidQuery(f"Layers can be sorted by a numeric field, '-' before it: {known}.", pointer="?sort")
         order = ("-" if sort.startswith("-") else "") + field
         with self._database.transaction() as session:
-            _find(session, tenant, job_id)
+            find_job(session, tenant, job_id)
             found = jobs.layers_after(
                 session,
                 job_id,
@@ -178,7 +206,7 @@ class JobService:
     def list_artifacts(self, job_id: str, *, tenant: str) -> Page[ArtifactView]:
         """All of them in one page, by path. Raises: JobNotFound."""
         with self._database.transaction() as session:
-            _find(session, tenant, job_id)
+            find_job(session, tenant, job_id)
             found = jobs.artifacts_of(session, job_id)
         return _page([artifact_view(artifact) for artifact in found], False, lambda last: last.id)
 
@@ -188,7 +216,7 @@ class JobService:
             artifact = jobs.find_artifact(session, tenant, artifact_id) if is_id(artifact_id) else None
             if artifact is None:
                 raise ArtifactNotFound
-            _not_expired(_find(session, tenant, artifact.job_id))
+            _not_expired(find_job(session, tenant, artifact.job_id))
         return self._files.open(artifact)
 
     def archive_files(self, job_id: str, *, tenant: str) -> tuple[ArtifactFile, ...]:
@@ -197,7 +225,7 @@ class JobService:
         Raises: JobNotFound, ArtifactsExpired, ArtifactNotFound when one of them is gone, StoreUnavailable.
         """
         with self._database.transaction() as session:
-            _not_expired(_find(session, tenant, job_id))
+            _not_expired(find_job(session, tenant, job_id))
             found = jobs.artifacts_of(session, job_id)
         files = tuple(self._files.open(artifact) for artifact in found if artifact.path.startswith(CHECKPOINT_PREFIX))
         for file in files:
@@ -216,48 +244,9 @@ class JobService:
         return [job_view(job, positions.get(job.id)) for job in found]
 
 
-def _find(session: Session, tenant: str, job_id: str) -> Job:
-    job = jobs.find(session, tenant, job_id) if is_id(job_id) else None
-    if job is None:
-        raise JobNotFound
-    return job
-
-
 def _not_expired(job: Job) -> None:
     if job.expired_at is not None:
         raise ArtifactsExpired
-
-
-def _cancel(session: Session, tenant: str, job_id: str) -> Job:
-    """The job after the cancel. The row is locked first, so a claim or a publish beside it comes before or after."""
-    job = jobs.lock(session, tenant, job_id) if is_id(job_id) else None
-    if job is None:
-        raise JobNotFound
-    if job.status == JobStatus.CANCELLING:
-        return job
-    cancelled = jobs.request_cancel(session, job)
-    if cancelled is None:
-        raise InvalidState(f"The job is already {job.status}. There is nothing left to cancel.")
-    return cancelled
-
-
-def _new_job(spec: JobRequest, tenant: str, max_attempts: int) -> Job:
-    return Job(
-        id=new_id("job"),
-        tenant=tenant,
-        status=JobStatus.QUEUED.value,
-        max_attempts=max_attempts,
-        max_queue_seconds=spec.limits.max_queue_seconds,
-        max_run_seconds=spec.limits.max_run_seconds,
-        model_source=spec.model.source,
-        model_id=spec.model.id,
-        model_revision=spec.model.revision,
-        policy=spec.policy.model_dump(mode="json"),
-        policy_hash=policy_hash(spec.policy),
-        options=shown_options(spec),
-        labels=spec.metadata,
-        spec=spec.model_dump(mode="json"),
-    )
 
 
 def _check_storable(parameters: dict[str, str]) -> None:

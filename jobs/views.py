@@ -85,13 +85,18 @@ class LinksView(View):
 
 
 class JobView(View):
-    """A job. ``version`` is the row's, for the ETag; it is not part of the JSON."""
+    """A job. ``version`` is the row's, for the ETag; it is not part of the JSON.
+
+    ``attempt`` and ``retries`` count over its whole life; ``low_memory``: it ran out of memory and runs with less.
+    """
 
     id: str
     object: Literal["quantization.job"] = "quantization.job"
     status: JobStatus
     is_terminal: bool
     attempt: int
+    retries: int = 0  # not in answers that an older release kept for their Idempotency-Key, nor is the next
+    low_memory: bool = False
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None

@@ -1,4 +1,4 @@
-"""``/v1/jobs``: create, list, look at, cancel, delete."""
+"""``/v1/jobs``: create, list, look at, cancel, retry, delete."""
 
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.request_context import request_id
 from api.responses import accepted, job_headers, json_view
+from jobs.lifecycle import RetryRequest
 from jobs.states import JobStatus
 from jobs.views import JobView, Page
 from quant_engine.policy import JobRequest
@@ -75,3 +76,33 @@ def cancel_job(
     if body:
         validate(NoFields, parse_json(body))
     return accepted(service.cancel_job(job_id, tenant=tenant, idempotency_key=idempotency_key))
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    responses={202: {"model": JobView}},
+    openapi_extra=json_body_of(RetryRequest, required=False),
+)
+def retry_job(
+    request: Request,
+    job_id: JobId,
+    body: OptionalBody,
+    service: Service,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Queue a failed or cancelled job again, with all its attempts and all its time.
+
+    It resumes from what its attempts left on the machine that runs it; ``{"from_stage": "train"}`` has that stage and
+    those after it computed anew. Takes no body, or ``{}``, as well.
+    """
+    wanted = validate(RetryRequest, parse_json(body)) if body else RetryRequest()
+    job = service.retry_job(
+        job_id,
+        tenant=tenant,
+        from_stage=wanted.from_stage,
+        idempotency_key=idempotency_key,
+        request_id=request_id(request.scope),
+    )
+    return accepted(job)

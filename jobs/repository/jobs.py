@@ -9,7 +9,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs.models import Artifact, Job, JobEvent, JobLayer, Worker
 from jobs.repository.changes import move_job
-from jobs.states import HELD, TERMINAL, JobStatus
+from jobs.states import HELD, RETRIABLE, TERMINAL, JobStatus
 from jobs.views import QueueHealth
 
 
@@ -37,6 +37,39 @@ def request_cancel(session: Session, job: Job) -> Job | None:
     """A locked job after a cancel: cancelled at once if it waits, cancelling if it runs, None if it is over."""
     target = JobStatus.CANCELLED if job.status == JobStatus.QUEUED else JobStatus.CANCELLING
     return move_job(session, target, Job.id == job.id, values={"cancel_requested_at": func.statement_timestamp()})
+
+
+def restart(
+    session: Session, job: Job, *, attempts: int, from_stage: str | None, origin: Mapping[str, str | None]
+) -> Job | None:
+    """A locked job that failed or was cancelled, queued as if it were new, with ``attempts`` more; None if it may not.
+
+    What counts on stays: the numbers of its attempts, its fence and its events. ``origin`` are the columns that tell of
+    the request.
+    """
+    now = func.statement_timestamp()
+    values: dict[str, Any] = {
+        **origin,
+        "retries": Job.retries + 1,
+        "retry_from": from_stage,
+        "max_attempts": Job.attempt + attempts,
+        "low_memory": False,
+        "error": None,
+        "progress": {},
+        "stages": [],
+        "cancel_requested_at": None,
+        "finished_at": None,
+        "expired_at": None,
+        "ran_seconds": 0.0,
+        "attempt_started_at": None,
+        "queued_at": now,
+        "available_at": now,
+        "nudged_at": None,
+    }
+    if from_stage == "resolve":
+        values["resolved_revision"] = None
+    told = {"reason": "retry"} if from_stage is None else {"reason": "retry", "from_stage": from_stage}
+    return move_job(session, JobStatus.QUEUED, Job.id == job.id, Job.status.in_(RETRIABLE), values=values, **told)
 
 
 def find_report(session: Session, tenant: str, job_id: str) -> tuple[str, dict[str, Any] | None] | None:

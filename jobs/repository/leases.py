@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, IdempotencyKey, Job, JobLayer, Worker
+from jobs.repository import turns
 from jobs.repository.changes import NewEvent, move_job, update_job
 from jobs.states import HELD, TERMINAL, JobStatus
 
@@ -31,29 +32,27 @@ def _deadline_exceeded(grace_seconds: float = 0.0) -> ColumnElement[bool]:
     return _ran_seconds() > Job.max_run_seconds + grace_seconds
 
 
-def _waited_too_long() -> ColumnElement[bool]:
-    return _now() - Job.queued_at > Job.max_queue_seconds * timedelta(seconds=1)
-
-
 def fenced(job_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
     """True of the row only while the claim with this fence holds it."""
     return (Job.id == job_id, Job.fence == fence, Job.status.in_(HELD))
 
 
 def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Job | None:
-    """Start the next attempt of the oldest claimable job; a row that another claimer has locked is passed over."""
-    oldest = (
-        select(Job.id)
-        .where(Job.status == JobStatus.QUEUED, Job.available_at <= _now(), ~_waited_too_long())
-        .order_by(Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
+    """Start the next attempt of the oldest job of the tenant whose turn it is (see :mod:`jobs.repository.turns`)."""
+    job = _start(session, turns.next_job(), owner, lease_seconds) or _start(
+        session, turns.any_job(), owner, lease_seconds
     )
-    job = move_job(
+    if job is not None:
+        turns.take_turn(session, job.tenant)
+        session.execute(update(Worker).where(Worker.owner == owner).values(last_claim_at=_now()))
+    return job
+
+
+def _start(session: Session, chosen: ScalarSelect[str], owner: str, lease_seconds: float) -> Job | None:
+    return move_job(
         session,
         JobStatus.RUNNING,
-        Job.id == oldest,
+        Job.id == chosen,
         values={
             "fence": Job.fence + 1,
             "attempt": Job.attempt + 1,
@@ -66,9 +65,6 @@ def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Job | No
             "stages": [],
         },
     )
-    if job is not None:
-        session.execute(update(Worker).where(Worker.owner == owner).values(last_claim_at=_now()))
-    return job
 
 
 def load_spec(session: Session, job_id: str) -> dict[str, Any]:
@@ -130,6 +126,7 @@ def requeue(
     return move_job(
         session,
         JobStatus.QUEUED,
+        Job.status == JobStatus.RUNNING,  # what is over is queued by a retry only
         *where,
         values={
             "attempt": Job.attempt if counts else Job.attempt - 1,
@@ -158,7 +155,7 @@ def lock_overdue_runs(session: Session, grace_seconds: float) -> Sequence[tuple[
 
 def lock_overdue_queued(session: Session) -> Sequence[tuple[Job, bool]]:
     """Queued jobs that waited longer than they were allowed to, locked."""
-    overdue = _waited_too_long()
+    overdue = turns.waited_too_long()
     return _locked(session, select(Job, overdue).where(Job.status == JobStatus.QUEUED, overdue))
 
 
