@@ -86,7 +86,7 @@ class Kept:
 
 @dataclass
 class Fleet:
-    """What faults are done to. ``url`` is the API's; the database's own address, past the proxy, is ``observer_url``."""
+    """What faults are done to. ``url`` is the API's."""
 
     data_dir: Path
     servers: Servers

@@ -21,7 +21,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: closing s
 class Mode(StrEnum):
     """What the wire does to bytes."""
 
-    PASS = "pass"
+    OPEN = "open"
     DELAY = "delay"  # every chunk waits ``delay_seconds``
     RESET = "reset"  # open connections are reset, new ones at once after they are accepted
     BLACKHOLE = "blackhole"  # connections are accepted and stay open; nothing comes through
@@ -33,7 +33,7 @@ class Proxy:
     def __init__(self, upstream: Address) -> None:
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self._mode = Mode.PASS
+        self._mode = Mode.OPEN
         self._delay_seconds = 0.0
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()

@@ -117,7 +117,7 @@ def main() -> None:
     described = Path(run["model_dir"]) / BEHAVIOUR
     if not described.exists():
         command = [sys.executable, "-P", "-m", "worker.runner", *sys.argv[1:]]
-        os.execv(command[0], command)
+        os.execv(command[0], command)  # noqa: S606 — our own program with our own arguments
     failpoints.install("runner", options.run_file.parents[3])  # <data>/work/<job>/<fence>/run.json
 
     def say(kind: str, **fields: Any) -> None:

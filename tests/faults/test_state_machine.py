@@ -33,7 +33,7 @@ from jobs.states import StageStatus
 from tests.faults.scale import scaled
 from tests.integration.jobs.conftest import CountingNudger, House, layer, request
 
-SEQUENCES: Final = scaled(60, 1000)
+SEQUENCES: Final = scaled(8, 1000)
 STEPS: Final = 30
 
 PROBLEM: Final = JobProblem(code="unsafe_checkpoint", category="user", detail="Corrupt.", hint="Fetch it again.")
