@@ -10,7 +10,7 @@ from jobs.database import Database
 from jobs.errors import JobProblem, crash_loop, queue_deadline, run_deadline
 from jobs.models import Job
 from jobs.publications.sweep import sweep_publications
-from jobs.repository import leases
+from jobs.repository import leases, turns
 from jobs.repository.changes import move_job
 from jobs.settings import Settings
 from jobs.states import JobStatus
@@ -38,6 +38,7 @@ def sweep(database: Database, settings: Settings) -> Swept:
         outcomes = list(_settle(session, settings.lease_seconds))
         publications = sweep_publications(session)
         leases.purge_expired_keys(session)
+        turns.tidy(session)
     with database.transaction() as session:
         nudges = leases.mark_nudged(session, MAX_NUDGES, quiet_seconds=settings.sweep_seconds)
     return Swept(

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, func, insert, update
 from sqlalchemy.orm import Session
 
 from jobs.models import Job, JobEvent
+from jobs.repository import turns
 from jobs.states import JobStatus, sources
 from jobs.webhooks.outbox import announce_job
 
@@ -70,11 +71,12 @@ def move_job(
 
 
 def insert_job(session: Session, job: Job) -> None:
-    """A new job with its first event, flushed."""
+    """A new job with its first event, flushed; its tenant gets a turn."""
     job.last_event_id = 1
     session.add(job)
     session.flush()
     _append(session, job, status_events(JobStatus.QUEUED))
+    turns.enrol(session, job.tenant)
     announce_job(session, job)
 
 

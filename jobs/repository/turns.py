@@ -1,0 +1,181 @@
+"""Whose turn it is: the queue's order, between tenants and within one.
+
+Between tenants: the one with the fewest running jobs is served next, and among equals the one whose turn is longest
+ago; a tenant that never had one comes first. So a flood of one tenant delays the others by at most one job for each
+worker, and as long as two tenants wait, neither gets more workers than the other.
+
+Within a tenant: the oldest job, by creation. A job that comes back (after a crash, a drain or a retry) keeps its place
+and is not starved by what was submitted since. Nor does it block: until ``available_at`` it is passed over, a job that
+keeps crashing ends after ``max_attempts``, and only its own tenant waits for it.
+
+A tenant in the queue has a row in ``queue_turns``: it is enrolled with its job, and by the sweep should that row be
+missing. A claimer locks the row of the tenant it serves and passes over rows that are locked, so that claimers neither
+wait for each other nor serve one tenant twice in one turn. Where every row is locked, or none has a claimable job, the
+oldest claimable job of all is taken.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    ScalarSelect,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from jobs.models import Job, QueueTurn
+
+_LONG_AGO: Final = timedelta(days=36_525)
+_IDLE: Final = timedelta(days=1)
+
+AnyJob = type[Job]
+"""``Job`` or an alias of it."""
+
+
+def now() -> ColumnElement[Any]:
+    """The database's clock; stable within a statement, so that indexes can serve it."""
+    return func.statement_timestamp()
+
+
+def is_queued(job: AnyJob = Job) -> ColumnElement[bool]:
+    """Spelled out, not bound: a prepared statement could not use the partial indexes of a parameter."""
+    return job.status == literal_column("'queued'")
+
+
+def is_held(job: AnyJob = Job) -> ColumnElement[bool]:
+    """The same, of jobs that a worker has."""
+    return job.status.in_([literal_column("'running'"), literal_column("'cancelling'")])
+
+
+def waited_too_long(job: AnyJob = Job) -> ColumnElement[bool]:
+    """Longer than it was allowed to: for the sweep to end, for a claim to pass over."""
+    return now() - job.queued_at > job.max_queue_seconds * timedelta(seconds=1)
+
+
+def is_claimable(job: AnyJob = Job) -> ColumnElement[bool]:
+    """Whether a worker may start it now."""
+    return and_(is_queued(job), job.available_at <= now(), ~waited_too_long(job))
+
+
+def next_job() -> ScalarSelect[str]:
+    """The oldest claimable job of the tenant whose turn it is; locks both rows."""
+    job = aliased(Job)
+    return (
+        select(job.id)
+        .where(job.tenant == _next_tenant(), is_claimable(job))
+        .order_by(job.tenant, job.created_at, job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+
+
+def any_job() -> ScalarSelect[str]:
+    """The oldest claimable job of all that no other claimer has locked."""
+    job = aliased(Job)
+    return (
+        select(job.id)
+        .where(is_claimable(job))
+        .order_by(job.created_at, job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+
+
+def take_turn(session: Session, tenant: str) -> None:
+    """The tenant is served now; where another claimer has its turn's row, that one says so."""
+    free = select(QueueTurn.tenant).where(QueueTurn.tenant == tenant).with_for_update(skip_locked=True)
+    taken = session.scalars(
+        update(QueueTurn)
+        .where(QueueTurn.tenant == free.scalar_subquery())
+        .values(claimed_at=now())
+        .returning(QueueTurn.tenant)
+        .execution_options(synchronize_session=False)
+    )
+    if taken.one_or_none() is None:
+        _insert_missing(session, select(literal(tenant).label("tenant")).subquery(), now())
+
+
+def enrol(session: Session, tenant: str) -> None:
+    """Give a tenant that has a new job its place among the turns, ahead of all that have had theirs."""
+    _insert_missing(session, select(literal(tenant).label("tenant")).subquery(), now() - _LONG_AGO)
+
+
+def tidy(session: Session) -> None:
+    """Forget the turns of tenants that are gone; enrol those that wait without a turn."""
+    _purge_idle(session)
+    _enrol_waiting(session)
+
+
+def _enrol_waiting(session: Session) -> None:
+    """Whatever an older release enqueued, a retry brought back, or a purge raced with."""
+    job, later = aliased(Job), aliased(Job)
+    # A loose index scan: one descent of the index a tenant, however many jobs it has.
+    waiting = select(func.min(job.tenant).label("tenant")).where(is_queued(job)).cte("waiting", recursive=True)
+    beyond = select(func.min(later.tenant)).where(is_queued(later), later.tenant > waiting.c.tenant)
+    waiting = waiting.union_all(
+        select(beyond.correlate(waiting).scalar_subquery()).where(waiting.c.tenant.is_not(None))
+    )
+    _insert_missing(session, waiting, now() - _LONG_AGO)
+
+
+def _purge_idle(session: Session) -> None:
+    """Forget the turns of tenants without a queued job whose turn is more than a day ago."""
+    waits = exists().where(is_queued(), Job.tenant == QueueTurn.tenant)
+    idle = select(QueueTurn.tenant).where(QueueTurn.claimed_at < now() - _IDLE, ~waits)
+    idle = idle.with_for_update(of=QueueTurn, skip_locked=True)
+    session.execute(delete(QueueTurn).where(QueueTurn.tenant.in_(idle)).execution_options(synchronize_session=False))
+
+
+def _next_tenant() -> ScalarSelect[str]:
+    ranked, first, turn = _ranked_turns().subquery(), aliased(Job), aliased(QueueTurn)
+    has_job = (
+        select(first.id)
+        .where(first.tenant == ranked.c.tenant, is_claimable(first))
+        .correlate(ranked)
+        .order_by(first.tenant, first.created_at, first.id)
+        .limit(1)
+        .lateral()
+    )
+    # ``ranked`` is as the statement's snapshot has it: a turn that another claimer took since then differs.
+    untaken = and_(turn.tenant == ranked.c.tenant, turn.claimed_at <= ranked.c.claimed_at)
+    return (
+        select(turn.tenant)
+        .select_from(ranked.join(has_job, true()).join(turn, untaken))
+        .order_by(ranked.c.held, ranked.c.claimed_at, ranked.c.tenant)
+        .limit(1)
+        .with_for_update(of=turn, skip_locked=True)
+        .scalar_subquery()
+    )
+
+
+def _ranked_turns() -> Select[str, datetime, int]:
+    """Every tenant's turn, best first. Sorted before jobs are looked for, so that the first with one is enough."""
+    busy = select(Job.tenant, func.count().label("jobs")).where(is_held()).group_by(Job.tenant).subquery()
+    held = func.coalesce(busy.c.jobs, 0).label("held")
+    return (
+        select(QueueTurn.tenant, QueueTurn.claimed_at, held)
+        .outerjoin(busy, busy.c.tenant == QueueTurn.tenant)
+        .order_by(held, QueueTurn.claimed_at, QueueTurn.tenant)
+        .offset(literal_column("0"))
+    )
+
+
+def _insert_missing(session: Session, tenants: FromClause, claimed_at: ColumnElement[Any]) -> None:
+    # Looked for first: ON CONFLICT alone would wait for a claimer that has the row.
+    absent = ~exists().where(QueueTurn.tenant == tenants.c.tenant)
+    rows = select(tenants.c.tenant, claimed_at).where(tenants.c.tenant.is_not(None), absent).order_by(tenants.c.tenant)
+    session.execute(insert(QueueTurn).from_select(["tenant", "claimed_at"], rows).on_conflict_do_nothing())
