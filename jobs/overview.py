@@ -1,15 +1,30 @@
-"""The operator's view of the whole installation, across tenants: for metrics and capabilities."""
+"""The operator's view of the whole installation, across tenants: for readiness, metrics and capabilities."""
+
+import time
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import Field
+from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.repository import overview
+from jobs.repository.overview import Counts
 from jobs.settings import Settings
-from jobs.states import JobStatus
-from jobs.views import Timestamp, View
+from jobs.states import DeliveryStatus, JobStatus, PublicationStatus
+from jobs.views import QueueHealth, Timestamp, View
+
+_CHEAP_SECONDS: Final = 0.05
+_COST: Final = 100.0
+"""A count that takes longer than that is kept a hundred times as long: at most one percent of a database's time."""
 
 
 class WorkerView(View):
-    """A worker that said lately that it is alive."""
+    """A worker that said lately that it is alive. ``busy``: it holds a job. The JSON leaves out what is internal."""
 
+    owner: Annotated[str, Field(exclude=True)]
+    busy: Annotated[bool, Field(exclude=True)] = False
     hostname: str
     device: str
     started_at: Timestamp
@@ -17,21 +32,66 @@ class WorkerView(View):
     last_claim_at: Timestamp | None
 
 
+class Installation(View):
+    """What the database knows at one moment. Counts have every status, zeros included."""
+
+    jobs: Mapping[str, int]
+    publications: Mapping[str, int]
+    webhook_deliveries: Mapping[str, int]
+    queue: QueueHealth
+
+
 class Overview:
     """Read-only questions. Every method raises Unavailable when the database does not answer."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._alive_seconds = settings.lease_seconds
+        self._finished = _Kept(overview.count_finished, clock)
+        self._publications = _Kept(overview.count_publications, clock)
+        self._deliveries = _Kept(overview.count_deliveries, clock)
 
-    def jobs_by_status(self) -> dict[str, int]:
-        """How many jobs have each status, zeros included."""
+    def installation(self) -> Installation:
+        """Everything that is measured. What is final may be a little old where there is very much of it."""
         with self._database.transaction() as session:
-            counts = overview.count_by_status(session)
-        return {status.value: counts.get(status.value, 0) for status in JobStatus}
+            return Installation(
+                jobs=_every(JobStatus, {**self._finished.read(session), **overview.count_unfinished(session)}),
+                publications=_every(PublicationStatus, self._publications.read(session)),
+                webhook_deliveries=_every(DeliveryStatus, self._deliveries.read(session)),
+                queue=overview.queue_health(session, self._alive_seconds),
+            )
+
+    def queue_health(self) -> QueueHealth:
+        """Whether the queue moves."""
+        with self._database.transaction() as session:
+            return overview.queue_health(session, self._alive_seconds)
 
     def recent_workers(self) -> tuple[WorkerView, ...]:
         """The workers that beat within the last lease."""
         with self._database.transaction() as session:
             found = overview.workers_since(session, self._alive_seconds)
-            return tuple(WorkerView.model_validate(worker, from_attributes=True) for worker in found)
+            busy = overview.busy_owners(session)
+            views = (WorkerView.model_validate(worker, from_attributes=True) for worker in found)
+            return tuple(view.model_copy(update={"busy": view.owner in busy}) for view in views)
+
+
+class _Kept:
+    """A count that is asked again only when that is cheap."""
+
+    def __init__(self, count: Callable[[Session], Counts], clock: Callable[[], float]) -> None:
+        self._count = count
+        self._clock = clock
+        self._latest: Counts = {}
+        self._until = float("-inf")
+
+    def read(self, session: Session) -> Counts:
+        began = self._clock()
+        if began >= self._until:
+            self._latest = self._count(session)
+            now = self._clock()
+            self._until = now + _COST * (now - began) if now - began > _CHEAP_SECONDS else now
+        return self._latest
+
+
+def _every(statuses: type[StrEnum], counts: Counts) -> dict[str, int]:
+    return {status.value: counts.get(status.value, 0) for status in statuses}

@@ -23,7 +23,7 @@ from jobs.once import Once
 from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.queue import Nudger
 from jobs.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view
-from jobs.repository import jobs, schema
+from jobs.repository import jobs, overview, schema
 from jobs.settings import Settings
 from jobs.stages import StageName
 from jobs.states import JobStatus
@@ -236,7 +236,7 @@ class JobService:
         """Raises: Unavailable when the database does not answer, NotMigrated when it is of an older release."""
         with self._database.transaction() as session:
             schema.require_current(session)
-            return jobs.queue_health(session, alive_seconds=self._settings.lease_seconds)
+            return overview.queue_health(session, alive_seconds=self._settings.lease_seconds)
 
     def _views(self, session: Session, found: Sequence[Job]) -> list[JobView]:
         queued = [job.id for job in found if job.status == JobStatus.QUEUED]

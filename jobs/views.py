@@ -195,5 +195,6 @@ class QueueHealth(View):
     queued: int
     running: int
     oldest_queued_seconds: float | None
+    oldest_claimable_seconds: float | None = None  # not of jobs that wait for their next attempt
     workers: int
     seconds_since_claim: float | None

@@ -1,16 +1,15 @@
 """SQL of the API side: find, list, count. Every query is scoped by tenant."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Double, cast, delete, false, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from jobs.models import Artifact, Job, JobEvent, JobLayer, Worker
+from jobs.models import Artifact, Job, JobEvent, JobLayer
 from jobs.repository.changes import move_job
-from jobs.states import HELD, RETRIABLE, TERMINAL, JobStatus
-from jobs.views import QueueHealth
+from jobs.states import RETRIABLE, TERMINAL, JobStatus
 
 
 def find(session: Session, tenant: str, job_id: str) -> Job | None:
@@ -156,28 +155,3 @@ def find_artifact(session: Session, tenant: str, artifact_id: str) -> Artifact |
     """One artifact of one of the tenant's jobs."""
     statement = select(Artifact).join(Job, Job.id == Artifact.job_id)
     return session.scalars(statement.where(Job.tenant == tenant, Artifact.id == artifact_id)).one_or_none()
-
-
-def queue_health(session: Session, alive_seconds: float) -> QueueHealth:
-    """Depth and age of the queue, and what the workers last said."""
-    now = func.clock_timestamp()
-    jobs = session.execute(
-        select(
-            func.count().filter(Job.status == JobStatus.QUEUED),
-            func.count().filter(Job.status.in_(HELD)),
-            func.extract("epoch", now - func.min(Job.queued_at).filter(Job.status == JobStatus.QUEUED)),
-        ).where(Job.status.not_in(TERMINAL))
-    ).one()
-    workers = session.execute(
-        select(
-            func.count().filter(Worker.heartbeat_at > now - timedelta(seconds=alive_seconds)),
-            func.extract("epoch", now - func.max(Worker.last_claim_at)),
-        )
-    ).one()
-    return QueueHealth(
-        queued=jobs[0],
-        running=jobs[1],
-        oldest_queued_seconds=jobs[2],
-        workers=workers[0],
-        seconds_since_claim=workers[1],
-    )
