@@ -1,187 +1,87 @@
-"""Garbage collection of the artifact store: ``python -m jobs.gc [--dry-run]``; workers run it hourly by themselves.
+"""``python -m jobs.gc [--dry-run]``: remove what expired and what nobody needs any more, and say what that was.
 
-A blob goes when no row of ``artifacts`` names it and nobody has put it for QUANTRY_GC_GRACE_SECONDS; so do uploads that
-were cut off and not gone on with for as long. Deleting a job removes its rows at once; its bytes follow here. The
-reverse is looked for too, and only reported: rows whose bytes are gone.
-
-A publication puts its files first and writes its rows last. Each put makes a blob young, and the age is looked at once
-more just before a blob is deleted: the grace only has to be longer than a publication takes.
+Workers do the same hourly by themselves. Here it is done now, on the database that QUANTRY_DATABASE_URL names, or on
+the embedded one of the service that runs on QUANTRY_DATA_DIR.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from collections.abc import Iterator, Sequence
 
-from sqlalchemy.exc import DBAPIError
+from pydantic import ValidationError
 
-from jobs.artifacts import ArtifactStore, Blob, LegacyFiles, open_store
 from jobs.database import Database
-from jobs.errors import InstallationError, Unavailable
-from jobs.repository import blobs
+from jobs.embedded.found import database_url
+from jobs.errors import QuantryError
+from jobs.retention.collector import Collected
+from jobs.retention.downloads import Discarded, discard_downloads
+from jobs.retention.housekeeping import Housekeeping, Housekept
 from jobs.settings import Settings, get_settings
 
-EVERY_SECONDS: Final = 3600.0
-_CHORE: Final = "garbage_collection"
-_BATCH: Final = 500
-
-
-@dataclass(frozen=True)
-class MissingFile:
-    """A row whose bytes are nowhere."""
-
-    artifact_id: str
-    job_id: str
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collected:
-    """What a collection did, or would have done. ``incomplete``: uploads that were cut off."""
-
-    blobs: int
-    bytes: int
-    incomplete: int
-    missing: tuple[MissingFile, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collector:
-    """One collection. ``stopped`` is asked between blobs; a collection that stops early is simply shorter."""
-
-    database: Database
-    store: ArtifactStore
-    legacy: LegacyFiles
-    grace_seconds: float
-    dry_run: bool = False
-    stopped: Callable[[], bool] = lambda: False
-
-    @classmethod
-    def of(
-        cls, database: Database, settings: Settings, *, dry_run: bool = False, stopped: Callable[[], bool] | None = None
-    ) -> "Collector":
-        """As ``settings`` say."""
-        return cls(
-            database=database,
-            store=open_store(settings),
-            legacy=LegacyFiles(settings.artifacts_dir),
-            grace_seconds=settings.gc_grace_seconds,
-            dry_run=dry_run,
-            stopped=stopped or (lambda: False),
-        )
-
-    def run(self) -> Collected | None:
-        """Collect; None when another process does so now.
-
-        Raises: Unavailable: the database or the store does not answer.
-        """
-        try:
-            with blobs.collecting_alone(self.database.engine) as alone:
-                return self._collect() if alone else None
-        except DBAPIError as error:  # of the lock's own connection
-            raise Unavailable from error
-
-    def run_if_due(self) -> Collected | None:
-        """Collect, unless somebody began to within the last hour. Raises: Unavailable."""
-        with self.database.transaction() as session:
-            due = blobs.take_turn(session, _CHORE, EVERY_SECONDS)
-        return self.run() if due else None
-
-    def _collect(self) -> Collected:
-        before = datetime.now(UTC) - timedelta(seconds=self.grace_seconds)
-        deleted: list[Blob] = []
-        missing: list[MissingFile] = []
-        candidates: list[Blob] = []
-        for blob, name in _side_by_side(self.store.blobs(), self._named()):
-            if self.stopped():
-                break
-            if blob is None:
-                missing += self._missing(name)
-            elif name == "" and blob.modified < before:
-                candidates.append(blob)
-            if len(candidates) == _BATCH:
-                deleted += self._delete(candidates, before)
-                candidates = []
-        deleted += self._delete(candidates, before)
-        return Collected(
-            blobs=len(deleted),
-            bytes=sum(blob.bytes for blob in deleted),
-            incomplete=self.store.discard_incomplete(before, dry_run=self.dry_run),
-            missing=tuple(missing),
-        )
-
-    def _named(self) -> Iterator[str]:
-        """Every content that rows name, ascending, in short transactions."""
-        last = ""
-        while True:
-            with self.database.transaction() as session:
-                found = blobs.named_after(session, last, _BATCH)
-            if not found:
-                return
-            yield from found
-            last = found[-1]
-
-    def _delete(self, candidates: list[Blob], before: datetime) -> Iterator[Blob]:
-        """Those that were deleted: still named by no row, and put by nobody since they were listed."""
-        with self.database.transaction() as session:
-            named = blobs.named(session, [blob.sha256 for blob in candidates])
-        for blob in candidates:
-            if blob.sha256 in named or self.stopped():
-                continue
-            if self.dry_run or self.store.delete(blob.sha256, unless_since=before):
-                yield blob
-
-    def _missing(self, sha256: str) -> Iterator[MissingFile]:
-        """The rows of one content, unless it came after the store was listed, or is where the first release put it."""
-        if self.store.size(sha256) is not None:
-            return
-        with self.database.transaction() as session:
-            rows = blobs.rows_of(session, sha256)
-        for row in rows:
-            if self.legacy.find(row.job_id, row.fence, row.path) is None:
-                yield MissingFile(row.id, row.job_id, row.path, row.sha256)
-
-
-def _side_by_side(stored: Iterator[Blob], named: Iterator[str]) -> Iterator[tuple[Blob | None, str]]:
-    """Two ascending rows of contents, joined: (blob, name), (blob, "") named by no row, (None, name) not stored."""
-    blob, name = next(stored, None), next(named, None)
-    while blob is not None or name is not None:
-        if name is None or (blob is not None and blob.sha256 < name):
-            yield blob, ""
-            blob = next(stored, None)
-        elif blob is None or name < blob.sha256:
-            yield None, name
-            name = next(named, None)
-        else:
-            yield blob, name
-            blob, name = next(stored, None), next(named, None)
+Row = tuple[str, str, str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Collect once. Exit 1 when rows were found whose bytes are gone, 75 when another process collects now."""
-    parser = argparse.ArgumentParser(prog="jobs.gc", description="Deletes published files that no job names any more.")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+    """One round. Exit 1 when rows were found whose bytes are gone, 75 when another process collects or backs up."""
+    parser = argparse.ArgumentParser(prog="jobs.gc", description="Removes what expired and what nobody needs any more.")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     options = parser.parse_args(arguments)
-    settings = get_settings()
-    if settings.database_url is None:
-        raise InstallationError("QUANTRY_DATABASE_URL is not set; it says which files are still needed.")
-    database = Database(settings.database_url.get_secret_value(), pool_size=1)
     try:
-        collected = Collector.of(database, settings, dry_run=options.dry_run).run()
+        done, discarded = _run(get_settings(), dry_run=options.dry_run)
+    except ValidationError as error:
+        return _fail("installation_error", "; ".join(each["msg"] for each in error.errors(include_url=False)))
+    except QuantryError as error:
+        return _fail(error.code, error.detail)
+    sys.stdout.write(table(("would remove" if options.dry_run else "removed"), done, discarded))
+    if done.collected is None:
+        sys.stderr.write("The files were left alone: another process collects them, or makes a backup, right now.\n")
+        return os.EX_TEMPFAIL
+    for file in done.collected.missing:
+        sys.stdout.write(f"missing {file.sha256} of {file.job_id}: {file.path} ({file.artifact_id})\n")
+    return 1 if done.collected.missing else 0
+
+
+def table(verb: str, done: Housekept, discarded: Discarded) -> str:
+    """What went: a line for each kind of thing, how many and their bytes."""
+    rows = [(verb, "count", "bytes"), *_expired(done), *_collected(done.collected)]
+    rows.append(("downloads cut off", str(discarded.downloads), str(discarded.bytes)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {size:>{widths[2]}}".rstrip() for name, count, size in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _run(settings: Settings, *, dry_run: bool) -> tuple[Housekept, Discarded]:
+    database = Database(database_url(settings), pool_size=1)
+    try:
+        done = Housekeeping.of(database, settings, dry_run=dry_run).run()
     finally:
         database.close()
+    keep = settings.retention_downloads_seconds
+    return done, discard_downloads(settings.models_cache_dir, older_than_seconds=keep, dry_run=dry_run)
+
+
+def _expired(done: Housekept) -> Iterator[Row]:
+    for each in done.expired:
+        if each.gone is None:
+            yield f"expired {each.rule}", "kept", ""
+        else:
+            yield f"expired {each.rule}", str(each.gone.rows), str(each.gone.bytes) if each.gone.bytes else ""
+
+
+def _collected(collected: Collected | None) -> Sequence[Row]:
     if collected is None:
-        sys.stderr.write("Another process collects garbage right now.\n")
-        return os.EX_TEMPFAIL
-    verb = "would delete" if options.dry_run else "deleted"
-    sys.stdout.write(f"{verb} {collected.blobs} files of {collected.bytes} bytes, {collected.incomplete} uploads\n")
-    for file in collected.missing:
-        sys.stdout.write(f"missing {file.sha256} of {file.job_id}: {file.path} ({file.artifact_id})\n")
-    return 1 if collected.missing else 0
+        return []
+    return [
+        ("files that no job has", str(collected.blobs), str(collected.bytes)),
+        ("uploads cut off", str(collected.incomplete), ""),
+        ("jobs of the first release", str(collected.legacy), ""),
+    ]
+
+
+def _fail(code: str, detail: str) -> int:
+    sys.stderr.write(f"error [{code}]: {detail}\n")
+    return 1
 
 
 if __name__ == "__main__":

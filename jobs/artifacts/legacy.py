@@ -1,7 +1,9 @@
 """Files that the first release published: ``<root>/<job_id>/<fence>/<path>``. Read and deleted, never written."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from jobs.artifacts.local import read_file
@@ -26,6 +28,13 @@ class LegacyFiles:
     def read(path: Path, *, start: int, length: int) -> Iterator[bytes]:
         """Part of a file that :meth:`find` gave, as ``ArtifactStore.read``."""
         return read_file(path, start=start, length=length)
+
+    def jobs(self, before: datetime) -> Iterator[str]:
+        """Ids of the jobs that have files here and that nobody has published to since ``before``, ascending."""
+        for path in sorted(self._root.glob("job_*")):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                if is_id(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                    yield path.name
 
     def delete(self, job_id: str) -> None:
         """Remove every file of the job; nothing to remove is fine."""

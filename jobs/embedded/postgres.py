@@ -30,6 +30,11 @@ _ORPHAN_SECONDS: Final = 15.0
 _RESTARTS: Final = 10
 
 
+def url_at(socket_dir: Path) -> str:
+    """The URL of a server whose socket is in ``socket_dir``."""
+    return f"postgresql://{_SUPERUSER}@/postgres?host={quote(str(socket_dir))}"
+
+
 class Postgres:
     """One server on ``data_dir/postgres``. The caller holds the lock of ``data_dir``; start and stop repeat."""
 
@@ -42,7 +47,7 @@ class Postgres:
     @property
     def url(self) -> str:
         """Where clients find it."""
-        return f"postgresql://{_SUPERUSER}@/postgres?host={quote(str(self._socket_dir))}"
+        return url_at(self._socket_dir)
 
     @property
     def pid(self) -> int | None:

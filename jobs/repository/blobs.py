@@ -5,32 +5,48 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import ColumnElement, Engine, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from jobs.models import Artifact, Chore
+from jobs.models import Artifact, Chore, Job
 
 _LOCK: Final = 0x51_75_61_6E_74_67_63  # any number that nothing else here locks
 
 
-def named_after(session: Session, sha256: str, limit: int) -> Sequence[str]:
+def named_after(session: Session, sha256: str, limit: int, *, grace_seconds: float) -> Sequence[str]:
     """Up to ``limit`` contents that rows name and that come after ``sha256``, ascending.
+
+    The rows of a job whose files expired name nothing any more, ``grace_seconds`` after that: downloads that had begun
+    before may end.
 
     Digits come before lower-case letters in every collation, and all are equally long: this is the order of bytes.
     """
-    found = select(Artifact.sha256).where(Artifact.sha256 > sha256).distinct().order_by(Artifact.sha256).limit(limit)
-    return session.scalars(found).all()
+    contents = select(Artifact.sha256).join(Job).where(_kept(grace_seconds), Artifact.sha256 > sha256)
+    return session.scalars(contents.distinct().order_by(Artifact.sha256).limit(limit)).all()
 
 
-def named(session: Session, contents: Collection[str]) -> frozenset[str]:
+def named(session: Session, contents: Collection[str], *, grace_seconds: float) -> frozenset[str]:
     """Those of ``contents`` that rows name now."""
-    return frozenset(session.scalars(select(Artifact.sha256).where(Artifact.sha256.in_(contents))))
+    naming = select(Artifact.sha256).join(Job).where(_kept(grace_seconds), Artifact.sha256.in_(contents))
+    return frozenset(session.scalars(naming))
 
 
 def rows_of(session: Session, sha256: str) -> Sequence[Artifact]:
-    """The rows that name one content."""
-    return session.scalars(select(Artifact).where(Artifact.sha256 == sha256).order_by(Artifact.id)).all()
+    """The rows that name one content and whose files have not expired."""
+    rows = select(Artifact).join(Job).where(Job.expired_at.is_(None), Artifact.sha256 == sha256)
+    return session.scalars(rows.order_by(Artifact.id)).all()
+
+
+def jobs_with_files(session: Session, job_ids: Collection[str], *, grace_seconds: float) -> frozenset[str]:
+    """Those of ``job_ids`` that rows name files of."""
+    naming = select(Artifact.job_id).join(Job).where(_kept(grace_seconds), Artifact.job_id.in_(job_ids))
+    return frozenset(session.scalars(naming))
+
+
+def _kept(grace_seconds: float) -> ColumnElement[bool]:
+    since = func.statement_timestamp() - timedelta(seconds=grace_seconds)
+    return or_(Job.expired_at.is_(None), Job.expired_at >= since)
 
 
 def take_turn(session: Session, chore: str, every_seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from jobs.artifacts import ArtifactStore, LegacyFiles
-from jobs.gc import Collected, Collector, MissingFile, main
+from jobs.gc import main
 from jobs.lease import Manifest
 from jobs.repository import blobs
+from jobs.retention.collector import Collected, Collector, MissingFile
+from jobs.retention.expiry import Expiry
+from jobs.retention.housekeeping import Housekeeping
 from jobs.settings import Settings
 from tests.integration.jobs.conftest import TENANT, House
 
@@ -74,6 +78,12 @@ def grow_old(house: House, *contents: str) -> None:
     """Let blobs of the local store have been put long ago."""
     for content in contents:
         os.utime(house.settings.artifacts_dir / "blobs" / sha(content)[:2] / sha(content), (0, 0))
+
+
+def rows_of(lines: list[str]) -> dict[str, list[str]]:
+    """The command's table: what, and its numbers."""
+    cells = [re.split(r"\s{2,}", line) for line in lines]
+    return {name: numbers for name, *numbers in cells}
 
 
 def stored(store: ArtifactStore) -> set[str]:
@@ -158,7 +168,7 @@ def test_rows_whose_bytes_are_gone_are_reported_and_kept(house: House, store: Ar
 def test_many_rows_and_blobs_are_told_apart_page_by_page(
     house: House, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.gc._BATCH", 3)
+    monkeypatch.setattr("jobs.retention.collector._BATCH", 3)
     job = publish(house, store, **{f"file{index}": f"content {index}" for index in range(10)})
     put(store, tmp_path / "orphans", **{f"file{index}": f"orphan {index}" for index in range(8)})
     for index in (0, 4, 9):
@@ -176,13 +186,15 @@ def test_one_collects_at_a_time_and_at_most_hourly(house: House, store: Artifact
     with blobs.collecting_alone(house.database.engine) as alone:
         assert alone
         assert collector.run() is None
+    expiry = Expiry(database=house.database, settings=house.settings)
+    housekeeping = Housekeeping(database=house.database, expiry=expiry, collector=collector)
     with ThreadPoolExecutor(4) as pool:
-        collected = list(pool.map(lambda _: collector.run_if_due(), range(4)))
-    assert [each.blobs for each in collected if each is not None] == [1]
-    assert collector.run_if_due() is None
+        rounds = list(pool.map(lambda _: housekeeping.run_if_due(), range(4)))
+    assert [each.collected.blobs for each in rounds if each is not None and each.collected is not None] == [1]
+    assert housekeeping.run_if_due() is None
     with house.database.transaction() as session:
         session.execute(text("UPDATE chores SET begun_at = begun_at - interval '61 minutes'"))
-    assert collector.run_if_due() is not None
+    assert housekeeping.run_if_due() is not None
 
 
 def test_a_collection_can_be_stopped(house: House, store: ArtifactStore, tmp_path: Path) -> None:
@@ -207,15 +219,16 @@ def test_the_command(
     put(store, tmp_path / "orphan", report="nobody's")
     grow_old(house, "nobody's")
     assert main(["--dry-run"]) == 1
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == "would delete 1 files of 8 bytes, 0 uploads"
-    assert second.startswith(f"missing {sha('lost')} of {job}: weights (art_")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["would", "remove", "count", "bytes"]
+    assert {"expired jobs": ["kept"], "files that no job has": ["1", "8"]}.items() <= rows_of(lines).items()
+    assert lines[-1].startswith(f"missing {sha('lost')} of {job}: weights (art_")
     assert sha("nobody's") in stored(store)
     assert main([]) == 1
-    assert capsys.readouterr().out.startswith("deleted 1 files of 8 bytes")
+    assert rows_of(capsys.readouterr().out.splitlines())["files that no job has"] == ["1", "8"]
     assert stored(store) == {sha("kept")}
     house.service.delete_job(job, tenant=TENANT)
     assert main([]) == 0
     with blobs.collecting_alone(house.database.engine):
         assert main([]) == os.EX_TEMPFAIL
-    assert capsys.readouterr().err == "Another process collects garbage right now.\n"
+    assert "another process collects them, or makes a backup" in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""Rows of finished jobs that are older than the operator keeps them, removed batch by batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from jobs.database import Database
+from jobs.repository import retention
+from jobs.repository.retention import Gone
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One kind of thing that expires. ``keep_seconds`` of 0 keeps it for ever; ``batch``: how many at a time."""
+
+    name: str
+    keep_seconds: Callable[[Settings], float]
+    remove: Callable[[Session, float, int], Gone]
+    count: Callable[[Session, float], Gone]
+    batch: int
+
+
+RULES: Final = (
+    # What goes with a job is deleted by the same statement: few at a time, for a long job has ten thousands of events.
+    Rule(
+        name="jobs",
+        keep_seconds=lambda settings: settings.retention_jobs_seconds,
+        remove=retention.delete_jobs,
+        count=retention.count_jobs,
+        batch=5,
+    ),
+    Rule(
+        name="jobs' files",
+        keep_seconds=lambda settings: settings.retention_artifacts_seconds,
+        remove=retention.expire_files,
+        count=retention.count_files,
+        batch=100,
+    ),
+    Rule(
+        name="events",
+        keep_seconds=lambda settings: settings.retention_events_seconds,
+        remove=retention.delete_events,
+        count=retention.count_events,
+        batch=2000,
+    ),
+    Rule(
+        name="idempotency keys",
+        keep_seconds=lambda settings: settings.idempotency_seconds,
+        remove=retention.delete_keys,
+        count=retention.count_keys,
+        batch=1000,
+    ),
+)
+"""In the order in which they are applied. A new kind of thing that expires is one more entry."""
+
+
+@dataclass(frozen=True)
+class Expired:
+    """What one rule removed, or would have; ``gone`` is None where the operator keeps everything."""
+
+    rule: str
+    gone: Gone | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expiry:
+    """One application of all rules. ``stopped`` is asked between batches; several may run beside each other."""
+
+    database: Database
+    settings: Settings
+    rules: tuple[Rule, ...] = RULES
+    dry_run: bool = False
+    stopped: Callable[[], bool] = lambda: False
+
+    def run(self) -> tuple[Expired, ...]:
+        """Apply every rule; each batch is one short transaction. Raises: Unavailable."""
+        return tuple(Expired(rule.name, self._apply(rule)) for rule in self.rules)
+
+    def _apply(self, rule: Rule) -> Gone | None:
+        keep = rule.keep_seconds(self.settings)
+        if keep <= 0:
+            return None
+        if self.dry_run:
+            with self.database.transaction() as session:
+                return rule.count(session, keep)
+        gone = Gone(0)
+        while not self.stopped():
+            with self.database.transaction() as session:
+                batch = rule.remove(session, keep, rule.batch)
+            if batch.rows == 0:
+                break
+            gone = Gone(gone.rows + batch.rows, gone.bytes + batch.bytes)
+        return gone

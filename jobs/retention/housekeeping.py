@@ -1,0 +1,53 @@
+"""Everything that goes with time, in one round: first rows that expired, then bytes that no row names any more."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from jobs.database import Database
+from jobs.repository import blobs
+from jobs.retention.collector import Collected, Collector
+from jobs.retention.expiry import Expired, Expiry
+from jobs.settings import Settings
+
+EVERY_SECONDS: Final = 3600.0
+_CHORE: Final = "garbage_collection"
+
+
+@dataclass(frozen=True)
+class Housekept:
+    """What a round did, or would have done. ``collected`` is None when another process collects, or backs up."""
+
+    expired: tuple[Expired, ...]
+    collected: Collected | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Housekeeping:
+    """One round; workers take turns at it."""
+
+    database: Database
+    expiry: Expiry
+    collector: Collector
+
+    @classmethod
+    def of(
+        cls, database: Database, settings: Settings, *, dry_run: bool = False, stopped: Callable[[], bool] | None = None
+    ) -> "Housekeeping":
+        """As ``settings`` say; ``stopped`` ends a round early."""
+        asked = stopped or (lambda: False)
+        return cls(
+            database=database,
+            expiry=Expiry(database=database, settings=settings, dry_run=dry_run, stopped=asked),
+            collector=Collector.of(database, settings, dry_run=dry_run, stopped=asked),
+        )
+
+    def run(self) -> Housekept:
+        """A round, now. Raises: Unavailable: the database or the store does not answer."""
+        return Housekept(expired=self.expiry.run(), collected=self.collector.run())
+
+    def run_if_due(self) -> Housekept | None:
+        """A round, unless somebody began one within the last hour. Raises: Unavailable."""
+        with self.database.transaction() as session:
+            due = blobs.take_turn(session, _CHORE, EVERY_SECONDS)
+        return self.run() if due else None
