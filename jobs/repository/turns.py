@@ -15,6 +15,7 @@ oldest claimable job of all is taken.
 """
 
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -69,6 +70,7 @@ def is_claimable(job: AnyJob = Job) -> ColumnElement[bool]:
     return and_(is_queued(job), job.available_at <= now(), ~waited_too_long(job))
 
 
+@cache  # to put it together takes longer than to run it
 def next_job() -> ScalarSelect[str]:
     """The oldest claimable job of the tenant whose turn it is; locks both rows."""
     job = aliased(Job)
@@ -82,6 +84,7 @@ def next_job() -> ScalarSelect[str]:
     )
 
 
+@cache
 def any_job() -> ScalarSelect[str]:
     """The oldest claimable job of all that no other claimer has locked."""
     job = aliased(Job)
