@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Child:
         finally:
             os.close(writer)
         self._reader = reader
+        self._exit = _exit_watch(self._process.pid)
         self._buffer = bytearray()
         self._ended = False
         self._log = command.log
@@ -79,12 +81,11 @@ class Child:
         self.close()
 
     def receive(self, timeout: float) -> list[Message]:
-        """The messages that have arrived, after waiting up to ``timeout`` seconds for the first."""
-        if self._ended:
-            time.sleep(timeout)  # closed by a process that still runs: there is nothing more to wait for
-            return []
-        ready, _, _ = select.select([self._reader], [], [], timeout)
-        if ready:
+        """The messages that have arrived, after waiting up to ``timeout`` seconds for the first, or for the end."""
+        # A process that closed its pipe and still runs has nothing more to say: then only its end is waited for.
+        awaited = [*([] if self._ended else [self._reader]), *([] if self._exit is None else [self._exit])]
+        ready, _, _ = select.select(awaited, [], [], timeout)
+        if self._reader in ready:
             self._fill()
         return self._parse()
 
@@ -120,6 +121,9 @@ class Child:
             self.exit_code()
             os.close(self._reader)
             self._reader = -1
+            if self._exit is not None:
+                os.close(self._exit)
+                self._exit = None
 
     def log_tail(self, characters: int = 4000) -> str:
         """The end of what the process wrote to its standard output and error."""
@@ -158,3 +162,13 @@ class Child:
                     "message_dropped", reason=str(error.errors(include_input=False, include_url=False))[:500]
                 )
         return messages
+
+
+def _exit_watch(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where the system has no such thing."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

@@ -154,6 +154,21 @@ time.sleep(60)
     assert time.process_time() - before < 0.2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the end of a process is polled for")
+def test_the_end_of_a_process_is_noticed_at_once_though_its_pipe_was_closed_before(started: Starter) -> None:
+    child = started("""
+say(type="log", message="bye")
+os.close(fd)
+time.sleep(0.3)
+""")
+    assert until_messages(child, 1)
+    child.receive(0.0)
+    began = time.monotonic()
+    while not child.has_exited():
+        child.receive(20.0)
+    assert time.monotonic() - began < 10
+
+
 def test_leaving_the_context_ends_the_process(started: Starter) -> None:
     with started("time.sleep(60)") as child:
         pid = child.pid
