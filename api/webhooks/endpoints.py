@@ -1,0 +1,158 @@
+"""``/v1/webhooks``: where to tell of events, and what became of each message."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path
+from starlette.responses import Response
+
+from api.body import parse_json, validate
+from api.deps import Cursor, IdempotencyKey, JsonBody, Limit, OptionalBody, State, Tenant
+from api.jobs.schemas import NoFields
+from api.negotiation import none_match
+from api.openapi import json_body_of
+from api.responses import json_view
+from jobs.states import DeliveryStatus
+from jobs.views import Page
+from jobs.webhooks.requests import NewWebhook, WebhookChanges
+from jobs.webhooks.service import WebhookService
+from jobs.webhooks.views import DeliveryView, WebhookView, WebhookWithSecretView
+
+_POLL_SECONDS = "2"
+
+
+async def _webhooks(state: State) -> WebhookService:
+    return state.webhooks
+
+
+Webhooks = Annotated[WebhookService, Depends(_webhooks)]
+WebhookId = Annotated[str, Path(description="A webhook's id.")]
+DeliveryId = Annotated[str, Path(description="A delivery's id, which is the webhook-id of its message.")]
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+
+@router.post(
+    "", status_code=201, responses={201: {"model": WebhookWithSecretView}}, openapi_extra=json_body_of(NewWebhook)
+)
+def create_webhook(
+    body: JsonBody, webhooks: Webhooks, tenant: Tenant, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Be told of events at a URL. The answer has the secret that signs the messages; it is not shown again."""
+    new = validate(NewWebhook, parse_json(body))
+    view = webhooks.create(new, tenant=tenant, idempotency_key=idempotency_key)
+    return json_view(view, 201, {**_secret_headers(view), "Location": view.path})
+
+
+@router.get("", responses={200: {"model": Page[WebhookView]}})
+def list_webhooks(webhooks: Webhooks, tenant: Tenant, limit: Limit = 20, after: Cursor = None) -> Response:
+    """Webhooks, newest first, without their secrets."""
+    return json_view(webhooks.list(tenant=tenant, limit=limit, after=after))
+
+
+@router.get("/{webhook_id}", responses={200: {"model": WebhookView}, 304: {"description": "Unchanged"}})
+def get_webhook(
+    webhook_id: WebhookId,
+    webhooks: Webhooks,
+    tenant: Tenant,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """One webhook. Send its ETag as If-None-Match to get 304 while nothing changed."""
+    view = webhooks.get(webhook_id, tenant=tenant)
+    if not none_match(if_none_match, view.etag):
+        return Response(status_code=304, headers=_headers(view))
+    return json_view(view, headers=_headers(view))
+
+
+@router.patch("/{webhook_id}", responses={200: {"model": WebhookView}}, openapi_extra=json_body_of(WebhookChanges))
+def change_webhook(webhook_id: WebhookId, body: JsonBody, webhooks: Webhooks, tenant: Tenant) -> Response:
+    """Change the URL, the events or the description, or disable and enable it. A disabled one gets no messages."""
+    view = webhooks.change(webhook_id, validate(WebhookChanges, parse_json(body)), tenant=tenant)
+    return json_view(view, headers=_headers(view))
+
+
+@router.delete("/{webhook_id}", status_code=204)
+def delete_webhook(webhook_id: WebhookId, webhooks: Webhooks, tenant: Tenant) -> Response:
+    """Forget a webhook, its secret and its deliveries."""
+    webhooks.delete(webhook_id, tenant=tenant)
+    return Response(status_code=204)
+
+
+@router.post("/{webhook_id}/rotate", responses={200: {"model": WebhookWithSecretView}})
+def rotate_secret(
+    webhook_id: WebhookId,
+    body: OptionalBody,
+    webhooks: Webhooks,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Replace the secret. The one before signs beside it until ``previous_secret_until``. Takes no body, or ``{}``."""
+    _require_no_fields(body)
+    view = webhooks.rotate(webhook_id, tenant=tenant, idempotency_key=idempotency_key)
+    return json_view(view, headers=_secret_headers(view))
+
+
+@router.post("/{webhook_id}/test", status_code=202, responses={202: {"model": DeliveryView}})
+def send_test(
+    webhook_id: WebhookId,
+    body: OptionalBody,
+    webhooks: Webhooks,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Send a ``webhook.test`` message, whatever the webhook subscribes to. Takes no body, or ``{}``."""
+    _require_no_fields(body)
+    return _accepted(webhooks.test(webhook_id, tenant=tenant, idempotency_key=idempotency_key))
+
+
+@router.get("/{webhook_id}/deliveries", responses={200: {"model": Page[DeliveryView]}})
+def list_deliveries(
+    webhook_id: WebhookId,
+    webhooks: Webhooks,
+    tenant: Tenant,
+    *,
+    limit: Limit = 20,
+    after: Cursor = None,
+    status: DeliveryStatus | None = None,
+) -> Response:
+    """Messages to this webhook, newest first: how often each was tried, how that ended, and when it is tried again."""
+    return json_view(webhooks.list_deliveries(webhook_id, tenant=tenant, limit=limit, after=after, status=status))
+
+
+@router.get("/{webhook_id}/deliveries/{delivery_id}", responses={200: {"model": DeliveryView}})
+def get_delivery(webhook_id: WebhookId, delivery_id: DeliveryId, webhooks: Webhooks, tenant: Tenant) -> Response:
+    """One message."""
+    return json_view(webhooks.get_delivery(webhook_id, delivery_id, tenant=tenant))
+
+
+@router.post(
+    "/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202, responses={202: {"model": DeliveryView}}
+)
+def redeliver(
+    webhook_id: WebhookId,
+    delivery_id: DeliveryId,
+    body: OptionalBody,
+    webhooks: Webhooks,
+    tenant: Tenant,
+    *,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Send a message again, at once, with the same webhook-id and all its attempts. Takes no body, or ``{}``."""
+    _require_no_fields(body)
+    return _accepted(webhooks.redeliver(webhook_id, delivery_id, tenant=tenant, idempotency_key=idempotency_key))
+
+
+def _require_no_fields(body: bytes) -> None:
+    if body:
+        validate(NoFields, parse_json(body))
+
+
+def _headers(view: WebhookView) -> dict[str, str]:
+    return {"ETag": view.etag, "Cache-Control": "private, no-cache"}
+
+
+def _secret_headers(view: WebhookView) -> dict[str, str]:
+    return {"ETag": view.etag, "Cache-Control": "no-store"}
+
+
+def _accepted(view: DeliveryView) -> Response:
+    return json_view(view, 202, {"Retry-After": _POLL_SECONDS, "Location": view.path})

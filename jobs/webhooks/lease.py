@@ -1,0 +1,151 @@
+"""The worker's side of the outbox: claim a message, and write what became of it.
+
+As for jobs: a claim has a lease and a fence, a write that changes no row returns False, and all times are the
+database's. A worker that dies while it sends leaves its lease, and after that the message is sent again with the same
+``webhook-id``: at least once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from jobs.clean import clean_text
+from jobs.credentials import Vault
+from jobs.database import Database
+from jobs.errors import CredentialUnreadable
+from jobs.models import WebhookEndpoint
+from jobs.repository import webhook_queue
+from jobs.repository.blobs import take_turn
+from jobs.settings import Settings
+from jobs.states import DeliveryStatus
+from jobs.webhooks.retries import delay_seconds
+
+_SMALLEST_LEASE_SECONDS: Final = 15.0
+_LEASES_PER_TIMEOUT: Final = 3.0
+_PURGE: Final = "webhook_deliveries"
+_PURGE_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryClaim:
+    """The right to make one attempt of one delivery. ``secrets``: newest first; empty when the key is another one."""
+
+    delivery_id: str
+    endpoint_id: str
+    type: str
+    fence: int
+    attempt: int
+    url: str
+    body: bytes
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an attempt did not succeed. ``error`` is for the tenant and holds nothing of the answer's body.
+
+    ``gone``: the receiver wants no more; ``retry_after``: seconds that it asked for.
+    """
+
+    error: str
+    http_status: int | None = None
+    retry_after: float = 0.0
+    gone: bool = False
+
+
+class DeliveryKeeper:
+    """Claims deliveries for workers and writes what they learn. Methods are transactions; all raise Unavailable."""
+
+    def __init__(self, database: Database, vault: Vault, settings: Settings) -> None:
+        self._database = database
+        self._vault = vault
+        self._settings = settings
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long an attempt is nobody else's: several times what it may take."""
+        return max(_SMALLEST_LEASE_SECONDS, _LEASES_PER_TIMEOUT * self._settings.webhook_timeout_seconds)
+
+    def claim(self) -> DeliveryClaim | None:
+        """Take the delivery that has been due longest."""
+        with self._database.transaction() as session:
+            row = webhook_queue.claim_due(session, self.lease_seconds, self._settings.webhook_max_attempts)
+            if row is None:
+                return None
+            endpoint = webhook_queue.load_sealed(session, row.endpoint_id)
+            return DeliveryClaim(
+                delivery_id=row.id,
+                endpoint_id=row.endpoint_id,
+                type=row.type,
+                fence=row.fence,
+                attempt=row.attempts,
+                url=endpoint.url,
+                body=row.payload.encode(),
+                secrets=self._unsealed(endpoint.secrets),
+            )
+
+    def succeed(self, claim: DeliveryClaim, http_status: int) -> bool:
+        """The receiver took it."""
+        with self._database.transaction() as session:
+            endpoint = webhook_queue.lock_endpoint(session, claim.endpoint_id)
+            done = DeliveryStatus.SUCCEEDED
+            landed = webhook_queue.settle(
+                session, claim.delivery_id, claim.fence, done, http_status=http_status, error=None
+            )
+            if landed and endpoint is not None:
+                webhook_queue.forget_failures(session, endpoint)
+            return landed
+
+    def refuse(self, claim: DeliveryClaim, refusal: Refusal) -> bool:
+        """It was not taken: tried again later, or given up after the last attempt; may disable the endpoint."""
+        with self._database.transaction() as session:
+            endpoint = webhook_queue.lock_endpoint(session, claim.endpoint_id)
+            over = refusal.gone or claim.attempt >= self._settings.webhook_max_attempts
+            landed = self._give_up(session, claim, refusal) if over else self._postpone(session, claim, refusal)
+            if landed and endpoint is not None:
+                self._judge(session, endpoint, refusal)
+            return landed
+
+    def tidy(self) -> int:
+        """Give up on what will never be sent, and forget what ended long ago. How many were given up on."""
+        with self._database.transaction() as session:
+            given_up = webhook_queue.give_up(session, self._settings.webhook_max_attempts)
+        with self._database.transaction() as session:
+            if take_turn(session, _PURGE, _PURGE_SECONDS):
+                webhook_queue.purge(session, self._settings.webhook_retention_seconds)
+        return given_up
+
+    def _give_up(self, session: Session, claim: DeliveryClaim, refusal: Refusal) -> bool:
+        return webhook_queue.settle(
+            session,
+            claim.delivery_id,
+            claim.fence,
+            DeliveryStatus.FAILED,
+            http_status=refusal.http_status,
+            error=clean_text(refusal.error),
+        )
+
+    def _postpone(self, session: Session, claim: DeliveryClaim, refusal: Refusal) -> bool:
+        first = self._settings.webhook_retry_seconds
+        return webhook_queue.postpone(
+            session,
+            claim.delivery_id,
+            claim.fence,
+            delay_seconds=delay_seconds(claim.attempt, first_seconds=first, retry_after=refusal.retry_after),
+            http_status=refusal.http_status,
+            error=clean_text(refusal.error),
+        )
+
+    def _judge(self, session: Session, endpoint: WebhookEndpoint, refusal: Refusal) -> None:
+        patience = self._settings.webhook_disable_after_seconds
+        if refusal.gone:
+            webhook_queue.disable(session, endpoint, "gone")
+        elif webhook_queue.has_failed_for(session, endpoint, patience) and patience > 0:
+            webhook_queue.disable(session, endpoint, "failing")
+
+    def _unsealed(self, sealed: tuple[bytes, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(self._vault.unseal(secret) for secret in sealed)
+        except CredentialUnreadable:
+            return ()

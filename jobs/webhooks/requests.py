@@ -1,0 +1,52 @@
+"""What a tenant asks for: the bodies of ``POST /v1/webhooks`` and ``PATCH /v1/webhooks/{id}``."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from jobs.webhooks.events import DEFAULT_EVENTS, EventType
+from jobs.webhooks.urls import MAX_URL
+from quant_engine.policy.fields import Flag, Frozen, Name
+
+_MAX_DESCRIPTION = 256
+
+
+def _each_once(events: tuple[EventType, ...]) -> tuple[EventType, ...]:
+    if len(set(events)) < len(events):
+        raise ValueError("must name each event once; remove the repetition")
+    return events
+
+
+Url = Annotated[Name, Field(max_length=MAX_URL)]
+Events = Annotated[tuple[EventType, ...], Field(min_length=1, max_length=16), AfterValidator(_each_once)]
+Description = Annotated[Name, Field(max_length=_MAX_DESCRIPTION)]
+
+
+class NewWebhook(Frozen):
+    """An endpoint to tell of events; without ``events``, of the ends of jobs and publications."""
+
+    url: Url
+    events: Events = DEFAULT_EVENTS
+    description: Description | None = None
+
+
+class WebhookChanges(Frozen):
+    """What to change of an endpoint. Enabling it again forgets that it was failing."""
+
+    url: Url | None = None
+    events: Events | None = None
+    description: Description | None = None
+    enabled: Flag | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_null(cls, value: Any) -> Any:
+        if isinstance(value, dict) and any(item is None for item in value.values()):
+            raise ValueError("must not be null; leave out what stays as it is")
+        return value
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("must change something: url, events, description or enabled")
+        return self
