@@ -25,6 +25,7 @@ from api.query import declared_only
 from api.reports.endpoints import router as reports
 from api.request_context import RequestContext
 from api.state import AppState
+from api.webhooks.endpoints import router as webhooks
 from jobs.artifacts import open_store
 from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
@@ -34,11 +35,15 @@ from jobs.publications.service import PublicationService
 from jobs.queue import Nudger, SilentNudger
 from jobs.service import JobService
 from jobs.settings import Settings, get_settings
+from jobs.webhooks.service import WebhookService
 
 _CONTRACT_VERSION: Final = "1.0.0"
 _DATABASE_CONNECTIONS: Final = 10
 _STREAM_THREADS: Final = 4
-_RESOURCES: Final = (jobs, events, layers, reports, artifacts, publications, presets, capabilities, credentials)
+_RESOURCES: Final = (
+    *(jobs, events, layers, reports, artifacts, publications, presets, capabilities, credentials),
+    webhooks,
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -94,6 +99,7 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
                 settings=settings,
                 service=JobService(database, settings, open_store(settings), nudger),
                 publications=PublicationService(database, settings),
+                webhooks=WebhookService(database, vault, settings),
                 credentials=CredentialService(database, vault, idempotency_seconds=settings.idempotency_seconds),
                 overview=Overview(database, settings),
                 metrics=metrics,

@@ -9,10 +9,18 @@ from pydantic import BaseModel
 from api.credentials.schemas import NewCredential
 from api.problems import MEDIA_TYPE, ProblemDocument
 from jobs.lifecycle import RetryRequest
+from jobs.webhooks.requests import NewWebhook, WebhookChanges
 from quant_engine.policy import JobRequest
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
-_BODIES: Final[tuple[type[BaseModel], ...]] = (JobRequest, ProblemDocument, NewCredential, RetryRequest)
+_BODIES: Final[tuple[type[BaseModel], ...]] = (
+    JobRequest,
+    ProblemDocument,
+    NewCredential,
+    NewWebhook,
+    WebhookChanges,
+    RetryRequest,
+)
 
 PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
     "default": {

@@ -11,6 +11,7 @@ from jobs.overview import Overview
 from jobs.publications.service import PublicationService
 from jobs.service import JobService
 from jobs.settings import Settings
+from jobs.webhooks.service import WebhookService
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class AppState:
     service: JobService
     credentials: CredentialService
     publications: PublicationService
+    webhooks: WebhookService
     overview: Overview
     metrics: Metrics
     broker_answers: Callable[[], bool] | None
