@@ -1,0 +1,172 @@
+"""Sends what is in the outbox: a few threads beside the sweeper, where they can delay neither a job nor a heartbeat."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, Protocol
+
+import structlog
+
+from jobs.credentials import Vault
+from jobs.database import Database
+from jobs.errors import Unavailable
+from jobs.settings import Settings
+from jobs.webhooks.addresses import address_policy
+from jobs.webhooks.lease import DeliveryClaim, DeliveryKeeper, Refusal
+from jobs.webhooks.signing import signed_headers
+from worker.webhooks.resolving import SystemResolver
+from worker.webhooks.transport import Answer, Messenger, Undeliverable
+
+_IDLE_SECONDS: Final = 1.0
+_TIDY_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 3.0
+_CONNECTIONS: Final = 2
+_GONE: Final = 410
+_FIXED_HEADERS: Final = {"Content-Type": "application/json", "User-Agent": "Quantry-Webhooks/1"}
+
+logger = structlog.get_logger(__name__)
+
+
+class Poster(Protocol):
+    """Whoever posts messages: a :class:`Messenger`."""
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """The receiver's answer. Raises: Undeliverable."""
+        ...
+
+
+class Deliverer:
+    """:meth:`deliver_next` in the caller's thread, or :meth:`start` for threads of its own.
+
+    One thread at a time looks for work; the others send, or wait for their turn to look.
+    """
+
+    def __init__(
+        self,
+        keeper: DeliveryKeeper,
+        messenger: Poster,
+        *,
+        concurrency: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keeper = keeper
+        self._messenger = messenger
+        self._clock = clock
+        self._turn = threading.Lock()
+        self._stopping = threading.Event()
+        self._next_tidy = clock()
+        names = (f"webhooks-{number}" for number in range(concurrency))
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+
+    def start(self) -> None:
+        """Deliver from now on; returns at once."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Begin no attempt any more, and give those under way a moment; their leases run out if it is too short."""
+        self._stopping.set()
+        until = self._clock() + _STOP_SECONDS
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, until - self._clock()))
+
+    def deliver_next(self) -> str | None:
+        """Claim a message and make one attempt: how that ended, or None when none was due. Raises: Unavailable."""
+        claimed_at = self._clock()
+        claim = self._keeper.claim()
+        return None if claim is None else self._attempt(claim, claimed_at)
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with self._turn:
+                    claimed_at, claim = self._clock(), self._next_claim()
+                if claim is not None:
+                    self._attempt(claim, claimed_at)
+            except Unavailable:
+                logger.warning("webhooks_wait", reason="the database does not answer")
+                self._stopping.wait(_IDLE_SECONDS)
+            except Exception:  # this thread must outlive any one message; its lease runs out
+                logger.exception("webhook_attempt_broke")
+                self._stopping.wait(_IDLE_SECONDS)
+
+    def _next_claim(self) -> DeliveryClaim | None:
+        if self._stopping.is_set():
+            return None
+        if self._clock() >= self._next_tidy:
+            self._next_tidy = self._clock() + _TIDY_SECONDS
+            given_up = self._keeper.tidy()
+            if given_up:
+                logger.info("webhooks_given_up", messages=given_up)
+        claim = self._keeper.claim()
+        if claim is None:
+            self._stopping.wait(_IDLE_SECONDS)
+        return claim
+
+    def _attempt(self, claim: DeliveryClaim, claimed_at: float) -> str:
+        ids = {"message_id": claim.delivery_id, "webhook_id": claim.endpoint_id}
+        with structlog.contextvars.bound_contextvars(**ids, attempt=claim.attempt):
+            if self._clock() - claimed_at > self._keeper.lease_seconds / 2:
+                logger.warning("webhook_claim_too_old")  # this process stood still: the lease may be another's soon
+                return "late"
+            outcome, landed, http_status = self._send(claim)
+            logger.info("webhook_attempt_ended", type=claim.type, outcome=outcome, http_status=http_status)
+        return outcome if landed else "lost"
+
+    def _send(self, claim: DeliveryClaim) -> tuple[str, bool, int | None]:
+        """(what came of it, whether that could be written, the HTTP status)."""
+        if not claim.secrets:
+            error = "Not sent: this worker does not have the key that the secret is stored under. Tell the operator."
+            return "unreadable", self._keeper.refuse(claim, Refusal(error)), None
+        headers = signed_headers(claim.delivery_id, int(time.time()), claim.body, claim.secrets)
+        try:
+            answer = self._messenger.post(claim.url, {**_FIXED_HEADERS, **headers}, claim.body)
+        except Undeliverable as error:
+            return "undeliverable", self._keeper.refuse(claim, Refusal(str(error))), None
+        refusal = refusal_of(answer, datetime.now(UTC))
+        if refusal is None:
+            return "succeeded", self._keeper.succeed(claim, answer.status), answer.status
+        return "gone" if refusal.gone else "refused", self._keeper.refuse(claim, refusal), answer.status
+
+
+def open_deliverer(database: Database, settings: Settings) -> Deliverer:
+    """A deliverer as the settings want it; with a concurrency of 0 it delivers nothing.
+
+    Raises:
+        InstallationError: the key of stored secrets is unusable.
+        OSError: QUANTRY_WEBHOOK_CA_FILE can not be read.
+    """
+    messenger = Messenger(
+        policy=address_policy(allow_private=settings.webhook_allow_private, networks=settings.webhook_networks),
+        resolve=SystemResolver(),
+        timeout_seconds=settings.webhook_timeout_seconds,
+        allow_http=settings.webhook_allow_private,
+        ca_file=settings.webhook_ca_file,
+    )
+    keeper = DeliveryKeeper(database, Vault.open(settings), settings)
+    return Deliverer(keeper, messenger, concurrency=settings.webhook_concurrency)
+
+
+def refusal_of(answer: Answer, now: datetime) -> Refusal | None:
+    """Why an answer is no success; None for the 2xx, which are."""
+    status = answer.status
+    if 200 <= status < 300:
+        return None
+    reason = f"The receiver answered with HTTP status {status}."
+    if 300 <= status < 400:
+        reason = f"The receiver answered with HTTP status {status}; redirects are not followed."
+    return Refusal(reason, status, retry_after=_seconds(answer.retry_after, now), gone=status == _GONE)
+
+
+def _seconds(retry_after: str | None, now: datetime) -> float:
+    """``Retry-After``: a number of seconds or a date; 0 for anything else."""
+    text = (retry_after or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    except (ValueError, TypeError):  # not a date, or one without a time zone
+        return 0.0

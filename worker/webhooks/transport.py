@@ -1,0 +1,233 @@
+"""One POST to a stranger's server, who must not reach ours through us.
+
+The name is resolved here, now; every address is checked, and the connection goes to one of those, while TLS keeps to
+the name. There are no redirects, no proxies from the environment, and no connection outlives its message. The attempt as a
+whole has a deadline, not each read, and at most 64 KB of the answer are read.
+"""
+
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpcore
+
+from jobs.errors import InvalidRequest
+from jobs.webhooks.addresses import AddressPolicy
+from jobs.webhooks.urls import Target, read_url
+from worker.webhooks.resolving import Resolver
+
+MAX_ANSWER_BYTES: Final = 64 << 10
+
+_ADDRESSES_TRIED: Final = 4
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+
+
+class Undeliverable(Exception):
+    """No answer came. The text is for the tenant: it names no address of ours and nothing that was received."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the receiver said: the status, and its ``Retry-After`` if it sent one. Its body is read and dropped."""
+
+    status: int
+    retry_after: str | None
+
+
+class Messenger:
+    """Posts messages. Safe to use from several threads at once."""
+
+    def __init__(
+        self,
+        *,
+        policy: AddressPolicy,
+        resolve: Resolver,
+        timeout_seconds: float,
+        allow_http: bool = False,
+        ca_file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises: OSError, ssl.SSLError: ``ca_file`` can not be read, or holds no certificate."""
+        self._policy = policy
+        self._resolve = resolve
+        self._timeout_seconds = timeout_seconds
+        self._allow_http = allow_http
+        self._clock = clock
+        self._tls = httpcore.default_ssl_context()
+        if ca_file is not None:
+            self._tls.load_verify_locations(ca_file)
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Post ``body`` and wait for the status.
+
+        Raises:
+            Undeliverable: the URL or an address behind it is not allowed, or no status came in time.
+        """
+        try:
+            target = read_url(url, self._policy, allow_http=self._allow_http)
+            return self._exchange(target, headers, body)
+        except InvalidRequest as error:
+            raise Undeliverable(f"Not sent: {error.detail}") from None
+        except (httpcore.TimeoutException, TimeoutError):
+            raise Undeliverable(f"No answer within {self._timeout_seconds:g} seconds.") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            raise Undeliverable(_told(error)) from None
+
+    def _exchange(self, target: Target, headers: Mapping[str, str], body: bytes) -> Answer:
+        deadline = _Deadline(self._clock, self._timeout_seconds)
+        backend = _CheckedBackend(self._policy, self._resolve, deadline)
+        url = httpcore.URL(
+            scheme=target.scheme.encode(), host=target.host.encode(), port=target.port, target=target.path.encode()
+        )
+        sent = {"Host": _host_header(target), "Accept-Encoding": "identity", "Connection": "close", **headers}
+        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout_seconds)
+        with (
+            httpcore.ConnectionPool(self._tls, max_connections=1, network_backend=backend) as pool,
+            pool.stream(
+                "POST", url, headers=list(sent.items()), content=body, extensions={"timeout": timeouts}
+            ) as response,
+        ):
+            answer = Answer(response.status, _header(response, b"retry-after"))
+            _drain(response)
+        return answer
+
+
+class _Deadline:
+    """One time limit for everything that an attempt does."""
+
+    def __init__(self, clock: Callable[[], float], seconds: float) -> None:
+        self._clock = clock
+        self._at = clock() + seconds
+
+    def left(self) -> float:
+        """Seconds that remain. Raises: TimeoutError: none do."""
+        left = self._at - self._clock()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
+class _CheckedBackend(httpcore.NetworkBackend):
+    """Connects to addresses that the policy permits, and to nothing when the name has one that it does not."""
+
+    def __init__(self, policy: AddressPolicy, resolve: Resolver, deadline: _Deadline) -> None:
+        self._policy = policy
+        self._resolve = resolve
+        self._deadline = deadline
+        self._sockets = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002 - the deadline is what counts
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Raises: Undeliverable, httpcore.ConnectError, httpcore.ConnectTimeout, TimeoutError."""
+        try:
+            addresses = self._resolve(host, port, self._deadline.left())
+        except TimeoutError:
+            raise
+        except (OSError, UnicodeError):
+            raise Undeliverable("The host's name can not be resolved.") from None
+        if not addresses or not all(self._policy.permits(address) for address in addresses):
+            raise Undeliverable(
+                "Not sent: the host's name leads to a private, local or reserved address. Every address that it "
+                "resolves to has to be public."
+            )
+        tried = addresses[:_ADDRESSES_TRIED]
+        for remaining, address in zip(range(len(tried), 1, -1), tried, strict=False):
+            try:
+                return self._connect(str(address), port, 1 / remaining, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return self._connect(str(tried[-1]), port, 1.0, local_address, socket_options)
+
+    def _connect(
+        self, address: str, port: int, share: float, local_address: str | None, options: Iterable[Any] | None
+    ) -> httpcore.NetworkStream:
+        stream = self._sockets.connect_tcp(
+            address,
+            port,
+            timeout=self._deadline.left() * share,
+            local_address=local_address,
+            socket_options=options,
+        )
+        return _BoundedStream(stream, self._deadline)
+
+
+class _BoundedStream(httpcore.NetworkStream):
+    """A connection that ends at the deadline, and that gives at most 64 KB."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
+        self._allowance = MAX_ANSWER_BYTES
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the deadline is what counts
+        """Raises: httpcore.ReadError beyond the limit."""
+        if self._allowance == 0:
+            raise httpcore.ReadError("the answer is too long")
+        data = self._stream.read(min(max_bytes, self._allowance), self._deadline.left())
+        self._allowance -= len(data)
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - the deadline is what counts
+        """Send all of it."""
+        self._stream.write(buffer, self._deadline.left())
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - the deadline is what counts
+    ) -> httpcore.NetworkStream:
+        """The same connection under TLS; ``server_hostname`` is the URL's host, never the address."""
+        secured = self._stream.start_tls(ssl_context, server_hostname, self._deadline.left())
+        return _BoundedStream(secured, self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        """What the connection knows of itself."""
+        return self._stream.get_extra_info(info)
+
+    def close(self) -> None:
+        """End it."""
+        self._stream.close()
+
+
+def _drain(response: httpcore.Response) -> None:
+    """Read what comes, so that the receiver can finish; whatever goes wrong now, the status has been said."""
+    try:
+        for _ in response.iter_stream():
+            pass
+    except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError):
+        return
+
+
+def _host_header(target: Target) -> str:
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    return host if target.port == _DEFAULT_PORTS[target.scheme] else f"{host}:{target.port}"
+
+
+def _header(response: httpcore.Response, name: bytes) -> str | None:
+    values = [value for key, value in response.headers if key.lower() == name]
+    return values[0].decode("latin-1") if values else None
+
+
+def _told(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"The certificate was not accepted: {cause.verify_message}."
+        if isinstance(cause, ssl.SSLError):
+            return "The TLS handshake failed."
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpcore.ConnectError):
+        return "The connection was refused, or the network does not lead there."
+    if isinstance(error, httpcore.ProtocolError):
+        return "What came was not an answer in HTTP/1.1."
+    return "The connection broke before the answer."
