@@ -2,7 +2,7 @@
 
 Every few seconds, with jitter so that many workers do not sweep at once: repair what dead workers left behind, nudge
 for jobs that wait, remove work files of jobs that are over, and say that this worker is alive. Once an hour one of the
-sweepers collects the artifact store's garbage, beside its sweeps.
+sweepers collects the artifact store's garbage, beside its sweeps. Webhook messages are sent from here, too.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from worker.collector import BackgroundCollector
 from worker.devices import devices
 from worker.lifeline import die_with_parent
 from worker.nudge import CeleryNudger, make_celery
+from worker.webhooks.deliverer import open_deliverer
 from worker.workspace import abandoned_jobs, discard_job
 
 _JITTER: Final = 0.25
@@ -116,8 +117,13 @@ def main(arguments: list[str] | None = None) -> int:
         worker_pid=options.parent_pid,
         collect=collector.look,
     )
+    outbox = Database(database_url, pool_size=2)
+    deliverer = open_deliverer(outbox, settings)
+    deliverer.start()
     sweeper.run(stopping.wait)
+    deliverer.stop()
     collector.stop()
+    outbox.close()
     database.close()
     return 0
 
