@@ -13,6 +13,7 @@ from api.artifacts.endpoints import router as artifacts
 from api.capabilities.endpoints import router as capabilities
 from api.credentials.endpoints import router as credentials
 from api.deps import authorize
+from api.draining import Draining
 from api.events.endpoints import router as events
 from api.health.endpoints import router as health
 from api.jobs.endpoints import router as jobs
@@ -35,6 +36,7 @@ from jobs.publications.service import PublicationService
 from jobs.queue import Nudger, SilentNudger
 from jobs.service import JobService
 from jobs.settings import Settings, get_settings
+from jobs.tracing import open_tracing
 from jobs.webhooks.service import WebhookService
 
 _CONTRACT_VERSION: Final = "1.0.0"
@@ -59,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if settings is None:
             log.configure()
-        with _running(settings or get_settings(), metrics) as state:
+        with _running(settings or get_settings(), metrics) as state, state.draining.on_sigterm():
             app.state.quantry = state
             yield
 
@@ -71,6 +73,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
+        # FastAPI's own would send whole query strings, and every library's metrics and logs besides.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(RequestContext, metrics=metrics, on_bug=problems.for_a_bug)
     problems.install(app)
@@ -93,8 +97,9 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
     vault = Vault.open(settings)
     database = Database(settings.database_url.get_secret_value(), pool_size=_DATABASE_CONNECTIONS)
     broker_url = None if settings.broker_url is None else settings.broker_url.get_secret_value()
+    tracing = open_tracing(settings, "quantry-api")
     try:
-        with _nudger(broker_url) as nudger:
+        with _nudger(broker_url, metrics) as nudger:
             yield AppState(
                 settings=settings,
                 service=JobService(database, settings, open_store(settings), nudger),
@@ -103,19 +108,22 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
                 credentials=CredentialService(database, vault, idempotency_seconds=settings.idempotency_seconds),
                 overview=Overview(database, settings),
                 metrics=metrics,
+                tracing=tracing,
+                draining=Draining(settings.unready_seconds),
                 broker_answers=None if broker_url is None else partial(broker_answers, broker_url),
                 stream_limiter=anyio.CapacityLimiter(_STREAM_THREADS),
             )
     finally:
         database.close()
+        tracing.stop()
 
 
 @contextmanager
-def _nudger(broker_url: str | None) -> Iterator[Nudger]:
+def _nudger(broker_url: str | None, metrics: Metrics) -> Iterator[Nudger]:
     if broker_url is None:
         yield SilentNudger()
         return
-    with CeleryNudger(broker_url) as nudger:
+    with CeleryNudger(broker_url, metrics.nudge_failed) as nudger:
         yield nudger
 
 

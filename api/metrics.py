@@ -1,19 +1,24 @@
-"""What Prometheus scrapes: requests by route, and jobs by status as the database has them at that moment."""
+"""What Prometheus scrapes of the API: its requests, its process, and the installation as the database has it then."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from jobs.overview import Installation
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:
-    """The meters of one application, in a registry of their own."""
+    """The meters of one application, in a registry of their own. No label takes an id, or any other open set."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self._requests = Counter(
             "quantry_http_requests", "Requests answered.", ("method", "route", "status"), registry=self._registry
         )
@@ -23,20 +28,71 @@ class Metrics:
             ("method", "route"),
             registry=self._registry,
         )
+        self._in_flight = Gauge(
+            "quantry_http_requests_in_flight", "Requests being answered, streams included.", registry=self._registry
+        )
+        self._nudge_failures = Counter(
+            "quantry_nudge_failures",
+            "Nudges that the broker did not take; sweeps make them good.",
+            registry=self._registry,
+        )
+
+    def begin(self) -> None:
+        """A request arrived."""
+        self._in_flight.inc()
 
     def observe(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. An unknown method is counted as OTHER, so that clients can not invent series."""
         label = method if method in _METHODS else "OTHER"
+        self._in_flight.dec()
         self._requests.labels(label, route, str(status)).inc()
         self._seconds.labels(label, route).observe(seconds)
 
-    def render(self, jobs: Mapping[str, int] | None) -> bytes:
-        """The text exposition, with ``jobs`` by status; None, when the database does not answer, leaves them out."""
-        text = generate_latest(self._registry)
-        if jobs is None:
-            return text
+    def nudge_failed(self) -> None:
+        """Count one."""
+        self._nudge_failures.inc()
+
+    def render(self, installation: Installation | None) -> bytes:
+        """The text exposition. None, when the database does not answer, leaves out all that only it knows."""
         snapshot = CollectorRegistry()
-        gauge = Gauge("quantry_jobs", "Jobs in the database.", ("status",), registry=snapshot)
-        for status, count in jobs.items():
-            gauge.labels(status).set(count)
-        return text + generate_latest(snapshot)
+        snapshot.register(_Snapshot(installation))
+        return generate_latest(self._registry) + generate_latest(snapshot)
+
+
+class _Snapshot(Collector):
+    def __init__(self, installation: Installation | None) -> None:
+        self._installation = installation
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        now = self._installation
+        yield _gauge("quantry_database_up", "Whether the database answered this scrape.", float(now is not None))
+        if now is None:
+            return
+        yield _by_status("quantry_jobs", "Jobs in the database; those queued are the queue's depth.", now.jobs)
+        yield _by_status("quantry_publications", "Pushes to the Hub in the database.", now.publications)
+        yield _by_status("quantry_webhook_deliveries", "Webhook messages in the database.", now.webhook_deliveries)
+        queue = now.queue
+        yield _gauge(
+            "quantry_queue_oldest_job_age_seconds",
+            "How long the job that has waited longest is queued; 0 when none is.",
+            queue.oldest_queued_seconds or 0.0,
+        )
+        yield _gauge(
+            "quantry_queue_oldest_claimable_job_age_seconds",
+            "The same of jobs that could be taken now, which a retry's delay does not hold back.",
+            queue.oldest_claimable_seconds or 0.0,
+        )
+        yield _gauge("quantry_workers", "Workers that reported within the last lease.", queue.workers)
+        if queue.seconds_since_claim is not None:
+            yield _gauge("quantry_last_claim_age_seconds", "Since a worker last took a job.", queue.seconds_since_claim)
+
+
+def _gauge(name: str, description: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, description, value=value)
+
+
+def _by_status(name: str, description: str, counts: Mapping[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, description, labels=("status",))
+    for status, count in counts.items():
+        family.add_metric((status,), count)
+    return family

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -29,11 +30,12 @@ log = structlog.get_logger(__name__)
 class CeleryNudger:
     """The :class:`jobs.queue.Nudger` of the API, as a context manager.
 
-    Leaving it sends what still waits, for about a second. The log names only the kind of an error: its text may
-    hold the broker's password.
+    Leaving it sends what still waits, for about a second. ``on_failure`` is told of each nudge that was not sent. The
+    log names only the kind of an error: its text may hold the broker's password.
     """
 
-    def __init__(self, broker_url: str) -> None:
+    def __init__(self, broker_url: str, on_failure: Callable[[], None] = lambda: None) -> None:
+        self._on_failure = on_failure
         self._celery = Celery("quantry-api", broker=broker_url, set_as_current=False)
         self._celery.conf.update(
             broker_transport_options=_TRANSPORT_OPTIONS,
@@ -66,6 +68,7 @@ class CeleryNudger:
         try:
             self._waiting.put_nowait(True)
         except queue.Full:
+            self._on_failure()
             if not self._dropping:
                 log.warning("nudge.dropped", waiting=_MAX_WAITING)
             self._dropping = True
@@ -78,6 +81,7 @@ class CeleryNudger:
                 self._celery.send_task(TASK_NAME, queue=QUEUE_NAME, expires=NUDGE_EXPIRES_SECONDS, retry=False)
             except (OperationalError, OSError) as error:
                 log.warning("nudge.failed", error=type(error).__name__)
+                self._on_failure()
         self._celery.close()
 
 

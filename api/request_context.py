@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log event, its metrics, and the headers all responses share."""
+"""What surrounds every request: its id, log event, metrics and span, and the headers all responses share."""
 
 import re
 import time
@@ -13,10 +13,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
+from jobs.tracing import NoTracing, Span, Tracing
 
 _HEADER: Final = "X-Request-ID"
+_TRACEPARENT: Final = "traceparent"
+_UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _STATE_KEY: Final = "request_id"
+_SPAN_KEY: Final = "span"
+
+_OFF: Final = NoTracing()
 
 log = structlog.get_logger(__name__)
 
@@ -26,15 +32,21 @@ def request_id(scope: Scope) -> str:
     return str(scope.get("state", {}).get(_STATE_KEY, "unknown"))
 
 
+def traceparent(scope: Scope) -> str | None:
+    """What the request's work in other processes names as its parent: this server's span, or else the client's."""
+    span: Span | None = scope.get("state", {}).get(_SPAN_KEY)
+    return None if span is None else span.traceparent
+
+
 def request_headers(scope: Scope) -> dict[str, str]:
     """What every response carries."""
     return {_HEADER: request_id(scope), "X-Content-Type-Options": "nosniff"}
 
 
 class RequestContext:
-    """Middleware around every request: takes or makes its id, counts, times and logs it, and answers for bugs.
+    """Middleware around every request: takes or makes its id, counts, times, logs and traces it, and answers for bugs.
 
-    Query strings, headers and bodies are never logged: they may hold secrets.
+    Query strings, headers and bodies are neither logged nor traced: they may hold secrets.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, on_bug: Callable[[Request], Response]) -> None:
@@ -60,6 +72,8 @@ class RequestContext:
                 MutableHeaders(scope=message).update(request_headers(scope))
             await send(message)
 
+        span = scope["state"][_SPAN_KEY] = _begin_span(scope, identifier)
+        self._metrics.begin()
         began = time.perf_counter()
         try:
             await self._app(scope, receive, send_with_id)
@@ -72,6 +86,7 @@ class RequestContext:
             await self._on_bug(Request(scope))(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - began)
+            _end_span(span, scope, status)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_template(scope)
@@ -83,6 +98,27 @@ class RequestContext:
             status=status,
             milliseconds=round(seconds * 1e3, 1),
         )
+
+
+def _begin_span(scope: Scope, identifier: str) -> Span:
+    state = getattr(scope["app"].state, "quantry", None)
+    tracing: Tracing = _OFF if state is None or scope["path"] in _UNTRACED else state.tracing
+    offered = Headers(scope=scope).getlist(_TRACEPARENT)
+    return tracing.span(
+        scope["method"][:16],
+        kind="server",
+        parent=offered[0] if len(offered) == 1 else None,
+        attributes={"http.request.method": scope["method"][:16], "quantry.request.id": identifier},
+    )
+
+
+def _end_span(span: Span, scope: Scope, status: int) -> None:
+    route = route_template(scope)
+    span.rename(f"{scope['method'][:16]} {route}")
+    span.set({"http.route": route, "http.response.status_code": status})
+    if status >= 500:
+        span.fail(str(status))
+    span.end()
 
 
 def route_template(scope: Scope) -> str:

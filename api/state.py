@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import anyio
 
+from api.draining import Draining
 from api.metrics import Metrics
 from jobs.credentials import CredentialService
 from jobs.overview import Overview
 from jobs.publications.service import PublicationService
 from jobs.service import JobService
 from jobs.settings import Settings
+from jobs.tracing import Tracing
 from jobs.webhooks.service import WebhookService
 
 
@@ -25,5 +27,7 @@ class AppState:
     webhooks: WebhookService
     overview: Overview
     metrics: Metrics
+    tracing: Tracing
+    draining: Draining
     broker_answers: Callable[[], bool] | None
     stream_limiter: anyio.CapacityLimiter

@@ -19,6 +19,7 @@ HEARTBEAT_SECONDS: Final = 15
 _POLL_SECONDS: Final = 0.5
 _OUTAGE_SECONDS: Final = 3.0
 _GRACE_SECONDS: Final = 5.0
+_RETRY_MILLISECONDS: Final = 2000
 _POLLS_PER_CHECK: Final = 20
 _LINE_END: Final = "\n"
 
@@ -51,7 +52,7 @@ def event_stream(source: EventLog, after: int) -> EventSourceResponse:
 
 
 async def _messages(source: EventLog, after: int, stopping: anyio.Event) -> AsyncIterator[ServerSentEvent]:
-    """Until ``done``, the end of the server, or of the job's rows."""
+    """Until ``done``, the end of the job's rows, or that of the server: then with a word on when to come back."""
     idle = 0
     while not stopping.is_set():
         events = await _next_batch(source, after, idle)
@@ -66,6 +67,7 @@ async def _messages(source: EventLog, after: int, stopping: anyio.Event) -> Asyn
         if idle:
             with anyio.move_on_after(_POLL_SECONDS):
                 await stopping.wait()
+    yield ServerSentEvent(comment="this server is being stopped", retry=_RETRY_MILLISECONDS, sep=_LINE_END)
 
 
 async def _next_batch(source: EventLog, after: int, idle: int) -> tuple[EventView, ...] | None:

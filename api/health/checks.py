@@ -18,7 +18,7 @@ def check_all(service: JobService, broker_answers: Callable[[], bool] | None) ->
 
 
 def judge_workers(health: QueueHealth | None) -> WorkersCheck:
-    """A worker must have beaten recently; and where jobs wait and none runs, one must have been claimed recently."""
+    """A worker must have beaten lately; and where jobs could run and none does, one must have been taken lately."""
     if health is None:
         return WorkersCheck(status="down", detail="Unknown without the database.")
     numbers = health.model_dump()
@@ -32,9 +32,13 @@ def judge_workers(health: QueueHealth | None) -> WorkersCheck:
 
 
 def _is_stalled(health: QueueHealth) -> bool:
-    waited, claimed = health.oldest_queued_seconds or 0.0, health.seconds_since_claim
+    """Nobody works although there is work. While any job runs, those behind it only wait their turn.
+
+    Not the oldest job counts but the oldest that could be taken: one that failed may have to wait for its next attempt.
+    """
+    waited, claimed = health.oldest_claimable_seconds or 0.0, health.seconds_since_claim
     idle = claimed is None or claimed > _STALLED_SECONDS
-    return health.queued > 0 and health.running == 0 and waited > _STALLED_SECONDS and idle
+    return health.running == 0 and waited > _STALLED_SECONDS and idle
 
 
 def _ask_database(service: JobService) -> tuple[Check, QueueHealth | None]:

@@ -24,7 +24,18 @@ async def alive() -> Response:
 
 @router.get("/readyz", responses={200: {"model": Ready}})
 def ready(request: Request, state: State) -> Response:
-    """Whether a job sent now would be done: database, broker and workers, each with its state."""
+    """Whether a job sent now would be done: database, broker and workers, each with its state.
+
+    A server that is being stopped is not ready, and asks nobody.
+    """
+    if state.draining.begun:
+        return Problem(
+            status=503,
+            code="draining",
+            title="Not ready",
+            detail="This server is being stopped. Send requests to another one, or here again in a moment.",
+            headers={"Retry-After": "5"},
+        ).response(request)
     checks = check_all(state.service, state.broker_answers)
     if not checks.failing:
         return json_view(Ready(checks=checks), headers=_NOT_CACHED)
@@ -45,9 +56,9 @@ def ready(request: Request, state: State) -> Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics(state: State) -> Response:
-    """For Prometheus: requests by route, jobs by status."""
+    """For Prometheus: this server's requests and process, and what the database knows (docs/operations.md)."""
     try:
-        jobs = state.overview.jobs_by_status()
+        installation = state.overview.installation()
     except Unavailable:
-        jobs = None
-    return Response(state.metrics.render(jobs), media_type=CONTENT_TYPE)
+        installation = None
+    return Response(state.metrics.render(installation), media_type=CONTENT_TYPE)

@@ -26,6 +26,7 @@ class WorkersCheck(Check):
     queued: int | None = None
     running: int | None = None
     oldest_queued_seconds: float | None = None
+    oldest_claimable_seconds: float | None = None
     seconds_since_claim: float | None = None
 
 

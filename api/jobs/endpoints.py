@@ -10,7 +10,7 @@ from api.deps import Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBod
 from api.jobs.schemas import METADATA_PARAMETER, NoFields, metadata_filter
 from api.negotiation import none_match
 from api.openapi import json_body_of
-from api.request_context import request_id
+from api.request_context import request_id, traceparent
 from api.responses import accepted, job_headers, json_view
 from jobs.lifecycle import RetryRequest
 from jobs.states import JobStatus
@@ -27,7 +27,11 @@ def create_job(
     """Submit a job. It is durable when the response arrives; repeat the request safely with an Idempotency-Key."""
     wanted = validate(JobRequest, parse_json(body))
     job, _ = service.create_job(
-        wanted, tenant=tenant, idempotency_key=idempotency_key, request_id=request_id(request.scope)
+        wanted,
+        tenant=tenant,
+        idempotency_key=idempotency_key,
+        request_id=request_id(request.scope),
+        traceparent=traceparent(request.scope),
     )
     return accepted(job)
 
@@ -104,5 +108,6 @@ def retry_job(
         from_stage=wanted.from_stage,
         idempotency_key=idempotency_key,
         request_id=request_id(request.scope),
+        traceparent=traceparent(request.scope),
     )
     return accepted(job)

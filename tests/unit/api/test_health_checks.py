@@ -7,10 +7,21 @@ from jobs.views import QueueHealth
 
 
 def _health(
-    *, queued: int = 0, running: int = 0, oldest: float | None = None, workers: int = 1, claimed: float | None = None
+    *,
+    queued: int = 0,
+    running: int = 0,
+    oldest: float | None = None,
+    delayed: bool = False,
+    workers: int = 1,
+    claimed: float | None = None,
 ) -> QueueHealth:
     return QueueHealth(
-        queued=queued, running=running, oldest_queued_seconds=oldest, workers=workers, seconds_since_claim=claimed
+        queued=queued,
+        running=running,
+        oldest_queued_seconds=oldest,
+        oldest_claimable_seconds=None if delayed else oldest,
+        workers=workers,
+        seconds_since_claim=claimed,
     )
 
 
@@ -22,7 +33,9 @@ def _health(
         (_health(), "ok"),
         (_health(queued=5, oldest=10.0), "ok"),
         (_health(queued=5, oldest=500.0, running=1), "ok"),
+        (_health(queued=5, oldest=500.0, running=1, claimed=7200.0), "ok"),
         (_health(queued=5, oldest=500.0, claimed=3.0), "ok"),
+        (_health(queued=5, oldest=500.0, delayed=True, claimed=500.0), "ok"),
         (_health(queued=5, oldest=500.0, claimed=500.0), "stalled"),
         (_health(queued=1, oldest=61.0), "stalled"),
     ],
