@@ -4,7 +4,6 @@ Memory: the windows' hidden states, one block, and the working set of that block
 of a window, D features, B batch.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from quant_engine.calibration.collectors import Moments, TailQuantiles, TokenReservoir, channel_statistics
 from quant_engine.calibration.records import RESERVOIR_TOKENS, SiteRecord, record_bytes, write_record
-from quant_engine.errors import DiskFull, NumericalInstability
-from quant_engine.models import Site, StreamedModel
+from quant_engine.errors import NumericalInstability
+from quant_engine.models import Passage, Site, StreamedModel, first_of, passage_bytes
+from quant_engine.states import StateFile, check_disk
 
 BATCH_TOKENS: Final = 1024
 
@@ -55,6 +55,8 @@ def capture_records(
     seed: int,
     on_block: Callable[[int], None],
     capacity: int = RESERVOIR_TOKENS,
+    states: StateFile | None = None,
+    low_memory: bool = False,
 ) -> None:
     """Write one record for each of ``sites`` into ``directory``.
 
@@ -63,31 +65,42 @@ def capture_records(
         quantiles: every q whose exact quantile a record keeps.
         norms: every p whose ‖X_j‖_p a record keeps, 2 apart.
         seed: of the token reservoirs.
-        on_block: called with the number of finished blocks.
+        on_block: called with the number of finished blocks, first with those of an earlier attempt where there are any.
+        states: keeps the hidden states behind the last finished block; where it has some, the blocks before are done.
+        low_memory: one window at a time, and the hidden states in the memory of the CPU. Rows of a smaller product may
+            round otherwise, so the same bits are not promised; on the CPU they come out on every model tried.
 
     Raises:
-        DiskFull: the records will not fit, or did not.
+        DiskFull: the records and the states will not fit, or did not.
         NumericalInstability: an activation is not finite.
     """
     length = windows_ST.shape[1]
-    kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
-    _check_disk(directory, sum(record_bytes(site, kept, len(quantiles) + len(norms)) for site in sites))
     by_block: dict[int, list[Site]] = {}
     for site in sites:
         by_block.setdefault(site.block, []).append(site)
-    batches = windows_ST.split(max(1, BATCH_TOKENS // length))
-    entered = [model.enter(batch) for batch in batches]
-    hidden = [batch.hidden_BTD for batch in entered]
-    for index in range(max(by_block) + 1):
+    state = None if states is None else states.read()
+    first, last = first_of(state), max(by_block)
+    kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
+    needed = sum(record_bytes(site, kept, len(quantiles) + len(norms)) for site in sites if site.block >= first)
+    if states is not None:
+        needed += states.more_bytes(passage_bytes(model, [windows_ST]))
+    check_disk(directory, needed, "The calibration records")
+    batches = windows_ST.split(1 if low_memory else max(1, BATCH_TOKENS // length))
+    passage = Passage(model, batches, state=state, low_memory=low_memory)
+    if first:
+        on_block(first)
+    for index in range(first, last + 1):
         collectors = [
             (site, _SiteCollector(site, split, length, quantiles, norms, seed, capacity, model.device))
             for site in by_block.get(index, [])
         ]
         with model.block(index) as block, _listening(block, model.architecture.block_prefix(index), collectors):
-            for position, batch in enumerate(entered):
-                hidden[position] = _forward(block, hidden[position], batch.layer_arguments[index])
+            for batch in range(len(passage)):
+                passage.put(batch, _forward(block, passage.hidden(batch), passage.arguments(index, batch)))
         for site, collector in collectors:
             write_record(directory, site, collector.record())
+        if states is not None:
+            states.keep(index + 1, {} if index == last else passage.tensors())
         on_block(index + 1)
 
 
@@ -175,12 +188,3 @@ def _listening(block: nn.Module, prefix: str, collectors: list[tuple[Site, _Site
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _check_disk(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise DiskFull(
-            detail=f"The calibration records need {needed:,} bytes; {free:,} are free.",
-            hint="Free some space, use fewer samples or shorter sequences, or target fewer layers.",
-        )

@@ -15,6 +15,7 @@ from torch import Tensor
 from quant_engine.errors import disk_full_as_error
 from quant_engine.models import Site
 from quant_engine.transforms import ChannelStatistics
+from quant_engine.whole_files import whole_file
 
 RESERVOIR_TOKENS: Final = 8192
 """How many tokens of each split a record keeps."""
@@ -39,7 +40,7 @@ class SiteRecord:
 
 
 def write_record(directory: Path, site: Site, record: SiteRecord) -> None:
-    """Write the record's two files.
+    """Write the record's two files, each whole or not at all.
 
     Raises:
         DiskFull: the disk filled up.
@@ -63,8 +64,10 @@ def write_record(directory: Path, site: Site, record: SiteRecord) -> None:
         "input_kurtosis": record.input_kurtosis,
     }
     with disk_full_as_error(f"the calibration record of {site.name}"):
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, _path(directory, site))
-        _path(directory, site).with_suffix(".json").write_text(json.dumps(numbers, indent=1))
+        with whole_file(_path(directory, site)) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        with whole_file(_path(directory, site).with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(numbers, indent=1))
 
 
 def read_record(directory: Path, site: Site) -> SiteRecord:

@@ -5,7 +5,7 @@ T − 1. Shapes: B windows, T tokens, D hidden, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.models import StreamedModel
-from quant_engine.models.streaming import BlockPreparer, BlockReader, Entered
+from quant_engine.models import Passage, StreamedModel
+from quant_engine.models.streaming import BlockPreparer, BlockReader
+from quant_engine.states import StateFile
 
 _BATCH_TOKENS: Final = 1024
 PASS_TOKENS: Final = 65_536
 """Hidden states of so many tokens are held together."""
 _HEAD_TOKENS: Final = 256
+_TOTAL: Final = "total"
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,43 @@ def perplexity(
     read: BlockReader | None = None,
     prepare: BlockPreparer | None = None,
     on_block: Callable[[], None],
+    states: StateFile | None = None,
+    low_memory: bool = False,
 ) -> PerplexityResult:
     """Perplexity over ``windows`` ([B, T] token ids each), streaming the blocks once for every 65,536 tokens.
 
     Args:
         read, prepare: where blocks come from and what they compute with; the dense model by default.
-        on_block: called after every block of every pass; see :func:`passes`.
+        on_block: called after every block of every pass; see :func:`passes`. Once for each that was done before, too.
+        states: keeps the hidden states behind the last finished block of a pass, and the sum of the passes before;
+            where it has some, the measurement goes on from there.
+        low_memory: one window at a time, and the hidden states in the memory of the CPU; the same up to rounding.
 
     Raises:
         NumericalInstability: the mean is not finite.
+        DiskFull: the disk filled up.
     """
-    total, predicted = 0.0, 0
-    for group in _grouped(windows):
-        entered = [model.enter(batch) for batch in group]
-        hidden = [batch.hidden_BTD for batch in entered]
-        for index in range(model.blocks):
-            _through_block(model, index, entered, hidden, read, prepare)
+    state = None if states is None else states.read()
+    done, total = (0, 0.0) if state is None else (state.done, float(state.tensors.pop(_TOTAL)))
+    for _ in range(done):
+        on_block()
+    for number, group in enumerate(_grouped(windows)):
+        first = max(0, done - number * model.blocks)
+        if first >= model.blocks:
+            continue
+        batches = [part for batch in group for part in batch.split(1)] if low_memory else group
+        passage = Passage(model, batches, state=state if first else None, low_memory=low_memory)
+        for index in range(first, model.blocks):
+            _through_block(model, index, passage, read, prepare)
+            last = index + 1 == model.blocks
+            if last:
+                total = _sum(model, passage, batches, total)
+            if states is not None:
+                tensors = {} if last else passage.tensors()
+                tensors[_TOTAL] = torch.tensor(total, dtype=torch.float64)
+                states.keep(number * model.blocks + index + 1, tensors)
             on_block()
-        for ids_BT, hidden_BTD in zip(group, hidden, strict=True):
-            total += _negative_log_likelihood(model, hidden_BTD, ids_BT.to(model.device))
-            predicted += ids_BT[:, 1:].numel()
+    predicted = sum(batch[:, 1:].numel() for batch in windows)
     mean = total / predicted
     if not math.isfinite(mean) or mean > 700.0:
         raise NumericalInstability(
@@ -90,16 +109,18 @@ def _grouped(windows: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _through_block(
-    model: StreamedModel,
-    index: int,
-    entered: list[Entered],
-    hidden: list[Tensor],
-    read: BlockReader | None,
-    prepare: BlockPreparer | None,
+    model: StreamedModel, index: int, passage: Passage, read: BlockReader | None, prepare: BlockPreparer | None
 ) -> None:
     with model.block(index, read, prepare) as block:
-        for position, batch in enumerate(entered):
-            hidden[position] = block(hidden[position], **batch.layer_arguments[index])
+        for batch in range(len(passage)):
+            passage.put(batch, block(passage.hidden(batch), **passage.arguments(index, batch)))
+
+
+def _sum(model: StreamedModel, passage: Passage, batches: Sequence[Tensor], total: float) -> float:
+    """``total`` and the negative log-likelihood of every batch, in their order."""
+    for batch, ids_BT in enumerate(batches):
+        total += _negative_log_likelihood(model, passage.hidden(batch), ids_BT.to(model.device))
+    return total
 
 
 def _negative_log_likelihood(model: StreamedModel, hidden_BTD: Tensor, ids_BT: Tensor) -> float:

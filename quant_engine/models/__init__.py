@@ -12,6 +12,7 @@ from quant_engine.models.architectures import (
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment
 from quant_engine.models.fusion import fuse_scales
+from quant_engine.models.passage import Passage, first_of, passage_bytes
 from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
@@ -26,6 +27,7 @@ __all__ = [
     "Architecture",
     "Attachment",
     "CheckpointSource",
+    "Passage",
     "ProducerKind",
     "ProducerRows",
     "QuantizedSource",
@@ -37,11 +39,13 @@ __all__ = [
     "WeightSource",
     "architecture_of",
     "empty_model",
+    "first_of",
     "fuse_scales",
     "hadamard_rotation",
     "head_size",
     "model_configuration",
     "model_sites",
+    "passage_bytes",
     "safe_config",
     "target_sites",
 ]

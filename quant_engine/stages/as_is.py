@@ -23,6 +23,7 @@ from quant_engine.policy import Perplexity
 from quant_engine.stages.context import Run
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
+    STATE_SHARE,
     evaluation_inputs,
     perplexity_fields,
     window_shapes,
@@ -32,6 +33,7 @@ from quant_engine.stages.files import Progress, Stage, read_json, write_json
 from quant_engine.stages.load import MODEL_FILE
 from quant_engine.stages.observer import Observer
 from quant_engine.stages.spec import RunSpec
+from quant_engine.states import StateFile
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"
@@ -131,7 +133,14 @@ def evaluate_as_is_stage(run: Run, settings: Perplexity, upstream: str) -> Stage
 
     def produce(directory: Path, progress: Progress) -> None:
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
-        measured = perplexity_fields(perplexity(model, windows_of(run, settings), on_block=progress.advance))
+        result = perplexity(
+            model,
+            windows_of(run, settings),
+            on_block=progress.advance,
+            states=StateFile(directory, share=STATE_SHARE),
+            low_memory=run.spec.low_memory,
+        )
+        measured = perplexity_fields(result)
         original = None if run.base.is_quantized else measured
         write_json(directory / PERPLEXITY_FILE, {"original": original, "quantized": measured})
 
@@ -141,6 +150,7 @@ def evaluate_as_is_stage(run: Run, settings: Perplexity, upstream: str) -> Stage
         total=run.model.blocks * passes(window_shapes(settings)),
         inputs=evaluation_inputs(run, settings, upstream),
         produce=produce,
+        resumable=True,
     )
 
 

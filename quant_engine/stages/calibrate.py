@@ -1,6 +1,7 @@
 """Stage ``calibrate``: text to windows, and one pass over the blocks to one record per site."""
 
 from pathlib import Path
+from typing import Final
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,20 +19,22 @@ from quant_engine.calibration import (
 )
 from quant_engine.stages.context import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage
+from quant_engine.states import StateFile
+from quant_engine.whole_files import whole_file
 
 RECORDS = "records"
+_WINDOWS: Final = "windows.safetensors"
 
 
 def calibrate_stage(run: Run, upstream: str) -> Stage:
-    """Writes ``windows.safetensors`` and ``records/``. One unit per block."""
+    """Writes ``windows.safetensors`` and ``records/``. One unit per block, which is also what a kill loses at most."""
     calibration = run.spec.calibration
     quantiles, norms = quantiles_of(run.spec.policy), norms_of(run.spec.policy)
     tokens = calibration.samples * calibration.sequence_length
 
     def produce(directory: Path, progress: Progress) -> None:
-        windows_ST = run_windows(run)
-        save_file({"windows": windows_ST}, directory / "windows.safetensors")
-        (directory / RECORDS).mkdir()
+        windows_ST = kept_windows(run, directory / _WINDOWS)
+        (directory / RECORDS).mkdir(exist_ok=True)
         capture_records(
             run.model,
             windows_ST,
@@ -42,6 +45,8 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             norms=norms,
             seed=calibration.seed,
             on_block=progress.reach,
+            states=StateFile(directory),
+            low_memory=run.spec.low_memory,
         )
 
     return Stage(
@@ -57,12 +62,21 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             "reservoir": RESERVOIR_TOKENS,
         },
         produce=produce,
+        resumable=True,
     )
 
 
 def read_windows(directory: Path) -> Tensor:
     """The token windows [S, T] that ``calibrate`` used."""
-    return load_file(directory / "windows.safetensors")["windows"]
+    return load_file(directory / _WINDOWS)["windows"]
+
+
+def kept_windows(run: Run, path: Path) -> Tensor:
+    """:func:`run_windows`, which a model may have to write first, kept at ``path`` for whoever takes up the stage."""
+    if not path.is_file():
+        with whole_file(path) as temporary:
+            save_file({"windows": run_windows(run)}, temporary)
+    return load_file(path)["windows"]
 
 
 def training_windows(run: Run, windows_ST: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Stage ``evaluate``: the perplexity of the original and of the quantized model, on text calibration never saw."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -19,8 +20,12 @@ from quant_engine.policy import Perplexity
 from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
 from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.states import StateFile
 
 PERPLEXITY_FILE = "perplexity.json"
+STATE_SHARE: Final = 0.1
+"""Of the time for states: a pass is short beside the stages before, and on an accelerator a state takes as long as a
+block."""
 
 
 def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans, upstream: str) -> Stage:
@@ -31,9 +36,12 @@ def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans
         windows = windows_of(run, settings)
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
+        measure = partial(perplexity, on_block=progress.advance, low_memory=run.spec.low_memory)
         found = {
-            "original": perplexity(model, windows, on_block=progress.advance),
-            "quantized": perplexity(model, windows, read=read, prepare=prepare, on_block=progress.advance),
+            "original": measure(model, windows, states=StateFile(directory, "original", share=STATE_SHARE)),
+            "quantized": measure(
+                model, windows, read=read, prepare=prepare, states=StateFile(directory, "quantized", share=STATE_SHARE)
+            ),
         }
         write_json(directory / PERPLEXITY_FILE, {name: perplexity_fields(result) for name, result in found.items()})
 
@@ -43,6 +51,7 @@ def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans
         total=total,
         inputs=evaluation_inputs(run, settings, upstream),
         produce=produce,
+        resumable=True,
     )
 
 

@@ -2,28 +2,32 @@
 
 ``work_dir/<stage>/`` exists only when it is complete. ``manifest.json`` in it holds a digest of the stage's inputs and
 the SHA-256 of every output; a stage whose manifest matches is reused. What a killed attempt left in
-``work_dir/<stage>.partial/`` is taken up again by stages that work file by file, if the inputs are the same.
+``work_dir/<stage>.partial/`` is taken up again if the inputs are the same: by stages that work file by file, which skip
+the files that are there, and by those that take samples through the blocks, which also read the samples' latest hidden
+states (:mod:`quant_engine.states`). States belong to work under way: no manifest lists them, and a finished stage has
+none.
 """
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from quant_engine.errors import disk_full_as_error
 from quant_engine.stages.observer import Observer
+from quant_engine.states import SUFFIX, remove_states
+from quant_engine.whole_files import TEMPORARY, whole_file
 
 FORMAT: Final = 1
 """Raised whenever the meaning of a stage's files changes, so that no old file is reused."""
 
 _MANIFEST: Final = "manifest.json"
-_INPUTS: Final = "inputs.digest"
-_TEMPORARY: Final = ".tmp"
+_INPUTS: Final = "taken-up.digest"
+"""The inputs of a stage under way; what was left before states were kept had another name, and is not taken up."""
 
 
 class Progress:
@@ -53,7 +57,7 @@ class Stage:
         name, unit, total: what the observer is told.
         inputs: everything that the outputs depend on, as JSON.
         produce: writes the outputs into the directory it is given.
-        resumable: ``produce`` skips the files that are already there.
+        resumable: ``produce`` skips the files that are already there, and goes on behind the latest state.
         retell: tells the observer again what ``produce`` told it, when the files are reused.
     """
 
@@ -75,17 +79,22 @@ def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
     started = time.monotonic()
     observer.stage_started(stage.name, stage.unit, stage.total)
     final = work_dir / stage.name
+    partial = work_dir / f"{stage.name}.partial"
     digest = digest_of({"format": FORMAT, "stage": stage.name, "inputs": stage.inputs})
     reused = _is_complete(final, digest)
+    if not reused and _is_complete(partial, digest):
+        _put_in_place(partial, final)  # killed between its manifest and its renaming
+        reused = True
     if reused:
         if stage.retell is not None:
             stage.retell(final)
         observer.stage_advanced(stage.name, stage.total, stage.total)
     else:
         with disk_full_as_error(f"the files of stage {stage.name}"):
-            partial = _partial_directory(work_dir / f"{stage.name}.partial", digest, stage.resumable)
+            _prepare(partial, digest, stage.resumable)
             stage.produce(partial, Progress(observer, stage.name, stage.total))
-            _publish(partial, final, digest)
+            _describe(partial, digest)
+            _put_in_place(partial, final)
     observer.stage_finished(stage.name, time.monotonic() - started, reused)
     return final
 
@@ -98,14 +107,6 @@ def digest_of(value: Any) -> str:
 def manifest_digest(stage_directory: Path) -> str:
     """What names a finished stage's content: the input of the stages after it."""
     return hashlib.sha256((stage_directory / _MANIFEST).read_bytes()).hexdigest()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it when the block ends well: ``path`` is whole or absent."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    yield temporary
-    temporary.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -129,25 +130,30 @@ def _is_complete(directory: Path, digest: str) -> bool:
         return False
 
 
-def _partial_directory(partial: Path, digest: str, resumable: bool) -> Path:
+def _prepare(partial: Path, digest: str, resumable: bool) -> None:
+    """Leave in ``partial`` what can be taken up, and nothing else."""
     marker = partial / _INPUTS
     if not (resumable and marker.is_file() and marker.read_text() == digest):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with whole_file(marker) as temporary:
             temporary.write_text(digest)
-    for leftover in partial.rglob(f"*{_TEMPORARY}"):
+    for leftover in partial.rglob(f"*{TEMPORARY}"):
         leftover.unlink()
-    return partial
 
 
-def _publish(partial: Path, final: Path, digest: str) -> None:
+def _describe(partial: Path, digest: str) -> None:
+    """Write the manifest: from here on nothing has to be computed again, whenever the process dies."""
     outputs = {
         path.relative_to(partial).as_posix(): _sha256(path)
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and path.name not in (_INPUTS, _MANIFEST)
+        if path.is_file() and path.name not in (_INPUTS, _MANIFEST) and path.suffix != SUFFIX
     }
     write_json(partial / _MANIFEST, {"inputs": digest, "outputs": outputs})
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    remove_states(partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from quant_engine.models import Site
 from quant_engine.policy import Statistic, TransformKind
-from quant_engine.stages.files import whole_file
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import primitive_from
+from quant_engine.whole_files import whole_file
 
 PlanReader = Callable[[Site], SitePlan | None]
 """A site's plan from an earlier stage; None where there is none."""

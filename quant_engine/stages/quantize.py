@@ -5,8 +5,7 @@ through the quantized blocks too (:mod:`quant_engine.stages.streams`); layer row
 weights that are shipped.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,14 @@ from quant_engine.rounding import corrected_weight, factorise, round_weight
 from quant_engine.stages.blocks import Plans, block_linears, block_path, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
 from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, whole_file
+from quant_engine.stages.files import Progress, Stage
 from quant_engine.stages.rows import remeasure
 from quant_engine.stages.run_time import run_time_input
 from quant_engine.stages.streams import OpenBlock, Streams, open_block
+from quant_engine.states import StateFile
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.transforms import SitePlan, transform_activation
+from quant_engine.whole_files import whole_file
 
 
 def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calibrated: Path, upstream: str) -> Stage:
@@ -46,11 +47,15 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calib
     check_profile_of(linears, run.spec.output.profile)
 
     def produce(directory: Path, progress: Progress) -> None:
-        with _streams(run, calibrated) as streams:
-            for block in range(run.model.blocks):
+        streams = _streams(run, calibrated, directory)
+        done = 0 if streams is None else streams.first
+        for block in range(run.model.blocks):
+            if block >= done:
                 _produce_block(run, block, plans, streams, directory)
-                remeasure(run, block, plans, rows, calibrated / RECORDS, directory)
-                progress.reach(block + 1)
+            remeasure(run, block, plans, rows, calibrated / RECORDS, directory)
+            if streams is not None and block >= done:
+                streams.keep(block + 1, last=block + 1 == run.model.blocks)
+            progress.reach(block + 1)
         ends = run.source.read(run.model.end_names, dtype=run.source.dtype)
         with whole_file(directory / "ends.safetensors") as temporary:
             save_file(ends, temporary)
@@ -65,20 +70,23 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calib
     )
 
 
-@contextmanager
-def _streams(run: Run, calibrated: Path) -> Iterator[Streams | None]:
-    """The calibration streams that the policy's rounding needs; none for round to nearest."""
+def _streams(run: Run, calibrated: Path, directory: Path) -> Streams | None:
+    """The calibration streams that the policy's rounding needs, as far as they have come; none to round to nearest."""
     weights = [run.settings[site.name].weights for site in run.sites]
     gptq = [each.gptq for each in weights if each.rounding == "gptq"]
     if not gptq:
-        yield None
-        return
-    windows_ST = training_windows(run, read_windows(calibrated))
-    yield Streams(run.model, windows_ST, quantized=any(each.correction > 0 for each in gptq))
+        return None
+    return Streams(
+        run.model,
+        training_windows(run, read_windows(calibrated)),
+        quantized=any(each.correction > 0 for each in gptq),
+        states=StateFile(directory),
+        low_memory=run.spec.low_memory,
+    )
 
 
 def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, directory: Path) -> None:
-    """Write the block's file unless it is there, and take the streams through it."""
+    """Write the block's file unless a killed attempt did, and take the streams through it."""
     path = block_path(directory, block)
     sites = [site for site in run.sites if site.block == block]
     if streams is None or not sites:

@@ -6,17 +6,18 @@ before it make of the same samples. Both streams keep one hidden state per sampl
 Shapes: S samples, B batch, T tokens, D hidden size, I channels of a site.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from quant_engine.models import Site, StreamedModel
+from quant_engine.models import Passage, Site, StreamedModel, first_of, passage_bytes
 from quant_engine.stages.context import Run
+from quant_engine.states import StateFile, check_disk
 from quant_engine.training.readers import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan, transform_activation
 
@@ -24,6 +25,9 @@ TOKEN_CAP: Final = 8.0
 """Tokens longer than this many median tokens count as that long: a handful of massive ones would be the Hessian."""
 
 _BATCH_TOKENS: Final = 2048
+
+ORIGINAL: Final = "original"
+QUANTIZED: Final = "quantized"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,22 +45,49 @@ class Streams:
         windows_ST: token ids.
         quantized: whether to follow the quantized model too.
         batch_samples: how many samples go through a block at a time; as many as are good for it where None.
+        states: keeps both streams behind the last finished block; where it has some, they go on from there.
+        low_memory: one sample at a time, the hidden states in the memory of the CPU. Moments are still summed over as
+            many samples together, so they are the same wherever a row of a smaller product rounds the same; that is
+            not promised.
+
+    Raises:
+        DiskFull: the states will not fit.
     """
 
     def __init__(
-        self, model: StreamedModel, windows_ST: Tensor, *, quantized: bool, batch_samples: int | None = None
+        self,
+        model: StreamedModel,
+        windows_ST: Tensor,
+        *,
+        quantized: bool,
+        batch_samples: int | None = None,
+        states: StateFile | None = None,
+        low_memory: bool = False,
     ) -> None:
-        batches = torch.split(windows_ST, batch_samples or max(1, _BATCH_TOKENS // windows_ST.shape[1]))
-        self._entered = [model.enter(batch) for batch in batches]
-        self.original = [each.hidden_BTD for each in self._entered]
-        self.quantized = [each.hidden_BTD for each in self._entered] if quantized else None
+        names = (ORIGINAL, QUANTIZED) if quantized else (ORIGINAL,)
+        together = batch_samples or max(1, _BATCH_TOKENS // windows_ST.shape[1])
+        batches = torch.split(windows_ST, 1 if low_memory else together)
+        state = None if states is None else states.read()
+        if states is not None:
+            needed = states.more_bytes(passage_bytes(model, [windows_ST], len(names)))
+            check_disk(states.directory, needed, "The hidden states of the samples")
+        self.first = first_of(state)
+        self.follows_quantized = quantized
+        self.passage = Passage(model, batches, names, state=state, low_memory=low_memory)
+        self._states, self._together = states, together if low_memory else 1
 
     def __len__(self) -> int:
-        return len(self._entered)
+        return len(self.passage)
 
-    def arguments(self, block: int, batch: int) -> dict[str, Any]:
-        """What the block's layer is called with beside the hidden states."""
-        return self._entered[batch].layer_arguments[block]
+    @property
+    def together(self) -> list[range]:
+        """The batches whose moments are taken as one."""
+        return [range(first, min(first + self._together, len(self))) for first in range(0, len(self), self._together)]
+
+    def keep(self, done: int, *, last: bool) -> None:
+        """The first ``done`` blocks are finished, and ``last`` if none follows: let no later attempt do them again."""
+        if self._states is not None:
+            self._states.keep(done, {} if last else self.passage.tensors())
 
 
 @contextmanager
@@ -73,7 +104,7 @@ def open_block(
         prefix = run.model.architecture.block_prefix(block)
         original = stack.enter_context(run.model.block(block))
         readers = None
-        if streams.quantized is not None:
+        if streams.follows_quantized:
             layer = stack.enter_context(run.model.block(block, None if state is None else lambda _: state))
             readers = stack.enter_context(SwappedReaders(layer, prefix, sites))
         yield OpenBlock(run, streams, block, original, readers, prefix)
@@ -115,36 +146,34 @@ class OpenBlock:
         """
         hessian = torch.zeros(site.features, site.features, dtype=torch.float64, device=self._run.model.device)
         cross = None if rounder is None else torch.zeros_like(hessian)
-        for batch in range(len(self._streams)):
-            original_TI = transform_activation(self._site_input(site, batch), plan)
+        for batches in self._streams.together:
+            original_TI = transform_activation(_rows(self._site_input(site, batch) for batch in batches), plan)
             factor_T1 = _cap(original_TI)
             original_TI = original_TI * factor_T1
             if rounder is None or cross is None:
                 hessian += (original_TI.mT @ original_TI).double()
                 continue
-            quantized_TI = rounder(self._quantized_input(site, batch)) * factor_T1
+            quantized_TI = rounder(_rows(self._quantized_input(site, batch) for batch in batches)) * factor_T1
             hessian += (quantized_TI.mT @ quantized_TI).double()
             cross += (original_TI.mT @ quantized_TI).double()
         return Moments(hessian_II=hessian, cross_II=cross)
 
     @torch.no_grad()
-    def original_outputs(self) -> list[Tensor]:
-        """What the original block makes of the original stream, batch by batch."""
-        streams, block = self._streams, self._block
-        return [
-            _hidden(self._original(hidden_BTD, **streams.arguments(block, batch)))
-            for batch, hidden_BTD in enumerate(streams.original)
-        ]
+    def original_output(self, batch: int) -> Tensor:
+        """What the original block makes of a batch of the original stream."""
+        passage = self._streams.passage
+        return _hidden(self._original(passage.hidden(batch, ORIGINAL), **passage.arguments(self._block, batch)))
 
     @torch.no_grad()
-    def advance(self, originals: list[Tensor] | None = None) -> None:
+    def advance(self, originals: Sequence[Tensor] | None = None) -> None:
         """Send every sample through the block, in both streams; ``originals`` are its outputs where they are known."""
-        streams = self._streams
-        streams.original = self.original_outputs() if originals is None else originals
-        if streams.quantized is not None and self._readers is not None:
-            for batch, hidden_BTD in enumerate(streams.quantized):
-                arguments = streams.arguments(self._block, batch)
-                streams.quantized[batch] = self._readers.forward(hidden_BTD, arguments)
+        passage = self._streams.passage
+        for batch in range(len(passage)):
+            passage.put(batch, self.original_output(batch) if originals is None else originals[batch], ORIGINAL)
+            if self._readers is not None:
+                arguments = passage.arguments(self._block, batch)
+                output_BTD = self._readers.forward(passage.hidden(batch, QUANTIZED), arguments)
+                passage.put(batch, output_BTD, QUANTIZED)
 
     def _use(self) -> None:
         if self._readers is not None:
@@ -154,19 +183,20 @@ class OpenBlock:
         reader = self._original.get_submodule(site.all_readers[0].removeprefix(self._prefix))
         handle = reader.register_forward_pre_hook(lambda _module, arguments: _stop(arguments[0]))
         try:
-            return _reached(
-                partial(self._original, self._streams.original[batch], **self._streams.arguments(self._block, batch))
-            )
+            passage = self._streams.passage
+            arguments = passage.arguments(self._block, batch)
+            return _reached(partial(self._original, passage.hidden(batch, ORIGINAL), **arguments))
         finally:
             handle.remove()
 
     def _quantized_input(self, site: Site, batch: int) -> Tensor:
-        assert self._readers is not None and self._streams.quantized is not None  # noqa: S101, PT018  # a rounder needs both
+        assert self._readers is not None  # noqa: S101  # a rounder needs the quantized stream
         listening = QuantizedSite(rounder=_stop, weights=self._state[site.name].weights)
         self._readers.use({**self._state, site.name: listening})
-        arguments = self._streams.arguments(self._block, batch)
+        passage = self._streams.passage
+        arguments = passage.arguments(self._block, batch)
         try:
-            return _reached(partial(self._readers.forward, self._streams.quantized[batch], arguments))
+            return _reached(partial(self._readers.forward, passage.hidden(batch, QUANTIZED), arguments))
         finally:
             self._use()
 
@@ -190,6 +220,12 @@ def _reached(forward: Callable[[], object]) -> Tensor:
     except _Reached as reached:
         return reached.x_BTI.flatten(0, -2).float()
     raise AssertionError("the block does not reach the site")
+
+
+def _rows(parts: Iterable[Tensor]) -> Tensor:
+    """The rows of every part; the part itself where there is one."""
+    first, *others = parts
+    return torch.cat([first, *others]) if others else first
 
 
 def _cap(x_TI: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 from quant_engine.stages.measure import OpenSite
 from quant_engine.stages.plans import PlanReader, plan_path, read_plan, write_plan
-from quant_engine.stages.streams import Streams, open_block
+from quant_engine.stages.streams import ORIGINAL, QUANTIZED, Streams, open_block
+from quant_engine.states import StateFile
 from quant_engine.training import BlockBatch, train_block
 from quant_engine.training.learnable import SiteSettings, plan_inputs, plan_weights
 from quant_engine.training.readers import QuantizedSite
@@ -36,10 +37,20 @@ def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, foun
 
     def produce(directory: Path, progress: Progress) -> None:
         windows_ST = training_windows(run, read_windows(calibrated))
-        streams = Streams(run.model, windows_ST, quantized=training.inputs == "quantized", batch_samples=1)
-        for block in range(max(blocks) + 1):
+        streams = Streams(
+            run.model,
+            windows_ST,
+            quantized=training.inputs == "quantized",
+            batch_samples=1,
+            states=StateFile(directory),
+            low_memory=run.spec.low_memory,
+        )
+        if streams.first:
+            progress.reach(sum(block < streams.first for block in blocks))
+        for block in range(streams.first, max(blocks) + 1):
             sites = [site for site in run.sites if site.block == block]
             _pass_block(run, training, block, sites, streams, calibrated / RECORDS, found, directory)
+            streams.keep(block + 1, last=block == max(blocks))
             if sites:
                 progress.advance()
 
@@ -63,17 +74,18 @@ def _pass_block(
     found: PlanReader,
     directory: Path,
 ) -> None:
-    """Train the block unless that has been done, and take the streams through it."""
+    """Train the block unless a killed attempt did, and take the streams through it."""
+    passage = streams.passage
     with open_block(run, streams, block) as opened:
-        targets = opened.original_outputs()
+        targets = [opened.original_output(batch).to(passage.place) for batch in range(len(passage))]
         if sites and not all(plan_path(directory, site).is_file() for site in sites):
-            inputs = streams.original if streams.quantized is None else streams.quantized
+            inputs = passage.batches(QUANTIZED if streams.follows_quantized else ORIGINAL)
             batches = [
-                BlockBatch(inputs_BTD=inputs[i], targets_BTD=targets[i], arguments=streams.arguments(block, i))
-                for i in range(len(streams))
+                BlockBatch(inputs_BTD=inputs[i], targets_BTD=targets[i], arguments=passage.arguments(block, i))
+                for i in range(len(passage))
             ]
             _train(run, training, block, sites, batches, records, found, directory)
-        if streams.quantized is not None:
+        if streams.follows_quantized:
             # All at once: a layer of which only some sites are known can not be computed with.
             opened.unrounded({site.name: _settled(run, site, read_plan(directory, site)) for site in sites})
         opened.advance(targets)

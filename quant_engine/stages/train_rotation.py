@@ -9,16 +9,21 @@ from safetensors.torch import load_file, save_file
 
 from quant_engine.models import ResidualRotation, StreamedModel, model_sites, target_sites
 from quant_engine.policy import RotationTraining
-from quant_engine.stages.calibrate import run_windows, training_windows
+from quant_engine.stages.calibrate import kept_windows, training_windows
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage
+from quant_engine.states import SUFFIX, StateFile
 from quant_engine.training import train_rotation
+from quant_engine.whole_files import whole_file
 
 _FILE = "rotation.safetensors"
 
 
 def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRotation, upstream: str) -> Stage:
-    """Writes ``rotation.safetensors``. One unit per step. Holds the whole model in memory, as its loss needs."""
+    """Writes ``rotation.safetensors``. Holds the whole model in memory, as its loss needs.
+
+    One unit per step, which is also what a kill loses at most, and the judgement of the start or of the end.
+    """
 
     def produce(directory: Path, progress: Progress) -> None:
         model = StreamedModel(run.base, device=run.spec.device)
@@ -29,15 +34,18 @@ def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRo
             sites,
             start.r1_DD,
             start.r2_LKK,
-            training_windows(run, run_windows(run)),
+            training_windows(run, kept_windows(run, directory / f"windows{SUFFIX}")),
             training,
             settings,
             online=run.spec.policy.online != "none",
             seed=run.spec.calibration.seed,
             on_step=progress.reach,
+            states=StateFile(directory),
+            low_memory=run.spec.low_memory,
         )
         tensors = {"r1": r1_DD} if r2_LKK is None else {"r1": r1_DD, "r2": r2_LKK}
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, directory / _FILE)
+        with whole_file(directory / _FILE) as temporary:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
 
     return Stage(
         name="train",
@@ -49,6 +57,7 @@ def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRo
             "calibration": run.spec.calibration.model_dump(mode="json"),
         },
         produce=produce,
+        resumable=True,
     )
 
 

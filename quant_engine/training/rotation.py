@@ -9,6 +9,7 @@ Shapes: S windows of T tokens, D hidden size, L blocks, K head size, V vocabular
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from quant_engine.errors import NumericalInstability
 from quant_engine.models import Site
 from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
+from quant_engine.states import State, StateFile
 from quant_engine.training.cayley import CayleySGD
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
 
@@ -34,6 +36,8 @@ def train_rotation(
     online: bool,
     seed: int,
     on_step: Callable[[int], None] | None = None,
+    states: StateFile | None = None,
+    low_memory: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Learn R1 and R2 from where they are.
 
@@ -46,7 +50,11 @@ def train_rotation(
         settings: the grids of each site by its name; those of the activations count.
         online: whether the attention's output and the feed-forward's inner tensor get an online Hadamard.
         seed: of the draws. Equal arguments and thread counts give equal bits.
-        on_step: called with the number of the step that is done; may raise to stop.
+        on_step: called with the number of the step that is done; may raise to stop. Learning that is taken up begins
+            with the steps of the attempt before.
+        states: keeps what is learned after every step, with its momentum; where it has some, learning goes on from it.
+        low_memory: one window at a time goes through the model, and gradients are added up: the same up to rounding,
+            and the same bits where a step draws one window.
 
     Returns:
         (R1, R2) in fp64, orthogonal to rounding, on the device of ``model``; what they were where learning did not
@@ -62,18 +70,21 @@ def train_rotation(
     draws = _draws(windows_ST, training.batch_samples, torch.Generator().manual_seed(seed))
     rotations = _live(start, model.dtype)
     activations = {name: each for name, (_, each) in settings.items()}
+    state = None if states is None else states.read()
+    done = 0 if state is None else state.done
     with rounded_inputs(model, sites, rotations, activations, online=online):
-        start_loss = _mean_loss(model, windows_ST)
-        for step in range(1, training.steps + 1):
+        start_loss = _mean_loss(model, windows_ST) if state is None else _restore(state, optimizer, learned)
+        if done and on_step is not None:
+            on_step(done)
+        for step, drawn_ST in enumerate(islice(draws, done, training.steps), start=done + 1):
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * (1.0 - (step - 1) / training.steps)
             optimizer.zero_grad()
-            with torch.enable_grad():
-                _follow(rotations, learned)
-                loss = next_token_loss(model, next(draws))
-                loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
-            _finite(float(loss.detach()))
+            for part_ST in torch.split(drawn_ST, 1 if low_memory else len(drawn_ST)):
+                _descend(model, rotations, learned, part_ST, share=len(part_ST) / len(drawn_ST))
             optimizer.step()
+            if states is not None:
+                states.keep(step, _kept(optimizer, learned, start_loss))
             if on_step is not None:
                 on_step(step)
         found = [each.detach() for each in learned]
@@ -86,6 +97,35 @@ def next_token_loss(model: PreTrainedModel, windows_ST: Tensor) -> Tensor:
     """The mean cross-entropy of each token given those before it in its window."""
     logits_STV = model(windows_ST, use_cache=False).logits[:, :-1]
     return functional.cross_entropy(logits_STV.flatten(0, 1).float(), windows_ST[:, 1:].flatten())
+
+
+def _descend(
+    model: PreTrainedModel, rotations: LiveRotations, learned: list[Tensor], windows_ST: Tensor, *, share: float
+) -> None:
+    """Add ``share`` of the gradient of the windows' loss."""
+    with torch.enable_grad():
+        _follow(rotations, learned)
+        loss = next_token_loss(model, windows_ST)
+        (loss * share).backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
+    _finite(float(loss.detach()))
+
+
+def _kept(optimizer: CayleySGD, learned: Sequence[Tensor], start_loss: float) -> dict[str, Tensor]:
+    """Everything that the steps so far have changed; the draws of a step follow from its number."""
+    tensors = {"start_loss": torch.tensor(start_loss, dtype=torch.float64)}
+    for index, each in enumerate(learned):
+        tensors[f"learned.{index}"] = each
+        tensors[f"momentum.{index}"] = optimizer.state[each]["momentum"]
+    return tensors
+
+
+def _restore(state: State, optimizer: CayleySGD, learned: Sequence[Tensor]) -> float:
+    """Undo :func:`_kept`; returns the loss at the start."""
+    with torch.no_grad():
+        for index, each in enumerate(learned):
+            each.copy_(state.tensors[f"learned.{index}"])
+            optimizer.state[each]["momentum"] = state.tensors[f"momentum.{index}"].to(each.device, copy=True)
+    return float(state.tensors["start_loss"])
 
 
 def _live(matrices: Sequence[Tensor], dtype: torch.dtype) -> LiveRotations:

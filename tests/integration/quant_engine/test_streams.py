@@ -22,7 +22,7 @@ from quant_engine.policy import ActivationQuantization, Policy
 from quant_engine.stages.blocks import block_linears, quantized_reader, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import training_windows
 from quant_engine.stages.quantize import _rounder, _settled, _unrounded
-from quant_engine.stages.streams import TOKEN_CAP, Moments, Streams, open_block
+from quant_engine.stages.streams import ORIGINAL, QUANTIZED, TOKEN_CAP, Moments, Streams, open_block
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
@@ -74,7 +74,7 @@ def _moments(left: Left, *, corrected: bool) -> tuple[dict[str, Moments], list[T
                 found[site.name] = opened.moments(site, plan, _rounder(run, site, plan) if corrected else None)
                 opened.settle(site, _settled(run, site, plan, stored))
             opened.advance()
-    return found, streams.quantized or []
+    return found, streams.passage.batches(QUANTIZED) if corrected else []
 
 
 @contextmanager
@@ -268,7 +268,7 @@ def _stream_error(left: Left) -> float:
     for block in range(run.model.blocks):
         with open_block(run, streams, block) as opened:
             opened.advance()
-    return _relative(torch.cat(stream), torch.cat(streams.original))
+    return _relative(torch.cat(stream), torch.cat(streams.passage.batches(ORIGINAL)))
 
 
 def test_a_correction_lowers_the_error_of_the_blocks_outputs(runs: Any) -> None:

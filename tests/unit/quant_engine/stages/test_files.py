@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from quant_engine.errors import DiskFull
-from quant_engine.stages.files import Progress, Stage, manifest_digest, run_stage, whole_file, write_json
+from quant_engine.stages.files import Progress, Stage, manifest_digest, run_stage, write_json
+from quant_engine.whole_files import whole_file
 from tests.integration.quant_engine.helpers import RecordingObserver
 
 
