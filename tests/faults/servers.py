@@ -97,7 +97,17 @@ class DebianPostgres:
         self._socket_dir.mkdir(mode=0o700)
         give(account, self._socket_dir)
         let_pass(account, self._socket_dir)
-        command = [POSTGRES / "postgres", "-D", self._cluster, "-k", self._socket_dir, "-h", "", "-p", str(PORT)]
+        command: list[str | Path] = [
+            POSTGRES / "postgres",
+            "-D",
+            self._cluster,
+            "-k",
+            self._socket_dir,
+            "-h",
+            "",
+            "-p",
+            str(PORT),
+        ]
         self._process = spawn(command, log=self._log, on_parent_death=signal.SIGQUIT, account=account)
         wait_until(self._answers, self._process, name="PostgreSQL 15", log=self._log, seconds=_START_SECONDS)
 
@@ -124,7 +134,7 @@ class DebianRedis:
         """Run it, empty."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-        command = [REDIS, *options, "--dir", self._socket_dir]
+        command: list[str | Path] = [REDIS, *options, "--dir", self._socket_dir]
         self._process = spawn(command, log=self._log, on_parent_death=signal.SIGKILL)
         wait_until(self._answers, self._process, name="Redis", log=self._log, seconds=_START_SECONDS)
 

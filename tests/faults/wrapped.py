@@ -4,9 +4,8 @@ import os
 import runpy
 import sys
 from pathlib import Path
-from typing import cast
 
-from tests.faults.failpoints import EDGES, Role, install
+from tests.faults.failpoints import EDGES, install
 
 
 def main() -> None:
@@ -14,7 +13,7 @@ def main() -> None:
     role, module, *arguments = sys.argv[1:]
     if role not in EDGES:
         raise SystemExit(f"no such role: {role}")
-    install(cast(Role, role), Path(os.environ["QUANTRY_DATA_DIR"]))
+    install(role, Path(os.environ["QUANTRY_DATA_DIR"]))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

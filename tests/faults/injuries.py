@@ -1,0 +1,211 @@
+"""What is done to the service, by name. Each injury notes itself in the journal with the jobs it hits.
+
+An injury that lasts (a frozen process, a silent wire) plans its own end; :meth:`Injuries.tend` carries that out.
+"""
+
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal
+
+import psutil
+
+from tests.faults import failpoints
+from tests.faults.fleet import Fleet, Kept
+from tests.faults.proxy import Mode, Proxy
+from tests.faults.servers import Server
+from tests.faults.witness import Journal, Window
+
+Part = Literal["main", "child", "sweeper", "runner", "tree"]
+
+
+class Injuries:
+    """Faults on one fleet, chosen by ``rng``. Used from the thread that made the fleet."""
+
+    def __init__(self, fleet: Fleet, journal: Journal, rng: random.Random, *, frozen_seconds: float) -> None:
+        self.fleet = fleet
+        self.rng = rng
+        self._journal = journal
+        self._window = Window(fleet.observer_url)
+        self._frozen_seconds = frozen_seconds
+        self._planned: list[tuple[float, Callable[[], None]]] = []
+        self._busy: set[str] = set()
+        self._fired = 0
+        self._count = 0
+
+    def random(self) -> str:
+        """One injury, by weight; its name."""
+        names = list(INJURIES)
+        [name] = self.rng.choices(names, [INJURIES[name][0] for name in names])
+        INJURIES[name][1](self)
+        return name
+
+    def tend(self) -> None:
+        """Carry out what is due, and note the fail points that have fired."""
+        now = time.monotonic()
+        due = [plan for plan in self._planned if plan[0] <= now]
+        self._planned = [plan for plan in self._planned if plan[0] > now]
+        for _, end in due:
+            end()
+        found = list(failpoints.fired(self.fleet.data_dir))
+        for shot in found[self._fired :]:
+            worker = next((kept.pid for kept in self.fleet.workers if kept.pid in (shot.pid, shot.parent)), None)
+            self.note(f"fail_point {shot.name}", self._window.held_by(worker) if worker else [], at=shot.at)
+        self._fired = len(found)
+
+    def heal(self) -> None:
+        """End everything that lasts, and take away what is armed."""
+        for _, end in self._planned:
+            end()
+        self._planned.clear()
+        failpoints.disarm(self.fleet.data_dir)
+        self.tend()
+
+    def close(self) -> None:
+        """Heal, and look no more."""
+        self.heal()
+        self._window.close()
+
+    def note(self, name: str, jobs: Sequence[str] = (), *, at: float | None = None) -> int:
+        """Into the journal; the fault's number."""
+        self._count += 1
+        self._journal.write("fault", id=self._count, name=name, jobs=list(jobs), at=at)
+        return self._count
+
+    def worker(self) -> Kept:
+        """Any worker that nothing is being done to, or just any."""
+        free = [kept for kept in self.fleet.workers if kept.name not in self._busy]
+        return self.rng.choice(free or self.fleet.workers)
+
+    def kill(self, part: Part, worker: Kept | None = None) -> list[str]:
+        """SIGKILL one part of a worker, or all of it; the jobs it held."""
+        worker = worker or self.worker()
+        jobs = self._window.held_by(worker.pid)
+        targets = self._part(worker, part)
+        self.note(f"kill_{part}", [] if part == "sweeper" else jobs)
+        _signal(targets, signal.SIGKILL)
+        return jobs
+
+    def kill_api(self) -> None:
+        """SIGKILL the API."""
+        self.note("kill_api")
+        _signal(self.fleet.api.family(), signal.SIGKILL)
+
+    def terminate(self, kept: Kept, signum: signal.Signals) -> None:
+        """Ask a process to end."""
+        self.note(f"{signum.name.lower()}_{kept.name.rstrip('0123456789')}")
+        if kept.process is not None and kept.pid is not None:
+            kept.process.send_signal(signum)
+
+    def freeze(self, part: Part) -> None:
+        """SIGSTOP past the lease, then SIGCONT."""
+        worker = self.worker()
+        jobs = self._window.held_by(worker.pid)
+        targets = self._part(worker, part)
+        self.note(f"freeze_{part}", jobs)
+        self._busy.add(worker.name)
+        _signal(targets, signal.SIGSTOP)
+
+        def thaw() -> None:
+            self._busy.discard(worker.name)
+            _signal(reversed(targets), signal.SIGCONT)
+
+        self._plan(self._frozen_seconds, thaw)
+
+    def freeze_briefly(self, name: str, processes: Sequence[psutil.Process]) -> None:
+        """SIGSTOP for a few seconds, as a machine that swaps does."""
+        number = self.note(name)
+        _signal(processes, signal.SIGSTOP)
+
+        def thaw() -> None:
+            _signal(reversed(processes), signal.SIGCONT)
+            self._journal.write("healed", fault=number)
+
+        self._plan(self.rng.uniform(2.0, 8.0), thaw)
+
+    def kill_server(self, name: str, server: Server, signum: signal.Signals) -> None:
+        """End a server by a signal, and start it again at once on what it left."""
+        self.note(name)
+        if server.pid is not None:
+            process = psutil.Process(server.pid)
+            process.send_signal(signum)
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(20)
+        server.start()
+
+    def wire(self, name: str, proxy: Proxy, mode: Mode) -> None:
+        """Make a wire slow, cut or silent for a few seconds."""
+        number = self.note(f"{name}_{mode.value}")
+        proxy.set(mode, delay_seconds=self.rng.uniform(0.02, 0.3))
+
+        def mend() -> None:
+            proxy.set(Mode.OPEN)
+            self._journal.write("healed", fault=number)
+
+        self._plan(self.rng.uniform(1.0, 8.0), mend)
+
+    def fail_point(self) -> None:
+        """Arm one of the edges; it notes itself when a process comes to it."""
+        role = self.rng.choice(list(failpoints.EDGES))
+        edge = self.rng.choice(failpoints.EDGES[role])
+        moment: failpoints.Moment = self.rng.choice(("before", "after"))
+        failpoints.arm(self.fleet.data_dir, failpoints.FailPoint(role, edge, moment, self.rng.randint(1, 12)))
+
+    def _plan(self, seconds: float, end: Callable[[], None]) -> None:
+        self._planned.append((time.monotonic() + seconds, end))
+
+    def _part(self, worker: Kept, part: Part) -> list[psutil.Process]:
+        if part == "tree":
+            return worker.family()
+        if part == "main":
+            return worker.family()[:1]
+        find = {"child": self.fleet.child_of, "sweeper": self.fleet.sweeper_of, "runner": self.fleet.runner_of}[part]
+        found = find(worker)
+        return [found] if found is not None else []
+
+
+def _signal(processes: Iterable[psutil.Process], signum: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signum)
+
+
+def _postgres(fleet: Fleet) -> list[psutil.Process]:
+    pid = fleet.servers.database.pid
+    if pid is None:
+        return []
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+Injury = Callable[[Injuries], object]
+INJURIES: Final[dict[str, tuple[int, Injury]]] = {
+    "kill_api": (4, lambda on: on.kill_api()),
+    "kill_main": (4, lambda on: on.kill("main")),
+    "kill_child": (4, lambda on: on.kill("child")),
+    "kill_runner": (5, lambda on: on.kill("runner")),
+    "kill_tree": (4, lambda on: on.kill("tree")),
+    "kill_sweeper": (2, lambda on: on.kill("sweeper")),
+    "kill_broker": (4, lambda on: on.kill_server("kill_broker", on.fleet.servers.broker, signal.SIGKILL)),
+    "kill_database": (2, lambda on: on.kill_server("kill_database", on.fleet.servers.database, signal.SIGKILL)),
+    "restart_broker": (1, lambda on: on.kill_server("restart_broker", on.fleet.servers.broker, signal.SIGTERM)),
+    "restart_database": (1, lambda on: on.kill_server("restart_database", on.fleet.servers.database, signal.SIGINT)),
+    "stop_database": (1, lambda on: on.kill_server("stop_database", on.fleet.servers.database, signal.SIGQUIT)),
+    "freeze_child": (1, lambda on: on.freeze("child")),
+    "freeze_tree": (1, lambda on: on.freeze("tree")),
+    "freeze_api": (1, lambda on: on.freeze_briefly("freeze_api", on.fleet.api.family())),
+    "freeze_database": (1, lambda on: on.freeze_briefly("freeze_database", _postgres(on.fleet))),
+    "sigterm_worker": (2, lambda on: on.terminate(on.worker(), signal.SIGTERM)),
+    "sigquit_worker": (2, lambda on: on.terminate(on.worker(), signal.SIGQUIT)),
+    "sigterm_api": (1, lambda on: on.terminate(on.fleet.api, signal.SIGTERM)),
+    "database_delay": (1, lambda on: on.wire("database", on.fleet.database_proxy, Mode.DELAY)),
+    "database_reset": (1, lambda on: on.wire("database", on.fleet.database_proxy, Mode.RESET)),
+    "database_blackhole": (1, lambda on: on.wire("database", on.fleet.database_proxy, Mode.BLACKHOLE)),
+    "broker_delay": (1, lambda on: on.wire("broker", on.fleet.broker_proxy, Mode.DELAY)),
+    "broker_reset": (1, lambda on: on.wire("broker", on.fleet.broker_proxy, Mode.RESET)),
+    "broker_blackhole": (1, lambda on: on.wire("broker", on.fleet.broker_proxy, Mode.BLACKHOLE)),
+    "fail_point": (8, lambda on: on.fail_point()),
+}
+"""Every injury with its weight."""
