@@ -1,0 +1,125 @@
+"""The service around one test on the shared servers: a back office, and an API process that can be killed anywhere."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx
+from pydantic import SecretStr
+
+from jobs.artifacts import open_store
+from jobs.credentials import CredentialService, Vault
+from jobs.database import Database
+from jobs.embedded import Urls
+from jobs.lease import LeaseKeeper
+from jobs.service import JobService
+from jobs.settings import Settings
+from tests.faults import failpoints
+from tests.integration.worker.conftest import FAST, ROOT, Office, eventually
+from tests.scripted_runner import BEHAVIOURS
+from worker.nudge import CeleryNudger, make_celery
+
+_API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "--log-level=warning")
+
+
+@contextmanager
+def open_office(database: Database, urls: Urls, data_dir: Path) -> Iterator[Office]:
+    """An office with a local model for every behaviour of the scripted runner, and short leases."""
+    for behaviour in BEHAVIOURS:
+        model = data_dir / "models" / behaviour
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+    (data_dir / failpoints.DIRECTORY).mkdir()
+    settings = Settings(
+        data_dir=data_dir,
+        database_url=SecretStr(urls.database_url),
+        broker_url=SecretStr(urls.broker_url),
+        **FAST,
+    )
+    celery = make_celery(settings)
+    with celery.connection_for_write() as connection:
+        connection.default_channel.queue_purge("quantry")
+    store = open_store(settings)
+    office = Office(
+        database=database,
+        settings=settings,
+        service=JobService(database, settings, store, CeleryNudger(celery)),
+        keeper=LeaseKeeper(database, settings),
+        store=store,
+        credentials=CredentialService(database, Vault.open(settings)),
+    )
+    try:
+        yield office
+    finally:
+        office.stop_workers()
+        celery.close()
+
+
+@dataclass
+class Apis:
+    """Processes of the API that take their requests from one socket: when one is killed, the next one answers."""
+
+    office: Office
+    listener: socket.socket
+    processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where they answer."""
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def start(self, count: int = 1) -> None:
+        """Start ``count`` more; a request waits in the socket until the first of them is there."""
+        environment = self.office.environment()
+        for _ in range(count):
+            with (self.office.settings.data_dir / f"api-{len(self.processes)}.log").open("wb") as output:
+                process = subprocess.Popen(
+                    [sys.executable, *_API, f"--fd={self.listener.fileno()}"],
+                    cwd=ROOT,
+                    env=environment,
+                    pass_fds=[self.listener.fileno()],
+                    stdout=output,
+                    stderr=output,
+                )
+            self.processes.append(process)
+
+    @property
+    def running(self) -> int:
+        """How many live."""
+        return sum(process.poll() is None for process in self.processes)
+
+    def dies_while_asked(
+        self, edge: failpoints.Edge, moment: failpoints.Moment, client: httpx.Client, **post: object
+    ) -> bool:
+        """POST a job to an API that dies at the ``edge`` of answering it; whether an answer came all the same."""
+        before, data_dir = self.running, self.office.settings.data_dir
+        failpoints.arm(data_dir, failpoints.FailPoint("api", edge, moment, hits=1))
+        answered = True
+        try:
+            client.post(f"{self.url}/v1/jobs", **post)  # type: ignore[arg-type]
+        except httpx.TransportError:
+            answered = False
+        eventually(lambda: self.running == before - 1)
+        return answered
+
+    def stop(self) -> None:
+        """End them all."""
+        for process in self.processes:
+            process.kill()
+            process.wait(10)
+
+
+@contextmanager
+def open_apis(office: Office) -> Iterator[Apis]:
+    """None runs yet."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        apis = Apis(office, listener)
+        try:
+            yield apis
+        finally:
+            apis.stop()
