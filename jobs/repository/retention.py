@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from jobs.models import Artifact, IdempotencyKey, Job, JobEvent, Publication
+from jobs.models import Artifact, IdempotencyKey, Job, JobEvent, Publication, WebhookDelivery
 from jobs.states import TERMINAL, JobStatus, PublicationStatus
 
 _UNFINISHED: Final = (PublicationStatus.QUEUED, PublicationStatus.RUNNING)
@@ -73,13 +73,32 @@ def delete_keys(session: Session, older_than_seconds: float, limit: int) -> Gone
     del older_than_seconds
     key = tuple_(IdempotencyKey.tenant, IdempotencyKey.endpoint, IdempotencyKey.key)
     over = _keys().limit(limit).with_for_update(skip_locked=True)
-    return Gone(len(session.execute(delete(IdempotencyKey).where(key.in_(over)).returning(IdempotencyKey.key)).all()))
+    statement = delete(IdempotencyKey).where(key.in_(over)).returning(IdempotencyKey.key)
+    return Gone(len(session.scalars(statement).all()))
 
 
 def count_keys(session: Session, older_than_seconds: float) -> Gone:
     """Answers that are to go."""
     del older_than_seconds
     return Gone(session.scalars(select(func.count()).select_from(_keys().subquery())).one())
+
+
+def delete_deliveries(session: Session, older_than_seconds: float, limit: int) -> Gone:
+    """Webhook deliveries that have ended."""
+    ended = _deliveries(older_than_seconds).limit(limit).with_for_update(skip_locked=True)
+    statement = delete(WebhookDelivery).where(WebhookDelivery.id.in_(ended)).returning(WebhookDelivery.id)
+    return Gone(len(session.scalars(statement).all()))
+
+
+def count_deliveries(session: Session, older_than_seconds: float) -> Gone:
+    """Deliveries that are to go."""
+    ended = _deliveries(older_than_seconds).order_by(None)
+    return Gone(session.scalars(select(func.count()).select_from(ended.subquery())).one())
+
+
+def _deliveries(older_than_seconds: float) -> Select[str]:
+    before = func.statement_timestamp() - timedelta(seconds=older_than_seconds)
+    return select(WebhookDelivery.id).where(WebhookDelivery.finished_at < before).order_by(WebhookDelivery.finished_at)
 
 
 def _finished(older_than_seconds: float) -> ColumnElement[bool]:

@@ -47,6 +47,13 @@ RULES: Final = (
         batch=2000,
     ),
     Rule(
+        name="webhook deliveries",
+        keep_seconds=lambda settings: settings.webhook_retention_seconds,
+        remove=retention.delete_deliveries,
+        count=retention.count_deliveries,
+        batch=1000,
+    ),
+    Rule(
         name="idempotency keys",
         keep_seconds=lambda settings: settings.idempotency_seconds,
         remove=retention.delete_keys,
