@@ -44,6 +44,7 @@ class Claim:
     resolved_revision: str | None = None
     request_id: str | None = None
     traceparent: str | None = None
+    waited_seconds: float = 0.0  # since it could have been claimed
 
     @property
     def request(self) -> JobRequest:
@@ -127,6 +128,7 @@ class LeaseKeeper:
                 resolved_revision=job.resolved_revision,
                 request_id=job.request_id,
                 traceparent=job.traceparent,
+                waited_seconds=_waited_seconds(job),
             )
 
     def heartbeat(self, claim: Claim) -> Beat:
@@ -257,6 +259,12 @@ class LeaseKeeper:
         **event_data: Any,
     ) -> Job | None:
         return move_job(session, target, *leases.fenced(claim.job_id, claim.fence), values=values, **event_data)
+
+
+def _waited_seconds(job: Job) -> float:
+    """From when a job that is claimed now could have been claimed; a retry's delay is no waiting."""
+    begun = job.attempt_started_at
+    return 0.0 if begun is None else (begun - max(job.queued_at, job.available_at)).total_seconds()
 
 
 def _with_line(stages: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
