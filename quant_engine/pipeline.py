@@ -5,7 +5,10 @@
 A policy whose task is to evaluate leaves the model as it is: load → evaluate, and a report.
 
 Every stage goes from files to files (:mod:`quant_engine.stages`), so a killed run takes up where it was and ends with
-the same bits: seeds belong to units of work, and the number of threads is the first attempt's.
+the same bits: seeds belong to units of work, and the number of threads is the first attempt's. A kill costs at most the
+stage's unit of work: what leads the samples through the blocks (calibrate, block training, GPTQ, evaluate) keeps their
+hidden states behind every block verbatim, learned rotations are kept after every step, and search, select and the
+training of scales leave a file per site.
 """
 
 import shutil

@@ -83,7 +83,7 @@ def capture_records(
     kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
     needed = sum(record_bytes(site, kept, len(quantiles) + len(norms)) for site in sites if site.block >= first)
     if states is not None:
-        needed += states.more_bytes(passage_bytes(model, [windows_ST]))
+        needed += states.more_bytes(passage_bytes(model, windows_ST.numel()))
     check_disk(directory, needed, "The calibration records")
     batches = windows_ST.split(1 if low_memory else max(1, BATCH_TOKENS // length))
     passage = Passage(model, batches, state=state, low_memory=low_memory)

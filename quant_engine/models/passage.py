@@ -72,10 +72,9 @@ class Passage:
         return {key: each for name, batches in self._hidden.items() for key, each in by_window(name, batches).items()}
 
 
-def passage_bytes(model: StreamedModel, windows: Sequence[Tensor], streams: int = 1) -> int:
-    """How many bytes the hidden states of ``windows`` (token ids) take, in memory and in a state."""
-    width = int(model.config.hidden_size) * torch.finfo(model.dtype).bits // 8
-    return streams * width * sum(each.numel() for each in windows)
+def passage_bytes(model: StreamedModel, tokens: int, streams: int = 1) -> int:
+    """How many bytes the hidden states of so many tokens take, in memory and in a state."""
+    return streams * tokens * int(model.config.hidden_size) * model.dtype.itemsize
 
 
 def first_of(state: State | None) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from quant_engine.calibration import RESERVOIR_TOKENS, record_bytes, split_samples
 from quant_engine.errors import DiskFull, InsufficientMemory
+from quant_engine.models import passage_bytes
 from quant_engine.stages.context import Run, norms_of, quantiles_of
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 
@@ -56,7 +57,10 @@ def check_disk(run: Run) -> None:
     kept = _kept_tokens(run)
     statistics = len(quantiles_of(run.spec.policy)) + len(norms_of(run.spec.policy))
     records = sum(record_bytes(site, kept, statistics) for site in run.sites)
-    needed = records + 2 * run.source.weight_bytes  # quantized blocks, and the checkpoint made of them
+    calibration = run.spec.calibration
+    tokens = calibration.samples * calibration.sequence_length
+    states = 2 * passage_bytes(run.model, tokens, streams=2)  # the latest, and the one before until that is whole
+    needed = records + states + 2 * run.source.weight_bytes  # quantized blocks, and the checkpoint made of them
     free = shutil.disk_usage(run.work_dir).free
     if needed > free:
         raise DiskFull(

@@ -20,7 +20,11 @@ class RunSpec:
         device: where tensors are computed, as torch names it.
         model_id: what people call the model; the directory's name where it is None.
         revision: the Hub commit that ``model_dir`` is; None for a model that is not the Hub's.
-        low_memory: work in smaller batches wherever memory is a matter of the batch, more slowly.
+        low_memory: work in smaller batches wherever memory is a matter of the batch, more slowly. Windows go through a
+            block one at a time, hidden states lie in the memory of the CPU, a block in training keeps one sample's
+            activations, rotations are learned window by window. What is summed is summed in the same groups, but for
+            those rotations; still, a row of a smaller product may round otherwise, and the same bits are not promised.
+            No stage's digest covers it: a run may go on with it where it ran out of memory without it.
     """
 
     model_dir: Path

@@ -69,7 +69,7 @@ class Streams:
         batches = torch.split(windows_ST, 1 if low_memory else together)
         state = None if states is None else states.read()
         if states is not None:
-            needed = states.more_bytes(passage_bytes(model, [windows_ST], len(names)))
+            needed = states.more_bytes(passage_bytes(model, windows_ST.numel(), len(names)))
             check_disk(states.directory, needed, "The hidden states of the samples")
         self.first = first_of(state)
         self.follows_quantized = quantized

@@ -121,6 +121,7 @@ def _train(
             training,
             {site.name: (run.settings[site.name].weights, run.settings[site.name].activations) for site in sites},
             seed=int.from_bytes(digest[:6]),
+            low_memory=run.spec.low_memory,
         )
     run.observer.metric("train.validation_loss", trained.best_loss)
     curve = [asdict(point) for point in trained.curve]

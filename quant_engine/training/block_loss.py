@@ -43,8 +43,9 @@ class WeightedBatch:
 
     def error(self, outputs_BTD: Tensor) -> Tensor:
         """The sum over this batch's tokens of the relative, weighted square error."""
-        square_BT = (outputs_BTD - self.batch.targets_BTD).square().sum(dim=-1)
-        return (square_BT * self.weight_BT).sum()
+        device = outputs_BTD.device  # samples may be held elsewhere
+        square_BT = (outputs_BTD - self.batch.targets_BTD.to(device)).square().sum(dim=-1)
+        return (square_BT * self.weight_BT.to(device)).sum()
 
     @property
     def tokens(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from quant_engine.errors import NumericalInstability
 from quant_engine.models import Site
@@ -68,6 +69,7 @@ def train_block(
     *,
     seed: int,
     on_step: Callable[[int], None] | None = None,
+    low_memory: bool = False,
 ) -> TrainedBlock:
     """Train the transforms of one block's ``sites`` together.
 
@@ -83,6 +85,8 @@ def train_block(
         settings: the grids of each site, by its name.
         seed: of the draws. Equal arguments and thread counts give equal bits.
         on_step: called with the number of the step that is done; may raise to stop.
+        low_memory: hold one batch's activations at a time, and compute them a second time for their gradients: the same
+            bits, more slowly. Batches may lie in the memory of the CPU.
 
     Raises:
         ValueError: there are no batches, or no validation.
@@ -93,7 +97,8 @@ def train_block(
         raise ValueError(f"{len(batches)} training and {len(validation)} validation batches; one of each is needed")
     block = _Block(sites=sites, weights=weights_by_reader, settings=settings)
     with SwappedReaders(layer, prefix, sites) as readers:
-        return _Descent(block, readers, start, batches, validation, training).run(seed, on_step or (lambda _: None))
+        descent = _Descent(block, readers, start, batches, validation, training, low_memory=low_memory)
+        return descent.run(seed, on_step or (lambda _: None))
 
 
 class _Block:
@@ -107,6 +112,7 @@ class _Block:
         settings: Mapping[str, tuple[WeightQuantization, ActivationQuantization]],
     ) -> None:
         self.sites = sites
+        self.device = next(iter(weights.values())).device
         self.linears = {site.name: tuple(weights[reader] for reader in site.readers) for site in sites}
         self.settings = {
             site.name: SiteSettings(weights=settings[site.name][0], activations=settings[site.name][1])
@@ -141,8 +147,10 @@ class _Descent:
         batches: Sequence[BlockBatch],
         validation: Sequence[BlockBatch],
         training: BlockTraining,
+        *,
+        low_memory: bool,
     ) -> None:
-        self._block, self._readers, self._training = block, readers, training
+        self._block, self._readers, self._training, self._low_memory = block, readers, training, low_memory
         self._start = {site.name: start[site.name] for site in block.sites}
         median = median_square(batches)
         self._batches, self._validation = weighted(batches, median), weighted(validation, median)
@@ -199,8 +207,17 @@ class _Descent:
 
     def _loss(self, batches: Sequence[WeightedBatch]) -> Tensor:
         """The error per token of ``batches`` under the plans in use."""
-        errors = [each.error(self._readers.forward(each.batch.inputs_BTD, each.batch.arguments)) for each in batches]
+        errors = [each.error(self._outputs(each.batch)) for each in batches]
         return torch.stack(errors).sum() / sum(each.tokens for each in batches)
+
+    def _outputs(self, batch: BlockBatch) -> Tensor:
+        inputs_BTD = batch.inputs_BTD.to(self._block.device)
+        if not self._low_memory:
+            return self._readers.forward(inputs_BTD, batch.arguments)
+        outputs_BTD: Tensor = checkpoint(
+            self._readers.forward, inputs_BTD, batch.arguments, use_reentrant=False, preserve_rng_state=False
+        )
+        return outputs_BTD
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         learnable, training = self._learnable.values(), self._training
