@@ -1,7 +1,7 @@
 """Whether the worker of this machine works: ``python -m worker.health``; exit status 0 when it does, else 1 and why.
 
 A ping would answer while nothing is ever taken. So this asks the database: has a worker here reported lately, and,
-where jobs wait and none runs, has one been taken lately?
+where a job could have been taken for a while, does one here work, or has one here taken a job lately?
 """
 
 import socket
@@ -26,11 +26,13 @@ def trouble(overview: Overview, hostname: str, now: datetime) -> str | None:
     here = [worker for worker in overview.recent_workers() if worker.hostname == hostname]
     if not here:
         return f"no worker of {hostname} has reported lately"
-    jobs = overview.jobs_by_status()
-    if jobs["queued"] and not jobs["running"]:
-        last_seen_busy = max(worker.last_claim_at or worker.started_at for worker in here)
-        if now - last_seen_busy > _STALLED:
-            return f"{jobs['queued']} jobs wait, and none has been taken since {last_seen_busy.isoformat()}"
+    if any(worker.busy for worker in here):
+        return None
+    queue = overview.queue_health()
+    waited = timedelta(seconds=queue.oldest_claimable_seconds or 0.0)
+    last_seen_busy = max(worker.last_claim_at or worker.started_at for worker in here)
+    if min(waited, now - last_seen_busy) > _STALLED:
+        return f"{queue.queued} jobs wait, and none has been taken here since {last_seen_busy.isoformat()}"
     return None
 
 

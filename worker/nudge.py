@@ -1,5 +1,6 @@
 """The worker's Celery adapter of :class:`jobs.queue.Nudger`."""
 
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -46,8 +47,9 @@ def make_celery(settings: Settings) -> Celery:
 class CeleryNudger:
     """Sends at once, in the caller's thread, for at most a few seconds; what is lost, the next sweep sends again."""
 
-    def __init__(self, celery: Celery) -> None:
+    def __init__(self, celery: Celery, on_failure: Callable[[], None] = lambda: None) -> None:
         self._celery = celery
+        self._on_failure = on_failure
 
     def nudge(self) -> None:
         """Send one nudge."""
@@ -57,3 +59,4 @@ class CeleryNudger:
             )
         except (OperationalError, OSError) as error:
             logger.warning("nudge_failed", error=type(error).__name__)
+            self._on_failure()

@@ -9,6 +9,7 @@ from jobs.states import StageStatus
 from worker.ledger import Ledger
 from worker.messages import LayerCompleted, Log, Message, Metric, StageAdvanced, StageFinished, StageStarted
 from worker.progress import ProgressTracker
+from worker.telemetry import MEMORY_METRICS, Telemetry, Watch
 
 _INTERVAL_SECONDS: Final = 1.0
 _LOG_LINES_AN_INTERVAL: Final = 20
@@ -24,12 +25,14 @@ class Reporter:
         ledger: Ledger,
         tracker: ProgressTracker,
         *,
+        watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keeper = keeper
         self._claim = claim
         self._ledger = ledger
         self._tracker = tracker
+        self._watch = watch or Telemetry.unwatched()
         self._clock = clock
         self._flushed_at = float("-inf")
         self._stage: str | None = None
@@ -50,9 +53,12 @@ class Reporter:
                 self._stale = True
             case StageFinished(name=name, seconds=seconds, reused=reused):
                 self._tracker.finish(name, reused=reused)
+                self._watch.stage_ended(name, seconds, reused=reused)
                 self._end(name, StageStatus.REUSED if reused else StageStatus.SUCCEEDED, seconds)
             case LayerCompleted(row=row):
                 self._rows.append(row)
+            case Metric(name=name, value=value) if name in MEMORY_METRICS:
+                self._watch.memory(MEMORY_METRICS[name], value or 0.0)
             case Metric(name=name, value=value):
                 self._metrics[name] = value
             case Log(message=line):
@@ -63,6 +69,7 @@ class Reporter:
     def fail_stage(self) -> None:
         """The run ends inside the running stage, if one is running."""
         if self._stage is not None:
+            self._watch.stage_failed(self._stage)
             self._end(self._stage, StageStatus.FAILED, self._clock() - self._stage_began)
         self.flush(force=True)
 
@@ -79,6 +86,7 @@ class Reporter:
 
     def _start(self, name: str, message: StageStarted) -> None:
         self._tracker.start(name, message.unit, message.total)
+        self._watch.stage_started(name)
         self._stage, self._stage_began, self._stale = name, self._clock(), True
         self._ledger.post(lambda: self._keeper.record_stage(self._claim, name, StageStatus.RUNNING))
 

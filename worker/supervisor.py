@@ -1,7 +1,7 @@
 """Claims jobs and sees each through one attempt. The supervisor holds the claim; the runner computes."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from worker.ledger import Ledger
 from worker.problems import as_error, as_problem
 from worker.progress import ProgressTracker, stage_weights
 from worker.reporter import Reporter
+from worker.telemetry import Telemetry, Watch
 from worker.workspace import open_workspace
 
 logger = structlog.get_logger(__name__)
@@ -26,6 +27,7 @@ class Supervisor:
     equipment: Equipment
     owner: str
     nudger: Nudger
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     def run_next(self) -> Outcome | None:
         """Claim the oldest claimable job and run one attempt of it; None when there is none to claim.
@@ -37,18 +39,19 @@ class Supervisor:
         claim = self.equipment.keeper.claim(self.owner)
         if claim is None:
             return None
-        with structlog.contextvars.bound_contextvars(job_id=claim.job_id, fence=claim.fence, attempt=claim.attempt):
+        with structlog.contextvars.bound_contextvars(**_ids(claim)), self.telemetry.attempt(claim) as watch:
             logger.info("job_claimed", owner=self.owner)
-            outcome = self._run(claim, claimed_at)
+            outcome = self._run(claim, claimed_at, watch)
+            watch.ended(outcome)
             logger.info("attempt_ended", outcome=outcome.name.lower())
         if outcome is Outcome.DRAINED:
             self.nudger.nudge()  # for another worker; after a crash the loop, or the sweep, takes the job up again
         return outcome
 
-    def _run(self, claim: Claim, claimed_at: float) -> Outcome:
+    def _run(self, claim: Claim, claimed_at: float, watch: Watch) -> Outcome:
         with Ledger.of(self.equipment.keeper, claim, self.equipment.settings, claimed_at=claimed_at) as ledger:
             try:
-                attempt = self._open(claim, ledger)
+                attempt = self._open(claim, ledger, watch)
             except (OSError, ValidationError) as error:
                 logger.exception("attempt_not_opened")
                 problem = as_problem(as_error(error))
@@ -56,7 +59,7 @@ class Supervisor:
                 return Outcome.FAILED if landed else Outcome.LOST
             return attempt.settle(attempt.run())
 
-    def _open(self, claim: Claim, ledger: Ledger) -> Attempt:
+    def _open(self, claim: Claim, ledger: Ledger, watch: Watch) -> Attempt:
         settings, request = self.equipment.settings, claim.request
         weights = stage_weights(request.policy, request.calibration, request.evaluation)
         return Attempt(
@@ -64,6 +67,12 @@ class Supervisor:
             claim=claim,
             request=request,
             ledger=ledger,
-            reporter=Reporter(self.equipment.keeper, claim, ledger, ProgressTracker(weights)),
+            reporter=Reporter(self.equipment.keeper, claim, ledger, ProgressTracker(weights), watch=watch),
             space=open_workspace(settings.work_dir, claim.job_id, claim.fence),
         )
+
+
+def _ids(claim: Claim) -> dict[str, object]:
+    """What stands on every log line of the attempt."""
+    ids: dict[str, object] = {"job_id": claim.job_id, "attempt": claim.attempt, "fence": claim.fence}
+    return ids if claim.request_id is None else {**ids, "request_id": claim.request_id}
