@@ -355,13 +355,13 @@ class JobProblem:
         }
 
 
-def crash_loop(attempts: int) -> JobProblem:
-    """The runner died on every attempt."""
+def crash_loop(attempt: int) -> JobProblem:
+    """The runner died on every attempt; ``attempt`` is the last one's number."""
     return JobProblem(
         code="crash_loop",
         category="platform",
         title="The run crashed every time",
-        detail=f"The process that ran this job ended without a result {attempts} times.",
+        detail=f"The process that ran this job ended without a result each time; attempt {attempt} was its last.",
         hint="Often memory: use a smaller model, fewer samples or a machine with more memory; see the worker's log.",
     )
 

@@ -4,13 +4,14 @@ Every write has the claim's fence in its WHERE; a write that changes no row retu
 stop its runner: another worker, a cancel or a sweep has taken the job. All times are the database's clock.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from jobs.artifacts import ManifestEntry
+from jobs.claims import Beat, Claim, Manifest, Progress, ReleaseReason
 from jobs.clean import clean_json, clean_text
 from jobs.database import Database
 from jobs.errors import JobProblem, crash_loop
@@ -18,88 +19,11 @@ from jobs.ids import new_id
 from jobs.models import Artifact, Job
 from jobs.publications.queueing import queue_output
 from jobs.rendering import layer_values
-from jobs.repository import leases
+from jobs.repository import changes, leases
 from jobs.repository.changes import NewEvent, move_job
 from jobs.settings import Settings
 from jobs.states import JobStatus, StageStatus
 from jobs.sweep import Swept, sweep
-from quant_engine.policy import JobRequest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """The right to run one attempt of one job. ``spec`` is the fully resolved JobRequest as JSON.
-
-    ``resolved_revision`` is the commit that an earlier attempt found the model's revision to mean; ``request_id`` and
-    ``traceparent`` are those of the request that queued the job.
-    """
-
-    job_id: str
-    fence: int
-    attempt: int
-    max_attempts: int
-    tenant: str
-    owner: str
-    spec: dict[str, Any]
-    resolved_revision: str | None = None
-    request_id: str | None = None
-    traceparent: str | None = None
-    waited_seconds: float = 0.0  # since it could have been claimed
-
-    @property
-    def request(self) -> JobRequest:
-        """The specification as types. Raises: pydantic.ValidationError."""
-        return JobRequest.model_validate(self.spec)
-
-
-@dataclass(frozen=True)
-class Beat:
-    """What a heartbeat learnt. ``ok`` false: the claim is lost, kill the runner and write nothing more."""
-
-    ok: bool
-    cancel_requested: bool = False
-    deadline_exceeded: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One progress report. ``fraction`` in [0, 1] is of the whole job; eta in seconds."""
-
-    fraction: float
-    stage: str
-    unit: str | None = None
-    done: int | None = None
-    total: int | None = None
-    eta_p50: float | None = None
-    eta_p90: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The members of a job's ``progress`` that a worker reports."""
-        eta = None if self.eta_p50 is None or self.eta_p90 is None else {"p50": self.eta_p50, "p90": self.eta_p90}
-        cleaned: dict[str, Any] = clean_json(
-            {
-                "fraction": min(max(self.fraction, 0.0), 1.0),
-                "stage": self.stage,
-                "unit": self.unit,
-                "done": self.done,
-                "total": self.total,
-                "eta_seconds": eta,
-            }
-        )
-        return cleaned
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """Everything a finished run publishes, at once. ``artifacts``: from ``ArtifactStore.put``."""
-
-    summary: Mapping[str, Any]
-    report: Mapping[str, Any]
-    layers: Sequence[Mapping[str, Any]]
-    artifacts: Sequence[ManifestEntry]
-
-
-ReleaseReason = Literal["crash", "drain"]
 
 __all__ = ["Beat", "Claim", "LeaseKeeper", "Manifest", "Progress", "ReleaseReason", "Swept"]
 
@@ -129,6 +53,9 @@ class LeaseKeeper:
                 request_id=job.request_id,
                 traceparent=job.traceparent,
                 waited_seconds=_waited_seconds(job),
+                low_memory=job.low_memory,
+                retry_from=job.retry_from,
+                run_seconds_left=job.max_run_seconds - job.ran_seconds,
             )
 
     def heartbeat(self, claim: Claim) -> Beat:
@@ -137,16 +64,16 @@ class LeaseKeeper:
             renewed = leases.renew(session, claim.job_id, claim.fence, self._settings.lease_seconds)
         if renewed is None:
             return Beat(ok=False)
-        job, deadline_exceeded = renewed
-        return Beat(
-            ok=True,
-            cancel_requested=job.status == JobStatus.CANCELLING,
-            deadline_exceeded=deadline_exceeded,
-        )
+        job, seconds_left = renewed
+        return Beat(ok=True, cancel_requested=job.status == JobStatus.CANCELLING, run_seconds_left=seconds_left)
 
     def record_resolved_revision(self, claim: Claim, revision: str) -> bool:
         """The commit sha that the model's revision meant."""
         return self._write(claim, {"resolved_revision": clean_text(revision)})
+
+    def record_retry_begun(self, claim: Claim) -> bool:
+        """The files that a retry does not want are gone: attempts after this one keep all there are."""
+        return self._write(claim, {"retry_from": None})
 
     def record_progress(self, claim: Claim, progress: Progress) -> bool:
         """Store the report and append a ``progress`` event. The caller limits the rate."""
@@ -206,12 +133,16 @@ class LeaseKeeper:
     def release(self, claim: Claim, reason: ReleaseReason) -> bool:
         """Give the job back: queued again, or failed ``crash_loop`` when a crash used the last attempt up.
 
-        A ``drain`` does not count the attempt. A job that was cancelling becomes cancelled.
+        A ``drain`` does not count the attempt. ``low_memory`` may be given once between two retries: it earns the job
+        one attempt more, and every attempt from then on is made with less memory. A job that was cancelling becomes
+        cancelled.
         """
         with self._database.transaction() as session:
             if reason == "crash" and claim.attempt >= claim.max_attempts:
                 error = crash_loop(claim.attempt).as_json(claim.job_id)
                 moved = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code="crash_loop")
+            elif reason == "low_memory":
+                moved = self._requeue_with_less(session, claim)
             else:
                 moved = self._requeue(session, claim, reason)
             return moved is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
@@ -225,10 +156,14 @@ class LeaseKeeper:
         """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge."""
         return sweep(self._database, self._settings)
 
-    def unfinished(self, job_ids: Collection[str]) -> frozenset[str]:
-        """Those of ``job_ids`` that are not over: their work files may still be needed."""
+    @contextmanager
+    def holding_finished(self, job_ids: Collection[str]) -> Iterator[frozenset[str]]:
+        """Those of ``job_ids`` whose work files nobody needs any more; as long as this lasts, none can be retried.
+
+        They have succeeded or are deleted, or failed or were cancelled longer ago than such files are kept.
+        """
         with self._database.transaction() as session:
-            return leases.unfinished(session, job_ids)
+            yield leases.lock_finished(session, job_ids, self._settings.work_retention_seconds)
 
     def beat_worker(self, owner: str, *, hostname: str, pid: int, device: str) -> None:
         """Say that this worker is alive."""
@@ -244,6 +179,21 @@ class LeaseKeeper:
             counts=counts,
             reason=reason,
         )
+
+    def _requeue_with_less(self, session: Session, claim: Claim) -> Job | None:
+        queued = leases.requeue(
+            session,
+            *leases.fenced(claim.job_id, claim.fence),
+            Job.low_memory.is_(False),
+            delay_seconds=self._settings.retry_delay_seconds,
+            counts=True,
+            values={"low_memory": True, "max_attempts": Job.max_attempts + 1},
+            reason="low_memory",
+        )
+        if queued is not None:
+            log = NewEvent("log", {"message": "The run ran out of memory. It is queued again, to run with less."})
+            changes.update_job(session, Job.id == claim.job_id, values={}, events=[log])
+        return queued
 
     def _write(self, claim: Claim, values: Mapping[str, Any], events: Sequence[NewEvent] = ()) -> bool:
         with self._database.transaction() as session:

@@ -80,7 +80,8 @@ class Settings(BaseSettings):
     heartbeat_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     sweep_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
     retry_delay_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0  # after a crash, times the attempts so far
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3  # of a job that crashes; as many more after each retry
+    work_retention_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = 86_400.0  # so that a retry can resume
 
     drain_seconds: Annotated[float, Field(ge=0, le=7 * 86_400)] = 5.0  # from a worker's SIGTERM until its job goes back
     unready_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0  # the API answers on after SIGTERM, /readyz with 503

@@ -10,45 +10,38 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, total_bytes
 from jobs.credentials import CredentialService
-from jobs.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable, run_deadline
+from jobs.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.lease import Claim, LeaseKeeper, Manifest
 from jobs.settings import Settings
+from jobs.stages import stages_from
 from quant_engine.errors import EngineError
 from quant_engine.policy import JobRequest
-from worker.child import Child, Command
+from worker.child import Command
 from worker.devices import Device
 from worker.ending import Ending, FinalWrite, Outcome
 from worker.environment import DOWNLOAD, RUNNER, download_environment, runner_environment
 from worker.hub_source import RevisionPin, credential_problem, download_file, hub_token, models_cache
-from worker.ledger import Ledger, Standing
-from worker.messages import Error, Message, Resolved, Result, RunFile, StageAdvanced, StageFinished, StageStarted
-from worker.problems import as_error, as_problem, internal_error
+from worker.ledger import Ledger
+from worker.memory import oom_kills
+from worker.messages import Error, RunFile, StageAdvanced, StageFinished, StageStarted
+from worker.problems import DISK_FULL, as_error, as_problem, internal_error
 from worker.reporter import Reporter
 from worker.resolve import require_inside, resolve_local
 from worker.storing import store_output, store_refused
+from worker.watching import Ended, Watch
 from worker.workspace import Workspace
 
-_POLL_SECONDS: Final = 0.2
-_GRACE_SECONDS: Final = 5.0
 _RESOLVE: Final = "resolve"
 _PUBLISH: Final = "publish"
 _DATABASE_SECONDS: Final = 1.0
 
 logger = structlog.get_logger(__name__)
-
-
-class _Ended(Exception):
-    """Not an error: carries an ending from the step that found it to :meth:`Attempt.run`."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.outcome.name)
-        self.ending = ending
 
 
 @dataclass(frozen=True)
@@ -70,6 +63,7 @@ class Equipment:
     device: Device
     programs: Programs = field(default_factory=Programs)
     must_yield: Callable[[], bool] = lambda: False
+    oom_kills: Callable[[], int | None] = oom_kills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +79,12 @@ class Attempt:
 
     def run(self) -> Ending:
         """Do the work; the ending is not written yet."""
+        self.ledger.allow(self.claim.run_seconds_left)
         try:
+            self._begin_retry()
             self._compute(self._resolve())
             return Ending(Outcome.SUCCEEDED, manifest=self._collect())
-        except _Ended as ended:
+        except Ended as ended:
             return ended.ending
         except EngineError as error:
             return _failed(as_error(error))
@@ -105,14 +101,16 @@ class Attempt:
         outcome = self.ledger.settle(final) or Outcome.LOST
         # Published bytes are in the store; what was put there for nothing, garbage collection finds.
         self.space.discard_output()
-        if self._is_over(outcome):
+        # Any other job may be tried again, and a sweep removes what nobody came back for; a full disk can not wait.
+        if outcome is Outcome.SUCCEEDED or (ending.problem is not None and ending.problem.code == DISK_FULL):
             self.space.discard()
         return outcome
 
-    def _is_over(self, outcome: Outcome) -> bool:
-        if outcome is Outcome.CRASHED:
-            return self.claim.attempt >= self.claim.max_attempts
-        return outcome in {Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED}
+    def _begin_retry(self) -> None:
+        """Remove the stages that a retry wants computed anew. Until that is noted, every attempt does it."""
+        if self.claim.retry_from is not None:
+            self.space.drop_stages(stages_from(self.claim.retry_from, self.request.policy))
+            self.ledger.post(lambda: self.equipment.keeper.record_retry_begun(self.claim))
 
     def _resolve(self) -> Path:
         """The model's directory on this machine."""
@@ -133,7 +131,7 @@ class Attempt:
         file.write_text(request.model_dump_json())
         environment = download_environment(self.space.scratch)
         command = self._command(self.equipment.programs.download, file, environment)
-        payload = self._watch(replace(command, token=self._hub_token()))
+        payload = self._watch.follow(replace(command, token=self._hub_token()))
         self._keep_revision(str(payload["revision"]))
         return require_inside(Path(str(payload["path"])), models_cache(settings))
 
@@ -142,13 +140,24 @@ class Attempt:
             try:
                 return hub_token(self.claim, self.equipment.credentials)
             except Unavailable:
-                self._wait(_DATABASE_SECONDS)
+                self._watch.wait(_DATABASE_SECONDS)
             except (CredentialNotFound, CredentialUnreadable) as error:
-                raise _Ended(Ending(Outcome.FAILED, credential_problem(error))) from error
+                raise Ended(Ending(Outcome.FAILED, credential_problem(error))) from error
+
+    @property
+    def _watch(self) -> Watch:
+        return Watch(
+            ledger=self.ledger,
+            reporter=self.reporter,
+            must_yield=self.equipment.must_yield,
+            oom_kills=self.equipment.oom_kills,
+            keep_revision=self._keep_revision,
+            max_run_seconds=self.request.limits.max_run_seconds,
+        )
 
     @property
     def _pin(self) -> RevisionPin:
-        return RevisionPin(self.space.root / "revision", self.claim.resolved_revision)
+        return RevisionPin(self.space.revision, self.claim.resolved_revision)
 
     def _keep_revision(self, commit: str) -> None:
         if self._pin.keep(commit):
@@ -170,13 +179,14 @@ class Attempt:
             default_dataset=settings.default_dataset,
             device=device.name,
             threads=device.threads,
+            low_memory=self.claim.low_memory,
             work_dir=self.space.stages,
             output_dir=self.space.output,
         )
         file = self.space.root / "run.json"
         file.write_text(run_file.model_dump_json())
         environment = runner_environment(self.space.scratch, threads=device.threads, gpu=device.gpu)
-        self._watch(self._command(self.equipment.programs.runner, file, environment))
+        self._watch.follow(self._command(self.equipment.programs.runner, file, environment))
 
     def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:
         return Command(
@@ -185,63 +195,6 @@ class Attempt:
             directory=self.space.scratch,
             log=self.space.log,
         )
-
-    def _watch(self, command: Command) -> dict[str, Any]:
-        """Follow a subprocess to its end and return its result's payload."""
-        with Child(command) as child:
-            logger.info("subprocess_started", program=command.arguments[-2], pid=child.pid)
-            verdict: Result | Error | None = None
-            exited = False
-            while not exited:
-                exited = child.has_exited()  # asked before reading: then the pipe holds all there will ever be
-                verdict = self._report(child.drain() if exited else child.receive(_POLL_SECONDS)) or verdict
-                if not exited:
-                    self._interrupt(child)
-            return self._judge(child, verdict)
-
-    def _report(self, messages: list[Message]) -> Result | Error | None:
-        verdict: Result | Error | None = None
-        for message in messages:
-            if isinstance(message, Result | Error):
-                verdict = message
-            elif isinstance(message, Resolved):
-                self._keep_revision(message.revision)
-            else:
-                self.reporter.handle(message)
-        self.reporter.flush()
-        return verdict
-
-    def _interrupt(self, child: Child) -> None:
-        """Stop the subprocess if the claim or the worker's end demands it."""
-        try:
-            self._require_right()
-        except _Ended as ended:
-            at_once = ended.ending.outcome in {Outcome.LOST, Outcome.DRAINED}
-            child.stop(grace=0 if at_once else _GRACE_SECONDS)
-            raise
-
-    def _require_right(self) -> None:
-        """Raises: _Ended: the claim or the worker's end demands that this attempt stop."""
-        standing = self.ledger.standing()
-        if standing is Standing.LOST:
-            logger.warning("claim_given_up", silent_seconds=round(self.ledger.silent_seconds(), 1))
-            raise _Ended(Ending(Outcome.LOST))
-        if self.equipment.must_yield():
-            raise _Ended(Ending(Outcome.DRAINED))
-        if standing is Standing.CANCEL:
-            raise _Ended(Ending(Outcome.CANCELLED))
-        if standing is Standing.DEADLINE:
-            raise _Ended(Ending(Outcome.FAILED, run_deadline(self.request.limits.max_run_seconds)))
-
-    def _judge(self, child: Child, verdict: Result | Error | None) -> dict[str, Any]:
-        code = child.exit_code()
-        if isinstance(verdict, Error):
-            logger.error("subprocess_failed", code=verdict.code, exit_code=code, log_tail=child.log_tail())
-            raise _Ended(_failed(verdict))
-        if code != 0 or verdict is None:
-            logger.error("subprocess_died", exit_code=code, log_tail=child.log_tail())
-            raise _Ended(Ending(Outcome.CRASHED))
-        return verdict.payload
 
     def _collect(self) -> Manifest:
         """Read the output and put it into the store. What is left then of ``publish`` is one transaction."""
@@ -256,10 +209,10 @@ class Attempt:
             )
         except (FileNotFoundError, ValueError, DamagedBlob) as error:
             logger.exception("output_unusable")
-            raise _Ended(_failed(internal_error("The run ended without a usable result."))) from error
+            raise Ended(_failed(internal_error("The run ended without a usable result."))) from error
         except StoreRefused as error:
             logger.exception("store_refused")
-            raise _Ended(Ending(Outcome.FAILED, store_refused())) from error
+            raise Ended(Ending(Outcome.FAILED, store_refused())) from error
         self.reporter.handle(StageFinished(name=_PUBLISH, seconds=time.monotonic() - began))
         return manifest
 
@@ -271,17 +224,9 @@ class Attempt:
         def told(done: int) -> None:
             self.reporter.handle(StageAdvanced(name=_PUBLISH, done=min(done, total), total=total))
             self.reporter.flush()
-            self._require_right()
+            self._watch.require_right()
 
-        return store_output(self.equipment.store, output, told=told, wait=self._wait)
-
-    def _wait(self, seconds: float) -> None:
-        """Let time pass for as long as this attempt may go on."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self._require_right()
-            self.reporter.flush()
-            time.sleep(_POLL_SECONDS)
+        return store_output(self.equipment.store, output, told=told, wait=self._watch.wait)
 
 
 def _failed(error: Error) -> Ending:

@@ -1,13 +1,13 @@
 """How an attempt ends, and the one fenced write that says so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import structlog
 
 from jobs.errors import JobProblem
 from jobs.lease import Claim, LeaseKeeper, Manifest
-from worker.problems import as_problem, internal_error
+from worker.problems import INSUFFICIENT_MEMORY, as_problem, internal_error
 
 logger = structlog.get_logger(__name__)
 
@@ -18,6 +18,7 @@ class Outcome(Enum):
     SUCCEEDED = auto()  # published
     FAILED = auto()  # ended by a problem; the job is over
     CANCELLED = auto()  # stopped by request; the job is over
+    STARVED = auto()  # ran out of memory for the first time; another attempt resumes, and runs with less
     CRASHED = auto()  # the subprocess died; another attempt resumes, while there are any left
     DRAINED = auto()  # this worker is being stopped; another one resumes, and the attempt does not count
     LOST = auto()  # the claim went to someone else, or we can not know; nothing may be written
@@ -48,7 +49,7 @@ class FinalWrite:
             case Outcome.SUCCEEDED if ending.manifest is not None:
                 return self._publish(ending.manifest)
             case Outcome.FAILED if ending.problem is not None:
-                landed = keeper.fail(claim, ending.problem)
+                return self._fail(ending.problem)
             case Outcome.CANCELLED:
                 landed = keeper.cancelled(claim)
             case Outcome.CRASHED:
@@ -56,6 +57,14 @@ class FinalWrite:
             case Outcome.DRAINED:
                 landed = keeper.release(claim, "drain")
         return ending.outcome if landed else Outcome.LOST
+
+    def _fail(self, problem: JobProblem) -> Outcome:
+        if problem.code != INSUFFICIENT_MEMORY:
+            return Outcome.FAILED if self._keeper.fail(self._claim, problem) else Outcome.LOST
+        if not self._claim.low_memory:
+            return Outcome.STARVED if self._keeper.release(self._claim, "low_memory") else Outcome.LOST
+        told = replace(problem, detail=f"{problem.detail} It did so before, with larger batches.")
+        return Outcome.FAILED if self._keeper.fail(self._claim, told) else Outcome.LOST
 
     def _publish(self, manifest: Manifest) -> Outcome:
         try:

@@ -6,6 +6,7 @@ memory and by the monotonic clock alone, so a database that hangs can not keep a
 
 import contextlib
 import contextvars
+import math
 import queue
 import threading
 import time
@@ -75,6 +76,7 @@ class Ledger:
         self._clock = clock
         self._beaten_at = claimed_at
         self._beat = Beat(ok=True)
+        self._ends_at = math.inf
         self._entries: queue.Queue[_Entry | None] = queue.Queue()
         self._closing = threading.Event()
         # In the caller's context, for the ids that are bound to its log events.
@@ -107,7 +109,14 @@ class Ledger:
             return Standing.LOST
         if self._beat.cancel_requested:
             return Standing.CANCEL
-        return Standing.DEADLINE if self._beat.deadline_exceeded else Standing.HELD
+        return Standing.DEADLINE if self._clock() >= self._ends_at else Standing.HELD
+
+    def allow(self, run_seconds: float | None) -> None:
+        """The runner may go on for ``run_seconds`` from now, or without end, until the next beat says what is left.
+
+        Between two beats this clock tells when they are over, so that a deadline is met to the second.
+        """
+        self._ends_at = math.inf if run_seconds is None else self._clock() + run_seconds
 
     def silent_seconds(self) -> float:
         """Time since the latest good beat."""
@@ -162,6 +171,7 @@ class Ledger:
         self._beat = beat
         if beat.ok:
             self._beaten_at = asked_at
+            self.allow(beat.run_seconds_left)
         else:
             logger.warning("claim_lost")
         return True

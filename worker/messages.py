@@ -128,6 +128,7 @@ class RunFile(BaseModel):
     default_dataset: str
     device: str
     threads: int
+    low_memory: bool = False
     work_dir: Path
     output_dir: Path
 

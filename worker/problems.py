@@ -7,6 +7,10 @@ from jobs.errors import JobProblem
 from quant_engine.errors import EngineError
 from worker.messages import Error
 
+DISK_FULL: Final = "disk_full"
+INSUFFICIENT_MEMORY: Final = "insufficient_memory"
+"""The engine calls both the same."""
+
 _DISK_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MEMORY_SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
@@ -18,22 +22,27 @@ def as_error(error: BaseException) -> Error:
     if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
         return disk_full()
     if _is_out_of_memory(error):
-        return Error(
-            code="insufficient_memory",
-            category="capacity",
-            detail="The machine ran out of memory.",
-            hint="Use fewer calibration samples, a smaller model, or a worker with more memory.",
-        )
+        return insufficient_memory()
     return internal_error(f"The run ended with an unexpected {type(error).__name__}.")
 
 
 def disk_full() -> Error:
     """The disk under the data directory is full."""
     return Error(
-        code="disk_full",
+        code=DISK_FULL,
         category="capacity",
         detail="The worker's disk is full.",
         hint="Free space under QUANTRY_DATA_DIR, delete jobs that are no longer needed, and submit the job again.",
+    )
+
+
+def insufficient_memory(detail: str = "The machine ran out of memory.") -> Error:
+    """The run needs more memory than there is."""
+    return Error(
+        code=INSUFFICIENT_MEMORY,
+        category="capacity",
+        detail=detail,
+        hint="Use fewer calibration samples, a smaller model, or a worker with more memory.",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from jobs.logs import configure_logging
 from worker.lifeline import die_with_parent
+from worker.memory import offer_to_oom_killer
 from worker.messages import (
     EventWriter,
     LayerCompleted,
@@ -75,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     run_file = RunFile.model_validate_json(options.run_file.read_bytes())
     configure_logging(job_id=run_file.job_id)
     die_with_parent(run_file.parent_pid)
+    offer_to_oom_killer()
     events = EventWriter(options.events_fd)
     try:
         _run(run_file, PipeObserver(events))
@@ -105,6 +107,7 @@ def _run(run_file: RunFile, observer: PipeObserver) -> None:
         device=run_file.device,
         model_id=run_file.model_id,
         revision=run_file.revision,
+        low_memory=run_file.low_memory,
     )
     run(spec, work_dir=run_file.work_dir, output_dir=run_file.output_dir, observer=observer)
 

@@ -27,7 +27,7 @@ from worker.devices import devices
 from worker.lifeline import die_with_parent
 from worker.nudge import CeleryNudger, make_celery
 from worker.webhooks.deliverer import open_deliverer
-from worker.workspace import abandoned_jobs, discard_job
+from worker.workspace import abandoned_jobs, discard, put_aside
 
 _JITTER: Final = 0.25
 
@@ -85,11 +85,18 @@ class Sweeper:
         self._collect()
 
     def _discard_leftovers(self) -> None:
-        """Work files of jobs that ended without an attempt of this machine to clean up after them."""
-        found = abandoned_jobs(self._settings.work_dir, older_than_seconds=self._settings.lease_seconds)
-        for job_id in found - self._keeper.unfinished(found):
-            logger.info("work_discarded", job_id=job_id)
-            discard_job(self._settings.work_dir, job_id)
+        """Work files of jobs that are over and will not be retried with them."""
+        work_dir = self._settings.work_dir
+        found = abandoned_jobs(work_dir, older_than_seconds=self._settings.lease_seconds)
+        if not found:
+            return
+        # A rename, while no retry can come between: removing takes longer than a transaction may.
+        with self._keeper.holding_finished(found) as finished:
+            aside = {job_id: put_aside(work_dir, job_id) for job_id in sorted(finished)}
+        for job_id, directory in aside.items():
+            if directory is not None:
+                logger.info("work_discarded", job_id=job_id)
+                discard(directory)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,11 +3,14 @@
 ``work/<job_id>/<fence>/`` holds the stages that a later attempt resumes from. An attempt takes over its predecessor's
 directory by renaming it to its own fence: a stale runner that still computes finds its paths gone and can not write
 beside its successor. Its ``output`` is made anew by every attempt; published files live on in the artifact store.
+
+Of a job that failed or was cancelled the stages stay for a while, for a retry to resume from.
 """
 
 import math
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +18,8 @@ from typing import Final
 _STAGES: Final = "stages"
 _SCRATCH: Final = "scratch"
 _OUTPUT: Final = "output"
+_REVISION: Final = "revision"
+_PARTIAL: Final = ".partial"  # what the engine calls a stage that is not complete
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,27 @@ class Workspace:
         return self.root / _SCRATCH
 
     @property
+    def revision(self) -> Path:
+        """The commit that the model's revision was resolved to."""
+        return self.root / _REVISION
+
+    @property
     def log(self) -> Path:
         """What the subprocesses of every attempt wrote."""
         return self.root / "runner.log"
 
+    def drop_stages(self, names: Iterable[str]) -> None:
+        """Remove what earlier attempts left of these stages. Repeated after a crash, it ends the same."""
+        for name in names:
+            for directory in (self.stages / name, self.stages / (name + _PARTIAL)):
+                _remove(directory)
+            if name == "resolve":
+                self.revision.unlink(missing_ok=True)
+
     def discard_output(self) -> None:
-        """Remove the output: it is in the store, or will never be published."""
+        """Remove what only this attempt needed: its output is in the store, or will never be published."""
         _remove(self.output)
+        _remove(self.scratch)
 
     def discard(self) -> None:
         """Remove every attempt's directory: the job is over."""
@@ -71,9 +90,23 @@ def open_workspace(work_dir: Path, job_id: str, fence: int) -> Workspace:
     return space
 
 
-def discard_job(work_dir: Path, job_id: str) -> None:
-    """Remove every attempt's directory of a job that is over."""
-    _remove(work_dir / job_id)
+def put_aside(work_dir: Path, job_id: str) -> Path | None:
+    """Rename the directories of a job that is over: an attempt after a retry can not find them any more.
+
+    The new name is no job's, so that what a crash leaves of it is abandoned. None when it is gone already, or can not
+    be renamed.
+    """
+    aside = work_dir / f"{job_id}.over-{time.time_ns()}"
+    try:
+        (work_dir / job_id).rename(aside)
+    except OSError:
+        return None
+    return aside
+
+
+def discard(directory: Path) -> None:
+    """Remove what was put aside."""
+    _remove(directory)
 
 
 def abandoned_jobs(work_dir: Path, *, older_than_seconds: float) -> frozenset[str]:

@@ -4,14 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Double, ScalarSelect, Select, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, IdempotencyKey, Job, JobLayer, Worker
 from jobs.repository import turns
 from jobs.repository.changes import NewEvent, move_job, update_job
-from jobs.states import HELD, TERMINAL, JobStatus
+from jobs.states import HELD, RETRIABLE, JobStatus
 
 _SWEEP_ROWS: Final = 100
 
@@ -72,8 +72,8 @@ def load_spec(session: Session, job_id: str) -> dict[str, Any]:
     return session.scalars(select(Job.spec).where(Job.id == job_id)).one()
 
 
-def renew(session: Session, job_id: str, fence: int, lease_seconds: float) -> tuple[Job, bool] | None:
-    """A heartbeat: the row and whether its time is up; None when the claim is lost."""
+def renew(session: Session, job_id: str, fence: int, lease_seconds: float) -> tuple[Job, float] | None:
+    """A heartbeat: the row and the seconds that are left of its time; None when the claim is lost."""
     job = update_job(
         session,
         *fenced(job_id, fence),
@@ -81,7 +81,8 @@ def renew(session: Session, job_id: str, fence: int, lease_seconds: float) -> tu
     )
     if job is None:
         return None
-    return job, session.scalars(select(_deadline_exceeded()).where(Job.id == job_id)).one()
+    left = select(cast(Job.max_run_seconds - _ran_seconds(), Double)).where(Job.id == job_id)
+    return job, session.scalars(left).one()
 
 
 def update_fenced(
@@ -120,9 +121,14 @@ def add_artifacts(session: Session, artifacts: Sequence[Artifact]) -> None:
 
 
 def requeue(
-    session: Session, *where: ColumnElement[bool], delay_seconds: float, counts: bool, reason: str
+    session: Session,
+    *where: ColumnElement[bool],
+    delay_seconds: float,
+    counts: bool,
+    reason: str,
+    values: Mapping[str, Any] | None = None,
 ) -> Job | None:
-    """Back to the queue; an attempt that does not count is given back."""
+    """Back to the queue, changed by ``values``; an attempt that does not count is given back."""
     return move_job(
         session,
         JobStatus.QUEUED,
@@ -137,6 +143,7 @@ def requeue(
             "owner": None,
             "lease_until": None,
             "nudged_at": None,
+            **(values or {}),
         },
         reason=reason,
     )
@@ -183,11 +190,18 @@ def purge_expired_keys(session: Session) -> None:
     session.execute(delete(Worker).where(Worker.heartbeat_at < _now() - timedelta(days=1)))
 
 
-def unfinished(session: Session, job_ids: Collection[str]) -> frozenset[str]:
-    """Those of ``job_ids`` whose job exists and is not terminal."""
+def lock_finished(session: Session, job_ids: Collection[str], retention_seconds: float) -> frozenset[str]:
+    """Those of ``job_ids`` that no retry will take up, locked: succeeded, or failed or cancelled long enough ago.
+
+    Those that do not exist are among them; those that another transaction has locked are not.
+    """
     if not job_ids:
         return frozenset()
-    return frozenset(session.scalars(select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(TERMINAL))))
+    past_retention = Job.finished_at < _now() - timedelta(seconds=retention_seconds)
+    finished = (Job.status == JobStatus.SUCCEEDED) | (Job.status.in_(RETRIABLE) & past_retention)
+    there = frozenset(session.scalars(select(Job.id).where(Job.id.in_(job_ids))))
+    locked = select(Job.id).where(Job.id.in_(there), finished).with_for_update(skip_locked=True)
+    return (frozenset(job_ids) - there) | frozenset(session.scalars(locked))
 
 
 def beat_worker(session: Session, owner: str, hostname: str, pid: int, device: str) -> None:

@@ -130,5 +130,15 @@ def test_two_sweeps_at_once_requeue_once(house: House) -> None:
 def test_work_files_of_jobs_that_are_over_or_gone_are_known(house: House) -> None:
     waiting, over = house.submit(), house.submit()
     house.service.cancel_job(over, tenant=TENANT)
-    assert house.keeper.unfinished([waiting, over, "job_gone"]) == {waiting}
-    assert house.keeper.unfinished([]) == frozenset()
+
+    def finished() -> frozenset[str]:
+        with house.keeper.holding_finished([waiting, over, "job_gone"]) as ids:
+            return ids
+
+    assert finished() == {"job_gone"}
+    house.shift(over, "finished_at", -house.settings.work_retention_seconds - 1)
+    assert finished() == {"job_gone", over}
+    house.service.retry_job(over, tenant=TENANT)
+    assert finished() == {"job_gone"}
+    with house.keeper.holding_finished([]) as ids:
+        assert ids == frozenset()

@@ -59,7 +59,7 @@ def test_an_expired_lease_is_queued_again_with_its_work_kept_and_a_nudge(office:
     assert work.is_dir()
 
 
-def test_work_of_a_job_that_the_sweep_ended_is_removed(office: Office) -> None:
+def test_work_of_a_job_that_the_sweep_ended_is_removed_once_nobody_came_back_for_it(office: Office) -> None:
     job_id, running = office.submit("succeed"), office.submit("succeed")
     for _ in range(2):
         assert office.keeper.claim("dead:1") is not None
@@ -67,7 +67,13 @@ def test_work_of_a_job_that_the_sweep_ended_is_removed(office: Office) -> None:
     expire(office, job_id, attempt=office.settings.max_attempts)
     sweeper_of(office, CountingNudger()).sweep()
     assert (office.job(job_id).status, office.job(running).status) == ("failed", "running")
-    assert not work.exists()
+    assert work.is_dir(), "a retry resumes from it"
+    with office.database.transaction() as session:
+        session.execute(
+            text("UPDATE jobs SET finished_at = finished_at - interval '1 day' WHERE id = :id"), {"id": job_id}
+        )
+    sweeper_of(office, CountingNudger()).sweep()
+    assert [path.name for path in office.settings.work_dir.iterdir()] == [running]
     assert kept.is_dir()
 
 

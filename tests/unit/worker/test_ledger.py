@@ -71,8 +71,8 @@ def test_beats_keep_the_claim(keeper: ScriptedKeeper) -> None:
     [
         (Beat(ok=False), Standing.LOST),
         (Beat(ok=True, cancel_requested=True), Standing.CANCEL),
-        (Beat(ok=True, deadline_exceeded=True), Standing.DEADLINE),
-        (Beat(ok=True, cancel_requested=True, deadline_exceeded=True), Standing.CANCEL),
+        (Beat(ok=True, run_seconds_left=0.0), Standing.DEADLINE),
+        (Beat(ok=True, cancel_requested=True, run_seconds_left=0.0), Standing.CANCEL),
         (Beat(ok=False, cancel_requested=True), Standing.LOST),
     ],
 )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from worker.workspace import Workspace, abandoned_jobs, discard_job, open_workspace
+from worker.workspace import Workspace, abandoned_jobs, discard, open_workspace, put_aside
 
 JOB = "job_1"
 
@@ -66,5 +66,38 @@ def test_abandoned_jobs_are_old_and_look_like_jobs(tmp_path: Path) -> None:
     assert abandoned_jobs(work, older_than_seconds=-1) == {JOB}
     assert abandoned_jobs(work, older_than_seconds=3600) == frozenset()
     assert abandoned_jobs(tmp_path / "missing", older_than_seconds=-1) == frozenset()
-    discard_job(work, JOB)
-    assert not (work / JOB).exists()
+
+
+def test_what_is_put_aside_is_out_of_reach_and_abandoned_until_it_is_removed(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    space = open_at(tmp_path, 1)
+    (space.stages / "train").mkdir()
+    aside = put_aside(work, JOB)
+    assert aside is not None
+    assert not any(open_at(tmp_path, 2).stages.iterdir())
+    assert abandoned_jobs(work, older_than_seconds=-1) == {JOB, aside.name}
+    discard(aside)
+    assert [path.name for path in work.iterdir()] == [JOB]
+    assert put_aside(work, "job_2") is None
+
+
+def test_dropping_stages_removes_them_and_their_beginnings_and_keeps_the_others(tmp_path: Path) -> None:
+    space = open_at(tmp_path, 1)
+    for name in ("load", "train", "train.partial", "select", "verify.partial"):
+        (space.stages / name).mkdir()
+    space.revision.write_text("c" * 40)
+    for _ in range(2):  # as after a crash
+        space.drop_stages(["train", "select", "verify"])
+        assert [path.name for path in space.stages.iterdir()] == ["load"]
+    assert space.revision.exists()
+    space.drop_stages(["resolve"])
+    assert not space.revision.exists()
+
+
+def test_a_retry_finds_the_stages_but_neither_output_nor_scratch(tmp_path: Path) -> None:
+    space = open_at(tmp_path, 1)
+    (space.stages / "train").mkdir()
+    space.output.mkdir()
+    space.discard_output()
+    assert [path.name for path in space.root.iterdir()] == ["stages"]
+    assert [path.name for path in open_at(tmp_path, 2).stages.iterdir()] == ["train"]
