@@ -25,6 +25,8 @@ from jobs.settings import Settings, get_settings
 from worker.collector import BackgroundCollector
 from worker.devices import devices
 from worker.lifeline import die_with_parent
+from worker.measured import MeasuredKeeper
+from worker.metrics import join_metrics
 from worker.nudge import CeleryNudger, make_celery
 from worker.webhooks.deliverer import open_deliverer
 from worker.workspace import abandoned_jobs, discard, put_aside
@@ -110,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = get_settings()
     if settings.database_url is None:
         raise InstallationError("QUANTRY_DATABASE_URL is not set; the sweeper needs the service's database.")
+    meters = join_metrics()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the worker decides
@@ -117,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     database = Database(database_url, pool_size=1)
     collector = BackgroundCollector(database_url, settings)
     sweeper = Sweeper(
-        LeaseKeeper(database, settings),
-        CeleryNudger(make_celery(settings)),
+        MeasuredKeeper(database, settings, meters),
+        CeleryNudger(make_celery(settings), meters.nudge_failed),
         settings,
         owner=options.owner,
         worker_pid=options.parent_pid,
