@@ -1,39 +1,46 @@
 """How a worker stops without losing work: it takes no new job, and on demand lets the running one go.
 
-Celery's main process and its pool children share one byte, mapped before the fork. The main process sets it when a warm
-shutdown begins (SIGTERM): a child then finishes its job and claims no other. A cold shutdown (SIGQUIT, or a second
-Ctrl-C) and the main process's death both reach the child as SIGTERM: it stops its runner and hands the job back.
+Celery's main process and its pool children share one moment, mapped before the fork. The main process sets it when a
+warm shutdown begins (SIGTERM): a child then claims no other job, and gives its own ``QUANTRY_DRAIN_SECONDS`` to end.
+What has not ended by then it stops and hands back, as it does at once after a cold shutdown (SIGQUIT, or a second
+Ctrl-C) or its main process's death, which both reach it as SIGTERM.
 """
 
+import math
 import mmap
 import signal
-from collections.abc import Iterator
+import struct
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
 _HAND_BACK_SECONDS: Final = 20
-_SET: Final = b"\x01"
+_MOMENT: Final = struct.Struct("=d")
 
 
 class Draining:
-    """One per worker, made before the pool forks."""
+    """One per worker, made before the pool forks. ``drain_seconds``: what a job gets to end by itself."""
 
-    def __init__(self) -> None:
-        self._shared = mmap.mmap(-1, 1)
+    def __init__(self, drain_seconds: float = math.inf, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shared = mmap.mmap(-1, _MOMENT.size)  # zeros, which the clock does not show again
+        self._drain_seconds = drain_seconds
+        self._clock = clock  # one for all processes of a machine
         self._yielding = False
 
     def begin(self) -> None:
-        """No process of this worker claims another job."""
-        self._shared[0:1] = _SET
+        """No process of this worker claims another job, from now on."""
+        if not self._began:
+            _MOMENT.pack_into(self._shared, 0, self._clock())
 
     def has_begun(self) -> bool:
         """Whether this worker should claim no more."""
-        return self._yielding or self._shared[0:1] == _SET
+        return self._yielding or bool(self._began)
 
     def must_yield(self) -> bool:
         """Whether this process has to let its job go now."""
-        return self._yielding
+        return self._yielding or bool(self._began and self._clock() - self._began >= self._drain_seconds)
 
     @contextmanager
     def yielding_on_sigterm(self) -> Iterator[None]:
@@ -48,6 +55,11 @@ class Draining:
         finally:
             signal.alarm(0)
             signal.signal(signal.SIGTERM, before)
+
+    @property
+    def _began(self) -> float:
+        moment: float = _MOMENT.unpack_from(self._shared)[0]
+        return moment
 
     def _on_sigterm(self, _signum: int, _frame: FrameType | None) -> None:
         if not self._yielding:

@@ -18,20 +18,23 @@ from jobs.artifacts import open_store
 from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.errors import InstallationError, Unavailable
-from jobs.lease import LeaseKeeper
 from jobs.logs import configure_logging
 from jobs.publications.lease import PublicationKeeper
 from jobs.queue import TASK_NAME
 from jobs.settings import Settings
+from jobs.tracing import NoTracing, Tracing, open_tracing
 from worker.attempt import Equipment, Programs
 from worker.devices import devices
 from worker.draining import Draining
 from worker.keeper import SweeperKeeper
 from worker.lifeline import die_with_parent
+from worker.measured import MeasuredKeeper
+from worker.metrics import open_metrics
 from worker.nudge import CeleryNudger, make_celery
 from worker.publish_attempt import PublishEquipment
 from worker.publisher import Publisher, hub_tokens
 from worker.supervisor import Supervisor
+from worker.telemetry import Telemetry
 
 _POOL_STEP: Final = "celery.worker.components:Pool"
 _NO_DATABASE: Final = "postgresql://"  # never connected to: the worker refuses to start without an address
@@ -52,7 +55,9 @@ class Worker:
         self._database = Database(settings.database_url.get_secret_value() if settings.database_url else _NO_DATABASE)
         self._device = self._devices[0]
         self._publisher: Publisher | None = None
-        self.draining = Draining()
+        self._tracing: Tracing = NoTracing()  # of a process; the pool's come after the fork
+        self.meters, self.metrics = open_metrics(settings)
+        self.draining = Draining(settings.drain_seconds)
         self.sweeper = SweeperKeeper(self._owner)
         self.celery = make_celery(settings)
         self.celery.conf.update(
@@ -90,9 +95,11 @@ class Worker:
     def enter_pool_process(self, index: int) -> None:
         """In a pool child, right after the fork: its own connections and device, and SIGTERM when its parent dies."""
         self._database.after_fork()
+        self.metrics.leave()
         self._device = self._devices[index % len(self._devices)]
         # Celery asks for SIGKILL; on SIGTERM the child hands its job back, which is quicker than an expiring lease.
         die_with_parent(self._main_pid, signal.SIGTERM)
+        self._tracing = open_tracing(self._settings, "quantry-worker")
 
     def run_jobs(self) -> None:
         """Run jobs until none is left to claim, or this worker is stopping."""
@@ -105,6 +112,7 @@ class Worker:
                 except Unavailable:
                     logger.warning("claim_failed", reason="the database does not answer; a sweep nudges again")
                     return
+            self._tracing.stop()  # this process may be killed before it ends by itself
 
     def _on_setup_logging(self, **_: object) -> None:
         configure_logging()
@@ -124,6 +132,7 @@ class Worker:
     def _on_process_shutdown(self, **_: object) -> None:
         if self._publisher is not None:
             self._publisher.stop()
+        self._tracing.stop()
 
     def _on_shutting_down(self, **_: object) -> None:
         self.draining.begin()
@@ -131,10 +140,11 @@ class Worker:
     def _on_shutdown(self, **_: object) -> None:
         # The pool has let its last job go; until then this worker is alive, and others may need its sweeps.
         self.sweeper.stop()
+        self.metrics.stop()
 
     def _supervisor(self) -> Supervisor:
         equipment = Equipment(
-            keeper=LeaseKeeper(self._database, self._settings),
+            keeper=MeasuredKeeper(self._database, self._settings, self.meters),
             store=open_store(self._settings),
             credentials=CredentialService(self._database, Vault.open(self._settings)),
             settings=self._settings,
@@ -142,7 +152,12 @@ class Worker:
             programs=self._programs,
             must_yield=self.draining.must_yield,
         )
-        return Supervisor(equipment=equipment, owner=self._owner, nudger=CeleryNudger(self.celery))
+        return Supervisor(
+            equipment=equipment,
+            owner=self._owner,
+            nudger=CeleryNudger(self.celery, self.meters.nudge_failed),
+            telemetry=Telemetry(self.meters, self._tracing),
+        )
 
     def _make_publisher(self) -> Publisher:
         equipment = PublishEquipment(
@@ -154,14 +169,15 @@ class Worker:
         return Publisher(equipment, self._owner, is_draining=self.draining.has_begun)
 
     def _sweeper_step(self) -> type[bootsteps.StartStopStep]:
-        sweeper = self.sweeper
+        sweeper, metrics = self.sweeper, self.metrics
 
         class SweeperStep(bootsteps.StartStopStep):
-            """Starts the sweeper once the pool has forked, whether or not the broker answers yet."""
+            """Starts the sweeper and the metrics' server once the pool has forked, whether the broker answers or not."""
 
             requires = (_POOL_STEP,)
 
             def start(self, _: object) -> None:
                 sweeper.start()
+                metrics.start()
 
         return SweeperStep

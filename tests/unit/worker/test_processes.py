@@ -101,6 +101,19 @@ def test_draining_is_seen_across_a_fork() -> None:
     assert os.waitstatus_to_exitcode(status) == 7
 
 
+def test_a_job_gets_its_seconds_to_end_before_it_has_to_go_back() -> None:
+    now = 100.0
+    draining = Draining(30.0, clock=lambda: now)
+    assert not draining.must_yield()
+    draining.begin()
+    now = 129.9
+    draining.begin()  # a second signal does not begin the time anew
+    assert not draining.must_yield()
+    assert draining.has_begun()
+    now = 130.0
+    assert draining.must_yield()
+
+
 def test_sigterm_asks_for_the_job_only_while_there_is_one() -> None:
     draining = Draining()
     before = signal.getsignal(signal.SIGTERM)
