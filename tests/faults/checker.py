@@ -101,8 +101,8 @@ def check(entries: Sequence[Entry], final: Snapshot) -> Verdict:
     faults = [entry for entry in entries if entry["what"] == "fault"]
     return Verdict(
         accepted=len(accepted),
-        ended=Counter(job.status for job in final.jobs),
-        faults=Counter(fault["name"] for fault in faults),
+        ended=dict(Counter(job.status for job in final.jobs)),
+        faults=dict(Counter(fault["name"] for fault in faults)),
         lost=tuple(_lost(accepted, jobs)),
         doubled=tuple(_doubled(final, statuses)),
         stuck=(*_silent(final), *_overtaken(statuses), *_standing_still(accepted, statuses)),
