@@ -142,8 +142,10 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(flavour: Flavour, *, workers: int = 2, **settings: float | str) -> Iterator[Fleet]:
-    """Everything started and migrated; ``settings`` are the service's. It is not waited for.
+def running_fleet(
+    flavour: Flavour, *, workers: int = 2, logs: Path | None = None, **settings: float | str
+) -> Iterator[Fleet]:
+    """Everything started and migrated; ``settings`` are the service's. It is not waited for. ``logs`` are kept there.
 
     Raises:
         pytest.skip.Exception: the servers are not installed.
@@ -161,7 +163,8 @@ def running_fleet(flavour: Flavour, *, workers: int = 2, **settings: float | str
         catalogue.write_models(data_dir / "models")
         (data_dir / failpoints.DIRECTORY).mkdir()
         environment = _environment(data_dir, database_proxy, broker_proxy, settings)
-        log = Path(directory) / "logs"
+        log = logs or Path(directory) / "logs"
+        log.mkdir(parents=True, exist_ok=True)
         api = Kept(
             "api", (*_API, f"--fd={listener.fileno()}"), environment, log / "api.log", descriptors=(listener.fileno(),)
         )

@@ -51,8 +51,10 @@ class Injuries:
             end()
         found = list(failpoints.fired(self.fleet.data_dir))
         for shot in found[self._fired :]:
-            worker = next((kept.pid for kept in self.fleet.workers if kept.pid in (shot.pid, shot.parent)), None)
-            self.note(f"fail_point {shot.name}", self._window.held_by(worker) if worker else [], at=shot.at)
+            jobs = [
+                job for worker in self.fleet.workers if _had(worker, shot) for job in self._window.held_by(worker.pid)
+            ]
+            self.note(f"fail_point {shot.name}", jobs, at=shot.at)
         self._fired = len(found)
 
     def heal(self) -> None:
@@ -170,6 +172,13 @@ def _signal(processes: Iterable[psutil.Process], signum: signal.Signals) -> None
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signum)
+
+
+def _had(worker: Kept, shot: failpoints.Fired) -> bool:
+    """Whether the process that died was this worker's child or runner; a sweeper holds no job."""
+    if shot.name.startswith("sweeper"):
+        return False
+    return bool({shot.pid, shot.parent} & {process.pid for process in worker.family()})
 
 
 def _postgres(fleet: Fleet) -> list[psutil.Process]:

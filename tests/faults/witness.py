@@ -27,7 +27,7 @@ class Journal:
     """Appends entries from any thread."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file.open("ab")
+        self._file = file.open("wb")
         self._lock = threading.Lock()
         self.entries: list[Entry] = []
 
