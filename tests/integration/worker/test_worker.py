@@ -149,16 +149,6 @@ def test_a_killed_sweeper_comes_back(office: Office) -> None:
     eventually(lambda: [process.pid for process in sweepers(worker.pid)] not in ([], [first]))
 
 
-def test_cancel_while_running(office: Office) -> None:
-    office.start_worker()
-    job_id = office.submit("hang")
-    runner = office.runner_pid(job_id)
-    began = time.monotonic()
-    office.service.cancel_job(job_id, tenant=TENANT)
-    assert office.wait(job_id, "cancelled", "succeeded", seconds=15).status == "cancelled"
-    eventually(lambda: not is_running(runner), seconds=15 - (time.monotonic() - began))
-
-
 def test_a_poison_job_does_not_stop_the_others(office: Office) -> None:
     office.start_worker()
     poison, good = office.submit("die"), office.submit("succeed")
