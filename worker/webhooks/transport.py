@@ -1,8 +1,8 @@
 """One POST to a stranger's server, who must not reach ours through us.
 
 The name is resolved here, now; every address is checked, and the connection goes to one of those, while TLS keeps to
-the name. There are no redirects, no proxies from the environment, and no connection outlives its message. The attempt as a
-whole has a deadline, not each read, and at most 64 KB of the answer are read.
+the name. There are no redirects, no proxies from the environment, and no connection outlives its message. The attempt
+as a whole has a deadline, not each read, and at most 64 KB of the answer are read.
 """
 
 import ssl

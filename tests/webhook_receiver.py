@@ -1,0 +1,155 @@
+"""A receiver of webhooks on loopback that answers as it is told: quickly, badly, slowly, or not at all."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Behaviour = Callable[["Exchange"], None]
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request, headers by lower-case name."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Exchange:
+    """One request under way: what a behaviour answers with."""
+
+    received: Received
+    connection: Any
+    stopping: threading.Event
+    sent: int = 0
+
+    def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        """A whole answer."""
+        lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        self.raw(("\r\n".join([*lines, "", ""])).encode() + body)
+
+    def raw(self, data: bytes) -> None:
+        """These bytes."""
+        self.connection.sendall(data)
+        self.sent += len(data)
+
+    def drip(self, data: bytes, every_seconds: float) -> None:
+        """These bytes, one at a time."""
+        for byte in data:
+            self.raw(bytes([byte]))
+            time.sleep(every_seconds)
+
+    def hang(self) -> None:
+        """Say nothing until the receiver stops."""
+        self.stopping.wait(30)
+
+
+@dataclass
+class Receiver:
+    """What came in, and what is answered next: ``script``'s behaviours in turn, then its last one for good."""
+
+    port: int = 0
+    scheme: str = "http"
+    script: list[Behaviour] = field(default_factory=lambda: [lambda exchange: exchange.answer(200)])
+    received: list[Received] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
+    server_names: list[str | None] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def url(self, host: str = "127.0.0.1", path: str = "/hooks?from=quantry") -> str:
+        """Where it listens."""
+        return f"{self.scheme}://{host}:{self.port}{path}"
+
+    def answers(self, *statuses: int) -> None:
+        """Answer with these from now on."""
+        self.script[:] = [_answering(status) for status in statuses]
+
+    def wait_for(self, count: int, seconds: float = 30.0) -> list[Received]:
+        """What came in, once it is so much."""
+        deadline = time.monotonic() + seconds
+        while len(self.received) < count:
+            assert time.monotonic() < deadline, f"{len(self.received)} of {count} messages came"
+            time.sleep(0.02)
+        return list(self.received)
+
+    def take(self, exchange: Exchange) -> Behaviour:
+        """Note a request; how to answer it."""
+        with self.lock:
+            self.received.append(exchange.received)
+            self.exchanges.append(exchange)
+            return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A sender that hangs up is what some tests are about."""
+
+
+@contextmanager
+def receiving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0) -> Iterator[Receiver]:
+    """A receiver, until the block ends."""
+    receiver = Receiver(scheme="http" if tls is None else "https")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            """The handshake, in this connection's own thread."""
+            if tls is not None:
+                self.request = tls.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def finish(self) -> None:
+            """TLS has a socket of its own, which the server does not know."""
+            with suppress(OSError):
+                super().finish()
+            self.request.close()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            exchange = Exchange(Received(self.path, headers, body), self.connection, receiver.stopping)
+            self.close_connection = True
+            with suppress(OSError):
+                receiver.take(exchange)(exchange)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 — the base class's name
+            """Nobody reads it."""
+
+    if tls is not None:
+        tls.sni_callback = lambda _socket, name, _context: receiver.server_names.append(name)
+    server = _Server((host, port), Handler)
+    receiver.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.stopping.set()
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+def closed_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answering(status: int) -> Behaviour:
+    return lambda exchange: exchange.answer(status)
