@@ -1,4 +1,4 @@
-"""The ``quantry`` command: serve, demo, submit, watch, layers, download, publish, credentials."""
+"""The ``quantry`` command: serve, demo, submit, watch, layers, download, publish, credentials, gc, backup, restore."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from client.credentials import commands
 from client.demo import DemoSize, run_demo
 from client.errors import QuantryError, error_from_problem
 from client.http import Quantry
+from client.maintenance import backup, gc, restore
 from client.publish import follow_publications, hub_target, publish
 from client.results import Artifact, Job
 from client.serve import serve as serve_until_stopped
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(commands, name="credentials", no_args_is_help=True)
 app.command()(publish)
+for operation in (gc, backup, restore):
+    app.command()(operation)
 
 JobId = Annotated[str, typer.Argument(help="The job's id, as submit printed it.")]
 

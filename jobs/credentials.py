@@ -44,6 +44,11 @@ _MAKE_ONE: Final = (
 )
 
 
+def key_file(settings: Settings) -> Path:
+    """Where the key lies that was made here, if QUANTRY_SECRET_KEY gives none."""
+    return settings.data_dir / _KEY_FILE
+
+
 class Vault:
     """Seals tokens with the newest key, and opens what any of the keys sealed."""
 
@@ -61,7 +66,7 @@ class Vault:
         if settings.secret_key is not None:
             texts = settings.secret_key.get_secret_value().split(",")
             return cls(_checked([text.strip().encode() for text in texts], "QUANTRY_SECRET_KEY"))
-        path = settings.data_dir / _KEY_FILE
+        path = key_file(settings)
         try:
             return cls(_checked([_kept_key(path)], str(path)))
         except OSError as error:

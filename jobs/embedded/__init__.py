@@ -107,6 +107,19 @@ def embedded_services(settings: Settings) -> Iterator[Urls]:
         services.stop()
 
 
+@contextmanager
+def embedded_database(settings: Settings) -> Iterator[str]:
+    """The private PostgreSQL alone, as it is, for the time of a ``with``; its URL. Raises: InstallationError."""
+    _make_directory(settings.data_dir)
+    with _locked(settings.data_dir), _socket_dir(settings.data_dir) as socket_dir:
+        server = Postgres(settings.data_dir, socket_dir)
+        try:
+            server.start()
+            yield server.url
+        finally:
+            server.stop()
+
+
 def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -137,13 +137,11 @@ def _end_orphan(pid: int, cluster: Path) -> None:
 
 def _programs(cluster: Path) -> Path:
     """The ``bin`` directory of the wheel's PostgreSQL: of the cluster's version, or the newest for a new one."""
-    spec = importlib.util.find_spec(_WHEEL)
-    if spec is None or not spec.submodule_search_locations:
+    offered = embedded_programs()
+    if not offered:
         raise InstallationError(
             f"The package {_WHEEL} is not installed. Install it, or give a server with QUANTRY_DATABASE_URL."
         )
-    wheel = Path(spec.submodule_search_locations[0])
-    offered = {_version(directory): directory / "bin" for directory in wheel.glob("pginstall*")}
     version_file = cluster / "PG_VERSION"
     wanted = int(version_file.read_text()) if version_file.is_file() else max(offered, default=0)
     if wanted not in offered:
@@ -152,6 +150,18 @@ def _programs(cluster: Path) -> Path:
             f"with PostgreSQL {wanted}, or dump and restore the data."
         )
     return offered[wanted]
+
+
+def embedded_programs() -> dict[int, Path]:
+    """The ``bin`` directories of the wheel by major version; none where it is not installed."""
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    return _offered(Path(spec.submodule_search_locations[0]))
+
+
+def _offered(wheel: Path) -> dict[int, Path]:
+    return {_version(directory): directory / "bin" for directory in wheel.glob("pginstall*")}
 
 
 def _version(directory: Path) -> int:

@@ -1,0 +1,98 @@
+"""Making a service of a backup: files first, then the key, then the rows that name them, in one transaction.
+
+In that order a row never names a file that is not there yet. Nothing is overwritten: the database must have no jobs.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+from jobs import migrate
+from jobs.artifacts import open_store
+from jobs.backup import programs
+from jobs.backup.layout import Description, Layout
+from jobs.credentials import key_file
+from jobs.database import Database
+from jobs.errors import InstallationError, Unavailable
+from jobs.repository import backup
+from jobs.retention.collector import Collector, MissingFile
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a restore made. ``missing``: files that jobs have and that the store has not."""
+
+    jobs: int
+    files: int
+    missing: tuple[MissingFile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore:
+    """One restore into an empty service that does not run."""
+
+    database: Database
+    settings: Settings
+    layout: Layout
+    say: Callable[[str], None] = lambda _: None
+
+    def make(self) -> Restored:
+        """Raises:
+        InstallationError: the directory is no backup, the service is not empty, or pg_restore failed.
+        Unavailable: the database or the store does not answer.
+        OSError: the store or the data directory can not be written.
+        """
+        description = self.layout.read()
+        try:
+            self._require_empty()
+            files = self._put_files(description)
+            self._put_key(description)
+            self._put_rows()
+        except DBAPIError as error:
+            raise Unavailable from error
+        with self.database.transaction() as session:
+            backup.disown(session)
+            jobs = backup.count_jobs(session)
+        found = Collector.of(self.database, self.settings, dry_run=True).run()
+        return Restored(jobs=jobs, files=files, missing=() if found is None else found.missing)
+
+    def _require_empty(self) -> None:
+        table = backup.occupied(self.database.engine)
+        if table is not None:
+            raise InstallationError(
+                f"The database is not empty: {table} has rows, which a restore would take away. Restore into an empty "
+                "database (QUANTRY_DATABASE_URL) or a new data directory (QUANTRY_DATA_DIR, or --data-dir)."
+            )
+
+    def _put_files(self, description: Description) -> int:
+        if description.files is None or not self.layout.blobs.is_dir():
+            return 0
+        self.say(f"putting {description.files} files into the artifact store")
+        return len(open_store(self.settings).put(self.layout.blobs))
+
+    def _put_key(self, description: Description) -> None:
+        """Raises: InstallationError: another key is there already."""
+        target = key_file(self.settings)
+        if not description.has_key or self.settings.secret_key is not None:
+            return
+        if target.is_file() and target.read_bytes() != self.layout.key.read_bytes():
+            raise InstallationError(
+                f"{target} is another key than the backup's. Move it away: no credential was sealed with it, for the "
+                "database is empty."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.layout.key, target)
+        target.chmod(0o600)
+
+    def _put_rows(self) -> None:
+        with self.database.engine.connect() as connection:
+            version = backup.server_version(connection)
+        program = programs.programs_for(version) / "pg_restore"
+        self.say(f"restoring the database with {program}")
+        backup.drop_tables(self.database.engine)
+        options = ("--no-owner", "--no-privileges", "--single-transaction", "--exit-on-error")
+        programs.run(program, self.database, *options, str(self.layout.dump))
+        migrate.upgrade(self.database)
