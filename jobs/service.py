@@ -23,7 +23,7 @@ from jobs.once import Once
 from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.queue import Nudger
 from jobs.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view
-from jobs.repository import jobs, overview, schema
+from jobs.repository import jobs, overview, schema, turns
 from jobs.settings import Settings
 from jobs.stages import StageName
 from jobs.states import JobStatus
@@ -240,7 +240,7 @@ class JobService:
 
     def _views(self, session: Session, found: Sequence[Job]) -> list[JobView]:
         queued = [job.id for job in found if job.status == JobStatus.QUEUED]
-        positions = jobs.queue_positions(session, queued)
+        positions = turns.queue_positions(session, queued)
         return [job_view(job, positions.get(job.id)) for job in found]
 
 

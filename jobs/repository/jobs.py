@@ -97,16 +97,6 @@ def page(
     return session.scalars(statement).all()
 
 
-def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """Place in the queue of those of ``job_ids`` that are queued; 1 is next."""
-    if not job_ids:
-        return {}
-    place = func.row_number().over(order_by=(Job.created_at, Job.id)).label("place")
-    queue = select(Job.id, place).where(Job.status == JobStatus.QUEUED).subquery()
-    rows = session.execute(select(queue.c.id, queue.c.place).where(queue.c.id.in_(job_ids)))
-    return {row.id: row.place for row in rows}
-
-
 def delete_terminal(session: Session, tenant: str, job_id: str) -> bool:
     """Delete the job and all that hangs on it, if it is terminal."""
     where = (Job.tenant == tenant, Job.id == job_id, Job.status.in_(TERMINAL))

@@ -14,6 +14,7 @@ wait for each other nor serve one tenant twice in one turn. Where every row is l
 oldest claimable job of all is taken.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
@@ -24,6 +25,7 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     and_,
+    case,
     delete,
     exists,
     func,
@@ -31,6 +33,7 @@ from sqlalchemy import (
     literal_column,
     select,
     true,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -143,6 +146,55 @@ def _purge_idle(session: Session) -> None:
     session.execute(delete(QueueTurn).where(QueueTurn.tenant.in_(idle)).execution_options(synchronize_session=False))
 
 
+def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """Place in the queue of those of ``job_ids`` that are queued; 1 is next.
+
+    An estimate: the order in which workers would take what is queued now, if until then no job were submitted, ended or
+    held back. With h jobs of its tenant running, a tenant's k-th queued job is of the (h + k)-th round. Within a round
+    those that enter it come first, for their turn is longer ago, and the others follow as in the round before.
+    """
+    if not job_ids:
+        return {}
+    line = _line().cte("line")
+    own, other = line.alias("own"), line.alias("other")
+    ranked = _ranked_jobs(job_ids).subquery()
+    round_ = own.c.held + ranked.c.rank
+    in_rounds_before = func.least(func.greatest(round_ - 1 - other.c.held, 0), other.c.queued)
+    takes_part = and_(other.c.held < round_, round_ <= other.c.held + other.c.queued)
+    goes_first = tuple_(-other.c.held, other.c.turn, other.c.tenant) < tuple_(-own.c.held, own.c.turn, own.c.tenant)
+    before = in_rounds_before + case((and_(takes_part, goes_first), 1), else_=0)
+    rows = session.execute(
+        select(ranked.c.id, (func.sum(before) + 1).label("place"))
+        .select_from(ranked.join(own, own.c.tenant == ranked.c.tenant).join(other, true()))
+        .where(ranked.c.id.in_(job_ids))
+        .group_by(ranked.c.id)
+    )
+    return {row.id: int(row.place) for row in rows}
+
+
+def _line() -> Select[Any, Any, Any, Any]:
+    """Every tenant with queued jobs: how many, how many of its jobs run, and when its turn was."""
+    waiting = select(Job.tenant, func.count().label("queued")).where(is_queued()).group_by(Job.tenant).subquery()
+    busy = _busy().subquery()
+    return (
+        select(
+            waiting.c.tenant,
+            waiting.c.queued,
+            func.coalesce(busy.c.jobs, 0).label("held"),
+            func.coalesce(QueueTurn.claimed_at, literal_column("'-infinity'::timestamptz")).label("turn"),
+        )
+        .outerjoin(busy, busy.c.tenant == waiting.c.tenant)
+        .outerjoin(QueueTurn, QueueTurn.tenant == waiting.c.tenant)
+    )
+
+
+def _ranked_jobs(job_ids: Sequence[str]) -> Select[str, str, int]:
+    """The queued jobs of the tenants of ``job_ids``, each with its place among its tenant's."""
+    tenants = select(Job.tenant).where(Job.id.in_(job_ids))
+    order = func.row_number().over(partition_by=Job.tenant, order_by=(Job.created_at, Job.id))
+    return select(Job.id, Job.tenant, order.label("rank")).where(is_queued(), Job.tenant.in_(tenants))
+
+
 def _next_tenant() -> ScalarSelect[str]:
     ranked, first, turn = _ranked_turns().subquery(), aliased(Job), aliased(QueueTurn)
     has_job = (
@@ -167,7 +219,7 @@ def _next_tenant() -> ScalarSelect[str]:
 
 def _ranked_turns() -> Select[str, datetime, int]:
     """Every tenant's turn, best first. Sorted before jobs are looked for, so that the first with one is enough."""
-    busy = select(Job.tenant, func.count().label("jobs")).where(is_held()).group_by(Job.tenant).subquery()
+    busy = _busy().subquery()
     held = func.coalesce(busy.c.jobs, 0).label("held")
     return (
         select(QueueTurn.tenant, QueueTurn.claimed_at, held)
@@ -175,6 +227,11 @@ def _ranked_turns() -> Select[str, datetime, int]:
         .order_by(held, QueueTurn.claimed_at, QueueTurn.tenant)
         .offset(literal_column("0"))
     )
+
+
+def _busy() -> Select[str, int]:
+    """How many jobs of each tenant run, of those that have any."""
+    return select(Job.tenant, func.count().label("jobs")).where(is_held()).group_by(Job.tenant)
 
 
 def _insert_missing(session: Session, tenants: FromClause, claimed_at: ColumnElement[Any]) -> None:
