@@ -172,7 +172,7 @@ class Worker:
         sweeper, metrics = self.sweeper, self.metrics
 
         class SweeperStep(bootsteps.StartStopStep):
-            """Starts the sweeper and the metrics' server once the pool has forked, whether the broker answers or not."""
+            """Starts the sweeper and the metrics' server once the pool has forked, also without a broker."""
 
             requires = (_POOL_STEP,)
 
