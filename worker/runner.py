@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from jobs.logs import configure_logging
 from worker.lifeline import die_with_parent
+from worker.memory import peak_bytes
 from worker.memory import offer_to_oom_killer
 from worker.messages import (
     EventWriter,
@@ -50,6 +51,8 @@ class PipeObserver:
     def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
         """A stage is over."""
         self._send(StageFinished(name=name, seconds=seconds, reused=reused))
+        for metric, peak in peak_bytes().items():
+            self._send(Metric(name=metric, value=peak))
 
     def layer_completed(self, row: Mapping[str, Any]) -> None:
         """One layer's row of the table."""
