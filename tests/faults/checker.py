@@ -226,11 +226,11 @@ def _standing_still(accepted: Mapping[str, Entry], statuses: Mapping[str, Sequen
 def _recoveries(
     faults: Iterable[Entry], entries: Iterable[Entry], statuses: Mapping[str, Sequence[EventRow]]
 ) -> Iterator[Recovery]:
-    healed = {entry["fault"]: entry["at"] for entry in entries if entry["what"] == "healed"}
+    healed: dict[int, float] = {entry["fault"]: entry["at"] for entry in entries if entry["what"] == "healed"}
     accepted = sorted(entry["at"] for entry in entries if entry["what"] == "accepted")
     begun = sorted(event.at for events in statuses.values() for event in events if event.status == "running")
     for fault in faults:
-        over: float = healed.get(fault["id"], fault["at"])
+        over = healed.get(fault["id"], float(fault["at"]))
         felt = [_next(_resumptions(statuses.get(job, ())), after=fault["at"]) for job in fault["jobs"]]
         felt += [_next(times, after=over) for times in (accepted, begun)]
         ends = [end for end in felt if end is not None]
