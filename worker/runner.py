@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from jobs.logs import configure_logging
 from worker.lifeline import die_with_parent
-from worker.memory import peak_bytes
 from worker.memory import offer_to_oom_killer
 from worker.messages import (
     EventWriter,
@@ -28,6 +27,7 @@ from worker.messages import (
     StageFinished,
     StageStarted,
 )
+from worker.peak_memory import peak_bytes
 from worker.problems import as_error
 
 _EXIT_FAILED: Final = 1
