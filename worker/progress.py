@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from jobs.stages import stage_order
 from quant_engine.policy import AnySearch, AnySelection, AnyTraining, Calibration, Evaluation, Policy
 
 _UNIT_TIMES_KEPT: Final = 64
@@ -26,19 +27,19 @@ def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluati
     The numbers are roughly the seconds of a 135M-parameter model on two cores; only their ratios matter.
     """
     tokens = calibration.samples * calibration.sequence_length / 32_768
-    weights = {"resolve": 1.0, "load": 1.0}
+    weights = {"resolve": 1.0, "load": 1.0, "publish": 1.0}
     if policy.task == "evaluate":
-        return weights | _evaluation_weight(evaluation, models=1) | {"publish": 1.0}
-    training = {} if policy.training is None else {"train": _training_weight(policy.training, calibration, tokens)}
-    if policy.training is not None and policy.training.kind == "rotation":
-        weights |= training  # rotations are learned before anything is calibrated
-    weights["calibrate"] = 170.0 * tokens
-    if policy.search is not None:
-        weights["search"] = _search_weight(policy.search, tokens)
-    weights |= training
-    weights["select"] = 20.0 * (1 + _candidates(policy.selection)) * tokens
-    weights["quantize"] = 5.0 if policy.weights.rounding == "rtn" else 240.0 * tokens
-    return weights | _evaluation_weight(evaluation, models=2) | {"export": 5.0, "verify": 15.0, "publish": 1.0}
+        weights |= _evaluation_weight(evaluation, models=1)
+    else:
+        weights |= _evaluation_weight(evaluation, models=2) | {"export": 5.0, "verify": 15.0}
+        weights["calibrate"] = 170.0 * tokens
+        weights["select"] = 20.0 * (1 + _candidates(policy.selection)) * tokens
+        weights["quantize"] = 5.0 if policy.weights.rounding == "rtn" else 240.0 * tokens
+        if policy.search is not None:
+            weights["search"] = _search_weight(policy.search, tokens)
+        if policy.training is not None:
+            weights["train"] = _training_weight(policy.training, calibration, tokens)
+    return {name: weights[name] for name in stage_order(policy) if name in weights}
 
 
 def _evaluation_weight(evaluation: Evaluation, *, models: int) -> dict[str, float]:

@@ -38,7 +38,10 @@ class EventLog:
 
 
 def event_stream(source: EventLog, after: int) -> EventSourceResponse:
-    """The events after ``after`` as they are written, a comment every 15 seconds, the end after ``done``."""
+    """The events after ``after`` as they are written, a comment every 15 seconds, the end after ``done``.
+
+    A ``done`` that a retry went on from is left out: whoever reads a stream takes it for the end.
+    """
     stopping = anyio.Event()
     return EventSourceResponse(
         _messages(source, after, stopping),
@@ -60,8 +63,10 @@ async def _messages(source: EventLog, after: int, stopping: anyio.Event) -> Asyn
             return
         for event in events:
             after = event.id
-            yield _message(event)
-            if event.type == "done":
+            if event.type != "done":
+                yield _message(event)
+            elif await _is_last(source, event.id):
+                yield _message(event)
                 return
         idle = 0 if events else idle + 1
         if idle:
@@ -83,6 +88,18 @@ async def _next_batch(source: EventLog, after: int, idle: int) -> tuple[EventVie
         await anyio.sleep(_OUTAGE_SECONDS)
         return ()
     return None if over and not events else events
+
+
+async def _is_last(source: EventLog, done: int) -> bool:
+    """Whether the job is over with the event ``done``, or a retry went on from it."""
+    while True:
+        try:
+            # Asked before reading: a retry between the two is still read.
+            return await _in_thread(source, source.is_over) and not await _in_thread(source, partial(source.read, done))
+        except NotFound:
+            return True
+        except Unavailable:
+            await anyio.sleep(_OUTAGE_SECONDS)
 
 
 async def _in_thread(source: EventLog, call: Callable[[], Result]) -> Result:

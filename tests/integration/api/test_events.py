@@ -71,6 +71,22 @@ def test_a_stream_follows_a_job_to_its_end(client: httpx.Client, submit: Submit,
     assert {"job.status", "stage.status", "log", "progress"} <= {message["event"] for message in live}
 
 
+def test_a_stream_goes_on_where_a_retry_went_on(client: httpx.Client, submit: Submit, hands: Hands) -> None:
+    job_id = submit()["id"]
+    path = f"/v1/jobs/{job_id}"
+    assert client.post(f"{path}/cancel").json()["status"] == "cancelled"
+    assert client.post(f"{path}/retry").status_code == 202
+    hands.publish(hands.claim())
+    logged = [event["type"] for event in client.get(f"{path}/events").json()["data"]]
+    assert logged.count("done") == 2
+    with client.stream("GET", f"{path}/events", headers=_LIVE) as response:
+        live = [message for message in _messages(response) if "comment" not in message]
+    told = [json.loads(message["data"])["status"] for message in live if message["event"] == "job.status"]
+    assert told == ["queued", "cancelled", "queued", "running", "succeeded"]
+    assert [message["event"] for message in live].count("done") == 1
+    assert (live[-1]["event"], int(live[-1]["id"])) == ("done", len(logged))
+
+
 def test_a_stream_resumes_behind_the_last_event_id(client: httpx.Client, finished: str) -> None:
     path = f"/v1/jobs/{finished}/events"
     total = len(client.get(path).json()["data"])

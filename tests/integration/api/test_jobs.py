@@ -1,7 +1,6 @@
 """The life of a job over HTTP."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -74,22 +73,6 @@ def test_idempotency_key(client: httpx.Client) -> None:
     other = client.post("/v1/jobs", json={**BODY, "metadata": {"a": "b"}}, headers=headers)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
     assert len(client.get("/v1/jobs").json()["data"]) == 1
-
-
-def test_fifty_parallel_posts_with_one_key_make_one_job(url: str) -> None:
-    def post(_: int) -> httpx.Response:
-        for _attempt in range(100):
-            response = httpx.post(f"{url}/v1/jobs", json=BODY, headers={"Idempotency-Key": "k"}, timeout=60)
-            if response.status_code != 409:
-                return response
-            assert response.headers["retry-after"] == "1"
-        raise AssertionError("always in flight")
-
-    with ThreadPoolExecutor(16) as pool:
-        responses = list(pool.map(post, range(50)))
-    assert {response.status_code for response in responses} == {202}
-    assert len({response.json()["id"] for response in responses}) == 1
-    assert len(httpx.get(f"{url}/v1/jobs").json()["data"]) == 1
 
 
 def test_etag_and_retry_after(client: httpx.Client, submit: Submit, hands: Hands) -> None:
@@ -237,3 +220,53 @@ def test_metrics_count_jobs(client: httpx.Client, submit: Submit) -> None:
     assert 'quantry_jobs{status="succeeded"} 1.0' in lines
     assert 'quantry_jobs{status="failed"} 0.0' in lines
     assert 'quantry_http_requests_total{method="POST",route="/v1/jobs",status="202"} 2.0' in lines
+
+
+def test_retry_answers_202_and_queues_the_job_again(client: httpx.Client, submit: Submit, hands: Hands) -> None:
+    job = submit()
+    path = f"{job['links']['self']}/retry"
+    refused = client.post(path)
+    assert (refused.status_code, refused.json()["code"]) == (409, "invalid_state")
+    assert int(refused.headers["retry-after"]) > 0
+    client.post(f"{job['links']['self']}/cancel")
+    headers = {"Idempotency-Key": "again", "X-Request-ID": "second-try"}
+    response = client.post(path, json={"from_stage": "train"}, headers=headers)
+    retried = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == job["links"]["self"]
+    assert int(response.headers["retry-after"]) > 0
+    assert client.get(job["links"]["self"]).headers["etag"] == response.headers["etag"]
+    assert (retried["id"], retried["status"], retried["retries"]) == (job["id"], "queued", 1)
+    assert (job["retries"], retried["low_memory"]) == (0, False)
+    assert client.post(path, json={"from_stage": "train"}, headers=headers).json() == retried
+    assert client.post(path, json={}, headers=headers).json()["code"] == "idempotency_key_reused"
+    claim = hands.claim()
+    assert (claim.retry_from, claim.request_id) == ("train", "second-try")
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"from_stage": null}'])
+def test_retry_takes_no_fields_as_well(client: httpx.Client, submit: Submit, body: bytes) -> None:
+    path = submit()["links"]["self"]
+    client.post(f"{path}/cancel")
+    assert client.post(f"{path}/retry", content=body).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "pointer"),
+    [
+        ({"from_stage": "publish"}, 422, "/from_stage"),
+        ({"from_stage": "../train"}, 422, "/from_stage"),
+        ({"from_stage": ["train"]}, 422, "/from_stage"),
+        ({"stage": "train"}, 422, "/stage"),
+        ([], 422, ""),
+    ],
+)
+def test_retry_names_the_field_that_is_wrong(
+    client: httpx.Client, submit: Submit, body: object, status: int, pointer: str
+) -> None:
+    path = submit()["links"]["self"]
+    client.post(f"{path}/cancel")
+    response = client.post(f"{path}/retry", json=body)
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (status, pointer)
+    assert "../train" not in response.text
+    assert client.get(path).json()["status"] == "cancelled"

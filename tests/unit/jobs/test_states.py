@@ -1,6 +1,6 @@
 """The table of transitions says the same as the contract."""
 
-from jobs.states import HELD, TERMINAL, TRANSITIONS, JobStatus, sources
+from jobs.states import HELD, RETRIABLE, TERMINAL, TRANSITIONS, JobStatus, sources
 
 
 def test_every_state_is_in_the_table_and_only_ends_are_terminal() -> None:
@@ -15,6 +15,13 @@ def test_a_finished_model_comes_from_a_running_job_only() -> None:
 
 def test_a_cancelling_job_can_only_become_cancelled() -> None:
     assert TRANSITIONS[JobStatus.CANCELLING] == {JobStatus.CANCELLED}
+
+
+def test_success_is_final_and_the_other_ends_are_left_for_the_queue_only() -> None:
+    assert TRANSITIONS[JobStatus.SUCCEEDED] == frozenset()
+    assert {"failed", "cancelled"} == RETRIABLE
+    assert all(TRANSITIONS[status] == {JobStatus.QUEUED} for status in RETRIABLE)
+    assert sources(JobStatus.QUEUED) == RETRIABLE | {JobStatus.RUNNING}
 
 
 def test_sources_are_the_table_read_backwards() -> None:
