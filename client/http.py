@@ -64,6 +64,11 @@ class Quantry:
         """Ask for the job's end; it is ``cancelling`` until its worker has stopped."""
         return Job.model_validate(self._json("POST", f"/v1/jobs/{job_id}/cancel"))
 
+    def retry(self, job_id: str, *, from_stage: str | None = None) -> Job:
+        """Queue a failed or cancelled job again; from ``from_stage`` on, its stages are computed anew."""
+        body = {} if from_stage is None else {"from_stage": from_stage}
+        return Job.model_validate(self._json("POST", f"/v1/jobs/{job_id}/retry", json=body))
+
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its artifacts."""
         self._transport.request("DELETE", f"/v1/jobs/{job_id}")

@@ -1,4 +1,5 @@
-"""The ``quantry`` command: serve, demo, submit, watch, layers, download, publish, credentials, gc, backup, restore."""
+"""The ``quantry`` command: serve, demo, submit, watch, cancel, retry, layers, download, publish, credentials, gc,
+backup, restore."""
 
 import json
 import sys
@@ -15,6 +16,7 @@ from client.credentials import commands
 from client.demo import DemoSize, run_demo
 from client.errors import QuantryError, error_from_problem
 from client.http import Quantry
+from client.lifecycle import JobId, cancel, retry
 from client.maintenance import backup, gc, restore
 from client.publish import follow_publications, hub_target, publish
 from client.results import Artifact, Job
@@ -30,10 +32,8 @@ app = typer.Typer(
 )
 app.add_typer(commands, name="credentials", no_args_is_help=True)
 app.command()(publish)
-for operation in (gc, backup, restore):
+for operation in (cancel, retry, gc, backup, restore):
     app.command()(operation)
-
-JobId = Annotated[str, typer.Argument(help="The job's id, as submit printed it.")]
 
 
 @app.command()
@@ -208,7 +208,7 @@ def _conclude(job: Job) -> None:
         return
     if job.error is not None:
         raise error_from_problem(job.error)
-    raise QuantryError(job.status, f"{job.id} was {job.status}.", hint="Submit it again if that was not intended.")
+    raise QuantryError(job.status, f"{job.id} was {job.status}.", hint=f"Take it up again: quantry retry {job.id}")
 
 
 def _say(message: str) -> None:

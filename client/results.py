@@ -48,6 +48,8 @@ class Job(Result):
     status: Status
     is_terminal: bool
     attempt: int
+    retries: int = 0
+    low_memory: bool = False
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

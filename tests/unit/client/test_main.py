@@ -75,6 +75,31 @@ def test_a_refusal_is_one_line_with_code_place_and_remedy(server: ScriptedServer
     ]
 
 
+def test_retry_names_the_stage_and_says_how_to_follow(server: ScriptedServer) -> None:
+    server.answers = [json_answer(job_body("queued", retries=1), 202)]
+    done = quantry(server, "retry", "job_1", "--from-stage", "train")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "quantry watch job_1" in done.stderr
+    [sent] = server.received
+    assert (sent.method, sent.path, json.loads(sent.body)) == ("POST", "/v1/jobs/job_1/retry", {"from_stage": "train"})
+
+
+@pytest.mark.parametrize(("command", "status"), [("cancel", "succeeded"), ("retry", "running")])
+def test_what_the_state_does_not_allow_is_one_line(server: ScriptedServer, command: str, status: str) -> None:
+    problem = {"code": "invalid_state", "detail": f"The job is {status}.", "errors": []}
+    server.answers = [json_answer(problem, 409)]
+    done = quantry(server, command, "job_1")
+    assert (done.returncode, done.stderr) == (1, f"error [invalid_state]: The job is {status}.\n")
+
+
+@pytest.mark.parametrize(("status", "told"), [("cancelled", "is cancelled"), ("cancelling", "is being cancelled")])
+def test_cancel_says_how_far_it_is(server: ScriptedServer, status: str, told: str) -> None:
+    server.answers = [json_answer(job_body(status), 202)]
+    done = quantry(server, "cancel", "job_1")
+    assert done.returncode == 0
+    assert told in done.stderr
+
+
 def test_a_policy_file_that_is_not_there(server: ScriptedServer) -> None:
     done = quantry(server, "submit", "org/model", "--policy", "/nowhere/policy.json")
     assert done.returncode == 1
@@ -111,7 +136,7 @@ def test_submit_and_watch_to_the_end(server: ScriptedServer) -> None:
         ),
         (
             {"status": "cancelled"},
-            "error [cancelled]: job_1 was cancelled. Submit it again if that was not intended.",
+            "error [cancelled]: job_1 was cancelled. Take it up again: quantry retry job_1",
         ),
     ],
 )
