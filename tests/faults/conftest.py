@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from api.main import create_app
 from jobs.database import Database
 from jobs.embedded import Urls
+from tests.api_server import serving
 from tests.faults.offices import Apis, open_apis, open_office
 from tests.integration.worker.conftest import Office
 
@@ -23,3 +26,10 @@ def apis(office: Office) -> Iterator[Apis]:
     """Its API, without a process yet."""
     with open_apis(office) as apis:
         yield apis
+
+
+@pytest.fixture
+def client(office: Office) -> Iterator[httpx.Client]:
+    """A client of its API on a socket, served from this process: for tests that do not kill the API."""
+    with serving(create_app(office.settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client

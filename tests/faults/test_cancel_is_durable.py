@@ -7,7 +7,6 @@ away from the finished model.
 import random
 import signal
 import time
-from collections.abc import Iterator
 from typing import Final
 
 import httpx
@@ -19,14 +18,6 @@ from tests.integration.worker.conftest import TENANT, Office, eventually, family
 
 SECONDS: Final = 15.0
 RACES: Final = scaled(8, 60)
-
-
-@pytest.fixture
-def client(apis: Apis) -> Iterator[httpx.Client]:
-    """A client of a running API."""
-    apis.start()
-    with httpx.Client(base_url=apis.url, timeout=60) as client:
-        yield client
 
 
 def cancel(client: httpx.Client, job_id: str) -> str:
@@ -48,11 +39,11 @@ def kill_all(worker_pid: int) -> None:
         process.kill()
 
 
-def test_a_cancel_outlives_the_api_that_acknowledged_it_and_the_absence_of_workers(
-    office: Office, apis: Apis, client: httpx.Client
-) -> None:
+def test_a_cancel_outlives_the_api_that_acknowledged_it_and_the_absence_of_workers(office: Office, apis: Apis) -> None:
     waiting, later = office.submit("succeed"), office.submit("succeed")
-    assert cancel(client, waiting) == "cancelled"
+    apis.start()
+    with httpx.Client(base_url=apis.url, timeout=60) as client:
+        assert cancel(client, waiting) == "cancelled"
     apis.processes[0].send_signal(signal.SIGKILL)
     office.start_worker()
     assert office.wait(later, "succeeded", "failed").status == "succeeded"
