@@ -67,8 +67,8 @@ def capture_records(
         seed: of the token reservoirs.
         on_block: called with the number of finished blocks, first with those of an earlier attempt where there are any.
         states: keeps the hidden states behind the last finished block; where it has some, the blocks before are done.
-        low_memory: one window at a time, and the hidden states in the memory of the CPU. Rows of a smaller product may
-            round otherwise, so the same bits are not promised; on the CPU they come out on every model tried.
+        low_memory: one window at a time, and the hidden states in the memory of the CPU. What is summed in a batch is
+            rounded otherwise, so the same bits are not promised.
 
     Raises:
         DiskFull: the records and the states will not fit, or did not.

@@ -2,13 +2,15 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quant_engine.errors import DiskFull
-from quant_engine.stages.files import Progress, Stage, manifest_digest, run_stage, write_json
+from quant_engine.stages.files import Progress, Stage, manifest_digest, read_json, run_stage, write_json
+from quant_engine.states import StateFile
 from quant_engine.whole_files import whole_file
 from tests.integration.quant_engine.helpers import RecordingObserver
 
@@ -82,6 +84,41 @@ def test_a_partial_stage_is_dropped_when_it_can_not_be_taken_up(resumable: bool,
     again = _Parts()
     run_stage(_stage(again, resumable=resumable, a=value), tmp_path, RecordingObserver())
     assert again.written == [0, 1, 2]
+
+
+def test_states_end_with_their_stage(tmp_path: Path) -> None:
+    def produce(directory: Path, _progress: Progress) -> None:
+        StateFile(directory).keep(3, {})
+        write_json(directory / "0.json", 0)
+
+    directory = run_stage(_stage(produce, resumable=True), tmp_path, RecordingObserver())
+    assert [*read_json(directory / "manifest.json")["outputs"]] == ["0.json"]
+    assert not list(directory.glob("*.state"))
+
+
+def test_a_stage_killed_behind_its_manifest_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a state that was not removed yet, and whatever else may come of it: nothing is written again."""
+    told: list[Path] = []
+
+    def killed(_path: Path, _target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(_stage(_Parts(), a=1), tmp_path, RecordingObserver())
+    StateFile(tmp_path / "demo.partial").keep(3, {})
+    again, observer = _Parts(), RecordingObserver()
+    directory = run_stage(replace(_stage(again, a=1), retell=told.append), tmp_path, observer)
+    assert (again.written, told) == ([], [directory])
+    assert ("finished", "demo", True) in observer.events
+    assert sorted(path.name for path in directory.glob("*.*")) == [
+        "0.json",
+        "1.json",
+        "2.json",
+        "manifest.json",
+        "taken-up.digest",
+    ]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -41,6 +41,7 @@ class Example:
         *,
         seed: int = 0,
         on_step: Callable[[int], None] | None = None,
+        low_memory: bool = False,
     ) -> TrainedBlock:
         return train_block(
             self.layer,
@@ -54,6 +55,7 @@ class Example:
             {site.name: settings for site in self.sites},
             seed=seed,
             on_step=on_step,
+            low_memory=low_memory,
         )
 
 
@@ -259,3 +261,18 @@ def test_the_rate_falls_to_a_hundredth() -> None:
     assert factors[0] == 1.0
     assert factors[-1] == pytest.approx(0.01)
     assert factors == sorted(factors, reverse=True)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_activations_that_are_computed_twice_give_the_same_bits(
+    architecture: str, example: Callable[[str], Example]
+) -> None:
+    each = example(architecture)
+    usual, frugal = each.train(), each.train(low_memory=True)
+    assert frugal.curve == usual.curve
+    assert frugal.best_loss == usual.best_loss < usual.start_loss
+    for name, plan in usual.plans.items():
+        found = frugal.plans[name]
+        assert (found.scales_D is None) == (plan.scales_D is None)
+        if plan.scales_D is not None and found.scales_D is not None:
+            assert torch.equal(found.scales_D, plan.scales_D)

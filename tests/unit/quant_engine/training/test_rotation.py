@@ -21,6 +21,7 @@ from quant_engine.models import (
     model_sites,
 )
 from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
+from quant_engine.states import StateFile
 from quant_engine.training import train_rotation
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
 from quant_engine.training.rotation import next_token_loss
@@ -131,6 +132,49 @@ def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> Non
     again = train()
     assert torch.equal(again[0], r1)
     assert torch.equal(again[1], r2)
+
+
+def _train(model: PreTrainedModel, sites: list[Site], training: RotationTraining, **options: Any) -> list[Tensor]:
+    rotation = hadamard_rotation(model.config, seed=1)
+    windows_ST = torch.randint(2, 512, (6, 16), generator=torch.Generator().manual_seed(3))
+    settings = {site.name: SETTINGS for site in sites}
+    learned = train_rotation(
+        model, sites, rotation.r1_DD, rotation.r2_LKK, windows_ST, training, settings, online=True, seed=0, **options
+    )
+    return [each for each in learned if each is not None]
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last", [1, 3, 4])
+def test_learning_goes_on_from_its_state(last: int, tmp_path: Path) -> None:
+    _, model, sites = load(tmp_path)
+    training = RotationTraining(steps=5, batch_samples=2)
+    whole = _train(model, sites, training)
+
+    def stop(step: int) -> None:
+        if step == last:
+            raise _StoppedError
+
+    with pytest.raises(_StoppedError):
+        _train(model, sites, training, states=StateFile(tmp_path), on_step=stop)
+    steps: list[int] = []
+    resumed = _train(model, sites, training, states=StateFile(tmp_path), on_step=steps.append)
+    assert steps == list(range(last, 6))
+    for found, expected in zip(resumed, whole, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_windows_one_by_one_add_up_to_the_step(tmp_path: Path) -> None:
+    """The gradient of a step is the mean of its windows' own; a step of one window is the same to the bit."""
+    _, model, sites = load(tmp_path)
+    for windows, tolerance in ((1, 0.0), (3, 1e-5)):
+        training = RotationTraining(steps=2, batch_samples=windows)
+        usual, frugal = (_train(model, sites, training, low_memory=low) for low in (False, True))
+        for found, expected in zip(frugal, usual, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0.0, atol=tolerance)
 
 
 def test_a_broken_model_is_named_and_left_alone(tmp_path: Path) -> None:
