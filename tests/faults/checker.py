@@ -67,11 +67,13 @@ class Snapshot:
 class Recovery:
     """How long one fault was felt: until every job it hit ran again or was over, a job was accepted, and one begun.
 
-    Counted from the fault; where the harness kept something down for a while, from when it let go.
+    Counted from the fault; where the harness kept something down for a while, from when it let go. ``alone``: no other
+    fault happened, or was still felt, in between.
     """
 
     fault: str
     seconds: float
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -224,18 +226,21 @@ def _standing_still(accepted: Mapping[str, Entry], statuses: Mapping[str, Sequen
 
 
 def _recoveries(
-    faults: Iterable[Entry], entries: Iterable[Entry], statuses: Mapping[str, Sequence[EventRow]]
+    faults: Sequence[Entry], entries: Iterable[Entry], statuses: Mapping[str, Sequence[EventRow]]
 ) -> Iterator[Recovery]:
     healed: dict[int, float] = {entry["fault"]: entry["at"] for entry in entries if entry["what"] == "healed"}
     accepted = sorted(entry["at"] for entry in entries if entry["what"] == "accepted")
     begun = sorted(event.at for events in statuses.values() for event in events if event.status == "running")
+    spans: list[tuple[Entry, float, float]] = []
     for fault in faults:
         over = healed.get(fault["id"], float(fault["at"]))
         felt = [_next(_resumptions(statuses.get(job, ())), after=fault["at"]) for job in fault["jobs"]]
         felt += [_next(times, after=over) for times in (accepted, begun)]
-        ends = [end for end in felt if end is not None]
-        if ends:
-            yield Recovery(fault["name"], max(max(ends) - over, 0.0))
+        spans.append((fault, over, max([over, *(end for end in felt if end is not None)])))
+    for fault, over, end in spans:
+        others = ((other["at"], until) for other, _, until in spans if other is not fault)
+        alone = all(until < fault["at"] or at > end for at, until in others)
+        yield Recovery(fault["name"], end - over, alone)
 
 
 def _resumptions(events: Iterable[EventRow]) -> list[float]:

@@ -41,6 +41,7 @@ class FailPoint:
     edge: Edge
     moment: Moment
     hits: int
+    signum: int = signal.SIGKILL  # or SIGSTOP: the process stays where it is until somebody sends SIGCONT
 
     @property
     def name(self) -> str:
@@ -63,7 +64,7 @@ def arm(data_dir: Path, point: FailPoint) -> None:
     directory = data_dir / DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
     draft = directory / f".{point.name}.{time.monotonic_ns()}"
-    draft.write_text(str(point.hits))
+    draft.write_text(f"{point.hits} {int(point.signum)}")
     os.replace(draft, directory / point.name)  # noqa: PTH105 — beside the functions that this module replaces
 
 
@@ -110,15 +111,16 @@ class Trap:
     def _reached(self, edge: Edge, moment: Moment) -> None:
         file = self._directory / f"{self._role}.{edge}.{moment}"
         try:
-            armed, hits = file.stat().st_mtime_ns, int(file.read_text())
+            armed = file.stat().st_mtime_ns
+            hits, signum = (int(word) for word in file.read_text().split())
         except (OSError, ValueError):
             return
         with self._lock:
             count = self._counts[file.name, armed] = self._counts.get((file.name, armed), 0) + 1
             if count >= hits:
-                self._die(file)
+                self._die(file, signum)
 
-    def _die(self, file: Path) -> None:
+    def _die(self, file: Path, signum: int) -> None:
         try:
             file.unlink()
         except FileNotFoundError:
@@ -126,7 +128,7 @@ class Trap:
         words = asdict(Fired(file.name, os.getpid(), os.getppid(), time.time()))
         with (self._directory / _FIRED).open("a") as log:
             log.write(json.dumps(words) + "\n")
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signum)
 
 
 def install(role: Role, data_dir: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -31,6 +31,9 @@ FAST: Final[Mapping[str, float]] = {
     "lease_seconds": 3.0, "heartbeat_seconds": 0.5, "sweep_seconds": 0.5, "retry_delay_seconds": 0.1,
 }  # fmt: skip
 """Leases of three seconds, where the promise is not about the default's thirty."""
+
+LEASE_SECONDS: Final = 30.0
+"""The default's."""
 
 _RESTART_SECONDS: Final = 1.0
 _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "--timeout-graceful-shutdown=5")
@@ -78,9 +81,11 @@ class Kept:
 
     def family(self) -> list[psutil.Process]:
         """The process and all its descendants."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid or -1)
-            return [process, *process.children(recursive=True)]
+        pid = self.pid
+        if pid is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                return [process, *process.children(recursive=True)]
         return []
 
 
@@ -95,7 +100,7 @@ class Fleet:
     url: str
     api: Kept
     workers: list[Kept]
-    held: set[str] = field(default_factory=set)
+    lease_seconds: float = LEASE_SECONDS
 
     @property
     def observer_url(self) -> str:
@@ -108,8 +113,8 @@ class Fleet:
         return [self.api, *self.workers]
 
     def tend(self) -> list[str]:
-        """Start again whatever has died, except what is ``held`` down; the names of what was started."""
-        return [kept.name for kept in self.processes if kept.name not in self.held and kept.tend()]
+        """Start again whatever has died; the names of what was started."""
+        return [kept.name for kept in self.processes if kept.tend()]
 
     def child_of(self, worker: Kept) -> psutil.Process | None:
         """The worker's pool child."""
@@ -143,7 +148,7 @@ class Fleet:
 
 @contextmanager
 def running_fleet(
-    flavour: Flavour, *, workers: int = 2, logs: Path | None = None, **settings: float | str
+    flavour: Flavour, *, settings: Mapping[str, float], workers: int = 2, logs: Path | None = None
 ) -> Iterator[Fleet]:
     """Everything started and migrated; ``settings`` are the service's. It is not waited for. ``logs`` are kept there.
 
@@ -170,15 +175,14 @@ def running_fleet(
         )
         made = [Kept(f"worker{index}", _WORKER, environment, log / f"worker{index}.log") for index in range(workers)]
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        fleet = Fleet(data_dir, servers, database_proxy, broker_proxy, url, api, made)
+        lease = float(settings.get("lease_seconds", LEASE_SECONDS))
+        fleet = Fleet(data_dir, servers, database_proxy, broker_proxy, url, api, made, lease)
         stack.callback(fleet.stop)
         fleet.tend()
         yield fleet
 
 
-def _environment(
-    data_dir: Path, database: Proxy, broker: Proxy, settings: Mapping[str, float | str]
-) -> Mapping[str, str]:
+def _environment(data_dir: Path, database: Proxy, broker: Proxy, settings: Mapping[str, float]) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUANTRY_")}
     given = {
         "DATA_DIR": data_dir,

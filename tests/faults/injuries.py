@@ -81,19 +81,28 @@ class Injuries:
         free = [kept for kept in self.fleet.workers if kept.name not in self._busy]
         return self.rng.choice(free or self.fleet.workers)
 
+    def _working(self) -> Kept:
+        """A worker that holds a job, if one does."""
+        found = [kept for kept in self.fleet.workers if kept.name not in self._busy and self.held_by(kept)]
+        return self.rng.choice(found) if found else self.worker()
+
+    def held_by(self, worker: Kept) -> list[str]:
+        """The jobs that a worker holds now."""
+        return self._window.held_by(worker.pid)
+
     def kill(self, part: Part, worker: Kept | None = None) -> list[str]:
         """SIGKILL one part of a worker, or all of it; the jobs it held."""
-        worker = worker or self.worker()
-        jobs = self._window.held_by(worker.pid)
+        worker = worker or self._working()
+        jobs = self.held_by(worker)
         targets = self._part(worker, part)
         self.note(f"kill_{part}", [] if part == "sweeper" else jobs)
-        _signal(targets, signal.SIGKILL)
+        send(targets, signal.SIGKILL)
         return jobs
 
     def kill_api(self) -> None:
         """SIGKILL the API."""
         self.note("kill_api")
-        _signal(self.fleet.api.family(), signal.SIGKILL)
+        send(self.fleet.api.family(), signal.SIGKILL)
 
     def terminate(self, kept: Kept, signum: signal.Signals) -> None:
         """Ask a process to end."""
@@ -102,27 +111,30 @@ class Injuries:
             kept.process.send_signal(signum)
 
     def freeze(self, part: Part) -> None:
-        """SIGSTOP past the lease, then SIGCONT."""
-        worker = self.worker()
-        jobs = self._window.held_by(worker.pid)
+        """SIGSTOP past the lease, then SIGCONT. Never two workers at once: then nobody would be left to recover."""
+        if self._busy:
+            self.kill("runner")
+            return
+        worker = self._working()
+        jobs = self.held_by(worker)
         targets = self._part(worker, part)
         self.note(f"freeze_{part}", jobs)
         self._busy.add(worker.name)
-        _signal(targets, signal.SIGSTOP)
+        send(targets, signal.SIGSTOP)
 
         def thaw() -> None:
             self._busy.discard(worker.name)
-            _signal(reversed(targets), signal.SIGCONT)
+            send(reversed(targets), signal.SIGCONT)
 
         self._plan(self._frozen_seconds, thaw)
 
     def freeze_briefly(self, name: str, processes: Sequence[psutil.Process]) -> None:
         """SIGSTOP for a few seconds, as a machine that swaps does."""
         number = self.note(name)
-        _signal(processes, signal.SIGSTOP)
+        send(processes, signal.SIGSTOP)
 
         def thaw() -> None:
-            _signal(reversed(processes), signal.SIGCONT)
+            send(reversed(processes), signal.SIGCONT)
             self._journal.write("healed", fault=number)
 
         self._plan(self.rng.uniform(2.0, 8.0), thaw)
@@ -168,7 +180,8 @@ class Injuries:
         return [found] if found is not None else []
 
 
-def _signal(processes: Iterable[psutil.Process], signum: signal.Signals) -> None:
+def send(processes: Iterable[psutil.Process], signum: signal.Signals) -> None:
+    """A signal to each; those that are gone already do not mind."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signum)

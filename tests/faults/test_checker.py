@@ -142,6 +142,14 @@ def test_quantiles_are_values_that_were_seen() -> None:
     assert quantile((), 0.5) is None
 
 
+def test_only_a_fault_that_meets_no_other_is_alone() -> None:
+    hit = events(JOB, (1, "queued"), (2, "running"), (12, "queued"), (15, "running"), (20, "succeeded"))
+    during = fault("kill_api", 5.0, number=2)
+    after = fault("kill_api", 16.0, number=3)
+    found = verdict(fault("kill_tree", 3.0, JOB), during, after, events=hit).recoveries
+    assert [recovery.alone for recovery in found] == [False, False, True]
+
+
 def test_the_figures_name_what_was_broken() -> None:
     shown = figures(verdict(accepted(OTHER), fault("kill_api", 1.5)))
     assert (shown["kept"], shown["accepted"], shown["recoveries"]["kill_api"]["count"]) == (False, 2, 1)

@@ -1,0 +1,50 @@
+"""Fleets that tests share: starting one takes longer than most of what is done to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.chaos import MAX_ATTEMPTS
+from tests.faults.fleet import FAST, Fleet, running_fleet
+from tests.faults.promises.act import Act, acting
+from tests.faults.scale import FULL
+from tests.faults.servers import FLAVOURS, Flavour, missing
+
+# The short run takes Debian's servers where there are any; the chaos of the short run is on the embedded ones.
+_CHOSEN: tuple[Flavour, ...] = FLAVOURS if FULL else ("embedded" if missing("debian") else "debian",)
+
+
+@pytest.fixture(scope="session", params=_CHOSEN)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    """Which servers."""
+    chosen: Flavour = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def quick_fleet(flavour: Flavour) -> Iterator[Fleet]:
+    """With leases of three seconds."""
+    with running_fleet(flavour, settings={**FAST, "max_attempts": MAX_ATTEMPTS}) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def usual_fleet(flavour: Flavour) -> Iterator[Fleet]:
+    """With the leases that an operator gets who sets nothing."""
+    with running_fleet(flavour, settings={"max_attempts": MAX_ATTEMPTS}) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def quick(quick_fleet: Fleet, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Act]:
+    """A test's dealings with the quick one."""
+    with acting(quick_fleet, tmp_path / "journal.jsonl", request.node.name) as act:
+        yield act
+
+
+@pytest.fixture
+def usual(usual_fleet: Fleet, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Act]:
+    """A test's dealings with the usual one."""
+    with acting(usual_fleet, tmp_path / "journal.jsonl", request.node.name) as act:
+        yield act
