@@ -65,6 +65,49 @@ def step(run: RunFile, events: EventWriter) -> None:
     finish(run, events, {"runners": len(workers)})
 
 
+def stages(run: RunFile, events: EventWriter) -> None:
+    """Stages that are reused where they are found; the run fails until somebody puts ``mended`` beside its attempts."""
+    for name in ("load", "calibrate", "train", "select"):
+        directory = run.work_dir / name
+        reused = directory.is_dir()
+        events.send(StageStarted(name=name, unit="layer", total=1))
+        directory.mkdir(exist_ok=True)
+        events.send(StageFinished(name=name, seconds=0.1, reused=reused))
+    (run.work_dir / "quantize.partial").mkdir(exist_ok=True)
+    if not (run.work_dir.parents[1] / "mended").exists():
+        events.send(Error(code="not_enough_text", category="user", detail="Too short.", hint="Give more."))
+        sys.exit(1)
+    finish(run, events, {})
+
+
+def starve(run: RunFile, events: EventWriter) -> None:
+    """Enough memory only for a run with less."""
+    if run.low_memory:
+        succeed(run, events)
+    else:
+        famish(run, events)
+
+
+def famish(_: RunFile, events: EventWriter) -> None:
+    """Never enough memory."""
+    events.send(StageStarted(name="calibrate", unit="block", total=1))
+    try:
+        bytearray(sys.maxsize)
+    except MemoryError as error:
+        events.send(as_error(error))
+    sys.exit(1)
+
+
+def be_killed(run: RunFile, events: EventWriter) -> None:
+    """What the kernel does to a process that needs too much, with less as well if ``always`` lies beside: it counts."""
+    if run.low_memory and not (run.work_dir.parents[1] / "always").exists():
+        succeed(run, events)
+        return
+    vmstat = run.work_dir.parents[3] / "proc" / "vmstat"
+    vmstat.write_text(f"pgfault 1\noom_kill {int(vmstat.read_text().split()[-1]) + 1}\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def die(_: RunFile, events: EventWriter) -> None:
     """A poison job."""
     events.send(StageStarted(name="load", unit="block", total=1))
@@ -122,7 +165,11 @@ def finish(run: RunFile, events: EventWriter, summary: dict[str, Any], report: d
 
 
 BEHAVIOURS = {
-    behaviour.__name__: behaviour for behaviour in (succeed, step, die, hang, refuse, overflow, vanish, show, malformed)
+    behaviour.__name__: behaviour
+    for behaviour in (
+        *(succeed, step, stages, die, hang, refuse, overflow, vanish, show, malformed),
+        *(starve, famish, be_killed),
+    )
 }
 
 

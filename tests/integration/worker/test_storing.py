@@ -83,7 +83,7 @@ def test_a_cancel_ends_the_waiting(office: Office, in_background: Any) -> None:
     office.service.cancel_job(job_id, tenant=TENANT)
     assert running.result(30) is Outcome.CANCELLED
     assert office.job(job_id).status == "cancelled"
-    assert not office.work(job_id).exists()
+    assert not list(office.work(job_id).glob("*/output"))
 
 
 def test_a_cancel_ends_an_upload_and_progress_is_in_bytes(office: Office, in_background: Any) -> None:

@@ -82,6 +82,25 @@ def test_what_a_beat_means(keeper: ScriptedKeeper, beat: Beat, standing: Standin
         eventually(lambda: ledger.standing() is standing)
 
 
+def test_a_deadline_is_met_between_two_beats(keeper: ScriptedKeeper) -> None:
+    with ledger_of(keeper, heartbeat=60, patience=60) as ledger:
+        ledger.allow(0.3)
+        began = time.monotonic()
+        assert ledger.standing() is Standing.HELD
+        eventually(lambda: ledger.standing() is Standing.DEADLINE)
+        assert time.monotonic() - began >= 0.3
+        assert keeper.beats == 0
+        ledger.allow(None)
+        assert ledger.standing() is Standing.HELD
+
+
+def test_every_beat_says_anew_how_much_time_is_left(keeper: ScriptedKeeper) -> None:
+    keeper.beat = Beat(ok=True, run_seconds_left=60.0)
+    with ledger_of(keeper) as ledger:
+        ledger.allow(0.0)
+        eventually(lambda: ledger.standing() is Standing.HELD)
+
+
 def test_silence_loses_the_claim_before_the_lease_ends(keeper: ScriptedKeeper) -> None:
     keeper.down = True
     with ledger_of(keeper, patience=0.4) as ledger:
