@@ -15,7 +15,7 @@ from jobs.settings import Settings
 from jobs.states import DeliveryStatus, JobStatus, PublicationStatus
 from jobs.views import QueueHealth, Timestamp, View
 
-_CHEAP_SECONDS: Final = 0.05
+_CHEAP_SECONDS: Final = 0.5
 _COST: Final = 100.0
 """A count that takes longer than that is kept a hundred times as long: at most one percent of a database's time."""
 
@@ -54,11 +54,12 @@ class Overview:
     def installation(self) -> Installation:
         """Everything that is measured. What is final may be a little old where there is very much of it."""
         with self._database.transaction() as session:
+            queue = overview.queue_health(session, self._alive_seconds)  # first: a connection is no part of a count
             return Installation(
+                queue=queue,
                 jobs=_every(JobStatus, {**self._finished.read(session), **overview.count_unfinished(session)}),
                 publications=_every(PublicationStatus, self._publications.read(session)),
                 webhook_deliveries=_every(DeliveryStatus, self._deliveries.read(session)),
-                queue=overview.queue_health(session, self._alive_seconds),
             )
 
     def queue_health(self) -> QueueHealth:
