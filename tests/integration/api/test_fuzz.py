@@ -44,6 +44,7 @@ _FULL_BODY: dict[str, Any] = {
 }
 
 _CREDENTIAL: dict[str, Any] = {"name": "mine", "kind": "hub", "token": f"hf_{_MARK}"}
+_HOOK: dict[str, Any] = {"url": f"https://example.com/{_MARK}", "events": ["job.failed"], "description": "mine"}
 _TARGET: dict[str, Any] = {"repo": "me/tiny", "private": True, "revision": "main", "credential": None}
 
 _text = st.one_of(
@@ -112,6 +113,7 @@ _bodies = st.one_of(
     st.builds(_extended, _body_paths, _text, _json).map(_encoded),
     st.builds(_replaced, st.sampled_from(_paths(_CREDENTIAL)), _json, st.just(_CREDENTIAL)).map(_encoded),
     st.builds(_replaced, st.sampled_from(_paths(_TARGET)), _json, st.just(_TARGET)).map(_encoded),
+    st.builds(_replaced, st.sampled_from(_paths(_HOOK)), _json, st.just(_HOOK)).map(_encoded),
     _json.map(_encoded),
     st.binary(max_size=60).map(_MARK.encode().__add__),
     st.sampled_from([b"", b"{}", b"null", b'{"a":1,"a":2}', b"\xff\xfe{}"]),
@@ -182,6 +184,11 @@ _routes = st.just(("POST", "/v1/jobs")) | st.sampled_from(
         ("POST", "/v1/credentials"),
         ("GET", "/v1/credentials"),
         ("DELETE", "/v1/credentials/{any}"),
+        ("POST", "/v1/webhooks"),
+        ("GET", "/v1/webhooks"),
+        *((method, "/v1/webhooks/{any}") for method in ("GET", "PATCH", "DELETE")),
+        *(("POST", "/v1/webhooks/{any}" + tail) for tail in ("/rotate", "/test", "/deliveries/{any}/redeliver")),
+        *(("GET", "/v1/webhooks/{any}/deliveries" + tail) for tail in ("", "/{any}")),
         ("GET", "/v1/artifacts/{artifact}/content"),
         ("HEAD", "/v1/artifacts/{artifact}/content"),
         ("GET", "/v1/artifacts/{any}/content"),
@@ -212,7 +219,7 @@ def send(url: str, client: httpx.Client, finished: str) -> Exchange:
 
     def send(sent: Sent) -> tuple[http.client.HTTPResponse, bytes]:
         path = sent.path.format(job=finished, artifact=artifact, any=sent.segment)
-        has_body = sent.method in ("POST", "PUT")
+        has_body = sent.method in ("POST", "PUT", "PATCH")
         headers = {**({"Content-Type": "application/json"} if has_body else {}), **sent.headers, "Host": address.netloc}
         if has_body:
             headers["Content-Length"] = str(len(sent.body))
