@@ -47,6 +47,7 @@ def succeed(run: RunFile, events: EventWriter) -> None:
         events.send(StageFinished(name=name, seconds=0.5, reused=name == "load"))
     events.send(LayerCompleted(row=layer_row()))
     events.send(Metric(name="perplexity", value=12.5))
+    events.send(Metric(name="memory.cpu_peak_bytes", value=3e9))
     events.send(Log(message="half way"))
     finish(run, events, {"full_mean_error": 1.5})
 
