@@ -81,6 +81,7 @@ class Attempt:
         """Do the work; the ending is not written yet."""
         self.ledger.allow(self.claim.run_seconds_left)
         try:
+            self._watch.require_right()  # earlier attempts may have used the job's time up
             self._begin_retry()
             self._compute(self._resolve())
             return Ending(Outcome.SUCCEEDED, manifest=self._collect())

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import func, select, update
 
 from jobs.lease import LeaseKeeper
@@ -76,6 +77,29 @@ def test_an_expired_lease_past_the_deadline_is_not_tried_again(house: House) -> 
     house.shift(job, "attempt_started_at", -60)
     house.expire(job)
     assert house.keeper.sweep() == Swept(failed=1)
+
+
+def test_time_in_which_no_worker_was_there_is_no_run_time(house: House) -> None:
+    job = house.submit(limits={"max_run_seconds": 50})
+    house.claim()
+    house.shift(job, "attempt_started_at", -1000)
+    house.shift(job, "lease_until", -960)
+    assert house.keeper.sweep() == Swept(requeued=1, nudges=1)
+    assert house.row(job).ran_seconds == pytest.approx(40, abs=5)
+    left = house.claim().run_seconds_left
+    assert left == pytest.approx(10, abs=5)
+
+
+def test_each_wait_in_the_queue_has_the_whole_time_for_waiting(house: House) -> None:
+    job = house.submit(limits={"max_queue_seconds": 60})
+    house.shift(job, "queued_at", -59)
+    assert house.keeper.release(house.claim(), "crash")
+    assert house.keeper.sweep().failed == 0
+    house.shift(job, "queued_at", -59)
+    assert house.keeper.release(house.claim(), "drain")
+    house.shift(job, "queued_at", -61)
+    assert house.keeper.claim("w2") is None
+    assert house.keeper.sweep().failed == 1
 
 
 def test_the_oldest_waiting_jobs_are_nudged_for_a_few_at_a_time(house: House) -> None:

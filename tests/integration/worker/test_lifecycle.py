@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from jobs.artifacts import OnBytes
 from jobs.lease import LeaseKeeper
@@ -220,3 +221,12 @@ def test_a_deadline_counts_while_the_result_is_published(office: Office) -> None
     assert office.supervisor().run_next() is Outcome.FAILED
     assert error_code(office, job_id) == "deadline_exceeded"
     assert office.job(job_id).stages[-1].name == "publish"
+
+
+def test_a_job_whose_time_earlier_attempts_used_up_starts_no_runner(office: Office) -> None:
+    job_id = office.submit("succeed", limits={"max_run_seconds": 5})
+    with office.database.transaction() as session:
+        session.execute(text("UPDATE jobs SET ran_seconds = 5.5"))
+    assert office.supervisor().run_next() is Outcome.FAILED
+    assert error_code(office, job_id) == "deadline_exceeded"
+    assert not (office.work(job_id) / "runner.pid").exists()
