@@ -159,7 +159,7 @@ def test_a_poison_job_does_not_stop_the_others(office: Office) -> None:
 
 
 def test_a_warm_shutdown_finishes_the_job_and_takes_no_other(office: Office) -> None:
-    worker = office.start_worker()
+    worker = office.start_worker(QUANTRY_DRAIN_SECONDS="60")
     running, waiting = office.submit("step"), office.submit("succeed")
     office.runner_pid(running)
     family = [process.pid for process in family_of(worker.pid)]
