@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from jobs.clean import clean_text
 from jobs.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
 from jobs.repository import idempotency
 from jobs.specification import request_hash
@@ -50,7 +51,8 @@ class Once:
                 pointer="Idempotency-Key",
             )
         hashed = digest or request_hash(body)
-        return cls(tenant=tenant, endpoint=endpoint, key=key, request_hash=hashed, keep_seconds=keep_seconds)
+        named = clean_text(endpoint)  # a path from a request can hold what no id does, such as NUL
+        return cls(tenant=tenant, endpoint=named, key=key, request_hash=hashed, keep_seconds=keep_seconds)
 
     def replay(self, session: Session, view: type[AnyView]) -> AnyView | None:
         """The stored answer as a ``view``; None for a first request, which holds the key until its transaction ends.

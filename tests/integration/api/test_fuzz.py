@@ -236,6 +236,7 @@ def send(url: str, client: httpx.Client, finished: str) -> Exchange:
 
 @example(Sent("POST", "/v1/jobs", "", "", {}, _encoded(_FULL_BODY)))
 @example(Sent("POST", "/v1/credentials", "", "", {}, _encoded({**_CREDENTIAL, "kind": f"hf_{_MARK}"})))
+@example(Sent("POST", "/v1/jobs/{any}/cancel", "%00", "", {"Idempotency-Key": "k"}, b""))
 @given(_requests)
 @settings(
     max_examples=500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
