@@ -234,7 +234,7 @@ def _api_spec(environment: Mapping[str, str], listening_fd: int) -> ProcessSpec:
 
 
 def _worker_spec(environment: Mapping[str, str]) -> ProcessSpec:
-    # SIGQUIT: hand the running job back at once. On SIGTERM a worker would finish it first, which can take hours.
+    # SIGQUIT: hand the running job back at once. On SIGTERM a worker would give it QUANTRY_DRAIN_SECONDS to end.
     return ProcessSpec(
         name="worker",
         arguments=("-m", "celery", "-A", "worker.app", "worker", "--loglevel=INFO"),

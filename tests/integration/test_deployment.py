@@ -68,6 +68,9 @@ def test_ports_are_published_to_this_machine_only(compose: dict[str, Any]) -> No
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert list(published) == ["api"]
     assert all(port.startswith("127.0.0.1:") for port in published["api"])
+    for name in ("worker", "worker-gpu"):
+        metrics = str(compose["services"][name]["environment"]["QUANTRY_WORKER_METRICS_PORT"])
+        assert compose["services"][name]["expose"] == [metrics], "inside the network only"
 
 
 def test_workers_can_be_scaled_and_hand_their_jobs_back(compose: dict[str, Any]) -> None:
