@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection, Engine, delete, func, inspect, select, text, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, Base, Chore, Job, Publication, WebhookDelivery, Worker
@@ -95,5 +96,5 @@ def count_jobs(session: Session) -> int:
 def _named_files(connection: Connection) -> Sequence[NamedFile]:
     """Every content once, ascending; not those of jobs whose files expired."""
     columns = (Artifact.sha256, Artifact.bytes, Artifact.job_id, Artifact.fence, Artifact.path)
-    rows = select(*columns).join(Job).where(Job.expired_at.is_(None)).distinct(Artifact.sha256)
+    rows = select(*columns).join(Job).where(Job.expired_at.is_(None)).ext(distinct_on(Artifact.sha256))
     return [NamedFile(*row) for row in connection.execute(rows.order_by(Artifact.sha256))]
