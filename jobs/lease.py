@@ -36,7 +36,7 @@ class LeaseKeeper:
         self._settings = settings
 
     def claim(self, owner: str) -> Claim | None:
-        """Take the oldest claimable job (FOR UPDATE SKIP LOCKED): fence + 1, attempt + 1, a fresh lease."""
+        """Take the job whose turn it is: fence + 1, attempt + 1, a fresh lease."""
         with self._database.transaction() as session:
             job = leases.claim_oldest(session, owner, self._settings.lease_seconds)
             if job is None:

@@ -38,8 +38,8 @@ def sweep(database: Database, settings: Settings) -> Swept:
         outcomes = list(_settle(session, settings.lease_seconds))
         publications = sweep_publications(session)
         leases.purge_expired_keys(session)
-        turns.tidy(session)
     with database.transaction() as session:
+        turns.tidy(session)
         nudges = leases.mark_nudged(session, MAX_NUDGES, quiet_seconds=settings.sweep_seconds)
     return Swept(
         requeued=outcomes.count(JobStatus.QUEUED),

@@ -1,6 +1,6 @@
 """One worker: Celery's main process, its pool children, and the sweeper. Each pool child has a publisher beside.
 
-The one task takes no arguments. A nudge says "look"; the task claims the oldest job and runs it, until none is left.
+The one task takes no arguments. A nudge says "look"; the task claims the job whose turn it is, until none is left.
 torch is never imported here: the pool forks, and CUDA does not survive that.
 """
 

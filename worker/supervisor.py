@@ -30,7 +30,7 @@ class Supervisor:
     telemetry: Telemetry = field(default_factory=Telemetry)
 
     def run_next(self) -> Outcome | None:
-        """Claim the oldest claimable job and run one attempt of it; None when there is none to claim.
+        """Claim the job whose turn it is and run one attempt of it; None when there is none to claim.
 
         Raises:
             Unavailable: the database did not answer the claim.
