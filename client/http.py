@@ -14,6 +14,7 @@ from client.errors import FieldError, QuantryError, error_from_response
 from client.results import Artifact, Credential, Event, Job, Layer, Publication
 from client.sse import ServerSentEvent, parse_events
 from client.transport import Transport, backoff_seconds, repeat_after_seconds, retry_after_seconds
+from client.webhook_calls import Webhooks
 from quant_engine.policy import JobRequest
 
 __all__ = ["Artifact", "Credential", "Event", "FieldError", "Job", "Layer", "Publication", "Quantry", "QuantryError"]
@@ -184,6 +185,11 @@ class Quantry:
     def retry_publication(self, publication_id: str) -> Publication:
         """Try a failed publication again."""
         return Publication.model_validate(self._json("POST", f"/v1/publications/{publication_id}/retry"))
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Where the service tells of events."""
+        return Webhooks(json=self._json, pages=self._pages, send=self._transport.request)
 
     def ready(self) -> bool:
         """Whether the service says it is ready, asked once."""

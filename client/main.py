@@ -23,6 +23,7 @@ from client.results import Artifact, Job
 from client.serve import serve as serve_until_stopped
 from client.tables import layers_as_csv, print_layers, summary_table
 from client.watch import watch_job
+from client.webhooks import commands as webhook_commands
 
 _DEFAULT_PRESET: Final = "trainable-smoothrot-w4a4"
 _INTERRUPTED: Final = 130
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Quantization as a service.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(commands, name="credentials", no_args_is_help=True)
+app.add_typer(webhook_commands, name="webhooks", no_args_is_help=True)
 app.command()(publish)
 for operation in (cancel, retry, gc, backup, restore):
     app.command()(operation)
