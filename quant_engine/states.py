@@ -8,6 +8,7 @@ that moment there are two on the disk.
 Shapes: B windows of a batch, T tokens, D hidden size.
 """
 
+import logging
 import math
 import shutil
 import time
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant_engine.errors import DiskFull, disk_full_as_error
 from quant_engine.whole_files import whole_file
+
+logger = logging.getLogger(__name__)
 
 SUFFIX: Final = ".state"
 """Ends the names of files that live only while their stage is under way."""
@@ -49,12 +53,17 @@ class StateFile:
         self._cost, self._kept_at = 0.0, -math.inf
 
     def read(self) -> State | None:
-        """The latest state; None where none was kept."""
-        found = self._paths()
-        if not found:
-            return None
-        done = max(found)
-        return State(done, load_file(found[done]))
+        """The latest state; None where none was kept.
+
+        One that can not be read is passed over: a machine that lost its power may leave it, and what it would save can
+        be computed again.
+        """
+        for done, path in sorted(self._paths().items(), reverse=True):
+            try:
+                return State(done, load_file(path))
+            except (SafetensorError, OSError):
+                logger.warning("%s can not be read; it is passed over.", path.name)
+        return None
 
     def keep(self, done: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep what follows the first ``done`` units, and let go of the state before.

@@ -1,7 +1,8 @@
 """The calibration samples on their way through the blocks: as the original model has them, and as the quantized one.
 
 GPTQ wants the second moments of each site's transformed input; a corrected one wants those of what the quantized blocks
-before it make of the same samples. Both streams keep one hidden state per sample in memory, and nothing else.
+before it make of the same samples. Both streams keep one hidden state per sample in memory, and nothing else; behind
+each block it is kept on disk too, for an attempt that takes up the stage.
 
 Shapes: S samples, B batch, T tokens, D hidden size, I channels of a site.
 """

@@ -97,6 +97,20 @@ def test_a_kill_as_a_state_is_put_in_place_leaves_a_whole_one(
     assert {name for name in _names(tmp_path) if name.endswith(".state")} == {"pass-000003.state"}
 
 
+@pytest.mark.parametrize("left", [0, 4, 60])
+def test_a_state_that_lost_its_end_is_passed_over(left: int, tmp_path: Path) -> None:
+    """As a machine without power may leave it."""
+    states = StateFile(tmp_path)
+    states.keep(1, by_window("hidden", [_hidden(4)]))
+    whole = (tmp_path / "pass-000001.state").read_bytes()
+    (tmp_path / "pass-000002.state").write_bytes(whole[:left])
+    state = states.read()
+    assert state is not None
+    assert state.done == 1
+    (tmp_path / "pass-000001.state").unlink()
+    assert states.read() is None
+
+
 def test_a_state_is_read_while_the_next_one_takes_its_place(tmp_path: Path) -> None:
     states, hidden_STD = StateFile(tmp_path), _hidden(4)
     states.keep(1, by_window("hidden", [hidden_STD]))
