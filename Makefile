@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo serve test check lint types contracts unit format clean
+.PHONY: help env demo serve test check lint types contracts unit chaos format clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ contracts: $(STAMP)
 
 unit: $(STAMP) ## the tests alone: make unit ARGS='-k hadamard'
 	$(BIN)/pytest $(ARGS)
+
+chaos: $(STAMP) ## the service under seeded faults, with a verdict: make chaos MINUTES=30 [SEED=1] [SERVERS=debian]
+	$(BIN)/python -m tests.faults.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
+		--servers $(or $(SERVERS),embedded) --output var/chaos/verdict.json
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -31,6 +31,7 @@ KINDS: Final = {
     for kind in (
         Kind("quick", {"kind": "steps", "steps": 3, "step_seconds": 0.05}, weight=10),
         Kind("steps", {"kind": "steps", "steps": 10, "step_seconds": 0.2}, weight=10),
+        Kind("medium", {"kind": "steps", "steps": 20, "step_seconds": 0.25}, weight=3),
         Kind("long", {"kind": "steps", "steps": 40, "step_seconds": 0.25}, weight=1),
         Kind("poison", {"kind": "poison"}, status="failed", code="crash_loop", weight=1),
         Kind("memory", {"kind": "memory", "steps": 3, "step_seconds": 0.05}, weight=1),

@@ -181,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
     output = options.output or Path(mkdtemp(prefix="quantry-chaos-")) / "verdict.json"
     sys.stdout.write(f"seed {seed}, {options.minutes:g} minutes on {options.servers} servers; logs beside {output}\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
     verdict = run_chaos(
         Plan(
             flavour=options.servers,

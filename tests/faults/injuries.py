@@ -147,6 +147,7 @@ class Injuries:
             process.send_signal(signum)
             with contextlib.suppress(psutil.TimeoutExpired):
                 process.wait(20)
+        assert server.pid is None, f"{name}: it does not end"
         server.start()
 
     def wire(self, name: str, proxy: Proxy, mode: Mode) -> None:

@@ -22,14 +22,14 @@ def flavour(request: pytest.FixtureRequest) -> Flavour:
     return chosen
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def quick_fleet(flavour: Flavour) -> Iterator[Fleet]:
     """With leases of three seconds."""
     with running_fleet(flavour, settings={**FAST, "max_attempts": MAX_ATTEMPTS}) as fleet:
         yield fleet
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def usual_fleet(flavour: Flavour) -> Iterator[Fleet]:
     """With the leases that an operator gets who sets nothing."""
     with running_fleet(flavour, settings={"max_attempts": MAX_ATTEMPTS}) as fleet:
@@ -44,7 +44,9 @@ def quick(quick_fleet: Fleet, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest.fixture
-def usual(usual_fleet: Fleet, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Act]:
-    """A test's dealings with the usual one."""
-    with acting(usual_fleet, tmp_path / "journal.jsonl", request.node.name) as act:
+def recovering(tmp_path: Path, flavour: Flavour, request: pytest.FixtureRequest) -> Iterator[Act]:
+    """A test's dealings with the one whose recovery is measured: the usual one, in a full run."""
+    assert flavour
+    fleet: Fleet = request.getfixturevalue("usual_fleet" if FULL else "quick_fleet")
+    with acting(fleet, tmp_path / "journal.jsonl", request.node.name) as act:
         yield act
