@@ -123,3 +123,10 @@ def test_the_running_stage_fails_with_the_run(book: Book, reporter: Reporter) ->
     reporter.fail_stage()
     reporter.fail_stage()
     assert book.of("stage")[1:] == [("stage", "train", StageStatus.FAILED, 2.5)]
+
+
+def test_the_runners_memory_is_for_the_operator_and_not_in_the_jobs_log(book: Book, reporter: Reporter) -> None:
+    reporter.handle(Metric(name="memory.cpu_peak_bytes", value=1e9))
+    reporter.handle(Metric(name="perplexity", value=12.5))
+    reporter.flush(force=True)
+    assert [data["name"] for _, data in book.of("metric")] == ["perplexity"]
