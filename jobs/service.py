@@ -132,7 +132,8 @@ class JobService:
         Raises: JobNotFound, InvalidState on any other job, IdempotencyConflict, IdempotencyInFlight.
         """
         wanted = RetryRequest(from_stage=from_stage)
-        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/retry", idempotency_key, wanted)
+        kept = self._settings.idempotency_seconds
+        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/retry", idempotency_key, wanted, keep_seconds=kept)
         with self._database.transaction() as session:
             stored = once.replay(session, JobView)
             if stored is not None:

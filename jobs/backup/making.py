@@ -6,6 +6,7 @@ moment, and the files after it: each that the dump names was whole when its row 
 still there. The other order would miss the files of jobs that succeed between the two.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ class Backup:
             raise Unavailable from error
         has_key = self._copy_key()
         draft.replace(self.layout.dump)
+        os.sync()  # what the description vouches for is on the disk before it is
         description = Description(
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             revision=taken.revision,
@@ -144,13 +146,14 @@ class Backup:
 
 def _bring(file: NamedFile, source: ArtifactStore, legacy: LegacyFiles, target: LocalStore) -> None:
     """One file, verified, under its name. Raises: FileNotFoundError, DamagedBlob."""
-    path = target.path(file.sha256)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    path, partial = target.path(file.sha256), target.root / "incoming" / file.sha256
+    for directory in (path.parent, partial.parent):
+        directory.mkdir(parents=True, exist_ok=True)
     old = legacy.find(file.job_id, file.fence, file.path)
     if old is None:
         source.fetch(file.sha256, partial)
     else:
+        partial.unlink(missing_ok=True)
         shutil.copyfile(old, partial)
         if hash_file(partial, ignore_bytes)[1] != file.sha256:
             partial.unlink()

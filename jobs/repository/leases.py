@@ -8,12 +8,13 @@ from sqlalchemy import ColumnElement, Double, ScalarSelect, Select, cast, delete
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from jobs.models import Artifact, IdempotencyKey, Job, JobLayer, Worker
-from jobs.repository import turns
+from jobs.models import Artifact, Job, JobLayer, Worker
+from jobs.repository import retention, turns
 from jobs.repository.changes import NewEvent, move_job, update_job
 from jobs.states import HELD, RETRIABLE, JobStatus
 
 _SWEEP_ROWS: Final = 100
+_PURGED_KEYS: Final = 500
 
 
 def _now() -> ColumnElement[Any]:
@@ -185,8 +186,8 @@ def mark_nudged(session: Session, limit: int, quiet_seconds: float) -> int:
 
 
 def purge_expired_keys(session: Session) -> None:
-    """Forget idempotency keys past their day, and workers not heard of for one."""
-    session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < _now()))
+    """Forget idempotency keys past their time, some at a sweep, and workers not heard of for a day."""
+    retention.delete_keys(session, 0.0, _PURGED_KEYS)
     session.execute(delete(Worker).where(Worker.heartbeat_at < _now() - timedelta(days=1)))
 
 

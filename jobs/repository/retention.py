@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Select, and_, delete, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, IdempotencyKey, Job, JobEvent, Publication, WebhookDelivery
+from jobs.repository import webhook_queue
 from jobs.states import TERMINAL, JobStatus, PublicationStatus
 
 _UNFINISHED: Final = (PublicationStatus.QUEUED, PublicationStatus.RUNNING)
@@ -84,21 +85,16 @@ def count_keys(session: Session, older_than_seconds: float) -> Gone:
 
 
 def delete_deliveries(session: Session, older_than_seconds: float, limit: int) -> Gone:
-    """Webhook deliveries that have ended."""
-    ended = _deliveries(older_than_seconds).limit(limit).with_for_update(skip_locked=True)
-    statement = delete(WebhookDelivery).where(WebhookDelivery.id.in_(ended)).returning(WebhookDelivery.id)
-    return Gone(len(session.scalars(statement).all()))
+    """Webhook deliveries that have ended, in the batches of those who deliver, who remove some as well."""
+    del limit
+    return Gone(webhook_queue.purge(session, older_than_seconds))
 
 
 def count_deliveries(session: Session, older_than_seconds: float) -> Gone:
     """Deliveries that are to go."""
-    ended = _deliveries(older_than_seconds).order_by(None)
-    return Gone(session.scalars(select(func.count()).select_from(ended.subquery())).one())
-
-
-def _deliveries(older_than_seconds: float) -> Select[str]:
     before = func.statement_timestamp() - timedelta(seconds=older_than_seconds)
-    return select(WebhookDelivery.id).where(WebhookDelivery.finished_at < before).order_by(WebhookDelivery.finished_at)
+    ended = select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.finished_at < before)
+    return Gone(session.scalars(ended).one())
 
 
 def _finished(older_than_seconds: float) -> ColumnElement[bool]:
