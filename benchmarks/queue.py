@@ -5,7 +5,8 @@ python -m benchmarks.queue --jobs 500 --workers 2 --tenants 5 --json out.json
 Private PostgreSQL and Valkey; all jobs are queued before the workers start, half of them by the first tenant, which
 also comes first. The runner computes nothing. Beside the workers, in the same minutes and on the same machine, it is
 started bare again and again. A job's overhead is the time from its claim (the database's clock) to the runner's first
-line, less the median of those bare starts. Times are seconds.
+line, less the median of those bare starts. At the end single jobs find idle workers: ``submit to claim``. Times are
+seconds.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import redis
 from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +34,7 @@ from jobs.artifacts import open_store
 from jobs.database import Database
 from jobs.embedded import Urls, embedded_services
 from jobs.models import Job
+from jobs.queue import QUEUE_NAME, redis_url
 from jobs.service import JobService
 from jobs.settings import Settings
 from jobs.states import TERMINAL, JobStatus
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    urls: Urls, directory: Path, *, jobs: int, workers: int, tenants: int, seconds: float = 3600.0
+    urls: Urls, directory: Path, *, jobs: int, workers: int, tenants: int, singles: int = 5, seconds: float = 3600.0
 ) -> dict[str, Any]:
     """Queue the jobs, let the workers serve them, and give the figures of :func:`figures`.
 
@@ -75,16 +78,19 @@ def measure(
         ids = [_submit(service, tenant) for tenant in _arrivals(jobs, tenants)]
         for number in range(workers):
             stack.enter_context(_worker(settings, number))
-        bare = _bare_starts_until_done(database, ids, settings, deadline=time.monotonic() + seconds)
+        deadline = time.monotonic() + seconds
+        bare = _bare_starts_until_done(database, ids, settings, deadline)
+        _await_silence(urls)
+        single = [_serve_alone(service, database, deadline) for _ in range(singles)]
         served = _served(database, ids)
-    return {"workers": workers, "cores": os.cpu_count(), **figures(served, bare)}
+    return {"workers": workers, "cores": os.cpu_count(), **figures(served, bare, single)}
 
 
 def queue_table(found: dict[str, Any]) -> Table:
     """A line for each figure."""
     title = f"{found['jobs']} jobs of {found['tenants']} tenants, {found['workers']} workers, {found['cores']} cores"
     table = Table("", "median", "p95", "most", title=title)
-    for name in ("claim_to_start", "bare_start", "overhead", "between_jobs"):
+    for name in ("claim_to_start", "bare_start", "overhead", "between_jobs", "submit_to_claim"):
         row = found[name]
         table.add_row(f"{name.replace('_', ' ')}, ms", *(f"{1e3 * row[key]:.0f}" for key in ("median", "p95", "max")))
     for name in ("inversions", "share_deviation", "wait_ratio", "total_seconds"):
@@ -141,14 +147,35 @@ def _worker(settings: Settings, number: int) -> Iterator[None]:
             process.wait()
 
 
-def _bare_starts_until_done(
-    database: Database, ids: Sequence[str], settings: Settings, *, deadline: float
-) -> list[float]:
+def _await_silence(urls: Urls) -> None:
+    """Until the workers have taken every nudge."""
+    with redis.Redis.from_url(redis_url(urls.broker_url)) as broker:
+        while broker.llen(QUEUE_NAME):
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _serve_alone(service: JobService, database: Database, deadline: float) -> float:
+    """From the submission of a job to its claim, by a worker with nothing to do."""
+    time.sleep(_PAUSE_SECONDS)
+    job_id = _submit(service, "tenant-0")
+    while _unfinished(database, [job_id]):
+        _require_time(deadline)
+        time.sleep(_PAUSE_SECONDS)
+    with database.transaction() as session:
+        waited = select(func.extract("epoch", Job.started_at - Job.created_at)).where(Job.id == job_id)
+        return float(session.scalars(waited).one())
+
+
+def _require_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError("The jobs are not done in time; the workers' logs may say why.")
+
+
+def _bare_starts_until_done(database: Database, ids: Sequence[str], settings: Settings, deadline: float) -> list[float]:
     """Starts of the runner without a worker, one every half second, for as long as there are jobs."""
     taken: list[float] = []
     while not taken or _unfinished(database, ids):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{_unfinished(database, ids)} of {len(ids)} jobs are not done.")
+        _require_time(deadline)
         taken.append(_bare_start(settings.data_dir / "bare" / str(len(taken))))
         time.sleep(_PAUSE_SECONDS)
     return taken

@@ -19,8 +19,12 @@ class ServedJob:
     finished_at: float
 
 
-def figures(jobs: Sequence[ServedJob], bare: Sequence[float]) -> dict[str, Any]:
-    """All figures; ``jobs`` in the order of their submission, ``bare`` are starts of the runner alone."""
+def figures(jobs: Sequence[ServedJob], bare: Sequence[float], single: Sequence[float]) -> dict[str, Any]:
+    """All figures.
+
+    ``jobs`` in the order of their submission; ``bare``: starts of the runner alone; ``single``: from submission to
+    claim, of jobs that found the workers idle.
+    """
     starts = [job.started_at - job.claimed_at for job in jobs]
     usual = statistics.median(bare)
     return {
@@ -30,6 +34,7 @@ def figures(jobs: Sequence[ServedJob], bare: Sequence[float]) -> dict[str, Any]:
         "bare_start": spread(bare),
         "overhead": spread([seconds - usual for seconds in starts]),
         "between_jobs": spread(gaps(jobs)),
+        "submit_to_claim": spread(single),
         "inversions": inversions(jobs),
         "share_deviation": share_deviation(jobs),
         "wait_ratio": wait_ratio(jobs),
