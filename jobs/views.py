@@ -40,7 +40,11 @@ class EtaView(View):
 
 
 class ProgressView(View):
-    """Where a job is. ``fraction`` is of the whole job; ``done``/``total`` count ``unit`` in the current stage."""
+    """Where a job is. ``fraction`` is of the whole job; ``done``/``total`` count ``unit`` in the current stage.
+
+    ``queue_position`` is 1 for the job that is claimed next. It is an estimate: tenants take turns, and a job may come
+    after it and still run before it.
+    """
 
     fraction: float = 0.0
     stage: str | None = None
