@@ -18,6 +18,12 @@ _POOL_TIMEOUT_SECONDS: Final = 10
 _STATEMENT_TIMEOUT: Final = "30s"
 _IDLE_IN_TRANSACTION_TIMEOUT: Final = "10s"  # a process frozen inside a transaction must not keep its row locks
 
+_SILENCE: Final = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+"""When a network takes packets and answers none, a connection fails within 25 seconds (the last in milliseconds): by
+the system's own settings a heartbeat, and with it a worker, would wait for a quarter of an hour. TCP's, not a Unix
+socket's.
+"""
+
 
 def normalize_url(url: str) -> str:
     """Any PostgreSQL URL as SQLAlchemy needs it for psycopg 3.
@@ -43,6 +49,7 @@ class Database:
             pool_timeout=_POOL_TIMEOUT_SECONDS,
             connect_args={
                 "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+                **_SILENCE,
                 "application_name": "quantry",
                 "options": f"-c statement_timeout={_STATEMENT_TIMEOUT} -c timezone=UTC "
                 f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_TIMEOUT}",
