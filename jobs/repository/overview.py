@@ -8,7 +8,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs.models import Job, Publication, WebhookDelivery, Worker
-from jobs.states import HELD, JobStatus
+from jobs.repository.turns import is_held, is_queued
+from jobs.states import JobStatus
 from jobs.views import QueueHealth
 
 Counts = dict[str, int]
@@ -17,8 +18,8 @@ Counts = dict[str, int]
 def count_unfinished(session: Session) -> Counts:
     """How many jobs have each status that is not final; statuses without a job are left out."""
     # One query for each partial index: together they would read every job there ever was.
-    queued = session.scalars(select(func.count()).where(Job.status == JobStatus.QUEUED)).one()
-    held = _counts(session, Job.status, Job.status.in_(HELD))
+    queued = session.scalars(select(func.count()).where(is_queued())).one()
+    held = _counts(session, Job.status, is_held())
     return {JobStatus.QUEUED.value: queued, **held} if queued else held
 
 
@@ -46,7 +47,7 @@ def queue_health(session: Session, alive_seconds: float) -> QueueHealth:
             func.count(),
             _seconds(now - func.min(Job.queued_at)),
             _seconds(now - func.min(claimable_since).filter(Job.available_at <= now)),
-        ).where(Job.status == JobStatus.QUEUED)
+        ).where(is_queued())
     ).one()
     workers = session.execute(
         select(
@@ -56,7 +57,7 @@ def queue_health(session: Session, alive_seconds: float) -> QueueHealth:
     ).one()
     return QueueHealth(
         queued=queue[0],
-        running=session.scalars(select(func.count()).where(Job.status.in_(HELD))).one(),
+        running=session.scalars(select(func.count()).where(is_held())).one(),
         oldest_queued_seconds=queue[1],
         oldest_claimable_seconds=queue[2],
         workers=workers[0],
@@ -72,7 +73,7 @@ def workers_since(session: Session, seconds: float) -> Sequence[Worker]:
 
 def busy_owners(session: Session) -> frozenset[str]:
     """The workers that hold a job."""
-    return frozenset(owner for owner in session.scalars(select(Job.owner).where(Job.status.in_(HELD))) if owner)
+    return frozenset(owner for owner in session.scalars(select(Job.owner).where(is_held())) if owner)
 
 
 def _counts(session: Session, status: InstrumentedAttribute[str], *where: ColumnElement[bool]) -> Counts:
