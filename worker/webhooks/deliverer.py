@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Protocol
@@ -11,7 +12,7 @@ import structlog
 
 from jobs.credentials import Vault
 from jobs.database import Database
-from jobs.errors import Unavailable
+from jobs.errors import InstallationError, Unavailable
 from jobs.settings import Settings
 from jobs.webhooks.addresses import address_policy
 from jobs.webhooks.lease import DeliveryClaim, DeliveryKeeper, Refusal
@@ -130,6 +131,24 @@ class Deliverer:
         if refusal is None:
             return "succeeded", self._keeper.succeed(claim, answer.status), answer.status
         return "gone" if refusal.gone else "refused", self._keeper.refuse(claim, refusal), answer.status
+
+
+@contextmanager
+def delivering(database_url: str, settings: Settings) -> Iterator[None]:
+    """Deliver in the background while the block runs. What is wrong with webhooks alone stops nothing but them."""
+    database = Database(database_url, pool_size=_CONNECTIONS)
+    try:
+        deliverer = open_deliverer(database, settings)
+    except (InstallationError, OSError) as error:
+        logger.error("webhooks_off", reason=str(error))
+        yield
+        return
+    deliverer.start()
+    try:
+        yield
+    finally:
+        deliverer.stop()
+        database.close()
 
 
 def open_deliverer(database: Database, settings: Settings) -> Deliverer:
