@@ -28,7 +28,7 @@ from worker.lifeline import die_with_parent
 from worker.measured import MeasuredKeeper
 from worker.metrics import join_metrics
 from worker.nudge import CeleryNudger, make_celery
-from worker.webhooks.deliverer import open_deliverer
+from worker.webhooks.deliverer import delivering
 from worker.workspace import abandoned_jobs, discard, put_aside
 
 _JITTER: Final = 0.25
@@ -127,13 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
         worker_pid=options.parent_pid,
         collect=collector.look,
     )
-    outbox = Database(database_url, pool_size=2)
-    deliverer = open_deliverer(outbox, settings)
-    deliverer.start()
-    sweeper.run(stopping.wait)
-    deliverer.stop()
+    with delivering(database_url, settings):
+        sweeper.run(stopping.wait)
     collector.stop()
-    outbox.close()
     database.close()
     return 0
 
