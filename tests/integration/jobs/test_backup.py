@@ -22,6 +22,7 @@ from jobs.backup.restoring import Restore
 from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.embedded import embedded_services
+from jobs.embedded.postgres import embedded_programs
 from jobs.errors import ArtifactsExpired, InstallationError, Unavailable
 from jobs.lease import Claim, LeaseKeeper, Manifest
 from jobs.publications.lease import PublicationKeeper
@@ -38,6 +39,7 @@ from tests.integration.jobs.conftest import TENANT, CountingNudger, House, layer
 from tests.s3_server import S3Server
 
 TOKEN = "hf_hunter2"  # noqa: S105 — opens nothing
+ROOT = Path(__file__).resolve().parents[3]
 EAGER = {"gc_grace_seconds": -60.0}
 
 
@@ -143,7 +145,7 @@ def assert_goes_on(house: House, before: Filled, stale: list[Claim]) -> None:
     assert house.keeper.sweep().requeued == 1
     claims = {claim.job_id: claim for claim in (house.claim("w8"), house.claim("w8"))}
     assert claims.keys() == {before.running.job_id, before.queued}
-    assert claims[before.running.job_id].fence > max(claim.fence for claim in stale)
+    assert claims[before.running.job_id].fence > max((before.running, *stale), key=lambda claim: claim.fence).fence
     publish(house, claims[before.queued], weights="three")
     assert house.status(before.queued) == JobStatus.SUCCEEDED
     collected = Collector.of(house.database, house.settings).run()
@@ -278,6 +280,40 @@ def make(house: House, layout: Layout, **options: Any) -> Made:
 
 def restore(house: House, layout: Layout) -> Any:
     return Restore(database=house.database, settings=house.settings, layout=layout).make()
+
+
+BY_HAND = """
+pg_dump --format=custom --no-owner --file=backup/quantry.dump "$OLD"
+cp -a var/artifacts var/secret.key backup/
+
+cp -a backup/artifacts backup/secret.key new/
+pg_restore --no-owner --single-transaction --exit-on-error --dbname="$QUANTRY_DATABASE_URL" backup/quantry.dump
+alembic upgrade head
+"""
+
+
+def test_by_hand(house: House, empty: House, tmp_path: Path) -> None:
+    before = fill(house)
+    (tmp_path / "backup").mkdir()
+    path = f"{max(embedded_programs().items())[1]}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    urls = {
+        name: each.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        for name, each in (("OLD", house), ("QUANTRY_DATABASE_URL", empty))
+    }
+    shell = ["bash", "-euc", f"cd {tmp_path}\n{BY_HAND.replace('alembic', f'cd {ROOT}; alembic')}"]
+    done = subprocess.run(shell, env={**os.environ, **urls, "PATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_whole(empty, before, [])
+
+
+def test_the_page_for_operators_has_the_commands_that_are_tested() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert BY_HAND.replace("$OLD", "$QUANTRY_DATABASE_URL").strip() in page
+    assert "quantry backup DIR" in page
+    assert "quantry restore DIR" in page
+    for field in Settings.model_fields:
+        if "retention" in field or field in {"gc_grace_seconds", "idempotency_seconds"}:
+            assert f"| `QUANTRY_{field.upper()}` |" in page
 
 
 def test_a_backup_has_its_files_though_jobs_go_meanwhile(house: House, empty: House, layout: Layout) -> None:
