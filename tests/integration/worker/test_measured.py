@@ -1,0 +1,82 @@
+"""What passes through a worker's ports is counted, and nothing about it changes."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import func, update
+
+from jobs.database import Database
+from jobs.errors import Unavailable
+from jobs.lease import Swept
+from jobs.models import Job
+from tests.integration.worker.conftest import Office
+from worker.measured import MeasuredKeeper
+from worker.nudge import CeleryNudger, make_celery
+from worker.telemetry import NoMeters
+
+
+@dataclass
+class Book(NoMeters):
+    """Meters that remember."""
+
+    waits: list[float] = field(default_factory=list)
+    sweeps: list[Swept] = field(default_factory=list)
+    missed: int = 0
+    lost: int = 0
+    unsent: int = 0
+
+    def claimed(self, waited_seconds: float) -> None:
+        self.waits.append(waited_seconds)
+
+    def swept(self, swept: Swept) -> None:
+        self.sweeps.append(swept)
+
+    def beat_missed(self) -> None:
+        self.missed += 1
+
+    def claim_lost(self) -> None:
+        self.lost += 1
+
+    def nudge_failed(self) -> None:
+        self.unsent += 1
+
+
+def shift(office: Office, **seconds: float) -> None:
+    """Set moments of every job, in seconds from now."""
+    moments = {column: func.clock_timestamp() + timedelta(seconds=offset) for column, offset in seconds.items()}
+    with office.database.transaction() as session:
+        session.execute(update(Job).values(moments))
+
+
+def test_claims_beats_and_sweeps_are_counted(office: Office) -> None:
+    book = Book()
+    keeper = MeasuredKeeper(office.database, office.settings, book)
+    assert keeper.claim("w") is None
+    job_id = office.submit("succeed")
+    shift(office, queued_at=-100.0, available_at=-40.0)
+    claim = keeper.claim("w")
+    assert claim is not None
+    assert claim.job_id == job_id
+    [waited] = book.waits
+    assert 40 <= waited < 70, "a retry's delay is no waiting"
+    assert keeper.heartbeat(claim).ok
+    assert (book.missed, book.lost) == (0, 0)
+    shift(office, lease_until=-1.0)
+    assert keeper.sweep().requeued == 1
+    assert [swept.requeued for swept in book.sweeps] == [1]
+    assert not keeper.heartbeat(claim).ok
+    assert (book.missed, book.lost) == (0, 1)
+    away = MeasuredKeeper(Database("postgresql://nobody@127.0.0.1:1/x"), office.settings, book)
+    with pytest.raises(Unavailable):
+        away.heartbeat(claim)
+    assert (book.missed, book.lost) == (1, 1)
+
+
+def test_a_nudge_that_the_broker_does_not_take_is_counted(office: Office) -> None:
+    book = Book()
+    deaf = office.settings.model_copy(update={"broker_url": SecretStr("redis://127.0.0.1:1/0")})
+    with make_celery(deaf) as celery:
+        CeleryNudger(celery, book.nudge_failed).nudge()
+    assert book.unsent == 1
