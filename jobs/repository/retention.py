@@ -3,11 +3,14 @@
 Each batch locks the jobs it is about first, passing over those that somebody else has locked, and looks again once it
 has them: a publication or a retry that was committed in between is then seen, and one that comes later waits for the
 end of this short transaction, and finds what it left.
+
+Batches go through jobs in the order of their ends, each from where the one before got to (``reached``, ``since``): what
+is done already is not looked through again and again, and what was passed over is the next round's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, select, tuple_, update
@@ -18,20 +21,25 @@ from jobs.repository import webhook_queue
 from jobs.states import TERMINAL, JobStatus, PublicationStatus
 
 _UNFINISHED: Final = (PublicationStatus.QUEUED, PublicationStatus.RUNNING)
+_JOBS_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True)
 class Gone:
-    """What one batch removed, or what there is to remove. ``bytes``: of the files that rows name."""
+    """What one batch removed, or what there is to remove. ``bytes``: of the files that rows name.
+
+    ``reached``: the next batch begins with jobs that ended then.
+    """
 
     rows: int
     bytes: int = 0
+    reached: datetime | None = field(default=None, compare=False)
 
 
-def delete_jobs(session: Session, older_than_seconds: float, limit: int) -> Gone:
+def delete_jobs(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
     """Finished jobs with all that hangs on them, the longest finished first."""
-    going = _lock(session, _jobs(older_than_seconds), limit)
-    gone = Gone(len(going), _file_bytes(session, going))
+    going = _lock(session, _jobs(older_than_seconds, since), limit)
+    gone = Gone(len(going), _file_bytes(session, going), _latest(going))
     session.execute(delete(Job).where(Job.id.in_(going)))
     return gone
 
@@ -41,12 +49,12 @@ def count_jobs(session: Session, older_than_seconds: float) -> Gone:
     return _count(session, _jobs(older_than_seconds))
 
 
-def expire_files(session: Session, older_than_seconds: float, limit: int) -> Gone:
+def expire_files(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
     """Mark jobs as expired. Their artifact rows stay, as a record of what there was, and name nothing any more."""
-    going = _lock(session, _jobs_with_files(older_than_seconds), limit)
+    going = _lock(session, _jobs_with_files(older_than_seconds, since), limit)
     expired = {"expired_at": func.clock_timestamp(), "version": Job.version + 1}
     session.execute(update(Job).where(Job.id.in_(going)).values(expired))
-    return Gone(len(going), _file_bytes(session, going))
+    return Gone(len(going), _file_bytes(session, going), _latest(going))
 
 
 def count_files(session: Session, older_than_seconds: float) -> Gone:
@@ -54,13 +62,13 @@ def count_files(session: Session, older_than_seconds: float) -> Gone:
     return _count(session, _jobs_with_files(older_than_seconds))
 
 
-def delete_events(session: Session, older_than_seconds: float, limit: int) -> Gone:
+def delete_events(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
     """Events of finished jobs, but the last of each, ``done``: who follows such a job still hears that it is over."""
-    held = _lock(session, _jobs_with_events(older_than_seconds), limit)
+    held = _lock(session, _jobs_with_events(older_than_seconds, since), _JOBS_AT_ONCE)
     superfluous = _events().where(Job.id.in_(held)).limit(limit)
     event = tuple_(JobEvent.job_id, JobEvent.id)
     deleted = session.scalars(delete(JobEvent).where(event.in_(superfluous)).returning(JobEvent.id)).all()
-    return Gone(len(deleted))
+    return Gone(len(deleted), reached=min(held.values(), default=None))  # the first may have more than one batch takes
 
 
 def count_events(session: Session, older_than_seconds: float) -> Gone:
@@ -69,9 +77,9 @@ def count_events(session: Session, older_than_seconds: float) -> Gone:
     return Gone(session.scalars(select(func.count()).select_from(events.subquery())).one())
 
 
-def delete_keys(session: Session, older_than_seconds: float, limit: int) -> Gone:
+def delete_keys(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
     """Answers kept for an Idempotency-Key that are past their time, which each of them carries."""
-    del older_than_seconds
+    del older_than_seconds, since
     key = tuple_(IdempotencyKey.tenant, IdempotencyKey.endpoint, IdempotencyKey.key)
     over = _keys().limit(limit).with_for_update(skip_locked=True)
     statement = delete(IdempotencyKey).where(key.in_(over)).returning(IdempotencyKey.key)
@@ -84,10 +92,9 @@ def count_keys(session: Session, older_than_seconds: float) -> Gone:
     return Gone(session.scalars(select(func.count()).select_from(_keys().subquery())).one())
 
 
-def delete_deliveries(session: Session, older_than_seconds: float, limit: int) -> Gone:
-    """Webhook deliveries that have ended, in the batches of those who deliver, who remove some as well."""
-    del limit
-    return Gone(webhook_queue.purge(session, older_than_seconds))
+def delete_deliveries(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
+    """Webhook deliveries that have ended."""
+    return Gone(webhook_queue.purge(session, older_than_seconds, limit))
 
 
 def count_deliveries(session: Session, older_than_seconds: float) -> Gone:
@@ -102,21 +109,26 @@ def _finished(older_than_seconds: float) -> ColumnElement[bool]:
     return and_(Job.status.in_(TERMINAL), Job.finished_at < before)
 
 
-def _jobs(older_than_seconds: float) -> Select[str]:
+def _jobs(older_than_seconds: float, since: datetime | None = None) -> Select[str, datetime | None]:
     """Those that nothing holds back: a publication that waits or runs needs the files."""
     needed = select(Publication.id).where(Publication.job_id == Job.id, Publication.status.in_(_UNFINISHED))
-    return select(Job.id).where(_finished(older_than_seconds), ~needed.exists()).order_by(Job.finished_at)
+    return _ended(older_than_seconds, since).where(~needed.exists())
 
 
-def _jobs_with_files(older_than_seconds: float) -> Select[str]:
+def _jobs_with_files(older_than_seconds: float, since: datetime | None = None) -> Select[str, datetime | None]:
     has_files = select(Artifact.id).where(Artifact.job_id == Job.id).exists()
     unexpired = (Job.status == JobStatus.SUCCEEDED, Job.expired_at.is_(None), has_files)
-    return _jobs(older_than_seconds).where(*unexpired)
+    return _jobs(older_than_seconds, since).where(*unexpired)
 
 
-def _jobs_with_events(older_than_seconds: float) -> Select[str]:
+def _jobs_with_events(older_than_seconds: float, since: datetime | None = None) -> Select[str, datetime | None]:
     more = select(JobEvent.id).where(JobEvent.job_id == Job.id, JobEvent.id < Job.last_event_id).exists()
-    return select(Job.id).where(_finished(older_than_seconds), more).order_by(Job.finished_at)
+    return _ended(older_than_seconds, since).where(more)
+
+
+def _ended(older_than_seconds: float, since: datetime | None) -> Select[str, datetime | None]:
+    jobs = select(Job.id, Job.finished_at).where(_finished(older_than_seconds)).order_by(Job.finished_at)
+    return jobs if since is None else jobs.where(Job.finished_at >= since)
 
 
 def _events() -> Select[str, int]:
@@ -131,18 +143,22 @@ def _keys() -> Select[str, str, str]:
     )
 
 
-def _lock(session: Session, jobs: Select[str], limit: int) -> Sequence[str]:
-    """Up to ``limit`` of ``jobs``, locked, that are still among them after the lock was had."""
+def _lock(session: Session, jobs: Select[str, datetime | None], limit: int) -> dict[str, datetime]:
+    """Up to ``limit`` of ``jobs`` with their ends, locked, that are still among them after the lock was had."""
     locked = session.scalars(jobs.limit(limit).with_for_update(skip_locked=True, of=Job)).all()
-    return session.scalars(jobs.where(Job.id.in_(locked))).all()
+    return {job: ended for job, ended in session.execute(jobs.where(Job.id.in_(locked))) if ended is not None}
 
 
-def _file_bytes(session: Session, job_ids: Sequence[str]) -> int:
+def _latest(jobs: Mapping[str, datetime]) -> datetime | None:
+    return max(jobs.values(), default=None)
+
+
+def _file_bytes(session: Session, job_ids: Collection[str]) -> int:
     size: Any = select(func.coalesce(func.sum(Artifact.bytes), 0)).where(Artifact.job_id.in_(job_ids))
     return int(session.scalars(size).one())
 
 
-def _count(session: Session, jobs: Select[str]) -> Gone:
+def _count(session: Session, jobs: Select[str, datetime | None]) -> Gone:
     found = jobs.order_by(None).subquery()
     rows = session.scalars(select(func.count()).select_from(found)).one()
     size: Any = select(func.coalesce(func.sum(Artifact.bytes), 0)).where(Artifact.job_id.in_(select(found.c.id)))

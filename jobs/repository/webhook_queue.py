@@ -137,12 +137,12 @@ def give_up(session: Session, max_attempts: int) -> int:
     return len(ids)
 
 
-def purge(session: Session, keep_seconds: float) -> int:
-    """Forget deliveries that ended longer ago than that. How many there were."""
+def purge(session: Session, keep_seconds: float, limit: int) -> int:
+    """Forget up to ``limit`` deliveries that ended longer ago than that. How many there were."""
     old = (
         select(WebhookDelivery.id)
         .where(WebhookDelivery.finished_at < now() - timedelta(seconds=keep_seconds))
-        .limit(_BATCH)
+        .limit(limit)
         .with_for_update(skip_locked=True)
     )
     ids: Sequence[str] = session.scalars(old).all()

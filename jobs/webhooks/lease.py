@@ -16,15 +16,12 @@ from jobs.database import Database
 from jobs.errors import CredentialUnreadable
 from jobs.models import WebhookEndpoint
 from jobs.repository import webhook_queue
-from jobs.repository.blobs import take_turn
 from jobs.settings import Settings
 from jobs.states import DeliveryStatus
 from jobs.webhooks.retries import delay_seconds
 
 _SMALLEST_LEASE_SECONDS: Final = 15.0
 _LEASES_PER_TIMEOUT: Final = 3.0
-_PURGE: Final = "webhook_deliveries"
-_PURGE_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +105,9 @@ class DeliveryKeeper:
             return landed
 
     def tidy(self) -> int:
-        """Give up on what will never be sent, and forget what ended long ago. How many were given up on."""
+        """Give up on what will never be sent. How many there were; retention forgets them in time."""
         with self._database.transaction() as session:
-            given_up = webhook_queue.give_up(session, self._settings.webhook_max_attempts)
-        with self._database.transaction() as session:
-            if take_turn(session, _PURGE, _PURGE_SECONDS):
-                webhook_queue.purge(session, self._settings.webhook_retention_seconds)
-        return given_up
+            return webhook_queue.give_up(session, self._settings.webhook_max_attempts)
 
     def _give_up(self, session: Session, claim: DeliveryClaim, refusal: Refusal) -> bool:
         return webhook_queue.settle(
