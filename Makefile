@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo serve test check lint types contracts unit chaos format clean
+.PHONY: help env demo serve test check lint types contracts suite unit chaos format clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,7 +28,7 @@ demo: $(STAMP) ## one real job on a real model, start to finish, then a clean st
 serve: $(STAMP) ## the service, until Ctrl-C
 	$(BIN)/quantry serve
 
-test: $(STAMP) check unit ## environment, lint, types, contracts and the whole test suite
+test: $(STAMP) check suite ## environment, lint, types, contracts and the whole test suite
 
 check: lint types contracts ## everything static
 
@@ -42,7 +42,12 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
-unit: $(STAMP) ## the tests alone: make unit ARGS='-k hadamard'
+# Unit tests side by side, a thread each; what starts servers and waits for deadlines has the machine to itself.
+suite: $(STAMP) ## every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/architecture
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/architecture
+
+unit: $(STAMP) ## tests of your choice: make unit ARGS='tests/unit/jobs -k hadamard'
 	$(BIN)/pytest $(ARGS)
 
 chaos: $(STAMP) ## the service under seeded faults, with a verdict: make chaos MINUTES=30 [SEED=1] [SERVERS=debian]
