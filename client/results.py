@@ -53,6 +53,7 @@ class Job(Result):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    expired_at: datetime | None = None
     model: dict[str, Any]
     policy: dict[str, Any]
     policy_hash: str

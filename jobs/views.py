@@ -128,7 +128,7 @@ class JobView(View):
 
 
 class EventView(View):
-    """One entry of a job's event log. ``id`` counts from 1 within the job, without gaps."""
+    """One entry of a job's event log. ``id`` counts from 1 within the job, without gaps; old ones may have expired."""
 
     id: int
     object: Literal["job.event"] = "job.event"

@@ -32,7 +32,7 @@ def list_artifacts(
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     after: Cursor = None,
 ) -> Response:
-    """The published files of a job, by path; none before it has succeeded."""
+    """The published files of a job, by path; none before it has succeeded. Of expired ones (410) the list stays."""
     artifacts = service.list_artifacts(job_id, tenant=tenant).data
     start = _index_behind(artifacts, after) if after else 0
     data = artifacts[start : start + limit]

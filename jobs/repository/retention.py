@@ -94,6 +94,7 @@ def count_keys(session: Session, older_than_seconds: float) -> Gone:
 
 def delete_deliveries(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
     """Webhook deliveries that have ended."""
+    del since
     return Gone(webhook_queue.purge(session, older_than_seconds, limit))
 
 

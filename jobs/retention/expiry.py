@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -18,7 +19,7 @@ class Rule:
 
     name: str
     keep_seconds: Callable[[Settings], float]
-    remove: Callable[[Session, float, int], Gone]
+    remove: Callable[[Session, float, int, datetime | None], Gone]
     count: Callable[[Session, float], Gone]
     batch: int
 
@@ -37,7 +38,7 @@ RULES: Final = (
         keep_seconds=lambda settings: settings.retention_artifacts_seconds,
         remove=retention.expire_files,
         count=retention.count_files,
-        batch=100,
+        batch=200,
     ),
     Rule(
         name="events",
@@ -96,8 +97,8 @@ class Expiry:
         gone = Gone(0)
         while not self.stopped():
             with self.database.transaction() as session:
-                batch = rule.remove(session, keep, rule.batch)
+                batch = rule.remove(session, keep, rule.batch, gone.reached)
             if batch.rows == 0:
                 break
-            gone = Gone(gone.rows + batch.rows, gone.bytes + batch.bytes)
+            gone = Gone(gone.rows + batch.rows, gone.bytes + batch.bytes, batch.reached)
         return gone

@@ -358,7 +358,7 @@ def test_batches_are_bounded_and_several_appliers_share_the_work(house: House) -
     configured = house.settings.model_copy(update={"retention_artifacts_seconds": DAY, "retention_events_seconds": DAY})
     with house.database.transaction() as session:
         rule = next(rule for rule in small if rule.name == "events")
-        assert rule.remove(session, DAY, rule.batch).rows == 2
+        assert rule.remove(session, DAY, rule.batch, None).rows == 2
         session.rollback()
 
     def apply(_: int) -> dict[str, Gone | None]:
