@@ -1,12 +1,13 @@
 """What is done to the service, by name. Each injury notes itself in the journal with the jobs it hits.
 
-An injury that lasts (a frozen process, a silent wire) plans its own end; :meth:`Injuries.tend` carries that out.
+An injury that lasts (a frozen process, a silent wire) plans its own end, which a timer carries out: whoever injures may
+itself be waiting for the database that is frozen.
 """
 
 import contextlib
 import random
 import signal
-import time
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
@@ -21,6 +22,22 @@ from tests.faults.witness import Journal, Window
 Part = Literal["main", "child", "sweeper", "runner", "tree"]
 
 
+class _Plan:
+    """Something to be done once, by a timer or by whoever can not wait for it."""
+
+    def __init__(self, deed: Callable[[], None]) -> None:
+        self._deed = deed
+        self._lock = threading.Lock()
+        self._done = False
+
+    def carry_out(self) -> None:
+        """Do it, if it has not been done."""
+        with self._lock:
+            if not self._done:
+                self._done = True
+                self._deed()
+
+
 class Injuries:
     """Faults on one fleet, chosen by ``rng``. Used from the thread that made the fleet."""
 
@@ -30,7 +47,7 @@ class Injuries:
         self._journal = journal
         self._window = Window(fleet.observer_url)
         self._frozen_seconds = frozen_seconds
-        self._planned: list[tuple[float, Callable[[], None]]] = []
+        self._planned: list[_Plan] = []
         self._busy: set[str] = set()
         self._fired = 0
         self._count = 0
@@ -43,12 +60,7 @@ class Injuries:
         return name
 
     def tend(self) -> None:
-        """Carry out what is due, and note the fail points that have fired."""
-        now = time.monotonic()
-        due = [plan for plan in self._planned if plan[0] <= now]
-        self._planned = [plan for plan in self._planned if plan[0] > now]
-        for _, end in due:
-            end()
+        """Note the fail points that have fired."""
         found = list(failpoints.fired(self.fleet.data_dir))
         for shot in found[self._fired :]:
             jobs = [
@@ -59,8 +71,8 @@ class Injuries:
 
     def heal(self) -> None:
         """End everything that lasts, and take away what is armed."""
-        for _, end in self._planned:
-            end()
+        for plan in self._planned:
+            plan.carry_out()
         self._planned.clear()
         failpoints.disarm(self.fleet.data_dir)
         self.tend()
@@ -169,7 +181,11 @@ class Injuries:
         failpoints.arm(self.fleet.data_dir, failpoints.FailPoint(role, edge, moment, self.rng.randint(1, 12)))
 
     def _plan(self, seconds: float, end: Callable[[], None]) -> None:
-        self._planned.append((time.monotonic() + seconds, end))
+        plan = _Plan(end)
+        self._planned.append(plan)
+        timer = threading.Timer(seconds, plan.carry_out)
+        timer.daemon = True
+        timer.start()
 
     def _part(self, worker: Kept, part: Part) -> list[psutil.Process]:
         if part == "tree":
