@@ -24,6 +24,7 @@ from tests.faults.injuries import Injuries
 from tests.faults.servers import FLAVOURS, Flavour
 from tests.faults.witness import Journal, Watcher, final_state
 
+PAUSE: Final = (2.0, 9.0)
 MAX_ATTEMPTS: Final = 8
 """More than the default: many faults may hit one job, and a job that is given up then is no mistake."""
 
@@ -42,7 +43,7 @@ class Plan:
     seed: int
     seconds: float
     journal: Path
-    pause: tuple[float, float] = (2.0, 9.0)
+    pause: tuple[float, ...] = PAUSE
     real: int = 0
     waiting: int = 8
     live: bool = False
@@ -51,7 +52,7 @@ class Plan:
 def run_chaos(plan: Plan) -> Verdict:
     """Run it. Raises: RuntimeError, when the service does not come up at all."""
     journal = Journal(plan.journal)
-    journal.write("started", seed=plan.seed, seconds=plan.seconds, servers=plan.flavour)
+    journal.write("started", seed=plan.seed, seconds=plan.seconds, servers=plan.flavour, pause=plan.pause)
     logs = plan.journal.parent / "logs"
     with (
         running_fleet(plan.flavour, settings={"max_attempts": MAX_ATTEMPTS}, logs=logs) as fleet,
@@ -176,6 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")
     parser.add_argument("--servers", choices=FLAVOURS, default="embedded")
     parser.add_argument("--real", type=int, default=2, help="jobs that go through the real engine")
+    parser.add_argument(
+        "--pause", type=float, nargs=2, default=PAUSE, help="seconds between two faults, at least, at most"
+    )
     parser.add_argument("--output", type=Path, default=None, help="where the verdict goes as JSON")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
@@ -189,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
             seconds=options.minutes * 60,
             journal=output.with_suffix(".jsonl"),
             real=options.real,
+            pause=tuple(options.pause),
             live=True,
         )
     )
