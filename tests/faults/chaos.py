@@ -177,9 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")
     parser.add_argument("--servers", choices=FLAVOURS, default="embedded")
     parser.add_argument("--real", type=int, default=2, help="jobs that go through the real engine")
-    parser.add_argument(
-        "--pause", type=float, nargs=2, default=PAUSE, help="seconds between two faults, at least, at most"
-    )
+    parser.add_argument("--pause", type=float, nargs=2, default=PAUSE, help="seconds between faults, least and most")
     parser.add_argument("--output", type=Path, default=None, help="where the verdict goes as JSON")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
