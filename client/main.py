@@ -1,5 +1,5 @@
-"""The ``quantry`` command: serve, demo, submit, watch, cancel, retry, layers, download, publish, credentials, gc,
-backup, restore."""
+"""The ``quantry`` command: serve, demo, submit, watch, cancel, retry, layers, download, publish, credentials,
+webhooks, gc, backup, restore."""
 
 import json
 import sys
