@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from pydantic import SecretStr
@@ -28,30 +28,31 @@ _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "
 
 
 @contextmanager
-def open_office(database: Database, urls: Urls, data_dir: Path) -> Iterator[Office]:
-    """An office with a local model for every behaviour of the scripted runner, and short leases."""
+def open_office(database: Database, urls: Urls, data_dir: Path, **settings: float) -> Iterator[Office]:
+    """An office with a local model for every behaviour of the scripted runner; ``settings`` replace the short lease."""
     for behaviour in BEHAVIOURS:
         model = data_dir / "models" / behaviour
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
     (data_dir / failpoints.DIRECTORY).mkdir()
-    settings = Settings(
+    given: dict[str, Any] = {**FAST, **settings}
+    chosen = Settings(
         data_dir=data_dir,
         database_url=SecretStr(urls.database_url),
         broker_url=SecretStr(urls.broker_url),
-        **FAST,
+        **given,
     )
-    celery = make_celery(settings)
+    celery = make_celery(chosen)
     with celery.connection_for_write() as connection:
         connection.default_channel.queue_purge("quantry")
-    store = open_store(settings)
+    store = open_store(chosen)
     office = Office(
         database=database,
-        settings=settings,
-        service=JobService(database, settings, store, CeleryNudger(celery)),
-        keeper=LeaseKeeper(database, settings),
+        settings=chosen,
+        service=JobService(database, chosen, store, CeleryNudger(celery)),
+        keeper=LeaseKeeper(database, chosen),
         store=store,
-        credentials=CredentialService(database, Vault.open(settings)),
+        credentials=CredentialService(database, Vault.open(chosen)),
     )
     try:
         yield office
