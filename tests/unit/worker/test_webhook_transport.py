@@ -18,6 +18,8 @@ from worker.webhooks.transport import MAX_ANSWER_BYTES, Answer, Messenger, Undel
 LOOPBACK = address_policy(allow_private=True, networks=())
 HOST = "hooks.example.com"
 TIMEOUT = 0.6
+SOON = 8.0
+"""Long after the deadline, for a busy machine, and long before what is waited for."""
 
 
 class Names:
@@ -35,12 +37,17 @@ class Names:
 
 
 def messenger(
-    resolve: Resolver | None = None, *, policy: AddressPolicy = LOOPBACK, ca_file: Path | None = None, http: bool = True
+    resolve: Resolver | None = None,
+    *,
+    policy: AddressPolicy = LOOPBACK,
+    ca_file: Path | None = None,
+    http: bool = True,
+    timeout: float = 10.0,
 ) -> Messenger:
     return Messenger(
         policy=policy,
         resolve=resolve or Names("127.0.0.1"),
-        timeout_seconds=TIMEOUT,
+        timeout_seconds=timeout,
         allow_http=http,
         ca_file=ca_file,
     )
@@ -150,7 +157,7 @@ def _never(exchange: Exchange) -> None:
 
 
 def _drip_headers(exchange: Exchange) -> None:
-    exchange.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Long: " + b"x" * 100, 0.1)
+    exchange.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Long: " + b"x" * 200, 0.1)
 
 
 def _interim_for_ever(exchange: Exchange) -> None:
@@ -163,8 +170,8 @@ def test_the_attempt_as_a_whole_has_a_deadline(receiver: Receiver, behaviour: ob
     receiver.script[:] = [behaviour]  # type: ignore[list-item]  # each is one
     began = time.monotonic()
     with pytest.raises(Undeliverable, match=r"No answer within 0\.6 seconds"):
-        messenger().post(receiver.url(), {}, b"")
-    assert time.monotonic() - began < 4 * TIMEOUT
+        messenger(timeout=TIMEOUT).post(receiver.url(), {}, b"")
+    assert time.monotonic() - began < SOON
 
 
 def _endless_body(exchange: Exchange) -> None:
@@ -175,8 +182,8 @@ def _endless_body(exchange: Exchange) -> None:
 def test_a_status_counts_even_if_the_body_never_ends(receiver: Receiver) -> None:
     receiver.script[:] = [_endless_body]
     began = time.monotonic()
-    assert messenger().post(receiver.url(), {}, b"").status == 200
-    assert time.monotonic() - began < 4 * TIMEOUT
+    assert messenger(timeout=1.5).post(receiver.url(), {}, b"").status == 200
+    assert time.monotonic() - began < SOON
 
 
 def _huge_body(exchange: Exchange) -> None:
@@ -239,8 +246,8 @@ def test_a_handshake_that_never_ends_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         began = time.monotonic()
         with pytest.raises(Undeliverable, match="No answer within"):
-            messenger().post(f"https://{HOST}:{deaf.getsockname()[1]}/", {}, b"")
-        assert time.monotonic() - began < 4 * TIMEOUT
+            messenger(timeout=TIMEOUT).post(f"https://{HOST}:{deaf.getsockname()[1]}/", {}, b"")
+        assert time.monotonic() - began < SOON
 
 
 def test_a_server_without_tls_is_told() -> None:
@@ -252,13 +259,13 @@ def test_a_server_without_tls_is_told() -> None:
 
 def test_a_resolver_that_hangs_does_not_hold_the_sender() -> None:
     def hang(*_: object, **__: object) -> list[object]:
-        time.sleep(1.5)
+        time.sleep(30)
         return []
 
     began = time.monotonic()
     with pytest.raises(Undeliverable, match="No answer within"):
-        messenger(SystemResolver(hang)).post(f"http://{HOST}/", {}, b"")
-    assert time.monotonic() - began < 1.4
+        messenger(SystemResolver(hang), timeout=TIMEOUT).post(f"http://{HOST}/", {}, b"")
+    assert time.monotonic() - began < SOON
 
 
 def test_a_name_that_does_not_exist_is_told() -> None:
