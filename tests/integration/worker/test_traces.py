@@ -73,6 +73,7 @@ def test_a_request_its_job_and_the_stages_are_one_trace(office: Office, receiver
         "quantry.job.fence": 1,
         "quantry.request.id": "request-of-this-test",
         "quantry.attempt.outcome": "succeeded",
+        "quantry.runner.cpu_peak_bytes": 3_000_000_000,
     }
     assert not attempt.failed
 
