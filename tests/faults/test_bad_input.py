@@ -111,9 +111,14 @@ def test_every_route_of_the_document_is_asked_and_answers(send: Exchange) -> Non
 TOKEN_IN_THE_WRONG_FIELD: Final = Sent(
     Route("POST", "/v1/credentials"), "", True, "", {}, json.dumps({"name": "mine", "kind": f"hf_{MARK}"}).encode()
 )
+NUL_BEHIND_A_KEY: Final = Sent(
+    Route("POST", "/v1/jobs/{job_id}/cancel"), "%00", False, "", {"Idempotency-Key": "k"}, b""
+)
 
 
+@pytest.mark.timeout(scaled(600, 7200))
 @example(TOKEN_IN_THE_WRONG_FIELD)
+@example(NUL_BEHIND_A_KEY)
 @given(requests_of(DOCUMENT))
 @settings(
     max_examples=REQUESTS,

@@ -7,6 +7,7 @@ import signal
 from typing import Final
 
 import httpx
+import pytest
 
 from tests.faults.failpoints import Edge, Moment
 from tests.faults.offices import Apis
@@ -18,6 +19,7 @@ TOGETHER: Final = 5
 GAP: Final[tuple[tuple[Edge, Moment], ...]] = (("commit", "after"), ("publish", "before"))
 
 
+@pytest.mark.timeout(scaled(600, 3600))
 def test_every_job_of_an_api_killed_between_commit_and_nudge_starts(office: Office, apis: Apis) -> None:
     with httpx.Client(timeout=60) as client:
         for number in range(KILLS):

@@ -301,6 +301,7 @@ def house(database: Database, tmp_path: Path) -> House:
     return House(database=database, settings=settings, store=store, nudger=nudger, service=service, keeper=keeper)
 
 
+@pytest.mark.timeout(scaled(600, 7200))
 def test_no_sequence_breaks_a_jobs_life(house: House) -> None:
     class Life(JobLife):
         seen: ClassVar[set[tuple[str, str]]] = set()
