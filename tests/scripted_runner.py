@@ -104,9 +104,24 @@ def be_killed(run: RunFile, events: EventWriter) -> None:
     if run.low_memory and not (run.work_dir.parents[1] / "always").exists():
         succeed(run, events)
         return
+    count_a_kill(run)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bereaved(run: RunFile, events: EventWriter) -> None:
+    """A run whose own subprocess the kernel kills; it knows no better than that something failed."""
+    if run.low_memory:
+        succeed(run, events)
+        return
+    count_a_kill(run)
+    events.send(Error(code="verification_failed", category="platform", detail="Exit status -9.", hint="Report it."))
+    sys.exit(1)
+
+
+def count_a_kill(run: RunFile) -> None:
+    """What the kernel does before it kills for memory."""
     vmstat = run.work_dir.parents[3] / "proc" / "vmstat"
     vmstat.write_text(f"pgfault 1\noom_kill {int(vmstat.read_text().split()[-1]) + 1}\n")
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die(_: RunFile, events: EventWriter) -> None:
@@ -169,7 +184,7 @@ BEHAVIOURS = {
     behaviour.__name__: behaviour
     for behaviour in (
         *(succeed, step, stages, die, hang, refuse, overflow, vanish, show, malformed),
-        *(starve, famish, be_killed),
+        *(starve, famish, be_killed, bereaved),
     )
 }
 

@@ -3,6 +3,7 @@
 Every step that can not go on raises :class:`Ended`, which carries the attempt's ending to where it is written.
 """
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -102,17 +103,16 @@ class Watch:
 
     def _judge(self, child: Child, verdict: Result | Error | None, killed_before: int | None) -> dict[str, Any]:
         code = child.exit_code()
-        if isinstance(verdict, Error):
-            logger.error("subprocess_failed", code=verdict.code, exit_code=code, log_tail=child.log_tail())
-            raise Ended(Ending(Outcome.FAILED, as_problem(verdict)))
-        if code != 0 or verdict is None:
-            for_memory = code == -signal.SIGKILL and self._kernel_killed_since(killed_before)
-            logger.error("subprocess_died", exit_code=code, for_memory=for_memory, log_tail=child.log_tail())
-            if for_memory:
-                error = insufficient_memory("The machine ran out of memory, and the kernel ended the run.")
-                raise Ended(Ending(Outcome.FAILED, as_problem(error)))
-            raise Ended(Ending(Outcome.CRASHED))
-        return verdict.payload
+        if isinstance(verdict, Result) and code == os.EX_OK:
+            return verdict.payload
+        error = verdict if isinstance(verdict, Error) else None
+        event = "subprocess_died" if error is None else "subprocess_failed"
+        logger.error(event, code=error and error.code, exit_code=code, log_tail=child.log_tail())
+        # The kernel may have taken a process of the run, which then tells of a failure that it can not explain.
+        suspicious = code == -signal.SIGKILL if error is None else error.category == "platform"
+        if suspicious and self._kernel_killed_since(killed_before):
+            error = insufficient_memory("The machine ran out of memory, and the kernel ended the run.")
+        raise Ended(Ending(Outcome.CRASHED) if error is None else Ending(Outcome.FAILED, as_problem(error)))
 
     def _kernel_killed_since(self, before: int | None) -> bool:
         now = self.oom_kills()

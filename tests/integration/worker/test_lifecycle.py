@@ -124,10 +124,16 @@ def test_a_lack_of_memory_is_answered_with_a_run_on_less(office: Office) -> None
 def test_a_lack_of_memory_with_less_as_well_fails_with_a_remedy(office: Office) -> None:
     job_id, good = office.submit("famish"), office.submit("succeed")
     supervisor = office.supervisor()
-    assert supervisor.run_next() is Outcome.STARVED
-    assert supervisor.run_next() is Outcome.SUCCEEDED
-    time.sleep(office.settings.retry_delay_seconds * 2)
-    assert supervisor.run_next() is Outcome.FAILED
+    outcomes: list[Outcome | None] = []
+
+    def is_over() -> bool:
+        outcomes.append(supervisor.run_next())
+        return office.job(job_id).is_terminal
+
+    eventually(is_over)
+    assert outcomes[0] is Outcome.STARVED
+    assert outcomes[-1] is Outcome.FAILED
+    supervisor.run_next()  # the other job, unless it came in between
     job = office.job(job_id)
     assert job.error is not None
     assert (job.attempt, job.error["code"], job.error["category"]) == (2, "insufficient_memory", "capacity")
@@ -146,9 +152,10 @@ def killed_by_the_kernel(office: Office) -> Supervisor:
     return replace(supervisor, equipment=equipment)
 
 
-def test_a_kill_by_the_kernel_for_memory_is_answered_in_the_same_way(office: Office) -> None:
+@pytest.mark.parametrize("behaviour", ["be_killed", "bereaved"])
+def test_a_kill_by_the_kernel_for_memory_is_answered_in_the_same_way(office: Office, behaviour: str) -> None:
     supervisor = killed_by_the_kernel(office)
-    job_id = office.submit("be_killed")
+    job_id = office.submit(behaviour)
     assert supervisor.run_next() is Outcome.STARVED
     time.sleep(office.settings.retry_delay_seconds * 2)
     assert supervisor.run_next() is Outcome.SUCCEEDED
@@ -175,8 +182,8 @@ def test_another_kill_is_a_crash(office: Office, in_background: Any) -> None:
 
 
 def unhurried(office: Office) -> None:
-    """The default lease: too long a time between two beats for a deadline to wait for one."""
-    office.settings = office.settings.model_copy(update={"lease_seconds": 30.0, "heartbeat_seconds": 10.0})
+    """Too long a time between two beats for a deadline to wait for one."""
+    office.settings = office.settings.model_copy(update={"lease_seconds": 90.0, "heartbeat_seconds": 30.0})
     office.keeper = LeaseKeeper(office.database, office.settings)
 
 
@@ -187,24 +194,19 @@ def test_a_deadline_is_met_between_two_heartbeats_however_deaf_the_runner(office
     running = in_background(office.supervisor())
     runner = office.runner_pid(job_id)
     assert running.result(30) is Outcome.FAILED
-    assert 2 <= time.monotonic() - began < 9
+    assert 2 <= time.monotonic() - began < 2 + 15
     assert not is_running(runner)
     assert error_code(office, job_id) == "deadline_exceeded"
 
 
-def test_a_deadline_counts_what_earlier_attempts_ran(office: Office, in_background: Any) -> None:
+def test_a_deadline_counts_what_earlier_attempts_ran(office: Office) -> None:
     unhurried(office)
-    job_id = office.submit("hang", limits={"max_run_seconds": 4})
-    supervisor = office.supervisor()
-    running = in_background(supervisor)
-    runner = office.runner_pid(job_id)
-    time.sleep(1.5)
-    os.kill(runner, signal.SIGKILL)
-    assert running.result(10) is Outcome.CRASHED
-    time.sleep(office.settings.retry_delay_seconds * 2)
+    job_id = office.submit("hang", limits={"max_run_seconds": 1000})
+    with office.database.transaction() as session:
+        session.execute(text("UPDATE jobs SET attempt = 1, ran_seconds = 999"))
     began = time.monotonic()
-    assert supervisor.run_next() is Outcome.FAILED
-    assert time.monotonic() - began < 2.5 + 3 + 3  # what was left, the deaf runner's grace, and a busy machine
+    assert office.supervisor().run_next() is Outcome.FAILED
+    assert time.monotonic() - began < 1 + 15
     assert (error_code(office, job_id), office.job(job_id).attempt) == ("deadline_exceeded", 2)
 
 
