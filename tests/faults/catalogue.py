@@ -18,6 +18,7 @@ class Kind:
     status: str = "succeeded"
     code: str | None = None
     weight: int = 0
+    silent_seconds: float = 60.0  # how long one may say nothing while it is held
 
     def sha256(self, job_id: str) -> str | None:
         """The digest of what a job publishes as its result; None where that is not known beforehand."""
@@ -36,7 +37,7 @@ KINDS: Final = {
         Kind("poison", {"kind": "poison"}, status="failed", code="crash_loop", weight=1),
         Kind("memory", {"kind": "memory", "steps": 3, "step_seconds": 0.05}, weight=1),
         Kind("disk", {"kind": "disk"}, status="failed", code="disk_full", weight=1),
-        Kind("tiny", None),
+        Kind("tiny", None, silent_seconds=300.0),
     )
 }
 

@@ -22,7 +22,7 @@ from tests.faults.customer import Crowd, Customer
 from tests.faults.fleet import Fleet, running_fleet
 from tests.faults.injuries import Injuries
 from tests.faults.servers import FLAVOURS, Flavour
-from tests.faults.witness import Journal, Watcher, final_state
+from tests.faults.witness import Journal, Watcher, Window, final_state
 
 PAUSE: Final = (2.0, 9.0)
 MAX_ATTEMPTS: Final = 8
@@ -73,6 +73,7 @@ def run_chaos(plan: Plan) -> Verdict:
         final = final_state(fleet.observer_url, Settings(data_dir=fleet.data_dir))
         customer.close()
     journal.close()
+    plan.journal.with_suffix(".final.json").write_text(json.dumps(asdict(final)))
     return check(journal.entries, final)
 
 
@@ -110,12 +111,18 @@ def _injure(plan: Plan, fleet: Fleet, injuries: Injuries, watcher: Watcher, jour
 
 
 def _settle(fleet: Fleet, watcher: Watcher, customer: Customer, journal: Journal) -> None:
-    """Without faults now: until every accepted job is over, or it is clear that one never will be."""
+    """Without faults now: until every accepted job is over, or none of them has moved for minutes."""
     jobs = [entry["job"] for entry in journal.entries if entry["what"] == "accepted"]
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while any(watcher.states.get(job) not in TERMINAL for job in jobs) and time.monotonic() < deadline:
+    window, said, heard_at = Window(fleet.observer_url), -1, time.monotonic()
+    while (
+        any(watcher.states.get(job) not in TERMINAL for job in jobs) and time.monotonic() < heard_at + _SETTLE_SECONDS
+    ):
         fleet.tend()
+        [events] = window.rows("SELECT coalesce(sum(last_event_id), 0)::int AS count FROM jobs")
+        if events["count"] != said:
+            said, heard_at = events["count"], time.monotonic()
         time.sleep(_STEP_SECONDS)
+    window.close()
     for job in jobs[-20:]:
         customer.look(job)
 

@@ -186,17 +186,19 @@ def _wrong_answers(entries: Iterable[Entry], jobs: Mapping[str, JobRow]) -> Iter
 
 def _silent(final: Snapshot) -> Iterator[str]:
     """Jobs that were held and said nothing for too long."""
+    patience = {job.id: KINDS[job.kind].silent_seconds for job in final.jobs if job.kind in KINDS}
     state: dict[str, str] = {}
     for before, after in pairwise(sorted(final.events, key=lambda event: (event.job, event.id))):
         if before.status is not None:
             state[before.job] = before.status
-        gap = after.at - before.at
-        if before.job == after.job and state.get(before.job) in {"running", "cancelling"} and gap > STUCK_SECONDS:
+        gap, most = after.at - before.at, patience.get(before.job, STUCK_SECONDS)
+        if before.job == after.job and state.get(before.job) in {"running", "cancelling"} and gap > most:
             yield f"{before.job} was {state[before.job]} for {gap:.0f} s without an event"
 
 
 def _overtaken(statuses: Mapping[str, Sequence[EventRow]]) -> Iterator[str]:
-    """Jobs that waited while others, queued after them, were begun: more than a moment before they were."""
+    """Jobs that waited while others, created after they were queued, were begun, and long before they were."""
+    created = {job_id: events[0].at for job_id, events in statuses.items()}
     waits = [
         (before.at, after.at, job_id)
         for job_id, events in statuses.items()
@@ -205,8 +207,8 @@ def _overtaken(statuses: Mapping[str, Sequence[EventRow]]) -> Iterator[str]:
     ]
     for queued, begun, job_id in waits:
         early = begun - STUCK_SECONDS
-        if queued < early and any(queued < other_queued and other < early for other_queued, other, _ in waits):
-            yield f"{job_id} waited {begun - queued:.0f} s while jobs queued after it were begun"
+        if queued < early and any(created[other] > queued and at < early for _, at, other in waits):
+            yield f"{job_id} waited {begun - queued:.0f} s while jobs created after it were begun"
 
 
 def _standing_still(accepted: Mapping[str, Entry], statuses: Mapping[str, Sequence[EventRow]]) -> Iterator[str]:

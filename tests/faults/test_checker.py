@@ -117,7 +117,15 @@ def test_a_job_that_others_overtake_is_stuck() -> None:
     waits = events(JOB, (1, "queued"), (90, "running"), (91, "succeeded"))
     passes = events(OTHER, (2, "queued"), (3, "running"), (50, None), (51, "succeeded"))
     found = verdict(accepted(OTHER, 2.0), jobs=jobs, artifacts=artifacts, events=waits + passes)
-    assert found.stuck == (f"{JOB} waited 89 s while jobs queued after it were begun",)
+    assert found.stuck == (f"{JOB} waited 89 s while jobs created after it were begun",)
+
+
+def test_a_job_that_is_queued_again_goes_before_younger_ones() -> None:
+    jobs = (job(), job(OTHER))
+    waits = events(JOB, (3, "queued"), (90, "running"), (91, "succeeded"))
+    resumed = events(OTHER, (1, "queued"), (2, "running"), (4, "queued"), (5, "running"), (60, None), (61, "succeeded"))
+    found = verdict(jobs=jobs, artifacts=(artifact(), artifact(OTHER)), events=waits + resumed)
+    assert not [problem for problem in found.stuck if "created after" in problem]
 
 
 def test_a_service_that_stands_still_with_open_jobs_is_stuck() -> None:
