@@ -104,12 +104,19 @@ def test_todays_api_waits_for_its_schema_and_then_works(revision: str, office: O
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
 
 
-def test_nothing_was_written_on_the_older_schema(office: Office, database: Database) -> None:
+def test_todays_worker_waits_for_its_schema_and_then_works(office: Office, database: Database) -> None:
     bring_to(database, PREVIOUS_REVISION)
+    worker = office.start_worker()
+    log = office.settings.data_dir / "worker-0.log"
+    eventually(lambda: "sweep_failed" in log.read_text())
+    assert worker.poll() is None
     with serving(create_app(office.settings)) as url:
         assert httpx.post(f"{url}/v1/jobs", json=BODY).status_code == 503
     with database.transaction() as session:
-        assert session.scalars(text("SELECT count(*) FROM jobs")).one() == 0
+        assert session.scalars(text("SELECT count(*) FROM jobs")).one() == 0, "what was refused was not half done"
+    migrate.upgrade(database)
+    assert office.wait(office.submit("succeed"), "succeeded", "failed").status == "succeeded"
+    assert worker.poll() is None
 
 
 # The release before, while the schema is migrated under it.
