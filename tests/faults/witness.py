@@ -20,7 +20,11 @@ from jobs.settings import Settings
 from tests.faults.checker import ArtifactRow, Entry, EventRow, JobRow, Snapshot
 
 _LOOK_SECONDS = 0.5
-_HELD = "SELECT id FROM jobs WHERE status IN ('running', 'cancelling') AND owner LIKE %s"
+# The newest claim: what a pool child that died before had claimed still has its name on it until the lease runs out.
+_HELD = (
+    "SELECT id FROM jobs WHERE status IN ('running', 'cancelling') AND owner LIKE %s "
+    "ORDER BY attempt_started_at DESC LIMIT 1"
+)
 
 
 class Journal:
@@ -71,7 +75,7 @@ class Window:
             raise
 
     def held_by(self, worker_pid: int | None) -> list[str]:
-        """The jobs that a worker holds now; none where the database can not say."""
+        """The job that a worker runs now, as a list; none where the database can not say."""
         try:
             return [row["id"] for row in self.rows(_HELD, [f"%:{worker_pid}"])]
         except psycopg.Error:
