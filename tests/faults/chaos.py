@@ -25,8 +25,10 @@ from tests.faults.servers import FLAVOURS, Flavour
 from tests.faults.witness import Journal, Watcher, Window, final_state
 
 PAUSE: Final = (2.0, 9.0)
-MAX_ATTEMPTS: Final = 8
-"""More than the default: many faults may hit one job, and a job that is given up then is no mistake."""
+SETTINGS: Final = {"max_attempts": 20, "retry_delay_seconds": 0.2}
+"""More attempts than the default's three: many faults hit one long job, and its crash_loop would be no mistake. The lease,
+heartbeat and sweep are an operator's who sets nothing.
+"""
 
 _READY_SECONDS: Final = 120.0
 _SETTLE_SECONDS: Final = 180.0
@@ -55,7 +57,7 @@ def run_chaos(plan: Plan) -> Verdict:
     journal.write("started", seed=plan.seed, seconds=plan.seconds, servers=plan.flavour, pause=plan.pause)
     logs = plan.journal.parent / "logs"
     with (
-        running_fleet(plan.flavour, settings={"max_attempts": MAX_ATTEMPTS}, logs=logs) as fleet,
+        running_fleet(plan.flavour, settings=SETTINGS, logs=logs) as fleet,
         Watcher(fleet.observer_url, journal) as watcher,
     ):
         customer = Customer(fleet.url, journal)

@@ -16,6 +16,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.injuries import Injuries
 from tests.faults.witness import Journal, Watcher, Window, final_state
 
+MAX_ATTEMPTS: Final = 8
 READY_SECONDS: Final = 120.0
 _STEP_SECONDS: Final = 0.05
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.chaos import MAX_ATTEMPTS
 from tests.faults.fleet import FAST, Fleet, running_fleet
-from tests.faults.promises.act import Act, acting
+from tests.faults.promises.act import MAX_ATTEMPTS, Act, acting
 from tests.faults.scale import FULL
 from tests.faults.servers import FLAVOURS, Flavour, missing
 

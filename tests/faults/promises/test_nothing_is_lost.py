@@ -12,10 +12,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.faults.chaos import MAX_ATTEMPTS
 from tests.faults.checker import STUCK_SECONDS
 from tests.faults.fleet import Kept
-from tests.faults.promises.act import READY_SECONDS, Act
+from tests.faults.promises.act import MAX_ATTEMPTS, READY_SECONDS, Act
 from tests.faults.scale import scaled
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
