@@ -26,8 +26,8 @@ from tests.faults.witness import Journal, Watcher, Window, final_state
 
 PAUSE: Final = (2.0, 9.0)
 SETTINGS: Final = {"max_attempts": 20, "retry_delay_seconds": 0.2}
-"""More attempts than the default's three: many faults hit one long job, and its crash_loop would be no mistake. The lease,
-heartbeat and sweep are an operator's who sets nothing.
+"""More attempts than the default's three: many faults hit one long job, and its crash_loop would be no mistake. Lease,
+heartbeat and sweep are those of an operator who sets nothing.
 """
 
 _READY_SECONDS: Final = 120.0
