@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from jobs.database import Database
 from jobs.embedded.found import database_url
 from jobs.errors import QuantryError
+from jobs.repository import schema
 from jobs.retention.collector import Collected
 from jobs.retention.downloads import Discarded, discard_downloads
 from jobs.retention.housekeeping import Housekeeping, Housekept
@@ -54,6 +55,8 @@ def table(verb: str, done: Housekept, discarded: Discarded) -> str:
 def _run(settings: Settings, *, dry_run: bool) -> tuple[Housekept, Discarded]:
     database = Database(database_url(settings), pool_size=1)
     try:
+        with database.transaction() as session:
+            schema.require_current(session)
         done = Housekeeping.of(database, settings, dry_run=dry_run).run()
     finally:
         database.close()

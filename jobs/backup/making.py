@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from jobs.artifacts import ArtifactStore, DamagedBlob, LegacyFiles, LocalStore, open_store
 from jobs.artifacts.manifest import hash_file, ignore_bytes
@@ -60,7 +60,7 @@ class Backup:
         """Dump, then files, then the key, then ``backup.json``; an earlier backup there is replaced by this one.
 
         Raises:
-            InstallationError: no pg_dump fits, or it failed.
+            InstallationError: no pg_dump fits, or it failed, or the database is another release's.
             Unavailable: the database or the store does not answer, or garbage is collected all the time.
             OSError: the directory can not be written.
         """
@@ -70,6 +70,11 @@ class Backup:
             with self._files_stay():
                 taken = self._dump(draft)
                 fetched, missing = self._copy_files(taken) if self.with_files else (0, ())
+        except ProgrammingError as error:
+            raise InstallationError(
+                "The database's tables are not those of this release. Back it up with the release that it is of, or "
+                "migrate it first: alembic upgrade head."
+            ) from error
         except DBAPIError as error:
             raise Unavailable from error
         has_key = self._copy_key()

@@ -435,6 +435,12 @@ def test_an_interrupted_backup_is_none(house: House, empty: House, layout: Layou
     assert make(house, layout).description.files == 2
 
 
+def test_a_database_of_no_release(empty: House, layout: Layout) -> None:
+    with pytest.raises(InstallationError, match="not those of this release"):
+        make(empty, layout)
+    assert not layout.description.exists()
+
+
 def test_a_backup_waits_for_a_collection_and_gives_up(house: House, layout: Layout) -> None:
     with blobs.collecting_alone(house.database.engine), pytest.raises(Unavailable, match="collects garbage"):
         make(house, layout, patience_seconds=0)
