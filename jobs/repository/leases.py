@@ -60,8 +60,8 @@ def _start(session: Session, chosen: ScalarSelect[str], owner: str, lease_second
             "owner": owner,
             "lease_until": _now() + timedelta(seconds=lease_seconds),
             "heartbeat_at": _now(),
-            "started_at": func.coalesce(Job.started_at, _now()),
-            "attempt_started_at": _now(),
+            "started_at": func.coalesce(Job.started_at, func.clock_timestamp()),
+            "attempt_started_at": func.clock_timestamp(),  # of two claims at once the first to choose is the earlier
             "progress": {},
             "stages": [],
         },
