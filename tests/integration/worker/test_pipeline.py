@@ -1,17 +1,13 @@
 """Whole jobs on a tiny model through the real runner and the real engine."""
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.settings import Settings
-from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
+from tests.integration.worker.conftest import TENANT, Office
 from tests.small_disk import mounted_disk
 from tests.stages import STAGES
 from tests.tiny_models import write_tiny_model
@@ -68,43 +64,6 @@ def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
     assert fractions == sorted(fractions)
     assert {"checkpoint/config.json", "checkpoint/model.safetensors", "report.json"} <= published(office, job_id).keys()
     assert not office.work(job_id).exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("tiny")
-def test_a_killed_runner_resumes_to_the_same_bits(office: Office) -> None:
-    supervisor = office.supervisor(runner=RUNNER)
-    reference, job_id = office.submit("tiny", **SMALL), office.submit("tiny", **SMALL)
-    assert supervisor.run_next() is Outcome.SUCCEEDED
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(supervisor.run_next)
-        _kill_in(office, job_id, "train")
-        assert running.result(SECONDS) is Outcome.CRASHED
-    time.sleep(0.2)
-    assert supervisor.run_next() is Outcome.SUCCEEDED
-    job = office.job(job_id)
-    assert job.attempt == 2
-    assert {stage.name for stage in job.stages if stage.status == "reused"} >= {"load", "calibrate", "search"}
-    assert published(office, job_id) == published(office, reference)
-
-
-def _kill_in(office: Office, job_id: str, stage: str) -> None:
-    """SIGKILL the runner once ``stage`` has begun."""
-    eventually(lambda: any(event.data.get("name") == stage for event in office.events(job_id)), seconds=SECONDS)
-    (pid,) = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdecimal() and f"{job_id}/1/run.json" in _command_line(entry)
-    ]
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not is_running(pid))
-
-
-def _command_line(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_text()
-    except OSError:
-        return ""
 
 
 @pytest.mark.parametrize(

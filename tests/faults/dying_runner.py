@@ -1,0 +1,44 @@
+"""The real runner with fail points, which also kills itself as soon as it has said that a stage is so far.
+
+``python -P -m tests.faults.dying_runner STAGE:DONE run.json --events-fd N``; ``-`` for none.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+from tests.faults import failpoints
+from worker import runner
+from worker.messages import EventWriter, Message, StageAdvanced
+
+NOWHERE: Final = "-"
+
+
+class DyingWriter(EventWriter):
+    """Sends; and after the message it waits for, nothing more ever."""
+
+    stage: str
+    done: int
+
+    def send(self, message: Message) -> None:
+        """Send, and perhaps die."""
+        super().send(message)
+        if isinstance(message, StageAdvanced) and (message.name, message.done) == (self.stage, self.done):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> int:
+    """Be the runner."""
+    place, run_file, *options = sys.argv[1:]
+    failpoints.install("runner", Path(run_file).parents[3])  # <data>/work/<job>/<fence>/run.json
+    if place != NOWHERE:
+        DyingWriter.stage, _, done = place.partition(":")
+        DyingWriter.done = int(done)
+        runner.EventWriter = DyingWriter  # type: ignore[misc]  # the one edge that this program is about
+    return runner.main([run_file, *options])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
