@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import pytest
+from sqlalchemy import text
 
 from jobs.database import Database
 from jobs.embedded import Urls
@@ -48,6 +49,8 @@ REQUEST: Final[dict[str, Any]] = {
 def office(database_url: str, embedded_urls: Urls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     """One with a tiny model. The machine computes while it beats: a longer lease; and it dies more than thrice."""
     database = Database(database_url)
+    with database.transaction() as session:
+        session.execute(text("DELETE FROM jobs"))  # an attempt takes the oldest
     settings = {"lease_seconds": 15.0, "retry_delay_seconds": 0.0, "max_attempts": len(STAGES) + 1}
     with open_office(database, embedded_urls, tmp_path_factory.mktemp("office"), **settings) as office:
         write_tiny_model(office.settings.models_dir / "tiny", layers=3, outliers=True)
