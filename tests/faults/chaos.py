@@ -25,7 +25,7 @@ from tests.faults.servers import FLAVOURS, Flavour
 from tests.faults.witness import Journal, Watcher, Window, final_state
 
 PAUSE: Final = (2.0, 9.0)
-SETTINGS: Final = {"max_attempts": 20, "retry_delay_seconds": 0.2}
+SETTINGS: Final = {"max_attempts": 10, "retry_delay_seconds": 0.5}
 """More attempts than the default's three: many faults hit one long job, and its crash_loop would be no mistake. Lease,
 heartbeat and sweep are those of an operator who sets nothing.
 """
