@@ -291,11 +291,11 @@ def _is_consistent(row: Any) -> None:
 
 @pytest.fixture
 def house(database: Database, tmp_path: Path) -> House:
-    """A crash is retried after a while, so that time has something to do."""
+    """Leases and delays are long: time passes when a rule says so, and not because the machine is slow."""
     model = tmp_path / "models" / "tiny"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    settings = Settings(data_dir=tmp_path, retry_delay_seconds=30, max_attempts=2)
+    settings = Settings(data_dir=tmp_path, lease_seconds=3600, retry_delay_seconds=600, max_attempts=2)
     store, nudger = open_store(settings), CountingNudger()
     service, keeper = JobService(database, settings, store, nudger), LeaseKeeper(database, settings)
     return House(database=database, settings=settings, store=store, nudger=nudger, service=service, keeper=keeper)
