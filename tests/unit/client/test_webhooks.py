@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from client import console
 from client.main import app
 from tests.unit.client.conftest import ScriptedServer, json_answer
 
@@ -42,8 +43,11 @@ MESSAGE: dict[str, Any] = {
 
 def quantry(server: ScriptedServer, *arguments: str) -> tuple[str, str]:
     """(standard output, standard error) of a command that succeeds."""
-    environment = {"QUANTRY_URL": server.url, "COLUMNS": "200"}
-    done = CliRunner().invoke(app, ["webhooks", *arguments], env=environment, catch_exceptions=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(console.out, "width", 200)  # made when it was imported, as wide as the terminal was then
+        done = CliRunner().invoke(
+            app, ["webhooks", *arguments], env={"QUANTRY_URL": server.url}, catch_exceptions=False
+        )
     assert done.exit_code == 0, done.output
     return done.stdout, done.stderr
 
