@@ -40,6 +40,7 @@ def sweep(database: Database, settings: Settings) -> Swept:
         leases.purge_expired_keys(session)
     with database.transaction() as session:
         turns.tidy(session)
+    with database.transaction() as session:
         nudges = leases.mark_nudged(session, MAX_NUDGES, quiet_seconds=settings.sweep_seconds)
     return Swept(
         requeued=outcomes.count(JobStatus.QUEUED),

@@ -168,7 +168,11 @@ def lock_overdue_queued(session: Session) -> Sequence[tuple[Job, bool]]:
 
 
 def mark_nudged(session: Session, limit: int, quiet_seconds: float) -> int:
-    """Queued rows that nobody was nudged for lately: mark the oldest ``limit`` and return how many."""
+    """Queued rows that nobody was nudged for lately: mark up to ``limit`` and return how many.
+
+    A nudge names no job, so any rows will do. The newest are marked: a claim passes over a locked row, and among the
+    oldest that would let a job overtake an earlier one.
+    """
     due = (
         select(Job.id)
         .where(
@@ -176,13 +180,13 @@ def mark_nudged(session: Session, limit: int, quiet_seconds: float) -> int:
             Job.available_at <= _now(),
             func.coalesce(Job.nudged_at < _now() - timedelta(seconds=quiet_seconds), True),
         )
-        .order_by(Job.created_at, Job.id)
+        .order_by(Job.created_at.desc(), Job.id.desc())
         .limit(limit)
         .with_for_update(skip_locked=True)
+        .cte("due")  # so that it is asked once, whatever the plan
     )
-    ids = session.scalars(due).all()
-    session.execute(update(Job).where(Job.id.in_(ids)).values(nudged_at=_now()))
-    return len(ids)
+    marked = update(Job).where(Job.id.in_(select(due.c.id))).values(nudged_at=_now()).returning(Job.id)
+    return len(session.scalars(marked.execution_options(synchronize_session=False)).all())
 
 
 def purge_expired_keys(session: Session) -> None:
