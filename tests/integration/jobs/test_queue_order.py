@@ -145,6 +145,13 @@ def test_a_claim_that_is_rolled_back_leaves_turn_and_job(house: House) -> None:
     assert house.claim().job_id == a1
 
 
+def test_a_sweep_that_marks_nudged_rows_lets_no_job_overtake(house: House) -> None:
+    jobs = submit_many(house, "a" * 20)
+    with house.database.transaction() as session:
+        assert leases.mark_nudged(session, 8, quiet_seconds=5.0) == 8
+        assert [serve(house).job_id for _ in range(3)] == jobs[:3]
+
+
 def test_eight_claimers_share_five_hundred_jobs(house: House) -> None:
     tenants = [f"t{number % 5}" for number in range(500)]
     jobs = submit_many(house, tenants)
