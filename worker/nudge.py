@@ -1,10 +1,11 @@
 """The worker's Celery adapter of :class:`jobs.queue.Nudger`."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from celery import Celery
+from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from jobs.queue import NUDGE_EXPIRES_SECONDS, QUEUE_NAME, TASK_NAME
@@ -12,14 +13,25 @@ from jobs.settings import Settings
 
 _SOCKET_SECONDS: Final = 5.0
 _HEALTH_SECONDS: Final = 5
+_RECONNECT_SECONDS: Final = 2.0
 
 logger = structlog.get_logger(__name__)
+
+
+class EagerConnection(Connection):
+    """Tries again within two seconds. kombu's own pauses grow to thirty, and queued jobs wait with the worker."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """The connection, once the broker answers."""
+        pauses = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": _RECONNECT_SECONDS}
+        return super().ensure_connection(*args, **{**pauses, **kwargs})
 
 
 def make_celery(settings: Settings) -> Celery:
     """A Celery application without results: JSON only, early acknowledgement, no prefetching, short timeouts."""
     broker_url = settings.broker_url.get_secret_value() if settings.broker_url is not None else None
     celery = Celery("quantry", broker=broker_url, set_as_current=False)
+    celery.amqp.Connection = EagerConnection
     celery.conf.update(
         accept_content=["json"],
         task_serializer="json",
