@@ -3,7 +3,7 @@
 Celery's main process and its pool children share one moment, mapped before the fork. The main process sets it when a
 warm shutdown begins (SIGTERM): a child then claims no other job, and gives its own ``QUANTRY_DRAIN_SECONDS`` to end.
 What has not ended by then it stops and hands back, as it does at once after a cold shutdown (SIGQUIT, or a second
-Ctrl-C) or its main process's death, which both reach it as SIGTERM.
+Ctrl-C), whose moment is one long past, or its main process's death. Both also reach it as SIGTERM.
 """
 
 import math
@@ -29,10 +29,16 @@ class Draining:
         self._clock = clock  # one for all processes of a machine
         self._yielding = False
 
-    def begin(self) -> None:
-        """No process of this worker claims another job, from now on."""
-        if not self._began:
-            _MOMENT.pack_into(self._shared, 0, self._clock())
+    def begin(self, *, at_once: bool = False) -> None:
+        """No process of this worker claims another job, from now on; ``at_once``: and each hands its own back."""
+        if at_once or not self._began:
+            _MOMENT.pack_into(self._shared, 0, -math.inf if at_once else self._clock())
+
+    def yield_now(self) -> None:
+        """This process lets its job go, or is ended by an alarm where the database does not take it."""
+        if not self._yielding:
+            self._yielding = True
+            signal.alarm(_HAND_BACK_SECONDS)
 
     def has_begun(self) -> bool:
         """Whether this worker should claim no more."""
@@ -62,6 +68,4 @@ class Draining:
         return moment
 
     def _on_sigterm(self, _signum: int, _frame: FrameType | None) -> None:
-        if not self._yielding:
-            self._yielding = True
-            signal.alarm(_HAND_BACK_SECONDS)
+        self.yield_now()

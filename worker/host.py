@@ -1,6 +1,7 @@
 """One worker: Celery's main process, its pool children, and the sweeper. Each pool child has a publisher beside.
 
-The one task takes no arguments. A nudge says "look"; the task claims the job whose turn it is, until none is left.
+The one task takes no arguments. A nudge says "look"; the task claims the job whose turn it is, until none is left. Each
+pool child also looks by itself, as often as the sweeper sweeps, in a thread of its own: no job waits for a broker.
 torch is never imported here: the pool forks, and CUDA does not survive that.
 """
 
@@ -8,11 +9,15 @@ import os
 import signal
 import socket
 import sys
+import threading
+from types import FrameType
 from typing import Final
 
 import billiard
 import structlog
 from celery import Celery, bootsteps, signals
+from celery.concurrency.prefork import TaskPool
+from celery.worker import state
 
 from jobs.artifacts import open_store
 from jobs.credentials import CredentialService, Vault
@@ -28,6 +33,7 @@ from worker.devices import devices
 from worker.draining import Draining
 from worker.keeper import SweeperKeeper
 from worker.lifeline import die_with_parent
+from worker.looking import Looker
 from worker.measured import MeasuredKeeper
 from worker.metrics import open_metrics
 from worker.nudge import CeleryNudger, make_celery
@@ -36,10 +42,23 @@ from worker.publisher import Publisher, hub_tokens
 from worker.supervisor import Supervisor
 from worker.telemetry import Telemetry
 
+_HAND_BACK_SECONDS: Final = 15.0
 _POOL_STEP: Final = "celery.worker.components:Pool"
 _NO_DATABASE: Final = "postgresql://"  # never connected to: the worker refuses to start without an address
 
 logger = structlog.get_logger(__name__)
+
+
+def _handing_back(draining: Draining) -> type[TaskPool]:
+    class Pool(TaskPool):
+        """Celery's own. A cold shutdown terminates the tasks that Celery knows, and then waits for the children."""
+
+        def on_stop(self) -> None:
+            if state.should_terminate not in (None, False):
+                draining.begin(at_once=True)  # for what a child found by itself
+            super().on_stop()
+
+    return Pool
 
 
 class Worker:
@@ -55,13 +74,15 @@ class Worker:
         self._database = Database(settings.database_url.get_secret_value() if settings.database_url else _NO_DATABASE)
         self._device = self._devices[0]
         self._publisher: Publisher | None = None
+        self._looker: Looker | None = None
+        self._running = threading.Lock()  # one job at a time, whether a nudge or a look found it
         self._tracing: Tracing = NoTracing()  # of a process; the pool's come after the fork
         self.meters, self.metrics = open_metrics(settings)
         self.draining = Draining(settings.drain_seconds)
         self.sweeper = SweeperKeeper(self._owner)
         self.celery = make_celery(settings)
         self.celery.conf.update(
-            worker_pool="prefork",
+            worker_pool=_handing_back(self.draining),
             worker_concurrency=len(self._devices),
             worker_hijack_root_logger=False,
             worker_redirect_stdouts=False,
@@ -104,15 +125,25 @@ class Worker:
     def run_jobs(self) -> None:
         """Run jobs until none is left to claim, or this worker is stopping."""
         with self.draining.yielding_on_sigterm():
-            supervisor = self._supervisor()
-            while not self.draining.has_begun():
-                try:
-                    if supervisor.run_next() is None:
-                        return
-                except Unavailable:
-                    logger.warning("claim_failed", reason="the database does not answer; a sweep nudges again")
+            self._look()
+
+    def _look(self) -> None:
+        if not self._running.acquire(blocking=False):
+            return
+        try:
+            self._run_jobs(self._supervisor())
+        finally:
+            self._running.release()
+
+    def _run_jobs(self, supervisor: Supervisor) -> None:
+        while not self.draining.has_begun():
+            try:
+                if supervisor.run_next() is None:
                     return
-            self._tracing.stop()  # this process may be killed before it ends by itself
+            except Unavailable:
+                logger.warning("claim_failed", reason="the database does not answer; this process looks again soon")
+                return
+        self._tracing.stop()  # this process may be killed before it ends by itself
 
     def _on_setup_logging(self, **_: object) -> None:
         configure_logging()
@@ -128,8 +159,19 @@ class Worker:
         self.enter_pool_process(getattr(billiard.current_process(), "index", 0))
         self._publisher = self._make_publisher()
         self._publisher.start()
+        self._looker = Looker(self._look, every_seconds=self._settings.sweep_seconds)
+        self._looker.start()
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, _signum: int, _frame: FrameType | None) -> None:
+        """While no task runs: Celery terminates its idle children, and the kernel those whose main process died."""
+        self.draining.yield_now()
+        self._on_process_shutdown()
+        os._exit(os.EX_OK)  # as SIGTERM would have ended it; nothing of Celery's is to run any more
 
     def _on_process_shutdown(self, **_: object) -> None:
+        if self._looker is not None:
+            self._looker.stop(self._settings.drain_seconds + _HAND_BACK_SECONDS)
         if self._publisher is not None:
             self._publisher.stop()
         self._tracing.stop()

@@ -212,9 +212,9 @@ def mortal_broker(office: Office, server_data_dir: Path) -> Iterator[EmbeddedSer
     services.stop()
 
 
-def test_a_killed_broker_loses_nothing(office: Office, mortal_broker: EmbeddedServices) -> None:
+def test_a_killed_broker_stops_nothing(office: Office, mortal_broker: EmbeddedServices) -> None:
     office.service = JobService(office.database, office.settings, office.store, SilentNudger())
-    office.start_worker()
+    worker = office.start_worker()
     running = office.submit("step")
     runner = office.runner_pid(running)
     broker = mortal_broker.pids["Valkey"]
@@ -224,8 +224,16 @@ def test_a_killed_broker_loses_nothing(office: Office, mortal_broker: EmbeddedSe
     assert (job.status, job.attempt) == ("succeeded", 1), "the run does not depend on the broker"
     assert not is_running(runner)
     time.sleep(0.5)  # the task has looked once more, and ended
-    waiting = office.submit("succeed")
-    time.sleep(1.5)
-    assert office.job(waiting).status == "queued"
+    assert office.wait(office.submit("succeed"), "succeeded", "failed").status == "succeeded", "nobody was nudged"
+
+    handed_back = office.submit("step")
+    runner = office.runner_pid(handed_back)
+    worker.send_signal(signal.SIGQUIT)
+    eventually(lambda: not is_running(runner))
+    job = office.wait(handed_back, "queued")
+    assert job.attempt == 0, "handed back, as a job that a nudge brought"
+    worker.wait(30)
+
     mortal_broker.revive()
-    assert office.wait(waiting, "succeeded", "failed").status == "succeeded"
+    office.start_worker()
+    assert office.wait(handed_back, "succeeded", "failed").status == "succeeded"

@@ -1,0 +1,44 @@
+"""Looking for jobs without being told: every few seconds, should no nudge get through.
+
+The broker may be away for as long as it likes; jobs do not wait for it. Celery knows nothing of a job that was found
+this way, so whatever ends the process must let it go first: see :mod:`worker.host`.
+"""
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+_JITTER: Final = 0.25
+
+logger = structlog.get_logger(__name__)
+
+
+class Looker:
+    """A thread of each pool process. ``look`` runs what it finds and returns when there is no more."""
+
+    def __init__(self, look: Callable[[], None], *, every_seconds: float) -> None:
+        self._look = look
+        self._every_seconds = every_seconds
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="looker", daemon=True)
+
+    def start(self) -> None:
+        """Look from now on; returns at once."""
+        self._thread.start()
+
+    def stop(self, wait_seconds: float) -> None:
+        """Look no more, and wait for what is under way. Does nothing when it was never started."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(wait_seconds)
+
+    def _work(self) -> None:
+        # Jitter only has to spread workers out; nobody gains from guessing it.
+        while not self._stopping.wait(self._every_seconds * random.uniform(1 - _JITTER, 1 + _JITTER)):  # noqa: S311
+            try:
+                self._look()
+            except Exception:  # this thread must outlive any one job; its lease runs out
+                logger.exception("look_failed")
