@@ -42,10 +42,11 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
-# Unit tests side by side, a thread each; what starts servers and waits for deadlines has the machine to itself.
+# Side by side, a thread each, what computes; what kills processes and waits for deadlines has the machine to itself.
+SIDE_BY_SIDE := tests/unit tests/architecture tests/integration/quant_engine tests/integration/artifacts tests/integration/jobs
 suite: $(STAMP) ## every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit tests/architecture
-	$(BIN)/pytest --ignore=tests/unit --ignore=tests/architecture
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 unit: $(STAMP) ## tests of your choice: make unit ARGS='tests/unit/jobs -k hadamard'
 	$(BIN)/pytest $(ARGS)

@@ -176,7 +176,7 @@ def test_a_section_that_does_not_fit_is_refused(
     ("change", "message"),
     [
         (lambda matrix: torch.full_like(matrix, torch.nan), "is not finite"),
-        (lambda matrix: matrix.double(), "float64, not float32"),
+        (lambda matrix: matrix.double(), "float64, none of bfloat16, float32"),
         (lambda matrix: matrix.to(torch.int64), "is not valid"),
         (lambda matrix: matrix[:-1].contiguous(), "has the shape"),
     ],
