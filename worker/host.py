@@ -75,6 +75,7 @@ class Worker:
         self._device = self._devices[0]
         self._publisher: Publisher | None = None
         self._looker: Looker | None = None
+        self._supervisor: Supervisor | None = None
         self._running = threading.Lock()  # one job at a time, whether a nudge or a look found it
         self._tracing: Tracing = NoTracing()  # of a process; the pool's come after the fork
         self.meters, self.metrics = open_metrics(settings)
@@ -131,7 +132,9 @@ class Worker:
         if not self._running.acquire(blocking=False):
             return
         try:
-            self._run_jobs(self._supervisor())
+            # Kept: an idle process looks every few seconds, and a store's client takes long to make.
+            self._supervisor = self._supervisor or self._make_supervisor()
+            self._run_jobs(self._supervisor)
         finally:
             self._running.release()
 
@@ -184,7 +187,7 @@ class Worker:
         self.sweeper.stop()
         self.metrics.stop()
 
-    def _supervisor(self) -> Supervisor:
+    def _make_supervisor(self) -> Supervisor:
         equipment = Equipment(
             keeper=MeasuredKeeper(self._database, self._settings, self.meters),
             store=open_store(self._settings),
