@@ -11,20 +11,16 @@ from sqlalchemy.orm import Session
 from jobs.models import Artifact, Job, JobLayer, Worker
 from jobs.repository import retention, turns
 from jobs.repository.changes import NewEvent, move_job, update_job
+from jobs.repository.clock import now
 from jobs.states import HELD, RETRIABLE, JobStatus
 
 _SWEEP_ROWS: Final = 100
 _PURGED_KEYS: Final = 500
 
 
-def _now() -> ColumnElement[Any]:
-    """The database's clock; stable within a statement, so that the partial indexes can serve it."""
-    return func.statement_timestamp()
-
-
 def _ran_seconds() -> ColumnElement[Any]:
     """Seconds this job has run, over all attempts; a lost attempt counts up to the end of its lease."""
-    end = func.least(_now(), func.coalesce(Job.lease_until, _now()))
+    end = func.least(now(), func.coalesce(Job.lease_until, now()))
     current = func.extract("epoch", end - Job.attempt_started_at)
     return Job.ran_seconds + func.greatest(func.coalesce(current, 0), 0)
 
@@ -45,7 +41,7 @@ def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Job | No
     )
     if job is not None:
         turns.take_turn(session, job.tenant)
-        session.execute(update(Worker).where(Worker.owner == owner).values(last_claim_at=_now()))
+        session.execute(update(Worker).where(Worker.owner == owner).values(last_claim_at=now()))
     return job
 
 
@@ -58,8 +54,8 @@ def _start(session: Session, chosen: ScalarSelect[str], owner: str, lease_second
             "fence": Job.fence + 1,
             "attempt": Job.attempt + 1,
             "owner": owner,
-            "lease_until": _now() + timedelta(seconds=lease_seconds),
-            "heartbeat_at": _now(),
+            "lease_until": now() + timedelta(seconds=lease_seconds),
+            "heartbeat_at": now(),
             "started_at": func.coalesce(Job.started_at, func.clock_timestamp()),
             "attempt_started_at": func.clock_timestamp(),  # of two claims at once the first to choose is the earlier
             "progress": {},
@@ -78,7 +74,7 @@ def renew(session: Session, job_id: str, fence: int, lease_seconds: float) -> tu
     job = update_job(
         session,
         *fenced(job_id, fence),
-        values={"lease_until": _now() + timedelta(seconds=lease_seconds), "heartbeat_at": _now()},
+        values={"lease_until": now() + timedelta(seconds=lease_seconds), "heartbeat_at": now()},
     )
     if job is None:
         return None
@@ -139,8 +135,8 @@ def requeue(
             "attempt": Job.attempt if counts else Job.attempt - 1,
             "ran_seconds": _ran_seconds(),
             "attempt_started_at": None,
-            "queued_at": _now(),
-            "available_at": _now() + timedelta(seconds=delay_seconds),
+            "queued_at": now(),
+            "available_at": now() + timedelta(seconds=delay_seconds),
             "owner": None,
             "lease_until": None,
             "nudged_at": None,
@@ -152,7 +148,7 @@ def requeue(
 
 def lock_expired(session: Session) -> Sequence[tuple[Job, bool]]:
     """Held jobs whose lease has run out, locked, each with whether its run time is used up."""
-    return _locked(session, select(Job, _deadline_exceeded()).where(Job.status.in_(HELD), Job.lease_until < _now()))
+    return _locked(session, select(Job, _deadline_exceeded()).where(Job.status.in_(HELD), Job.lease_until < now()))
 
 
 def lock_overdue_runs(session: Session, grace_seconds: float) -> Sequence[tuple[Job, bool]]:
@@ -177,22 +173,22 @@ def mark_nudged(session: Session, limit: int, quiet_seconds: float) -> int:
         select(Job.id)
         .where(
             Job.status == JobStatus.QUEUED,
-            Job.available_at <= _now(),
-            func.coalesce(Job.nudged_at < _now() - timedelta(seconds=quiet_seconds), True),
+            Job.available_at <= now(),
+            func.coalesce(Job.nudged_at < now() - timedelta(seconds=quiet_seconds), True),
         )
         .order_by(Job.created_at.desc(), Job.id.desc())
         .limit(limit)
         .with_for_update(skip_locked=True)
         .cte("due")  # so that it is asked once, whatever the plan
     )
-    marked = update(Job).where(Job.id.in_(select(due.c.id))).values(nudged_at=_now()).returning(Job.id)
+    marked = update(Job).where(Job.id.in_(select(due.c.id))).values(nudged_at=now()).returning(Job.id)
     return len(session.scalars(marked.execution_options(synchronize_session=False)).all())
 
 
 def purge_expired_keys(session: Session) -> None:
     """Forget idempotency keys past their time, some at a sweep, and workers not heard of for a day."""
     retention.delete_keys(session, 0.0, _PURGED_KEYS)
-    session.execute(delete(Worker).where(Worker.heartbeat_at < _now() - timedelta(days=1)))
+    session.execute(delete(Worker).where(Worker.heartbeat_at < now() - timedelta(days=1)))
 
 
 def lock_finished(session: Session, job_ids: Collection[str], retention_seconds: float) -> frozenset[str]:
@@ -202,7 +198,7 @@ def lock_finished(session: Session, job_ids: Collection[str], retention_seconds:
     """
     if not job_ids:
         return frozenset()
-    past_retention = Job.finished_at < _now() - timedelta(seconds=retention_seconds)
+    past_retention = Job.finished_at < now() - timedelta(seconds=retention_seconds)
     finished = (Job.status == JobStatus.SUCCEEDED) | (Job.status.in_(RETRIABLE) & past_retention)
     there = frozenset(session.scalars(select(Job.id).where(Job.id.in_(job_ids))))
     locked = select(Job.id).where(Job.id.in_(there), finished).with_for_update(skip_locked=True)
@@ -212,7 +208,7 @@ def lock_finished(session: Session, job_ids: Collection[str], retention_seconds:
 def beat_worker(session: Session, owner: str, hostname: str, pid: int, device: str) -> None:
     """Insert or refresh a worker's row."""
     statement = upsert(Worker).values(owner=owner, hostname=hostname, pid=pid, device=device)
-    session.execute(statement.on_conflict_do_update(index_elements=["owner"], set_={"heartbeat_at": _now()}))
+    session.execute(statement.on_conflict_do_update(index_elements=["owner"], set_={"heartbeat_at": now()}))
 
 
 def _locked(session: Session, statement: Select[Job, bool]) -> Sequence[tuple[Job, bool]]:

@@ -8,15 +8,11 @@ from sqlalchemy import ColumnElement, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, Publication
+from jobs.repository.clock import now
 from jobs.states import PublicationStatus
 from jobs.webhooks.outbox import announce_publication
 
 _SWEEP_ROWS: Final = 100
-
-
-def _now() -> ColumnElement[Any]:
-    """The database's clock; stable within a statement, so that the partial indexes can serve it."""
-    return func.statement_timestamp()
 
 
 def insert(session: Session, row: Publication) -> None:
@@ -51,7 +47,7 @@ def restart(session: Session, tenant: str, publication_id: str) -> Publication |
         values={
             "status": PublicationStatus.QUEUED.value,
             "attempt": 0,
-            "available_at": _now(),
+            "available_at": now(),
             "finished_at": None,
             "error": None,
         },
@@ -62,7 +58,7 @@ def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Publicat
     """Start the next attempt of the one that has been available longest; a locked row is passed over."""
     oldest = (
         select(Publication.id)
-        .where(Publication.status == PublicationStatus.QUEUED, Publication.available_at <= _now())
+        .where(Publication.status == PublicationStatus.QUEUED, Publication.available_at <= now())
         .order_by(Publication.available_at, Publication.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -77,8 +73,8 @@ def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Publicat
             "fence": Publication.fence + 1,
             "attempt": Publication.attempt + 1,
             "owner": owner,
-            "lease_until": _now() + timedelta(seconds=lease_seconds),
-            "started_at": func.coalesce(Publication.started_at, _now()),
+            "lease_until": now() + timedelta(seconds=lease_seconds),
+            "started_at": func.coalesce(Publication.started_at, now()),
         },
     )
 
@@ -91,7 +87,7 @@ def artifacts_of(session: Session, job_id: str, prefix: str) -> Sequence[Artifac
 
 def renew(session: Session, publication_id: str, fence: int, lease_seconds: float) -> bool:
     """A heartbeat. It shows in no view, so the version stays. False: the claim is lost."""
-    until = _now() + timedelta(seconds=lease_seconds)
+    until = now() + timedelta(seconds=lease_seconds)
     statement = update(Publication).where(*fenced(publication_id, fence)).values(lease_until=until)
     return session.scalars(statement.returning(Publication.id)).one_or_none() is not None
 
@@ -124,7 +120,7 @@ def requeue(
     values: dict[str, Any] = {
         "status": PublicationStatus.QUEUED.value,
         "attempt": Publication.attempt if counts else Publication.attempt - 1,
-        "available_at": _now() + timedelta(seconds=delay_seconds),
+        "available_at": now() + timedelta(seconds=delay_seconds),
         "owner": None,
         "lease_until": None,
     }
@@ -133,7 +129,7 @@ def requeue(
 
 def lock_expired(session: Session) -> Sequence[Publication]:
     """Running ones whose lease has run out, locked."""
-    where = (Publication.status == PublicationStatus.RUNNING, Publication.lease_until < _now())
+    where = (Publication.status == PublicationStatus.RUNNING, Publication.lease_until < now())
     return session.scalars(select(Publication).where(*where).limit(_SWEEP_ROWS).with_for_update(skip_locked=True)).all()
 
 

@@ -40,17 +40,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from jobs.models import Job, QueueTurn
+from jobs.repository.clock import now
 
 _LONG_AGO: Final = timedelta(days=36_525)
 _IDLE: Final = timedelta(days=1)
 
 AnyJob = type[Job]
 """``Job`` or an alias of it."""
-
-
-def now() -> ColumnElement[Any]:
-    """The database's clock; stable within a statement, so that indexes can serve it."""
-    return func.statement_timestamp()
 
 
 def is_queued(job: AnyJob = Job) -> ColumnElement[bool]:

@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.models import WebhookDelivery, WebhookEndpoint
-from jobs.repository.webhooks import after, now, unleased
+from jobs.repository.clock import now
+from jobs.repository.webhooks import after, unleased
 from jobs.states import DeliveryStatus
 
 _BATCH: Final = 500

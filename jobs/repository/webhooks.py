@@ -9,12 +9,8 @@ from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session
 
 from jobs.models import WebhookDelivery, WebhookEndpoint
+from jobs.repository.clock import now
 from jobs.states import DeliveryStatus
-
-
-def now() -> ColumnElement[Any]:
-    """The database's clock; stable within a statement, so that the partial indexes can serve it."""
-    return func.statement_timestamp()
 
 
 def moment(session: Session) -> datetime:

@@ -12,17 +12,12 @@ from typing import Any, Final
 import httpx
 from pydantic import SecretStr
 
-from jobs.artifacts import open_store
-from jobs.credentials import CredentialService, Vault
 from jobs.database import Database
 from jobs.embedded import Urls
-from jobs.lease import LeaseKeeper
-from jobs.service import JobService
 from jobs.settings import Settings
 from tests.faults import failpoints
-from tests.integration.worker.conftest import FAST, ROOT, Office, eventually
+from tests.integration.worker.conftest import FAST, ROOT, Office, eventually, working_office
 from tests.scripted_runner import BEHAVIOURS
-from worker.nudge import CeleryNudger, make_celery
 
 _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "--log-level=warning")
 
@@ -42,23 +37,8 @@ def open_office(database: Database, urls: Urls, data_dir: Path, **settings: floa
         broker_url=SecretStr(urls.broker_url),
         **given,
     )
-    celery = make_celery(chosen)
-    with celery.connection_for_write() as connection:
-        connection.default_channel.queue_purge("quantry")
-    store = open_store(chosen)
-    office = Office(
-        database=database,
-        settings=chosen,
-        service=JobService(database, chosen, store, CeleryNudger(celery)),
-        keeper=LeaseKeeper(database, chosen),
-        store=store,
-        credentials=CredentialService(database, Vault.open(chosen)),
-    )
-    try:
+    with working_office(database, chosen) as office:
         yield office
-    finally:
-        office.stop_workers()
-        celery.close()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from jobs.errors import JobProblem
 from jobs.ids import new_id
 from jobs.lease import Claim
 from jobs.models import Job, QueueTurn
-from jobs.repository import leases, turns
+from jobs.repository import clock, leases, turns
 from tests.integration.jobs.conftest import House, request
 
 HOUR = 3600.0
@@ -192,7 +192,7 @@ def test_a_turn_is_forgotten_a_day_after_the_tenants_last_job(house: House) -> N
     submit_many(house, "abc")
     serve(house), serve(house)
     with house.database.transaction() as session:
-        days_ago = turns.now() - timedelta(days=2)
+        days_ago = clock.now() - timedelta(days=2)
         session.execute(update(QueueTurn).where(QueueTurn.tenant != "a").values(claimed_at=days_ago))
     house.keeper.sweep()
     assert turn_rows(house) == {"a", "c"}

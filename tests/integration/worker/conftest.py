@@ -180,9 +180,9 @@ def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
     )
 
 
-@pytest.fixture
-def office(database: Database, settings: Settings) -> Iterator[Office]:
-    """Everything wired as the service wires it."""
+@contextmanager
+def working_office(database: Database, settings: Settings) -> Iterator[Office]:
+    """Everything wired as the service wires it, the queue empty."""
     celery = make_celery(settings)
     with celery.connection_for_write() as connection:
         connection.default_channel.queue_purge("quantry")
@@ -195,6 +195,15 @@ def office(database: Database, settings: Settings) -> Iterator[Office]:
         store=store,
         credentials=CredentialService(database, Vault.open(settings)),
     )
-    yield office
-    office.stop_workers()
-    celery.close()
+    try:
+        yield office
+    finally:
+        office.stop_workers()
+        celery.close()
+
+
+@pytest.fixture
+def office(database: Database, settings: Settings) -> Iterator[Office]:
+    """An office of the test's own."""
+    with working_office(database, settings) as office:
+        yield office
