@@ -40,6 +40,10 @@ class Draining:
             self._yielding = True
             signal.alarm(_HAND_BACK_SECONDS)
 
+    def yields(self) -> bool:
+        """Whether this process alone was told to let its job go."""
+        return self._yielding
+
     def has_begun(self) -> bool:
         """Whether this worker should claim no more."""
         return self._yielding or bool(self._began)

@@ -10,11 +10,11 @@ import signal
 import socket
 import sys
 import threading
-from types import FrameType
 from typing import Final
 
 import billiard
 import structlog
+from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than its stubs
 from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool
 from celery.worker import state
@@ -127,6 +127,8 @@ class Worker:
         """Run jobs until none is left to claim, or this worker is stopping."""
         with self.draining.yielding_on_sigterm():
             self._look()
+        if self.draining.yields():
+            sys.exit()  # told to end; where only this process was, the pool starts another
 
     def _look(self) -> None:
         if not self._running.acquire(blocking=False):
@@ -164,20 +166,21 @@ class Worker:
         self._publisher.start()
         self._looker = Looker(self._look, every_seconds=self._settings.sweep_seconds)
         self._looker.start()
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-
-    def _on_sigterm(self, _signum: int, _frame: FrameType | None) -> None:
-        """While no task runs: Celery terminates its idle children, and the kernel those whose main process died."""
-        self.draining.yield_now()
-        self._on_process_shutdown()
-        os._exit(os.EX_OK)  # as SIGTERM would have ended it; nothing of Celery's is to run any more
 
     def _on_process_shutdown(self, **_: object) -> None:
-        if self._looker is not None:
-            self._looker.stop(self._settings.drain_seconds + _HAND_BACK_SECONDS)
-        if self._publisher is not None:
-            self._publisher.stop()
-        self._tracing.stop()
+        """No task runs: the main process asked for this, was killed, or terminated this child. The looker may be busy.
+
+        billiard puts its own handler of SIGTERM over any that a starting child installs. That handler leads here, and
+        a second SIGTERM would end the process in the middle of handing back.
+        """
+        with self.draining.yielding_on_sigterm():
+            if terminate_handler_fired() or os.getppid() != self._main_pid:
+                self.draining.yield_now()
+            if self._looker is not None:
+                self._looker.stop(self._settings.drain_seconds + _HAND_BACK_SECONDS)
+            if self._publisher is not None:
+                self._publisher.stop()
+            self._tracing.stop()
 
     def _on_shutting_down(self, **_: object) -> None:
         self.draining.begin()

@@ -115,6 +115,7 @@ def test_a_killed_worker_leaves_no_process_and_another_worker_takes_over(office:
     worker.kill()
     worker.wait(10)
     eventually(lambda: not any(is_running(pid) for pid in family), seconds=20)
+    assert (office.job(job_id).status, office.job(job_id).attempt) == ("queued", 0), "handed back at once"
     office.start_worker()
     job = office.wait(job_id, "succeeded", "failed")
     assert (job.status, job.summary) == ("succeeded", {"runners": 2})
@@ -237,3 +238,21 @@ def test_a_killed_broker_stops_nothing(office: Office, mortal_broker: EmbeddedSe
     mortal_broker.revive()
     office.start_worker()
     assert office.wait(handed_back, "succeeded", "failed").status == "succeeded"
+
+
+def test_a_killed_worker_hands_back_a_job_that_it_found_itself(office: Office, mortal_broker: EmbeddedServices) -> None:
+    office.service = JobService(office.database, office.settings, office.store, SilentNudger())
+    worker = office.start_worker()
+    eventually(lambda: len(sweepers(worker.pid)) == 1)
+    broker = mortal_broker.pids["Valkey"]
+    assert broker is not None
+    os.kill(broker, signal.SIGKILL)
+    job_id = office.submit("step")
+    runner = office.runner_pid(job_id)
+    eventually(lambda: steps_done(office, job_id) >= 2)
+    family = [process.pid for process in family_of(worker.pid)]
+    worker.kill()
+    worker.wait(10)
+    eventually(lambda: not is_running(runner), seconds=1)
+    eventually(lambda: not any(is_running(pid) for pid in family), seconds=10)
+    assert (office.job(job_id).status, office.job(job_id).attempt) == ("queued", 0)
