@@ -152,9 +152,12 @@ class LeaseKeeper:
         with self._database.transaction() as session:
             return self._move(session, claim, JobStatus.CANCELLED) is not None
 
-    def sweep(self) -> Swept:
-        """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge."""
-        return sweep(self._database, self._settings)
+    def sweep(self, orphans: Collection[tuple[str, int]] = ()) -> Swept:
+        """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge.
+
+        ``orphans`` are job ids and fences of claims whose holder is known to be dead: their lease is over now.
+        """
+        return sweep(self._database, self._settings, orphans)
 
     @contextmanager
     def holding_finished(self, job_ids: Collection[str]) -> Iterator[frozenset[str]]:

@@ -1,6 +1,6 @@
 """Repairing what workers leave behind. Any worker may sweep at any time; rows locked by another are passed over."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,10 +32,10 @@ class Swept:
     publications: int = 0
 
 
-def sweep(database: Database, settings: Settings) -> Swept:
-    """Settle expired leases and deadlines, then pick queued rows to nudge for. Raises: Unavailable."""
+def sweep(database: Database, settings: Settings, orphans: Collection[tuple[str, int]] = ()) -> Swept:
+    """Settle expired leases, orphaned claims and deadlines, then pick queued rows to nudge for. Raises: Unavailable."""
     with database.transaction() as session:
-        outcomes = list(_settle(session, settings.lease_seconds))
+        outcomes = list(_settle(session, settings.lease_seconds, orphans))
         publications = sweep_publications(session)
         leases.purge_expired_keys(session)
     with database.transaction() as session:
@@ -51,17 +51,18 @@ def sweep(database: Database, settings: Settings) -> Swept:
     )
 
 
-def _settle(session: Session, grace_seconds: float) -> Iterator[JobStatus]:
+def _settle(session: Session, grace_seconds: float, orphans: Collection[tuple[str, int]]) -> Iterator[JobStatus]:
     """The new status of every row repaired."""
-    for job, deadline_exceeded in leases.lock_expired(session):
-        yield _settle_expired(session, job, deadline_exceeded)
+    for job, deadline_exceeded in leases.lock_expired(session, orphans):
+        reason = "crash" if (job.id, job.fence) in orphans else "lease_expired"
+        yield _settle_expired(session, job, deadline_exceeded, reason)
     for job, _ in leases.lock_overdue_runs(session, grace_seconds):
         yield _fail(session, job, run_deadline(job.max_run_seconds))
     for job, _ in leases.lock_overdue_queued(session):
         yield _fail(session, job, queue_deadline(job.max_queue_seconds))
 
 
-def _settle_expired(session: Session, job: Job, deadline_exceeded: bool) -> JobStatus:
+def _settle_expired(session: Session, job: Job, deadline_exceeded: bool, reason: str) -> JobStatus:
     if job.status == JobStatus.CANCELLING:
         move_job(session, JobStatus.CANCELLED, Job.id == job.id)
         return JobStatus.CANCELLED
@@ -69,7 +70,7 @@ def _settle_expired(session: Session, job: Job, deadline_exceeded: bool) -> JobS
         return _fail(session, job, run_deadline(job.max_run_seconds))
     if job.attempt >= job.max_attempts:
         return _fail(session, job, crash_loop(job.attempt))
-    leases.requeue(session, Job.id == job.id, delay_seconds=0.0, counts=True, reason="lease_expired")
+    leases.requeue(session, Job.id == job.id, delay_seconds=0.0, counts=True, reason=reason)
     return JobStatus.QUEUED
 
 

@@ -1,5 +1,7 @@
 """The worker's ports, counting what passes through them."""
 
+from collections.abc import Collection
+
 from jobs.database import Database
 from jobs.errors import Unavailable
 from jobs.lease import Beat, Claim, LeaseKeeper, Swept
@@ -32,8 +34,8 @@ class MeasuredKeeper(LeaseKeeper):
             self._meters.claim_lost()
         return beat
 
-    def sweep(self) -> Swept:
+    def sweep(self, orphans: Collection[tuple[str, int]] = ()) -> Swept:
         """Repair what workers left behind."""
-        swept = super().sweep()
+        swept = super().sweep(orphans)
         self._meters.swept(swept)
         return swept

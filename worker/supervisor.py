@@ -10,6 +10,7 @@ from jobs.lease import Claim
 from jobs.queue import Nudger
 from worker.attempt import Attempt, Equipment
 from worker.ending import Outcome
+from worker.holding import holding
 from worker.ledger import Ledger
 from worker.problems import as_error, as_problem
 from worker.progress import ProgressTracker, stage_weights
@@ -49,7 +50,11 @@ class Supervisor:
         return outcome
 
     def _run(self, claim: Claim, claimed_at: float, watch: Watch) -> Outcome:
-        with Ledger.of(self.equipment.keeper, claim, self.equipment.settings, claimed_at=claimed_at) as ledger:
+        settings = self.equipment.settings
+        with (
+            Ledger.of(self.equipment.keeper, claim, settings, claimed_at=claimed_at) as ledger,
+            holding(settings.work_dir, claim.job_id, claim.fence),
+        ):
             try:
                 attempt = self._open(claim, ledger, watch)
             except (OSError, ValidationError) as error:

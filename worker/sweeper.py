@@ -24,6 +24,7 @@ from jobs.queue import Nudger
 from jobs.settings import Settings, get_settings
 from worker.collector import BackgroundCollector
 from worker.devices import devices
+from worker.holding import orphaned
 from worker.lifeline import die_with_parent
 from worker.measured import MeasuredKeeper
 from worker.metrics import join_metrics
@@ -72,7 +73,8 @@ class Sweeper:
     def sweep(self) -> None:
         """One round. Raises: Unavailable."""
         self._keeper.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
-        swept = self._keeper.sweep()
+        with orphaned(self._settings.work_dir) as orphans:
+            swept = self._keeper.sweep(orphans)
         if swept.requeued or swept.failed or swept.cancelled or swept.publications:
             logger.info(
                 "swept",

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Double, ScalarSelect, Select, cast, delete, func, select, update
+from sqlalchemy import ColumnElement, Double, ScalarSelect, Select, cast, delete, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -146,9 +146,10 @@ def requeue(
     )
 
 
-def lock_expired(session: Session) -> Sequence[tuple[Job, bool]]:
-    """Held jobs whose lease has run out, locked, each with whether its run time is used up."""
-    return _locked(session, select(Job, _deadline_exceeded()).where(Job.status.in_(HELD), Job.lease_until < now()))
+def lock_expired(session: Session, orphans: Collection[tuple[str, int]]) -> Sequence[tuple[Job, bool]]:
+    """Held jobs whose lease has run out or whose claim is an orphan, locked, and whether their run time is used up."""
+    over = (Job.lease_until < now()) | tuple_(Job.id, Job.fence).in_(orphans)
+    return _locked(session, select(Job, _deadline_exceeded()).where(Job.status.in_(HELD), over))
 
 
 def lock_overdue_runs(session: Session, grace_seconds: float) -> Sequence[tuple[Job, bool]]:

@@ -212,6 +212,12 @@ class JobLife(RuleBasedStateMachine):
         self.house.keeper.sweep()
         assert not [row for row in self._read().values() if row.expired or row.waited_too_long]
 
+    @rule(claim=claims)
+    def its_process_is_found_dead(self, claim: Claim) -> None:
+        self.house.keeper.sweep({(claim.job_id, claim.fence)})
+        row = self._read().get(claim.job_id)
+        assert row is None or row.fence != claim.fence or row.status not in HELD
+
     # What time does.
 
     @rule(job=jobs)

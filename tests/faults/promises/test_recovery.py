@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROUNDS = scaled(1, 20)
 FREEZES = scaled(1, 10)
 KILLED: tuple[tuple[Part, ...], ...] = (("runner",), ("main",), ("child", "tree"))
-"""Of one worker, or of each at the same time where a lease has to run out: then both wait together."""
+"""Of one worker, or of both at the same time: one is left without its supervisor, of the other nothing is left."""
 
 
 def test_a_crash_is_over_within_a_minute(recovering: Act) -> None:

@@ -23,6 +23,18 @@ def test_an_expired_lease_goes_back_to_the_queue(house: House) -> None:
     assert (again.job_id, again.attempt, again.fence) == (job, 2, 2)
 
 
+def test_a_claim_whose_process_is_dead_does_not_wait_for_its_lease(house: House) -> None:
+    job, other = house.submit(), house.submit()
+    first, kept = house.claim(), house.claim()
+    assert house.keeper.sweep({(job, first.fence)}).requeued == 1
+    again = house.claim("w2")
+    assert (again.job_id, again.attempt, again.fence) == (job, 2, 2)
+    assert house.keeper.sweep({(job, first.fence)}) == Swept(), "an earlier claim's death is nobody's loss"
+    assert house.keeper.heartbeat(again).ok
+    assert house.keeper.heartbeat(kept).ok
+    assert house.row(other).status == "running"
+
+
 def test_sweeping_twice_changes_nothing_more(house: House) -> None:
     job = house.submit()
     house.claim()

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,11 +112,11 @@ class Faltering(LeaseKeeper):
 
     failures = 2
 
-    def sweep(self) -> Swept:
+    def sweep(self, orphans: Collection[tuple[str, int]] = ()) -> Swept:
         if self.failures:
             self.failures -= 1
             raise Unavailable
-        return super().sweep()
+        return super().sweep(orphans)
 
 
 def test_sweeping_goes_on_after_an_outage_with_jitter_between_rounds(office: Office) -> None:
