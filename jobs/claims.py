@@ -95,5 +95,8 @@ class Manifest:
     artifacts: Sequence[ManifestEntry]
 
 
+ClaimKey = tuple[str, int]
+"""A job's or publication's id, and the fence of the claim."""
+
 ReleaseReason = Literal["crash", "drain", "low_memory"]
 """Why an attempt ends without an end of its job: it died, its worker stops, or it needs more memory than there is."""

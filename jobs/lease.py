@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from jobs.artifacts import ManifestEntry
-from jobs.claims import Beat, Claim, Manifest, Progress, ReleaseReason
+from jobs.claims import Beat, Claim, ClaimKey, Manifest, Progress, ReleaseReason
 from jobs.clean import clean_json, clean_text
 from jobs.database import Database
 from jobs.errors import JobProblem, crash_loop
@@ -152,10 +152,10 @@ class LeaseKeeper:
         with self._database.transaction() as session:
             return self._move(session, claim, JobStatus.CANCELLED) is not None
 
-    def sweep(self, orphans: Collection[tuple[str, int]] = ()) -> Swept:
+    def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
         """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge.
 
-        ``orphans`` are job ids and fences of claims whose holder is known to be dead: their lease is over now.
+        ``orphans`` are claims on jobs and publications whose holder is known to be dead: their lease is over now.
         """
         return sweep(self._database, self._settings, orphans)
 

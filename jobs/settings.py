@@ -161,6 +161,11 @@ class Settings(BaseSettings):
         """Where running jobs keep their resumable stages: ``<work_dir>/<job_id>/``."""
         return self.data_dir / "work"
 
+    @property
+    def publishing_dir(self) -> Path:
+        """Where running publications keep what they fetched: ``<publishing_dir>/<publication_id>/``."""
+        return self.data_dir / "publishing"
+
 
 def is_loopback(host: str) -> bool:
     """Whether a server bound to ``host`` is reachable from this machine only; of names only localhost is trusted."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
+from jobs.claims import ClaimKey
 from jobs.database import Database
 from jobs.errors import JobProblem, crash_loop, queue_deadline, run_deadline
 from jobs.models import Job
@@ -22,7 +23,7 @@ MAX_NUDGES: Final = 8
 class Swept:
     """What a sweep did; ``nudges``: how many queued rows deserve a nudge now (at most 8).
 
-    ``publications``: how many of them had a lease that ran out.
+    ``publications``: how many of them had a lease that ran out, or a claim that was orphaned.
     """
 
     requeued: int = 0
@@ -32,11 +33,11 @@ class Swept:
     publications: int = 0
 
 
-def sweep(database: Database, settings: Settings, orphans: Collection[tuple[str, int]] = ()) -> Swept:
+def sweep(database: Database, settings: Settings, orphans: Collection[ClaimKey] = ()) -> Swept:
     """Settle expired leases, orphaned claims and deadlines, then pick queued rows to nudge for. Raises: Unavailable."""
     with database.transaction() as session:
         outcomes = list(_settle(session, settings.lease_seconds, orphans))
-        publications = sweep_publications(session)
+        publications = sweep_publications(session, orphans)
         leases.purge_expired_keys(session)
     with database.transaction() as session:
         turns.tidy(session)
@@ -51,7 +52,7 @@ def sweep(database: Database, settings: Settings, orphans: Collection[tuple[str,
     )
 
 
-def _settle(session: Session, grace_seconds: float, orphans: Collection[tuple[str, int]]) -> Iterator[JobStatus]:
+def _settle(session: Session, grace_seconds: float, orphans: Collection[ClaimKey]) -> Iterator[JobStatus]:
     """The new status of every row repaired."""
     for job, deadline_exceeded in leases.lock_expired(session, orphans):
         reason = "crash" if (job.id, job.fence) in orphans else "lease_expired"

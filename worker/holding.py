@@ -1,6 +1,7 @@
 """A death that the kernel reports, so that nobody has to wait for a lease to run out.
 
-The process that sees an attempt through keeps a lock on ``work/<job_id>/<fence>.held``. The kernel lets the lock go
+The process that sees an attempt through keeps a lock on ``work/<job_id>/<fence>.held``, or on that of a publication
+(``publishing/<publication_id>/<fence>.held``). The kernel lets the lock go
 when that process dies, however it dies: whoever sweeps on the same machine can then take it, and the claim is over.
 A frozen process keeps its lock, and another machine's is never judged: what is left to them is the lease. The fence
 guards every write all the same; a lock that misleads costs an attempt, never a result.
@@ -15,6 +16,8 @@ from typing import Final
 
 import structlog
 
+from jobs.claims import ClaimKey
+
 _SUFFIX: Final = ".held"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -22,12 +25,12 @@ logger = structlog.get_logger(__name__)
 
 
 @contextmanager
-def holding(work_dir: Path, job_id: str, fence: int, *, boot_id: Path = _BOOT_ID) -> Iterator[None]:
+def holding(directory: Path, claimed_id: str, fence: int, *, boot_id: Path = _BOOT_ID) -> Iterator[None]:
     """For as long as this lasts, show this machine's sweepers that attempt ``fence`` has a living process.
 
     Where that can not be shown (a full disk, a file system without locks, no Linux), the lease alone does.
     """
-    file = work_dir / job_id / f"{fence}{_SUFFIX}"
+    file = directory / claimed_id / f"{fence}{_SUFFIX}"
     with ExitStack() as stack:
         try:
             _hold(stack, file, boot_id.read_bytes())
@@ -37,13 +40,13 @@ def holding(work_dir: Path, job_id: str, fence: int, *, boot_id: Path = _BOOT_ID
 
 
 @contextmanager
-def orphaned(work_dir: Path, *, boot_id: Path = _BOOT_ID) -> Iterator[frozenset[tuple[str, int]]]:
-    """Job and fence of every attempt whose process died on this machine; other sweepers pass them over meanwhile.
+def orphaned(*directories: Path, boot_id: Path = _BOOT_ID) -> Iterator[frozenset[ClaimKey]]:
+    """Every claim whose process died on this machine; other sweepers pass them over meanwhile.
 
-    They stay until their job's next attempt here, or until its work files go: the fence tells which still matter.
+    They stay until the next attempt here, or until the work files go: the fence tells which of them still matter.
     """
     with ExitStack() as stack:
-        yield frozenset(_orphans(stack, work_dir, boot_id))
+        yield frozenset(orphan for directory in directories for orphan in _orphans(stack, directory, boot_id))
 
 
 def _hold(stack: ExitStack, file: Path, machine: bytes) -> None:
@@ -56,11 +59,11 @@ def _hold(stack: ExitStack, file: Path, machine: bytes) -> None:
     stack.callback(file.unlink, missing_ok=True)
 
 
-def _orphans(stack: ExitStack, work_dir: Path, boot_id: Path) -> Iterator[tuple[str, int]]:
+def _orphans(stack: ExitStack, directory: Path, boot_id: Path) -> Iterator[ClaimKey]:
     if not boot_id.is_file():
         return
     machine = boot_id.read_bytes()
-    for file in work_dir.glob(f"job_*/*{_SUFFIX}"):
+    for file in directory.glob(f"*/*{_SUFFIX}"):
         with suppress(OSError):  # somebody holds it, or removed it meanwhile
             lock = os.open(file, os.O_RDONLY)
             stack.callback(os.close, lock)

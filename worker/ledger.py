@@ -105,7 +105,7 @@ class Ledger:
 
     def standing(self) -> Standing:
         """Whether the runner may go on; never blocks."""
-        if not self._beat.ok or self.silent_seconds() > self._patience_seconds:
+        if not self._beat.ok or self._is_overdue():
             return Standing.LOST
         if self._beat.cancel_requested:
             return Standing.CANCEL
@@ -146,6 +146,11 @@ class Ledger:
         entry: _Entry | None = None
         next_beat = self._beaten_at + self._heartbeat_seconds
         while not self._closing.is_set():
+            if self._is_overdue():
+                # Whoever watches the runner has given up. A beat now, of a process that was frozen or of a database
+                # that is back, would renew the lease of a job that nobody runs.
+                logger.warning("claim_overdue", silent_seconds=round(self.silent_seconds(), 1))
+                break
             now = self._clock()
             if now >= next_beat:
                 next_beat = now + (self._heartbeat_seconds if self._try_beat(now) else _RETRY_SECONDS)
@@ -154,6 +159,9 @@ class Ledger:
             if entry is not None and self._try_write(entry):
                 entry = None
         self._abandon(entry)
+
+    def _is_overdue(self) -> bool:
+        return self.silent_seconds() > self._patience_seconds
 
     def _next(self, timeout: float) -> _Entry | None:
         try:

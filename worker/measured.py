@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from jobs.claims import ClaimKey
 from jobs.database import Database
 from jobs.errors import Unavailable
 from jobs.lease import Beat, Claim, LeaseKeeper, Swept
@@ -34,7 +35,7 @@ class MeasuredKeeper(LeaseKeeper):
             self._meters.claim_lost()
         return beat
 
-    def sweep(self, orphans: Collection[tuple[str, int]] = ()) -> Swept:
+    def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
         """Repair what workers left behind."""
         swept = super().sweep(orphans)
         self._meters.swept(swept)

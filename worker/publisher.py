@@ -10,6 +10,7 @@ import structlog
 from jobs.credentials import CredentialService
 from jobs.errors import Unavailable
 from jobs.publications.lease import PublicationClaim
+from worker.holding import holding
 from worker.ledger import Ledger
 from worker.publish_attempt import Ending, PublishAttempt, PublishEquipment
 from worker.publish_space import PublishSpace, discard_abandoned, open_space
@@ -32,7 +33,7 @@ class Publisher:
         self._equipment = equipment
         self._owner = owner
         self._is_draining = is_draining
-        self._directory = equipment.settings.data_dir / "publishing"
+        self._directory = equipment.settings.publishing_dir
         self._stopping = threading.Event()
         self._tidied_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
@@ -65,7 +66,10 @@ class Publisher:
         return outcome
 
     def _run(self, claim: PublicationClaim, claimed_at: float) -> str:
-        with Ledger.of(self._equipment.keeper, claim, self._equipment.settings, claimed_at=claimed_at) as ledger:
+        with (
+            Ledger.of(self._equipment.keeper, claim, self._equipment.settings, claimed_at=claimed_at) as ledger,
+            holding(self._directory, claim.publication_id, claim.fence),
+        ):
             space = open_space(self._directory, claim.publication_id, claim.fence)
             attempt = PublishAttempt(
                 equipment=self._equipment, claim=claim, ledger=ledger, space=space, must_yield=self._must_stop

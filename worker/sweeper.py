@@ -73,7 +73,7 @@ class Sweeper:
     def sweep(self) -> None:
         """One round. Raises: Unavailable."""
         self._keeper.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
-        with orphaned(self._settings.work_dir) as orphans:
+        with orphaned(self._settings.work_dir, self._settings.publishing_dir) as orphans:
             swept = self._keeper.sweep(orphans)
         if swept.requeued or swept.failed or swept.cancelled or swept.publications:
             logger.info(

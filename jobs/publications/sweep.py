@@ -1,15 +1,18 @@
 """Repairing what dead workers leave of publications. Any worker may sweep at any time; locked rows are passed over."""
 
+from collections.abc import Collection
+
 from sqlalchemy.orm import Session
 
+from jobs.claims import ClaimKey
 from jobs.publications.problems import crashed, shown
 from jobs.repository import publications
 from jobs.states import PublicationStatus
 
 
-def sweep_publications(session: Session) -> int:
-    """Settle expired leases: queued again, or failed when the attempts are used up. How many there were."""
-    expired = publications.lock_expired(session)
+def sweep_publications(session: Session, orphans: Collection[ClaimKey]) -> int:
+    """Settle expired leases and orphans: queued again, or failed when the attempts are used up. How many there were."""
+    expired = publications.lock_expired(session, orphans)
     for row in expired:
         if row.attempt >= row.max_attempts:
             error = {"error": shown(crashed(row.attempt), row.id)}

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Double, ScalarSelect, Select, cast, delete
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from jobs.claims import ClaimKey
 from jobs.models import Artifact, Job, JobLayer, Worker
 from jobs.repository import retention, turns
 from jobs.repository.changes import NewEvent, move_job, update_job
@@ -146,7 +147,7 @@ def requeue(
     )
 
 
-def lock_expired(session: Session, orphans: Collection[tuple[str, int]]) -> Sequence[tuple[Job, bool]]:
+def lock_expired(session: Session, orphans: Collection[ClaimKey]) -> Sequence[tuple[Job, bool]]:
     """Held jobs whose lease has run out or whose claim is an orphan, locked, and whether their run time is used up."""
     over = (Job.lease_until < now()) | tuple_(Job.id, Job.fence).in_(orphans)
     return _locked(session, select(Job, _deadline_exceeded()).where(Job.status.in_(HELD), over))

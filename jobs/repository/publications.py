@@ -7,6 +7,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from jobs.claims import ClaimKey
 from jobs.models import Artifact, Publication
 from jobs.repository.clock import now
 from jobs.states import PublicationStatus
@@ -127,9 +128,10 @@ def requeue(
     return update_fenced(session, publication_id, fence, values if error is None else {**values, "error": error})
 
 
-def lock_expired(session: Session) -> Sequence[Publication]:
-    """Running ones whose lease has run out, locked."""
-    where = (Publication.status == PublicationStatus.RUNNING, Publication.lease_until < now())
+def lock_expired(session: Session, orphans: Collection[ClaimKey]) -> Sequence[Publication]:
+    """Running ones whose lease has run out or whose claim is an orphan, locked."""
+    over = (Publication.lease_until < now()) | tuple_(Publication.id, Publication.fence).in_(orphans)
+    where = (Publication.status == PublicationStatus.RUNNING, over)
     return session.scalars(select(Publication).where(*where).limit(_SWEEP_ROWS).with_for_update(skip_locked=True)).all()
 
 

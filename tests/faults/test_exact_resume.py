@@ -17,7 +17,7 @@ from tests.faults import failpoints
 from tests.faults.dying_runner import NOWHERE
 from tests.faults.offices import open_office
 from tests.faults.scale import FULL
-from tests.integration.worker.conftest import TENANT, Office
+from tests.integration.worker.conftest import TENANT, Office, eventually
 from tests.tiny_models import write_tiny_model
 from worker.ending import Outcome
 
@@ -56,6 +56,9 @@ def office(database_url: str, embedded_urls: Urls, tmp_path_factory: pytest.Temp
         write_tiny_model(office.settings.models_dir / "tiny", layers=3, outliers=True)
         yield office
     database.close()
+
+
+CRAMPED: Final = (sys.executable, "-P", "-m", "tests.faults.cramped_runner")
 
 
 def attempt(office: Office, place: str = NOWHERE) -> Outcome | None:
@@ -98,3 +101,20 @@ def test_a_job_killed_at_these_places_ends_with_the_same_bytes(
     assert attempt(office) is Outcome.SUCCEEDED
     assert office.job(job_id).attempt == len(places) + 1
     assert outcome_of(office, job_id) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_that_lacks_memory_ends_with_the_same_numbers_but_for_rounding(
+    office: Office, undisturbed: tuple[Any, ...]
+) -> None:
+    job_id = office.submit("tiny", **REQUEST)
+    assert office.supervisor(runner=CRAMPED).run_next() is Outcome.STARVED
+    eventually(lambda: office.job(job_id).status == "queued")
+    assert office.supervisor(runner=CRAMPED).run_next() is Outcome.SUCCEEDED
+    assert office.job(job_id).attempt == 2
+    files, _, report, summary = outcome_of(office, job_id)
+    assert files.keys() == undisturbed[0].keys()
+    assert summary["perplexity"] == pytest.approx(undisturbed[3]["perplexity"], rel=1e-3)
+    errors, usual = ({row["name"]: row["error"] for row in told["layers"]} for told in (report, undisturbed[2]))
+    assert errors == pytest.approx(usual, rel=1e-3)

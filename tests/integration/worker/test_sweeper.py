@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from jobs.claims import ClaimKey
 from jobs.errors import Unavailable
 from jobs.lease import LeaseKeeper, Swept
 from tests.integration.worker.conftest import Office, eventually
@@ -112,7 +113,7 @@ class Faltering(LeaseKeeper):
 
     failures = 2
 
-    def sweep(self, orphans: Collection[tuple[str, int]] = ()) -> Swept:
+    def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
         if self.failures:
             self.failures -= 1
             raise Unavailable

@@ -41,13 +41,20 @@ def keeper() -> ScriptedKeeper:
 
 
 @contextmanager
-def ledger_of(keeper: ScriptedKeeper, *, heartbeat: float = 0.05, patience: float = 0.5) -> Iterator[Ledger]:
+def ledger_of(
+    keeper: ScriptedKeeper,
+    *,
+    heartbeat: float = 0.05,
+    patience: float = 0.5,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Ledger]:
     ledger = Ledger(
         keeper,  # type: ignore[arg-type]  # a fake at the port
         CLAIM,
-        claimed_at=time.monotonic(),
+        claimed_at=clock(),
         heartbeat_seconds=heartbeat,
         patience_seconds=patience,
+        clock=clock,
     )
     with ledger:
         yield ledger
@@ -115,6 +122,26 @@ def test_a_database_that_hangs_does_not_hide_the_silence(keeper: ScriptedKeeper)
     with ledger_of(keeper, patience=0.4) as ledger:
         eventually(lambda: ledger.standing() is Standing.LOST, seconds=1.0)
         keeper.hanging.set()
+
+
+def test_a_process_that_was_frozen_does_not_renew_what_it_gives_up(keeper: ScriptedKeeper) -> None:
+    slept = 0.0
+    with ledger_of(keeper, heartbeat=1.0, patience=60.0, clock=lambda: time.monotonic() + slept) as ledger:
+        assert ledger.standing() is Standing.HELD
+        slept = 61.0
+        assert ledger.standing() is Standing.LOST
+        assert ledger.settle(lambda: "done") is None
+    assert keeper.beats == 0
+
+
+def test_a_database_that_comes_back_too_late_is_told_nothing_more(keeper: ScriptedKeeper) -> None:
+    keeper.down = True
+    with ledger_of(keeper, patience=0.3) as ledger:
+        eventually(lambda: ledger.standing() is Standing.LOST)
+        keeper.down, before = False, keeper.beats
+        time.sleep(0.8)
+        assert keeper.beats <= before + 1, "none but the one that was under way"
+        assert ledger.standing() is Standing.LOST
 
 
 def test_a_short_outage_is_survived(keeper: ScriptedKeeper) -> None:
