@@ -1,10 +1,10 @@
 """A death that the kernel reports, so that nobody has to wait for a lease to run out.
 
 The process that sees an attempt through keeps a lock on ``work/<job_id>/<fence>.held``, or on that of a publication
-(``publishing/<publication_id>/<fence>.held``). The kernel lets the lock go
-when that process dies, however it dies: whoever sweeps on the same machine can then take it, and the claim is over.
-A frozen process keeps its lock, and another machine's is never judged: what is left to them is the lease. The fence
-guards every write all the same; a lock that misleads costs an attempt, never a result.
+(``publishing/<publication_id>/<fence>.held``). The kernel lets the lock go when that process dies, however it dies:
+whoever sweeps on the same machine can then take it, and the claim is over. A frozen process keeps its lock, and another
+machine's is never judged: what is left to them is the lease. The fence guards every write all the same; a lock that
+misleads costs an attempt, never a result.
 """
 
 import fcntl
@@ -51,8 +51,9 @@ def orphaned(*directories: Path, boot_id: Path = _BOOT_ID) -> Iterator[frozenset
 
 def _hold(stack: ExitStack, file: Path, machine: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    for earlier in file.parent.glob(f"*{_SUFFIX}"):
-        earlier.unlink(missing_ok=True)
+    for other in file.parent.glob(f"*{_SUFFIX}"):
+        if _fence_of(other) < _fence_of(file):
+            other.unlink(missing_ok=True)
     lock = stack.enter_context(file.open("wb", buffering=0))
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     lock.write(machine)  # only now may anyone judge it
@@ -68,5 +69,9 @@ def _orphans(stack: ExitStack, directory: Path, boot_id: Path) -> Iterator[Claim
             lock = os.open(file, os.O_RDONLY)
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.read(lock, len(machine) + 1) == machine and file.stem.isdecimal():
-                yield file.parent.name, int(file.stem)
+            if os.read(lock, len(machine) + 1) == machine:
+                yield file.parent.name, _fence_of(file)
+
+
+def _fence_of(file: Path) -> int:
+    return int(file.stem)
