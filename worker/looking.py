@@ -4,14 +4,12 @@ The broker may be away for as long as it likes; jobs do not wait for it. Celery 
 this way, so whatever ends the process must let it go first: see :mod:`worker.host`.
 """
 
-import random
 import threading
 from collections.abc import Callable
-from typing import Final
 
 import structlog
 
-_JITTER: Final = 0.25
+from worker.jitter import jittered
 
 logger = structlog.get_logger(__name__)
 
@@ -36,8 +34,7 @@ class Looker:
             self._thread.join(wait_seconds)
 
     def _work(self) -> None:
-        # Jitter only has to spread workers out; nobody gains from guessing it.
-        while not self._stopping.wait(self._every_seconds * random.uniform(1 - _JITTER, 1 + _JITTER)):  # noqa: S311
+        while not self._stopping.wait(jittered(self._every_seconds)):
             try:
                 self._look()
             except Exception:  # this thread must outlive any one job; its lease runs out

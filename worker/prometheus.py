@@ -62,10 +62,13 @@ class PrometheusMeters:
         self._beats_missed = Counter("quantry_heartbeats_missed", "Heartbeats that failed.", registry=registry)
         self._claims_lost = Counter("quantry_claims_lost", "Claims found to be somebody else's.", registry=registry)
         self._swept = Counter(
-            "quantry_swept_jobs", "Jobs that sweeps repaired: leases and deadlines.", ("outcome",), registry=registry
+            "quantry_swept_jobs",
+            "Jobs that sweeps repaired: dead processes, leases and deadlines.",
+            ("outcome",),
+            registry=registry,
         )
         self._swept_publications = Counter(
-            "quantry_swept_publications", "Publications whose lease ran out.", registry=registry
+            "quantry_swept_publications", "Publications whose process died or whose lease ran out.", registry=registry
         )
         self._nudge_failures = Counter(
             "quantry_nudge_failures", "Nudges that the broker did not take; sweeps make them good.", registry=registry

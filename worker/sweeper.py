@@ -6,13 +6,11 @@ sweepers collects the artifact store's garbage, beside its sweeps. Webhook messa
 """
 
 import argparse
-import random
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
-from typing import Final
 
 import structlog
 
@@ -25,14 +23,13 @@ from jobs.settings import Settings, get_settings
 from worker.collector import BackgroundCollector
 from worker.devices import devices
 from worker.holding import orphaned
+from worker.jitter import jittered
 from worker.lifeline import die_with_parent
 from worker.measured import MeasuredKeeper
 from worker.metrics import join_metrics
 from worker.nudge import CeleryNudger, make_celery
 from worker.webhooks.deliverer import delivering
 from worker.workspace import abandoned_jobs, discard, put_aside
-
-_JITTER: Final = 0.25
 
 logger = structlog.get_logger(__name__)
 
@@ -65,9 +62,7 @@ class Sweeper:
                 self.sweep()
             except Unavailable:
                 logger.warning("sweep_failed", reason="the database does not answer")
-            # Jitter only has to spread workers out; nobody gains from guessing it.
-            jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 — not for security, see above
-            if wait(self._settings.sweep_seconds * jitter):
+            if wait(jittered(self._settings.sweep_seconds)):
                 return
 
     def sweep(self) -> None:

@@ -33,6 +33,7 @@ KILLS: Final = (
 )
 """Of each job, where it is killed, one attempt after the other."""
 
+CRAMPED: Final = (sys.executable, "-P", "-m", "tests.faults.cramped_runner")
 TEXT: Final = "\n".join(sorted(pydoc_data.topics.topics.values()))[100_000:]
 REQUEST: Final[dict[str, Any]] = {
     "policy": {
@@ -56,9 +57,6 @@ def office(database_url: str, embedded_urls: Urls, tmp_path_factory: pytest.Temp
         write_tiny_model(office.settings.models_dir / "tiny", layers=3, outliers=True)
         yield office
     database.close()
-
-
-CRAMPED: Final = (sys.executable, "-P", "-m", "tests.faults.cramped_runner")
 
 
 def attempt(office: Office, place: str = NOWHERE) -> Outcome | None:
