@@ -44,7 +44,7 @@ contracts: $(STAMP)
 
 # Side by side, a thread each, what computes; what kills processes and waits for deadlines has the machine to itself.
 SIDE_BY_SIDE := tests/unit tests/architecture tests/integration/quant_engine \
-	tests/integration/artifacts tests/integration/jobs tests/integration/api tests/integration/client
+	tests/integration/artifacts tests/integration/jobs tests/integration/api tests/integration/quantry
 suite: $(STAMP) ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
 	$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))

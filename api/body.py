@@ -10,7 +10,7 @@ from starlette.requests import Request
 from api.errors import InvalidFields, MalformedJson, UnsupportedMediaType
 from api.fields import body_errors
 from api.negotiation import media_type
-from jobs.errors import BodyTooLarge
+from jobs.kit.errors import BodyTooLarge
 
 Model = TypeVar("Model", bound=BaseModel)
 

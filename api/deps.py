@@ -11,9 +11,9 @@ from starlette.requests import Request
 from api.body import read_body, require_json
 from api.state import AppState
 from jobs.credentials import CredentialService
-from jobs.errors import Unauthorized
+from jobs.job.service import JobService
+from jobs.kit.errors import Unauthorized
 from jobs.publications.service import PublicationService
-from jobs.service import JobService
 from jobs.settings import SINGLE_TENANT, Settings
 
 MAX_PAGE: Final = 100

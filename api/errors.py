@@ -1,4 +1,4 @@
-"""The branch of the error tree that only HTTP can cause. The rest of it is drawn in ``jobs.errors``.
+"""The branch of the error tree that only HTTP can cause. The rest of it is drawn in ``jobs.kit.errors``.
 
 QuantryError
 ├── MalformedJson            400 malformed_json
@@ -7,7 +7,7 @@ QuantryError
 └── InvalidFields            422 invalid_request          (one entry for each field)
 """
 
-from jobs.errors import FieldError, QuantryError
+from jobs.kit.errors import FieldError, QuantryError
 
 
 class MalformedJson(QuantryError):

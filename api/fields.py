@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from api.names import is_tellable
-from jobs.errors import FieldError
+from jobs.kit.errors import FieldError
 
 _MAX_ERRORS = 50
 _OWN_MESSAGE = re.compile(r"^(Value|Assertion) error, ")

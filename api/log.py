@@ -2,7 +2,7 @@
 
 import logging
 
-from jobs.logs import configure_logging
+from jobs.observability.logs import configure_logging
 
 
 def configure() -> None:

@@ -29,14 +29,14 @@ from api.state import AppState
 from api.webhooks.endpoints import router as webhooks
 from jobs.artifacts import open_store
 from jobs.credentials import CredentialService, Vault
-from jobs.database import Database
-from jobs.errors import InstallationError
-from jobs.overview import Overview
+from jobs.job.nudge import Nudger, SilentNudger
+from jobs.job.overview import Overview
+from jobs.job.service import JobService
+from jobs.kit.errors import InstallationError
+from jobs.observability.opening import open_tracing
 from jobs.publications.service import PublicationService
-from jobs.queue import Nudger, SilentNudger
-from jobs.service import JobService
+from jobs.repository.database import Database
 from jobs.settings import Settings, get_settings
-from jobs.tracing import open_tracing
 from jobs.webhooks.service import WebhookService
 
 _CONTRACT_VERSION: Final = "1.0.0"

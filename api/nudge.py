@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from jobs.queue import NUDGE_EXPIRES_SECONDS, QUEUE_NAME, TASK_NAME
+from jobs.job.nudge import NUDGE_EXPIRES_SECONDS, QUEUE_NAME, TASK_NAME
 
 _MAX_WAITING: Final = 1000
 _DRAIN_SECONDS: Final = 1.0
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class CeleryNudger:
-    """The :class:`jobs.queue.Nudger` of the API, as a context manager.
+    """The :class:`jobs.job.nudge.Nudger` of the API, as a context manager.
 
     Leaving it sends what still waits, for about a second. ``on_failure`` is told of each nudge that was not sent. The
     log names only the kind of an error: its text may hold the broker's password.

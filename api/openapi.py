@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from api.credentials.schemas import NewCredential
 from api.problems import MEDIA_TYPE, ProblemDocument
-from jobs.lifecycle import RetryRequest
+from jobs.job.lifecycle import RetryRequest
 from jobs.webhooks.requests import NewWebhook, WebhookChanges
 from quant_engine.policy import JobRequest
 

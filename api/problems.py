@@ -16,7 +16,7 @@ from starlette.responses import Response
 from api.errors import InvalidFields
 from api.fields import parameter_errors
 from api.request_context import request_headers, request_id
-from jobs.errors import FieldError, QuantryError, problem_type
+from jobs.kit.errors import FieldError, QuantryError, problem_type
 
 MEDIA_TYPE: Final = "application/problem+json"
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from api.errors import InvalidFields
 from api.names import is_tellable
-from jobs.errors import FieldError
+from jobs.kit.errors import FieldError
 
 _MEMBER: Final = re.compile(r"([a-z_]+)\[[^\[\]]+\]", re.ASCII)
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
-from jobs.tracing import NoTracing, Span, Tracing
+from jobs.observability.tracing import NoTracing, Span, Tracing
 
 _HEADER: Final = "X-Request-ID"
 _TRACEPARENT: Final = "traceparent"

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from jobs.states import JobStatus
-from jobs.views import JobView
+from jobs.job.views import JobView
+from jobs.kit.states import JobStatus
 
 _POLL_SECONDS = {JobStatus.QUEUED: 2, JobStatus.RUNNING: 2, JobStatus.CANCELLING: 1}
 

@@ -8,11 +8,11 @@ import anyio
 from api.draining import Draining
 from api.metrics import Metrics
 from jobs.credentials import CredentialService
-from jobs.overview import Overview
+from jobs.job.overview import Overview
+from jobs.job.service import JobService
+from jobs.observability.tracing import Tracing
 from jobs.publications.service import PublicationService
-from jobs.service import JobService
 from jobs.settings import Settings
-from jobs.tracing import Tracing
 from jobs.webhooks.service import WebhookService
 
 

@@ -18,7 +18,7 @@ from benchmarks.bars import Bars
 from benchmarks.options import pipeline_parser, run_spec
 from quant_engine.pipeline import RunSpec, run
 from quant_engine.policy import Perplexity, Policy, resolve_policy
-from quant_engine.stages.paper import paper_figures, paper_report
+from quant_engine.stages.paper.stage import paper_figures, paper_report
 
 PRESET = "paper-2606.09927"
 

@@ -31,16 +31,16 @@ from sqlalchemy import func, select
 from benchmarks.queue_figures import ServedJob, figures
 from benchmarks.queue_runner import COMMAND
 from jobs.artifacts import open_store
-from jobs.database import Database
 from jobs.embedded import Urls, embedded_services
-from jobs.models import Job
-from jobs.queue import QUEUE_NAME, redis_url
-from jobs.service import JobService
+from jobs.job.nudge import QUEUE_NAME, redis_url
+from jobs.job.service import JobService
+from jobs.kit.states import TERMINAL, JobStatus
+from jobs.repository.database import Database
+from jobs.repository.models import Job
 from jobs.settings import Settings
-from jobs.states import TERMINAL, JobStatus
 from quant_engine.policy import JobRequest
-from worker.environment import runner_environment
 from worker.nudge import CeleryNudger, make_celery
+from worker.subprocesses.environment import runner_environment
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _MODEL: Final = "tiny"

@@ -23,11 +23,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from benchmarks.queue_figures import spread
-from jobs.database import Database
 from jobs.embedded import embedded_services
-from jobs.lease import LeaseKeeper
-from jobs.models import Job
+from jobs.job.lease import LeaseKeeper
 from jobs.repository import turns
+from jobs.repository.database import Database
+from jobs.repository.models import Job
 from jobs.settings import Settings
 
 _NO_BROKER: Final = "redis://127.0.0.1:1"  # never connected to: nobody is nudged

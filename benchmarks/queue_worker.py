@@ -6,7 +6,7 @@ from celery import Celery
 
 from benchmarks.queue_runner import COMMAND
 from jobs.settings import get_settings
-from worker.attempt import Programs
+from worker.attempts.attempt import Programs
 from worker.host import Worker
 
 app: Final[Celery] = Worker(get_settings(), programs=Programs(runner=COMMAND)).install()

@@ -18,21 +18,21 @@ from pydantic import SecretStr
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from jobs import cursors
-from jobs.database import Database
-from jobs.errors import (
+from jobs.idempotency import KEEP_SECONDS, Once
+from jobs.kit import cursors
+from jobs.kit.errors import (
     CredentialNotFound,
     CredentialUnreadable,
     InstallationError,
     TooManyCredentials,
     UnknownCredential,
 )
-from jobs.ids import is_id, new_id
-from jobs.models import Credential
-from jobs.once import KEEP_SECONDS, Once
+from jobs.kit.ids import is_id, new_id
+from jobs.kit.views import Page, Timestamp, View
 from jobs.repository import credentials
+from jobs.repository.database import Database
+from jobs.repository.models import Credential
 from jobs.settings import Settings
-from jobs.views import CredentialView, Page
 from quant_engine.policy import JobRequest
 
 MAX_PER_TENANT: Final = 100
@@ -47,6 +47,17 @@ _MAKE_ONE: Final = (
 def key_file(settings: Settings) -> Path:
     """Where the key lies that was made here, if QUANTRY_SECRET_KEY gives none."""
     return settings.data_dir / _KEY_FILE
+
+
+class CredentialView(View):
+    """A stored Hub token, which itself is never shown."""
+
+    id: str
+    object: Literal["credential"] = "credential"
+    name: str
+    kind: Literal["hub"]
+    created_at: Timestamp
+    last_used_at: Timestamp | None
 
 
 class Vault:

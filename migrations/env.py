@@ -1,10 +1,10 @@
-"""Runs migrations on the connection that ``jobs.migrate`` hands over, or on ``QUANTRY_DATABASE_URL``."""
+"""Runs migrations on the connection that ``jobs.repository.migrate`` hands over, or on ``QUANTRY_DATABASE_URL``."""
 
 from alembic import context
 from sqlalchemy import Connection, create_engine, text
 
-from jobs.database import normalize_url
-from jobs.models import Base
+from jobs.repository.database import normalize_url
+from jobs.repository.models import Base
 from jobs.settings import get_settings
 
 # A migration that waits for a lock makes every later query on that table wait behind it; give up instead, and retry.

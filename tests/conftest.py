@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from sqlalchemy import text
 
-from jobs.database import Database
 from jobs.embedded import Urls, embedded_services
-from jobs.models import Base
+from jobs.repository.database import Database
+from jobs.repository.models import Base
 from jobs.settings import Settings
 
 

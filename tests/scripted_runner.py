@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from worker.lifeline import die_with_parent
-from worker.messages import (
+from worker.subprocesses.messages import (
     Error,
     EventWriter,
     LayerCompleted,
@@ -25,7 +24,8 @@ from worker.messages import (
     StageFinished,
     StageStarted,
 )
-from worker.problems import as_error
+from worker.subprocesses.parent_death import die_with_parent
+from worker.subprocesses.problems import as_error
 
 STEPS = 12
 STEP_SECONDS = 0.15

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from jobs.settings import get_settings
-from worker.attempt import Programs
+from worker.attempts.attempt import Programs
 from worker.host import Worker
 
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_runner.py")))

@@ -1,51 +1,8 @@
-"""Text from a downloaded checkpoint: ``python -m worker.generate_sample DIR [--prompt TEXT] [--tokens N]``.
+"""``python -m worker.generate_sample DIR``: see :mod:`worker.demo.generate_sample`."""
 
-A process of its own that is given a directory and nothing else: what the checkpoint says here, it says anywhere.
-"""
-
-import argparse
 import sys
-from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoTokenizer
-
-from quant_engine.checkpoint import load
-from quant_engine.errors import EngineError
-
-
-def generate(checkpoint: Path, prompt: str, tokens: int) -> str:
-    """``prompt`` and up to ``tokens`` more tokens, greedily.
-
-    Raises:
-        EngineError: the directory is not a checkpoint of ours.
-    """
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    model: Any = load(checkpoint)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    with torch.inference_mode():
-        output = model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0
-        )
-    return str(tokenizer.decode(output[0], skip_special_tokens=True))
-
-
-def main() -> int:
-    """Print the text; the exit status is 1 with one line on stderr when the checkpoint can not be loaded."""
-    parser = argparse.ArgumentParser(prog="python -m worker.generate_sample", description="Text from a checkpoint.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--prompt", default="The capital of France is")
-    parser.add_argument("--tokens", type=int, default=40)
-    options = parser.parse_args()
-    try:
-        text = generate(options.checkpoint, options.prompt, options.tokens)
-    except (EngineError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(text + "\n")
-    return 0
-
+from worker.demo.generate_sample import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,9 +9,9 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from jobs.database import Database
-from jobs.errors import Unavailable
-from jobs.overview import Overview
+from jobs.job.overview import Overview
+from jobs.kit.errors import Unavailable
+from jobs.repository.database import Database
 from jobs.settings import Settings, get_settings
 
 _STALLED: Final = timedelta(seconds=60)

@@ -21,26 +21,27 @@ from celery.worker import state
 
 from jobs.artifacts import open_store
 from jobs.credentials import CredentialService, Vault
-from jobs.database import Database
-from jobs.errors import InstallationError, Unavailable
-from jobs.logs import configure_logging
+from jobs.job.nudge import TASK_NAME
+from jobs.kit.errors import InstallationError, Unavailable
+from jobs.observability.logs import configure_logging
+from jobs.observability.opening import open_tracing
+from jobs.observability.tracing import NoTracing, Tracing
 from jobs.publications.lease import PublicationKeeper
-from jobs.queue import TASK_NAME
+from jobs.repository.database import Database
 from jobs.settings import Settings
-from jobs.tracing import NoTracing, Tracing, open_tracing
-from worker.attempt import Equipment, Programs
+from worker.attempts.attempt import Equipment, Programs
+from worker.attempts.supervisor import Supervisor
+from worker.claims.measured import MeasuredKeeper
 from worker.devices import devices
 from worker.draining import Draining
-from worker.keeper import SweeperKeeper
-from worker.lifeline import die_with_parent
-from worker.looking import Looker
-from worker.measured import MeasuredKeeper
-from worker.metrics import open_metrics
 from worker.nudge import CeleryNudger, make_celery
-from worker.publish_attempt import PublishEquipment
-from worker.publisher import Publisher, hub_tokens
-from worker.supervisor import Supervisor
-from worker.telemetry import Telemetry
+from worker.polling import Looker
+from worker.publishing.attempt import PublishEquipment
+from worker.publishing.publisher import Publisher, hub_tokens
+from worker.subprocesses.parent_death import die_with_parent
+from worker.sweeper.restarter import SweeperKeeper
+from worker.telemetry.metrics import open_metrics
+from worker.telemetry.ports import Telemetry
 
 _HAND_BACK_SECONDS: Final = 15.0
 _POOL_STEP: Final = "celery.worker.components:Pool"

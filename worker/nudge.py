@@ -1,4 +1,4 @@
-"""The worker's Celery adapter of :class:`jobs.queue.Nudger`."""
+"""The worker's Celery adapter of :class:`jobs.job.nudge.Nudger`."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -8,7 +8,7 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from jobs.queue import NUDGE_EXPIRES_SECONDS, QUEUE_NAME, TASK_NAME
+from jobs.job.nudge import NUDGE_EXPIRES_SECONDS, QUEUE_NAME, TASK_NAME
 from jobs.settings import Settings
 
 _SOCKET_SECONDS: Final = 5.0

@@ -12,9 +12,10 @@ from api.deps import ArtifactId, Cursor, JobId, Service, Tenant
 from api.errors import UnsatisfiableRange
 from api.negotiation import none_match
 from api.responses import json_view
-from jobs.errors import InvalidQuery, InvalidState
-from jobs.states import JobStatus
-from jobs.views import ArtifactView, JobView, Page
+from jobs.job.views import ArtifactView, JobView
+from jobs.kit.errors import InvalidQuery, InvalidState
+from jobs.kit.states import JobStatus
+from jobs.kit.views import Page
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 

@@ -15,7 +15,7 @@ from api.capabilities.schemas import (
 )
 from api.deps import MAX_PAGE, SettingsDep, State
 from api.responses import json_view
-from jobs.library import (
+from jobs.job.local_files import (
     BUILT_IN_DATASET,
     SELF_DATASET,
     calibration_datasets,

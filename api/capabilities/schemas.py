@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from jobs.overview import WorkerView
-from jobs.views import View
+from jobs.job.overview import WorkerView
+from jobs.kit.views import View
 
 
 class DatasetCapability(View):

@@ -8,7 +8,8 @@ from api.credentials.schemas import NewCredential
 from api.deps import CredentialId, Credentials, Cursor, IdempotencyKey, JsonBody, Limit, Tenant
 from api.openapi import json_body_of
 from api.responses import json_view
-from jobs.views import CredentialView, Page
+from jobs.credentials import CredentialView
+from jobs.kit.views import Page
 
 router = APIRouter(prefix="/v1/credentials", tags=["credentials"])
 

@@ -9,7 +9,8 @@ from api.deps import Accept, JobId, Service, State, Tenant
 from api.events.stream import EventLog, event_stream
 from api.negotiation import VARY, preferred
 from api.responses import json_view
-from jobs.views import EventView, Page
+from jobs.job.views import EventView
+from jobs.kit.views import Page
 from quant_engine.policy.fields import MAX_INT32
 
 router = APIRouter(prefix="/v1/jobs", tags=["events"])

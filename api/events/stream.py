@@ -12,8 +12,8 @@ import structlog
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from api.negotiation import VARY
-from jobs.errors import NotFound, Unavailable
-from jobs.views import EventView
+from jobs.job.views import EventView
+from jobs.kit.errors import NotFound, Unavailable
 
 HEARTBEAT_SECONDS: Final = 15
 _POLL_SECONDS: Final = 0.5

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Final
 
 from api.health.schemas import Check, Checks, WorkersCheck
-from jobs.errors import NotMigrated, Unavailable
-from jobs.service import JobService
-from jobs.views import QueueHealth
+from jobs.job.service import JobService
+from jobs.kit.errors import NotMigrated, Unavailable
+from jobs.kit.views import QueueHealth
 
 _STALLED_SECONDS: Final = 60.0
 

@@ -9,7 +9,7 @@ from api.health.schemas import Alive, Ready
 from api.metrics import CONTENT_TYPE
 from api.problems import Problem
 from api.responses import json_view
-from jobs.errors import Unavailable
+from jobs.kit.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from jobs.views import View
+from jobs.kit.views import View
 
 CheckStatus = Literal["ok", "down", "not_migrated", "missing", "stalled", "not_configured"]
 

@@ -12,9 +12,10 @@ from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.request_context import request_id, traceparent
 from api.responses import accepted, job_headers, json_view
-from jobs.lifecycle import RetryRequest
-from jobs.states import JobStatus
-from jobs.views import JobView, Page
+from jobs.job.lifecycle import RetryRequest
+from jobs.job.views import JobView
+from jobs.kit.states import JobStatus
+from jobs.kit.views import Page
 from quant_engine.policy import JobRequest
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

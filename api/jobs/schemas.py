@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from api.errors import InvalidFields
 from api.query import object_members
-from jobs.errors import FieldError
+from jobs.kit.errors import FieldError
 from quant_engine.policy.request import MetadataKey, MetadataValue
 
 METADATA_PARAMETER: Final[dict[str, Any]] = {

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable
 
-from jobs.views import LayerView
+from jobs.job.views import LayerView
 
 
 def csv_table(rows: Iterable[LayerView]) -> str:

@@ -9,7 +9,8 @@ from api.deps import Accept, Cursor, JobId, Service, Tenant
 from api.layers.csv import csv_table
 from api.negotiation import VARY, preferred
 from api.responses import json_view
-from jobs.views import LayerView, Page
+from jobs.job.views import LayerView
+from jobs.kit.views import Page
 
 router = APIRouter(prefix="/v1/jobs", tags=["layers"])
 

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from api.responses import json_view
-from jobs.views import Page
+from jobs.kit.views import Page
 from quant_engine.policy import PRESETS, Preset
 
 router = APIRouter(prefix="/v1", tags=["presets"])

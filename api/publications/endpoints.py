@@ -11,8 +11,8 @@ from api.jobs.schemas import NoFields
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.responses import json_view
+from jobs.kit.views import Page
 from jobs.publications.views import PublicationView
-from jobs.views import Page
 from quant_engine.policy.request import HubTarget
 
 _POLL_SECONDS: Final = "2"

@@ -11,8 +11,8 @@ from api.jobs.schemas import NoFields
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.responses import json_view
-from jobs.states import DeliveryStatus
-from jobs.views import Page
+from jobs.kit.states import DeliveryStatus
+from jobs.kit.views import Page
 from jobs.webhooks.requests import NewWebhook, WebhookChanges
 from jobs.webhooks.service import WebhookService
 from jobs.webhooks.views import DeliveryView, WebhookView, WebhookWithSecretView

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from jobs.artifacts.local import read_file
-from jobs.ids import is_id
+from jobs.kit.ids import is_id
 
 
 class LegacyFiles:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Final
 
-from jobs.artifact_location import Scheme
 from jobs.artifacts.local import LocalStore
 from jobs.artifacts.s3 import S3Store
 from jobs.artifacts.store import ArtifactStore
 from jobs.settings import Settings
+from jobs.settings.artifact_location import Scheme
 
 
 def open_store(settings: Settings) -> ArtifactStore:

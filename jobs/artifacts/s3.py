@@ -22,7 +22,7 @@ from jobs.artifacts.manifest import CHUNK_BYTES, ManifestEntry, OnBytes, ignore_
 from jobs.artifacts.s3_client import CUT, asking, error_code, is_missing, s3_client
 from jobs.artifacts.s3_upload import Overtaken, Upload
 from jobs.artifacts.store import READ_BYTES, Blob, DamagedBlob, require_sha256
-from jobs.errors import StoreUnavailable
+from jobs.kit.errors import StoreUnavailable
 
 _ATTEMPTS: Final = 4
 _SENDS: Final = 3

@@ -13,7 +13,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
-from jobs.errors import InstallationError, StoreRefused, StoreUnavailable
+from jobs.kit.errors import InstallationError, StoreRefused, StoreUnavailable
 
 CUT: Final = (HTTPClientError, IncompleteReadError)
 """The connection ended, or never began."""

@@ -33,8 +33,8 @@ class Blob:
 class ArtifactStore(Protocol):
     """A place for blobs. Safe from any thread and beside other processes.
 
-    Every method raises ``jobs.errors.StoreUnavailable`` when the store does not answer, ``StoreRefused`` when it does
-    and says no; a local one raises OSError. A ``sha256`` that is none is a ValueError.
+    Every method raises :class:`jobs.kit.errors.StoreUnavailable` when the store does not answer, ``StoreRefused`` when
+    it does and says no; a local one raises OSError. A ``sha256`` that is none is a ValueError.
     """
 
     def put(self, directory: Path, *, on_bytes: OnBytes | None = None) -> tuple[ManifestEntry, ...]:

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from jobs.backup.layout import Layout
 from jobs.backup.making import Backup, require_database
 from jobs.backup.restoring import Restore
-from jobs.database import Database
 from jobs.embedded import embedded_database
-from jobs.embedded.found import embedded_url
-from jobs.errors import QuantryError
+from jobs.embedded.locate import embedded_url
+from jobs.kit.errors import QuantryError
+from jobs.repository.database import Database
 from jobs.settings import Settings, get_settings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.artifacts import LocalStore
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
 
 FORMAT: Final = 1
 

@@ -23,10 +23,10 @@ from jobs.artifacts.manifest import hash_file, ignore_bytes
 from jobs.backup import programs
 from jobs.backup.layout import Description, Layout
 from jobs.credentials import key_file
-from jobs.database import Database
-from jobs.errors import InstallationError, Unavailable
+from jobs.kit.errors import InstallationError, Unavailable
 from jobs.repository import backup, blobs
 from jobs.repository.backup import NamedFile, Snapshot
+from jobs.repository.database import Database
 from jobs.settings import Settings
 
 _PATIENCE_SECONDS: Final = 900.0

@@ -10,9 +10,9 @@ from typing import Final
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from jobs.database import Database
 from jobs.embedded.postgres import embedded_programs
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
+from jobs.repository.database import Database
 
 _INSTALLED: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
 _SAID_BYTES: Final = 2000

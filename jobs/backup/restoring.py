@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
 
-from jobs import migrate
 from jobs.artifacts import open_store
 from jobs.backup import programs
 from jobs.backup.layout import Description, Layout
 from jobs.credentials import key_file
-from jobs.database import Database
-from jobs.errors import InstallationError, Unavailable
-from jobs.repository import backup
+from jobs.kit.errors import InstallationError, Unavailable
+from jobs.repository import backup, migrate
+from jobs.repository.database import Database
 from jobs.retention.collector import Collector, MissingFile
 from jobs.settings import Settings
 

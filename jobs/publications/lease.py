@@ -11,15 +11,15 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from jobs.database import Database
-from jobs.errors import JobProblem
-from jobs.lease import Beat
-from jobs.models import Publication
+from jobs.kit.errors import JobProblem
+from jobs.kit.leases import Beat
+from jobs.kit.states import PublicationStatus
 from jobs.publications.problems import shown
 from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.repository import publications
+from jobs.repository.database import Database
+from jobs.repository.models import Publication
 from jobs.settings import Settings
-from jobs.states import PublicationStatus
 
 _LONGEST_DELAY_SECONDS: Final = 600.0
 _LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from jobs.clean import clean_json
-from jobs.errors import JobProblem
+from jobs.kit.errors import JobProblem
+from jobs.kit.storable import clean_json
 
 
 def shown(problem: JobProblem, publication_id: str) -> dict[str, Any]:

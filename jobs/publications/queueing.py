@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from jobs.ids import new_id
-from jobs.models import Artifact, Job, Publication
+from jobs.kit.ids import new_id
+from jobs.kit.states import PublicationStatus
 from jobs.repository import publications
+from jobs.repository.models import Artifact, Job, Publication
 from jobs.settings import Settings
-from jobs.states import PublicationStatus
 from quant_engine.policy.request import HubTarget
 
 CHECKPOINT_PREFIX: Final = "checkpoint/"

@@ -2,19 +2,19 @@
 
 from sqlalchemy.orm import Session
 
-from jobs import cursors
 from jobs.credentials import require_credential
-from jobs.database import Database
-from jobs.errors import ArtifactsExpired, InvalidState, JobNotFound, PublicationNotFound
-from jobs.ids import is_id
-from jobs.models import Job, Publication
-from jobs.once import Once
+from jobs.idempotency import Once
+from jobs.kit import cursors
+from jobs.kit.errors import ArtifactsExpired, InvalidState, JobNotFound, PublicationNotFound
+from jobs.kit.ids import is_id
+from jobs.kit.states import JobStatus
+from jobs.kit.views import Page
 from jobs.publications.queueing import CHECKPOINT_PREFIX, queue
 from jobs.publications.views import PublicationView, publication_view
 from jobs.repository import jobs, publications
+from jobs.repository.database import Database
+from jobs.repository.models import Job, Publication
 from jobs.settings import Settings
-from jobs.states import JobStatus
-from jobs.views import Page
 from quant_engine.policy.request import HubTarget
 
 

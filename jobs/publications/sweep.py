@@ -4,10 +4,10 @@ from collections.abc import Collection
 
 from sqlalchemy.orm import Session
 
-from jobs.claims import ClaimKey
+from jobs.kit.leases import ClaimKey
+from jobs.kit.states import PublicationStatus
 from jobs.publications.problems import crashed, shown
 from jobs.repository import publications
-from jobs.states import PublicationStatus
 
 
 def sweep_publications(session: Session, orphans: Collection[ClaimKey]) -> int:

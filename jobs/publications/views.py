@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from jobs.models import Publication
-from jobs.states import PublicationStatus
-from jobs.views import Timestamp, View
+from jobs.kit.states import PublicationStatus
+from jobs.kit.views import Timestamp, View
+from jobs.repository.models import Publication
 
 
 class BytesView(View):

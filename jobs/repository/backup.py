@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Engine, delete, func, inspect, select, text, 
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
-from jobs.models import Artifact, Base, Chore, Job, Publication, WebhookDelivery, Worker
-from jobs.states import JobStatus
+from jobs.kit.states import JobStatus
+from jobs.repository.models import Artifact, Base, Chore, Job, Publication, WebhookDelivery, Worker
 
 _FENCES_SKIPPED: Final = 1_000_000
 _REVISION_TABLE: Final = "alembic_version"

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Engine, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from jobs.models import Artifact, Chore, Job
+from jobs.repository.models import Artifact, Chore, Job
 
 _LOCK: Final = 0x51_75_61_6E_74_67_63  # any number that nothing else here locks
 

@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, insert, update
 from sqlalchemy.orm import Session
 
-from jobs.models import Job, JobEvent
+from jobs.kit.states import JobStatus, sources
 from jobs.repository import turns
-from jobs.states import JobStatus, sources
-from jobs.webhooks.outbox import announce_job
+from jobs.repository.models import Job, JobEvent
+from jobs.repository.outbox import announce_job
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from sqlalchemy import delete as delete_from
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
-from jobs.models import Credential
+from jobs.repository.models import Credential
 
 
 def find(session: Session, tenant: str, credential_id: str) -> Credential | None:

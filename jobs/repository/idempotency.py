@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from jobs.models import IdempotencyKey
+from jobs.repository.models import IdempotencyKey
 
 
 def try_lock(session: Session, tenant: str, endpoint: str, key: str) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Double, cast, delete, false, func, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from jobs.models import Artifact, Job, JobEvent, JobLayer
+from jobs.kit.states import RETRIABLE, TERMINAL, JobStatus
 from jobs.repository.changes import move_job
-from jobs.states import RETRIABLE, TERMINAL, JobStatus
+from jobs.repository.models import Artifact, Job, JobEvent, JobLayer
 
 
 def find(session: Session, tenant: str, job_id: str) -> Job | None:

@@ -8,12 +8,12 @@ from sqlalchemy import ColumnElement, Double, ScalarSelect, Select, cast, delete
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from jobs.claims import ClaimKey
-from jobs.models import Artifact, Job, JobLayer, Worker
+from jobs.kit.leases import ClaimKey
+from jobs.kit.states import HELD, RETRIABLE, JobStatus
 from jobs.repository import retention, turns
 from jobs.repository.changes import NewEvent, move_job, update_job
 from jobs.repository.clock import now
-from jobs.states import HELD, RETRIABLE, JobStatus
+from jobs.repository.models import Artifact, Job, JobLayer, Worker
 
 _SWEEP_ROWS: Final = 100
 _PURGED_KEYS: Final = 500

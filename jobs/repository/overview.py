@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from jobs.models import Job, Publication, WebhookDelivery, Worker
+from jobs.kit.states import JobStatus
+from jobs.kit.views import QueueHealth
+from jobs.repository.models import Job, Publication, WebhookDelivery, Worker
 from jobs.repository.turns import is_held, is_queued
-from jobs.states import JobStatus
-from jobs.views import QueueHealth
 
 Counts = dict[str, int]
 

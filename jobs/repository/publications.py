@@ -7,11 +7,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from jobs.claims import ClaimKey
-from jobs.models import Artifact, Publication
+from jobs.kit.leases import ClaimKey
+from jobs.kit.states import PublicationStatus
 from jobs.repository.clock import now
-from jobs.states import PublicationStatus
-from jobs.webhooks.outbox import announce_publication
+from jobs.repository.models import Artifact, Publication
+from jobs.repository.outbox import announce_publication
 
 _SWEEP_ROWS: Final = 100
 

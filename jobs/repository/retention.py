@@ -16,9 +16,9 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from jobs.models import Artifact, IdempotencyKey, Job, JobEvent, Publication, WebhookDelivery
+from jobs.kit.states import TERMINAL, JobStatus, PublicationStatus
 from jobs.repository import webhook_queue
-from jobs.states import TERMINAL, JobStatus, PublicationStatus
+from jobs.repository.models import Artifact, IdempotencyKey, Job, JobEvent, Publication, WebhookDelivery
 
 _UNFINISHED: Final = (PublicationStatus.QUEUED, PublicationStatus.RUNNING)
 _JOBS_AT_ONCE: Final = 100

@@ -3,8 +3,8 @@
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from jobs.errors import NotMigrated
-from jobs.models import Base
+from jobs.kit.errors import NotMigrated
+from jobs.repository.models import Base
 
 _COLUMNS = text("SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema()")
 

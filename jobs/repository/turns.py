@@ -39,8 +39,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from jobs.models import Job, QueueTurn
 from jobs.repository.clock import now
+from jobs.repository.models import Job, QueueTurn
 
 _LONG_AGO: Final = timedelta(days=36_525)
 _IDLE: Final = timedelta(days=1)

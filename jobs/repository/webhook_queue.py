@@ -11,10 +11,10 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from jobs.models import WebhookDelivery, WebhookEndpoint
+from jobs.kit.states import DeliveryStatus
 from jobs.repository.clock import now
+from jobs.repository.models import WebhookDelivery, WebhookEndpoint
 from jobs.repository.webhooks import after, unleased
-from jobs.states import DeliveryStatus
 
 _BATCH: Final = 500
 _PENDING: Final = WebhookDelivery.status == DeliveryStatus.PENDING

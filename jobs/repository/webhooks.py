@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, func, or_, select, tuple_, update
 from sqlalchemy import delete as delete_from
 from sqlalchemy.orm import Session
 
-from jobs.models import WebhookDelivery, WebhookEndpoint
+from jobs.kit.states import DeliveryStatus
 from jobs.repository.clock import now
-from jobs.states import DeliveryStatus
+from jobs.repository.models import WebhookDelivery, WebhookEndpoint
 
 
 def moment(session: Session) -> datetime:

@@ -17,9 +17,9 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError
 
 from jobs.artifacts import ArtifactStore, Blob, LegacyFiles, open_store
-from jobs.database import Database
-from jobs.errors import Unavailable
+from jobs.kit.errors import Unavailable
 from jobs.repository import blobs
+from jobs.repository.database import Database
 from jobs.settings import Settings
 
 _BATCH: Final = 500

@@ -7,8 +7,8 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from jobs.database import Database
 from jobs.repository import retention
+from jobs.repository.database import Database
 from jobs.repository.retention import Gone
 from jobs.settings import Settings
 

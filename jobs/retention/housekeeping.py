@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.database import Database
 from jobs.repository import blobs
+from jobs.repository.database import Database
 from jobs.retention.collector import Collected, Collector
 from jobs.retention.expiry import Expired, Expiry
 from jobs.settings import Settings

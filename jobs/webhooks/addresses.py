@@ -17,8 +17,9 @@ from ipaddress import (
 )
 from typing import Final
 
+from jobs.settings.networks import Network
+
 Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 PRIVATE: Final[tuple[Network, ...]] = tuple(
     ip_network(text)
@@ -85,15 +86,6 @@ class AddressPolicy:
 def address_policy(*, allow_private: bool, networks: tuple[Network, ...]) -> AddressPolicy:
     """The operator's policy, as the settings give it."""
     return AddressPolicy((*networks, *(PRIVATE if allow_private else ())))
-
-
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Networks separated by commas.
-
-    Raises:
-        ValueError: names the one that is none, or that has bits beyond its prefix.
-    """
-    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def parse_address(text: str) -> Address | None:

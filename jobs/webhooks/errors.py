@@ -1,4 +1,4 @@
-"""What only webhooks answer with. The rest of the tree is drawn in ``jobs.errors``.
+"""What only webhooks answer with. The rest of the tree is drawn in ``jobs.kit.errors``.
 
 NotFound                    404
 ├── WebhookNotFound             webhook_not_found
@@ -7,7 +7,7 @@ QuantryError
 └── TooManyWebhooks         409 quota_exceeded
 """
 
-from jobs.errors import NotFound, QuantryError
+from jobs.kit.errors import NotFound, QuantryError
 
 
 class WebhookNotFound(NotFound):

@@ -10,14 +10,14 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from jobs.clean import clean_text
 from jobs.credentials import Vault
-from jobs.database import Database
-from jobs.errors import CredentialUnreadable
-from jobs.models import WebhookEndpoint
+from jobs.kit.errors import CredentialUnreadable
+from jobs.kit.states import DeliveryStatus
+from jobs.kit.storable import clean_text
 from jobs.repository import webhook_queue
+from jobs.repository.database import Database
+from jobs.repository.models import WebhookEndpoint
 from jobs.settings import Settings
-from jobs.states import DeliveryStatus
 from jobs.webhooks.retries import delay_seconds
 
 _SMALLEST_LEASE_SECONDS: Final = 15.0

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from jobs.webhooks.events import DEFAULT_EVENTS, EventType
+from jobs.repository.outbox_events import DEFAULT_EVENTS, EventType
 from jobs.webhooks.urls import MAX_URL
 from quant_engine.policy.fields import Flag, Frozen, Name
 

@@ -6,20 +6,20 @@ from typing import Any
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from jobs import cursors
 from jobs.credentials import Vault
-from jobs.database import Database
-from jobs.errors import InvalidState
-from jobs.ids import is_id, new_id
-from jobs.models import WebhookDelivery, WebhookEndpoint
-from jobs.once import Once
+from jobs.idempotency import Once
+from jobs.kit import cursors
+from jobs.kit.errors import InvalidState
+from jobs.kit.ids import is_id, new_id
+from jobs.kit.states import DeliveryStatus
+from jobs.kit.views import Page
 from jobs.repository import webhooks
+from jobs.repository.database import Database
+from jobs.repository.models import WebhookDelivery, WebhookEndpoint
+from jobs.repository.outbox import queue_test
 from jobs.settings import Settings
-from jobs.states import DeliveryStatus
-from jobs.views import Page
 from jobs.webhooks.addresses import address_policy
 from jobs.webhooks.errors import DeliveryNotFound, TooManyWebhooks, WebhookNotFound
-from jobs.webhooks.outbox import queue_test
 from jobs.webhooks.requests import NewWebhook, WebhookChanges
 from jobs.webhooks.signing import new_secret
 from jobs.webhooks.urls import read_url

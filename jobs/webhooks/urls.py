@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.errors import InvalidRequest
+from jobs.kit.errors import InvalidRequest
 from jobs.webhooks.addresses import Address, AddressPolicy, parse_address
 
 MAX_URL: Final = 2048

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from jobs.models import WebhookDelivery, WebhookEndpoint
-from jobs.states import DeliveryStatus
-from jobs.views import Timestamp, View
+from jobs.kit.states import DeliveryStatus
+from jobs.kit.views import Timestamp, View
+from jobs.repository.models import WebhookDelivery, WebhookEndpoint
 
 DisabledReason = Literal["requested", "gone", "failing"]
 

@@ -17,7 +17,7 @@ from quant_engine.calibration.collectors import Moments, TailQuantiles, TokenRes
 from quant_engine.calibration.records import RESERVOIR_TOKENS, SiteRecord, record_bytes, write_record
 from quant_engine.errors import NumericalInstability
 from quant_engine.models import Passage, Site, StreamedModel, first_of, passage_bytes
-from quant_engine.states import StateFile, check_disk
+from quant_engine.resume_state import StateFile, check_disk
 
 BATCH_TOKENS: Final = 1024
 

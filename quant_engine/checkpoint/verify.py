@@ -2,7 +2,8 @@
 
     python -m quant_engine.checkpoint.verify DIRECTORY REFERENCE.safetensors
 
-A checkpoint with nothing online goes through :mod:`quant_engine.checkpoint.gate` alone, the others through our loader.
+A checkpoint with nothing online goes through :mod:`~quant_engine.checkpoint.reload_check` alone,
+the others through our loader.
 Every file has to be as the export left it, too: logits on a few tokens do not see every byte of an embedding.
 
 The reference holds ``input_ids`` and ``logits``, and as metadata the number of threads. Prints one JSON line; exit
@@ -20,7 +21,7 @@ from typing import Final
 import torch
 from safetensors import safe_open
 
-from quant_engine.checkpoint import gate
+from quant_engine.checkpoint import reload_check
 from quant_engine.checkpoint.config import hadamard_order_of
 from quant_engine.checkpoint.export import stored_hadamard
 from quant_engine.checkpoint.hashes import changed_files
@@ -81,7 +82,7 @@ def _program(checkpoint: Path) -> list[str]:
         universal = _is_universal(checkpoint)
     except EngineError:
         universal = False  # the other program says what is wrong
-    return ["-P", gate.__file__] if universal else ["-m", "quant_engine.checkpoint.verify"]
+    return ["-P", reload_check.__file__] if universal else ["-m", "quant_engine.checkpoint.verify"]
 
 
 def _is_universal(checkpoint: Path) -> bool:
@@ -107,8 +108,9 @@ def compare(checkpoint: Path, reference: Path) -> Verification:
     """Load ``checkpoint`` here, as its card says, and compare its logits with the reference's."""
     _check_stored_hadamards(checkpoint)
     if _is_universal(checkpoint):
-        return Verification(**gate.measure(checkpoint, reference, gate.plain, loader=gate.PLAIN))
-    return Verification(**gate.measure(checkpoint, reference, load, loader=_LOADER))
+        plain = reload_check.measure(checkpoint, reference, reload_check.plain, loader=reload_check.PLAIN)
+        return Verification(**plain)
+    return Verification(**reload_check.measure(checkpoint, reference, load, loader=_LOADER))
 
 
 def _check_stored_hadamards(checkpoint: Path) -> None:
@@ -126,12 +128,12 @@ def _check_stored_hadamards(checkpoint: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
-    checkpoint, reference = gate.paths("Compare a checkpoint's logits with a reference's.", arguments)
+    checkpoint, reference = reload_check.paths("Compare a checkpoint's logits with a reference's.", arguments)
     try:
         found = compare(checkpoint, reference)
-    except (EngineError, *gate.LOADING_ERRORS) as error:
-        return gate.report(gate.failed(error))
-    return gate.report(vars(found))
+    except (EngineError, *reload_check.LOADING_ERRORS) as error:
+        return reload_check.report(reload_check.failed(error))
+    return reload_check.report(vars(found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 from quant_engine.errors import NumericalInstability
 from quant_engine.models import Passage, StreamedModel
 from quant_engine.models.streaming import BlockPreparer, BlockReader
-from quant_engine.states import StateFile
+from quant_engine.resume_state import StateFile
 
 _BATCH_TOKENS: Final = 1024
 PASS_TOKENS: Final = 65_536

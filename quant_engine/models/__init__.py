@@ -12,7 +12,7 @@ from quant_engine.models.architectures import (
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment
 from quant_engine.models.fusion import fuse_scales
-from quant_engine.models.passage import Passage, first_of, passage_bytes
+from quant_engine.models.hidden_states import Passage, first_of, passage_bytes
 from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from quant_engine.policy import Candidate, Statistic, Transform
 from quant_engine.transforms import SitePlan
-from quant_engine.transforms.building import CLOSED_FORMS
 from quant_engine.transforms.composition import online_cost
+from quant_engine.transforms.plan_builders import CLOSED_FORMS
 
 _DEFAULT = Transform()
 

@@ -17,9 +17,9 @@ from quant_engine.calibration import (
     split_samples,
     token_ids,
 )
+from quant_engine.resume_state import StateFile
 from quant_engine.stages.context import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage
-from quant_engine.states import StateFile
 from quant_engine.whole_files import whole_file
 
 RECORDS = "records"

@@ -8,7 +8,7 @@ from typing import Any
 from quant_engine.stages.calibrate import RECORDS
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Stage, manifest_digest, read_json
-from quant_engine.stages.paper import paper_figures, paper_report, paper_stage
+from quant_engine.stages.paper.stage import paper_figures, paper_report, paper_stage
 from quant_engine.stages.plans import plan_reader
 from quant_engine.stages.search import CHOICE as SEARCH_CHOICE
 from quant_engine.stages.search import search_stage

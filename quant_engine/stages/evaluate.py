@@ -17,10 +17,10 @@ from quant_engine.calibration import (
 from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplexity
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Perplexity
+from quant_engine.resume_state import StateFile
 from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
 from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.states import StateFile
 
 PERPLEXITY_FILE = "perplexity.json"
 STATE_SHARE: Final = 0.1

@@ -4,8 +4,8 @@
 the SHA-256 of every output; a stage whose manifest matches is reused. What a killed attempt left in
 ``work_dir/<stage>.partial/`` is taken up again if the inputs are the same: by stages that work file by file, which skip
 the files that are there, and by those that take samples through the blocks, which also read the samples' latest hidden
-states (:mod:`quant_engine.states`). States belong to work under way: no manifest lists them, and a finished stage has
-none.
+states (:mod:`quant_engine.resume_state`). States belong to work under way: no manifest lists them, and a finished stage
+has none.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from quant_engine.errors import disk_full_as_error
+from quant_engine.resume_state import SUFFIX, remove_states
 from quant_engine.stages.observer import Observer
-from quant_engine.states import SUFFIX, remove_states
 from quant_engine.whole_files import TEMPORARY, whole_file
 
 FORMAT: Final = 1

@@ -19,15 +19,15 @@ from quant_engine.checkpoint.section import check_profile_of
 from quant_engine.evaluation.layer_errors import weight_clips
 from quant_engine.grids import shared_peak
 from quant_engine.models import Site
+from quant_engine.resume_state import StateFile
 from quant_engine.rounding import corrected_weight, factorise, round_weight
 from quant_engine.stages.blocks import Plans, block_linears, block_path, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
 from quant_engine.stages.context import Run
+from quant_engine.stages.exported_input import run_time_input
 from quant_engine.stages.files import Progress, Stage
 from quant_engine.stages.rows import remeasure
-from quant_engine.stages.run_time import run_time_input
 from quant_engine.stages.streams import OpenBlock, Streams, open_block
-from quant_engine.states import StateFile
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.transforms import SitePlan, transform_activation
 from quant_engine.whole_files import whole_file

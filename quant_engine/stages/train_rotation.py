@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from quant_engine.models import ResidualRotation, StreamedModel, model_sites, target_sites
 from quant_engine.policy import RotationTraining
+from quant_engine.resume_state import SUFFIX, StateFile
 from quant_engine.stages.calibrate import kept_windows, training_windows
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage
-from quant_engine.states import SUFFIX, StateFile
 from quant_engine.training import train_rotation
 from quant_engine.whole_files import whole_file
 

@@ -20,7 +20,7 @@ from quant_engine.hadamard import hadamard_order, hadamard_transform
 from quant_engine.models import ProducerKind, Site
 from quant_engine.policy import ActivationQuantization
 from quant_engine.training.readers import SharedInput
-from quant_engine.training.run_time import fake_quantize_at_run_time
+from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from quant_engine.errors import NumericalInstability
 from quant_engine.models import Site
 from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
-from quant_engine.states import State, StateFile
+from quant_engine.resume_state import State, StateFile
 from quant_engine.training.cayley import CayleySGD
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
 

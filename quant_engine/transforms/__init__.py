@@ -1,7 +1,5 @@
 """Equivalent transforms of a linear's input: their statistics, their scale policies, and how they act."""
 
-from quant_engine.transforms.builders_kronecker import kronecker_hadamard, kronecker_sizes
-from quant_engine.transforms.building import Tie, build_plan
 from quant_engine.transforms.closed_form import capped_tokens, cat_blocks, covariance_of, wush_blocks
 from quant_engine.transforms.composition import (
     apply_all,
@@ -13,8 +11,10 @@ from quant_engine.transforms.composition import (
     online_cost,
     split_fusable,
 )
+from quant_engine.transforms.kronecker import kronecker_hadamard, kronecker_sizes
 from quant_engine.transforms.permutation import correlated_groups, duquant, zigzag_permutation
 from quant_engine.transforms.plan import SitePlan, transform_activation, transform_weight
+from quant_engine.transforms.plan_builders import Tie, build_plan
 from quant_engine.transforms.primitives import (
     PRIMITIVES,
     Block,

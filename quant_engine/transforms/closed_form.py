@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
 from quant_engine.hadamard import hadamard_order, hadamard_transform
-from quant_engine.transforms.builders import block_count
+from quant_engine.transforms.matrices import block_count
 from quant_engine.transforms.primitives import Block, Dense, Primitive
 
 _CHUNK_TOKENS: Final = 4096

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.hadamard import hadamard_cores, hadamard_matrix
-from quant_engine.transforms.builders import block_count, random_orthogonal
+from quant_engine.transforms.matrices import block_count, random_orthogonal
 from quant_engine.transforms.primitives import Block, Permutation, Primitive
 
 

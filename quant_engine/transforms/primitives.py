@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.hadamard import hadamard_cores, hadamard_transform, online_hadamard
-from quant_engine.transforms.builders import ORTHOGONAL_WITHIN, is_orthogonal, not_invertible, times_inverse_transpose
+from quant_engine.transforms.matrices import ORTHOGONAL_WITHIN, is_orthogonal, not_invertible, times_inverse_transpose
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from client.http import Event, Quantry, QuantryError
+from quantry.http import Event, Quantry, QuantryError
 from tests.serving import Serving, eventually, serving
 from tests.tiny_models import write_tiny_model
 

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from api.main import create_app
-from jobs.database import Database
 from jobs.embedded import Urls
+from jobs.repository.database import Database
 from tests.api_server import serving
 from tests.faults.offices import Apis, open_apis, open_office
 from tests.integration.worker.conftest import Office

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant_engine.models.passage import Passage
-from worker import runner
+from quant_engine.models.hidden_states import Passage
+from worker.runner import __main__ as runner
 
 _init = Passage.__init__
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.faults import failpoints
-from worker import runner
-from worker.messages import EventWriter, Message, StageAdvanced
+from worker.runner import __main__ as runner
+from worker.subprocesses.messages import EventWriter, Message, StageAdvanced
 
 NOWHERE: Final = "-"
 

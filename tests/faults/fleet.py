@@ -20,8 +20,8 @@ from typing import Final
 
 import psutil
 
-from jobs import migrate
-from jobs.database import Database
+from jobs.repository import migrate
+from jobs.repository.database import Database
 from tests.faults import catalogue, failpoints
 from tests.faults.proxy import Proxy
 from tests.faults.servers import Flavour, Servers, running_servers

@@ -12,8 +12,8 @@ from typing import Any, Final
 import httpx
 from pydantic import SecretStr
 
-from jobs.database import Database
 from jobs.embedded import Urls
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.faults import failpoints
 from tests.integration.worker.conftest import FAST, ROOT, Office, eventually, working_office

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults import failpoints
-from worker.lifeline import die_with_parent
+from worker.subprocesses.parent_death import die_with_parent
 
 BEHAVIOUR: Final = "behaviour.json"
 TRACE: Final = "trace"

@@ -25,7 +25,7 @@ import redis
 from jobs.embedded.children import Account, give, let_pass, spawn, stop, unprivileged_account, wait_until
 from jobs.embedded.postgres import Postgres, _initdb
 from jobs.embedded.valkey import Valkey
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
 from tests.faults.proxy import Address
 
 Flavour = Literal["embedded", "debian"]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 
 from api.main import create_app
-from jobs.errors import JobProblem
+from jobs.kit.errors import JobProblem
 from tests.api_server import serving
 from tests.faults.hostile import MARK, Route, Sent, requests_of, routes_of, whole
 from tests.faults.scale import scaled

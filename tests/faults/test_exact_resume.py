@@ -11,15 +11,15 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import text
 
-from jobs.database import Database
 from jobs.embedded import Urls
+from jobs.repository.database import Database
 from tests.faults import failpoints
 from tests.faults.dying_runner import NOWHERE
 from tests.faults.offices import open_office
 from tests.faults.scale import FULL
 from tests.integration.worker.conftest import TENANT, Office, eventually
 from tests.tiny_models import write_tiny_model
-from worker.ending import Outcome
+from worker.outcomes import Outcome
 
 STAGES: Final = ("calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify")
 IN_STAGES: Final = tuple(f"{stage}:1" for stage in STAGES)

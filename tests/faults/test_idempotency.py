@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from jobs.errors import IdempotencyConflict, IdempotencyInFlight
+from jobs.kit.errors import IdempotencyConflict, IdempotencyInFlight
 from jobs.repository import idempotency
 from quant_engine.policy import JobRequest
 from tests.faults.failpoints import Edge, Moment

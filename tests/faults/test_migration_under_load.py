@@ -25,14 +25,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from api.main import create_app
-from jobs import migrate
-from jobs.database import Database
 from jobs.embedded import Urls
+from jobs.repository import migrate
+from jobs.repository.database import Database
 from tests.api_server import serving
 from tests.faults.offices import Apis, open_apis, open_office
 from tests.faults.scale import scaled
 from tests.integration.worker.conftest import ROOT, TENANT, Office, eventually
-from worker.ending import Outcome
+from worker.outcomes import Outcome
 
 PREVIOUS_COMMIT: Final = "6b0e0f1868d117230c00b594cd10a9e920af8f9f"
 PREVIOUS_REVISION: Final = "0002"

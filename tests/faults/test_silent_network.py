@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from sqlalchemy import text
 
-from jobs.database import Database
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.faults.proxy import Proxy
 from tests.faults.servers import PORT

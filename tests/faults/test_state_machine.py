@@ -26,12 +26,12 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 
 from jobs.artifacts import ManifestEntry, open_store
-from jobs.database import Database
-from jobs.errors import InvalidState, JobProblem
-from jobs.lease import Claim, LeaseKeeper, Manifest, Progress
-from jobs.service import JobService
+from jobs.job.lease import Claim, LeaseKeeper, Manifest, Progress
+from jobs.job.service import JobService
+from jobs.kit.errors import InvalidState, JobProblem
+from jobs.kit.states import StageStatus
+from jobs.repository.database import Database
 from jobs.settings import Settings
-from jobs.states import StageStatus
 from tests.faults.scale import scaled
 from tests.integration.jobs.conftest import CountingNudger, House, layer, request
 

@@ -5,9 +5,9 @@ from typing import Final
 
 from jobs.settings import get_settings
 from tests.faults.failpoints import install
-from worker.attempt import Programs
+from worker.attempts.attempt import Programs
 from worker.host import Worker
-from worker.keeper import SweeperKeeper
+from worker.sweeper.restarter import SweeperKeeper
 
 RUNNER: Final = (sys.executable, "-P", "-m", "tests.faults.runner")
 SWEEPER: Final = (sys.executable, "-m", "tests.faults.wrapped", "sweeper", "worker.sweeper")

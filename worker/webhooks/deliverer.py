@@ -11,8 +11,8 @@ from typing import Final, Protocol
 import structlog
 
 from jobs.credentials import Vault
-from jobs.database import Database
-from jobs.errors import InstallationError, Unavailable
+from jobs.kit.errors import InstallationError, Unavailable
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from jobs.webhooks.addresses import address_policy
 from jobs.webhooks.lease import DeliveryClaim, DeliveryKeeper, Refusal

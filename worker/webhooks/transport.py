@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import httpcore
 
-from jobs.errors import InvalidRequest
+from jobs.kit.errors import InvalidRequest
 from jobs.webhooks.addresses import AddressPolicy
 from jobs.webhooks.urls import Target, read_url
 from worker.webhooks.resolving import Resolver

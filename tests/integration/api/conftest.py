@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from api.main import create_app
 from jobs.artifacts import ArtifactStore, open_store
-from jobs.database import Database
-from jobs.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.api_server import serving
 

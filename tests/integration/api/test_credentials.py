@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from jobs.credentials import MAX_PER_TENANT, CredentialService, Vault
-from jobs.database import Database
-from jobs.errors import CredentialNotFound, CredentialUnreadable
+from jobs.kit.errors import CredentialNotFound, CredentialUnreadable
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.integration.api.conftest import BODY
 

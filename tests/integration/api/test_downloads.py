@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from jobs.database import Database
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.integration.api.conftest import FILES, Hands
 from tests.s3_server import Wire

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from api.events import stream as stream_module
-from jobs.database import Database
-from jobs.lease import Progress
-from jobs.states import StageStatus
+from jobs.job.lease import Progress
+from jobs.kit.states import StageStatus
+from jobs.repository.database import Database
 from tests.integration.api.conftest import Hands
 
 Submit = Callable[..., dict[str, Any]]

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from api.main import create_app
-from jobs.database import Database
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.api_server import serving
 from tests.integration.api.conftest import BODY, Hands

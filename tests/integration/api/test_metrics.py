@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, update
 
 from api.main import create_app
-from jobs.database import Database
-from jobs.models import Job
-from jobs.overview import Overview
+from jobs.job.overview import Overview
+from jobs.repository.database import Database
+from jobs.repository.models import Job
 from jobs.settings import Settings
 from tests.api_server import serving
 from tests.integration.api.conftest import Hands

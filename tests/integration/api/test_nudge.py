@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from api.nudge import CeleryNudger, broker_answers
 from jobs.embedded.valkey import Valkey
-from jobs.queue import QUEUE_NAME, TASK_NAME, redis_url
+from jobs.job.nudge import QUEUE_NAME, TASK_NAME, redis_url
 
 
 def _client(broker_url: str) -> redis.Redis:

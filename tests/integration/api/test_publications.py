@@ -8,10 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from jobs.credentials import CredentialService, Vault
-from jobs.database import Database
-from jobs.errors import JobNotFound, JobProblem
+from jobs.kit.errors import JobNotFound, JobProblem
 from jobs.publications.lease import Commit, PublicationClaim, PublicationKeeper
 from jobs.publications.service import PublicationService
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from quant_engine.policy.request import HubTarget
 from tests.integration.api.conftest import FILES, Hands

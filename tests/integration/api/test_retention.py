@@ -6,7 +6,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from jobs.database import Database
+from jobs.repository.database import Database
 from jobs.retention.expiry import Expiry
 from jobs.settings import Settings
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from jobs.credentials import Vault
-from jobs.database import Database
+from jobs.repository.database import Database
 from jobs.settings import Settings
 from jobs.webhooks.requests import NewWebhook
 from jobs.webhooks.service import WebhookService

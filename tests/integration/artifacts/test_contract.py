@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, UnsafeArtifactError
-from jobs.errors import StoreUnavailable
+from jobs.kit.errors import StoreUnavailable
 
 BIG = bytes(range(256)) * 4000
 FILES = {"b.json": b"{}", "checkpoint/config.json": b"{}", "checkpoint/model.safetensors": BIG, "a.bin": b""}

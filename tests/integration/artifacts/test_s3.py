@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.artifacts import DamagedBlob, S3Store
-from jobs.errors import InstallationError, StoreRefused, StoreUnavailable
+from jobs.kit.errors import InstallationError, StoreRefused, StoreUnavailable
 from tests.integration.artifacts.conftest import PART
 from tests.s3_server import S3Server, Wire
 

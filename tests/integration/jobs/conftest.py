@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import func, select, update
 
 from jobs.artifacts import ArtifactStore, open_store
-from jobs.database import Database
-from jobs.lease import Claim, LeaseKeeper
-from jobs.models import Job
-from jobs.service import JobService
+from jobs.job.lease import Claim, LeaseKeeper
+from jobs.job.service import JobService
+from jobs.repository.database import Database
+from jobs.repository.models import Job
 from jobs.settings import Settings
 from quant_engine.policy import JobRequest
 

@@ -14,25 +14,24 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from jobs import migrate
 from jobs.artifacts import open_store
 from jobs.backup.layout import Layout
 from jobs.backup.making import Backup, Made, require_database
 from jobs.backup.restoring import Restore
 from jobs.credentials import CredentialService, Vault
-from jobs.database import Database
 from jobs.embedded import embedded_database, embedded_services
 from jobs.embedded.postgres import embedded_programs
-from jobs.errors import ArtifactsExpired, InstallationError, Unavailable
-from jobs.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.service import JobService
+from jobs.kit.errors import ArtifactsExpired, InstallationError, Unavailable
+from jobs.kit.states import JobStatus
 from jobs.publications.lease import PublicationKeeper
 from jobs.publications.service import PublicationService
-from jobs.repository import blobs
+from jobs.repository import blobs, migrate
+from jobs.repository.database import Database
 from jobs.retention.collector import Collector
 from jobs.retention.expiry import Expiry
-from jobs.service import JobService
 from jobs.settings import Settings
-from jobs.states import JobStatus
 from quant_engine.policy.request import HubTarget
 from tests.faults.servers import POSTGRES, DebianPostgres
 from tests.integration.jobs.conftest import TENANT, CountingNudger, House, layer
@@ -157,7 +156,7 @@ def quantry(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
     """The command as an operator gives it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUANTRY_")}
     return subprocess.run(
-        [sys.executable, "-m", "client.main", *arguments],
+        [sys.executable, "-m", "quantry.main", *arguments],
         env={**inherited, **environment},
         capture_output=True,
         text=True,

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobs.errors import InvalidState, JobNotFound
-from jobs.lease import Manifest
+from jobs.job.lease import Manifest
+from jobs.kit.errors import InvalidState, JobNotFound
 from tests.integration.jobs.conftest import TENANT, House
 from tests.integration.jobs.test_lease import PROBLEM, event_types
 

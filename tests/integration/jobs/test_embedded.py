@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from jobs.embedded import EmbeddedServices, embedded_services
-from jobs.errors import InstallationError
-from jobs.queue import redis_url
+from jobs.job.nudge import redis_url
+from jobs.kit.errors import InstallationError
 from jobs.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]

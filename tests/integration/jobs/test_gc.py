@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from jobs.artifacts import ArtifactStore, LegacyFiles
-from jobs.gc import main
-from jobs.lease import Manifest
+from jobs.job.lease import Manifest
 from jobs.repository import blobs
+from jobs.retention.__main__ import main
 from jobs.retention.collector import Collected, Collector, MissingFile
 from jobs.retention.expiry import Expiry
 from jobs.retention.housekeeping import Housekeeping
@@ -213,7 +213,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configured = house.settings.model_copy(update={"database_url": SecretStr(database_url)})
-    monkeypatch.setattr("jobs.gc.get_settings", lambda: configured)
+    monkeypatch.setattr("jobs.retention.__main__.get_settings", lambda: configured)
     job = publish(house, store, config="kept", weights="lost")
     store.delete(sha("lost"))
     put(store, tmp_path / "orphan", report="nobody's")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from jobs.errors import ArtifactNotFound, JobProblem
-from jobs.lease import Claim, LeaseKeeper, Manifest, Progress
-from jobs.models import Job
-from jobs.states import StageStatus
+from jobs.job.lease import Claim, LeaseKeeper, Manifest, Progress
+from jobs.kit.errors import ArtifactNotFound, JobProblem
+from jobs.kit.states import StageStatus
+from jobs.repository.models import Job
 from tests.integration.jobs.conftest import TENANT, House, layer
 
 PROBLEM = JobProblem(code="unsafe_checkpoint", category="user", detail="Corrupt.", hint="Fetch it again.")

@@ -11,9 +11,9 @@ from alembic import command
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import OperationalError
 
-from jobs import migrate
-from jobs.database import Database, normalize_url
-from jobs.models import Base
+from jobs.repository import migrate
+from jobs.repository.database import Database, normalize_url
+from jobs.repository.models import Base
 
 ROOT = Path(__file__).resolve().parents[3]
 

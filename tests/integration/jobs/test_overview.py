@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
-from jobs.database import Database
 from jobs.repository import overview
+from jobs.repository.database import Database
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from itertools import count
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from jobs.errors import JobProblem
-from jobs.ids import new_id
-from jobs.lease import Claim
-from jobs.models import Job, QueueTurn
+from jobs.job.lease import Claim
+from jobs.kit.errors import JobProblem
+from jobs.kit.ids import new_id
 from jobs.repository import clock, leases, turns
+from jobs.repository.models import Job, QueueTurn
 from tests.integration.jobs.conftest import House, request
 
 HOUR = 3600.0

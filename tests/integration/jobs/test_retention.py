@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text
 
-from jobs.errors import ArtifactNotFound, ArtifactsExpired, InvalidState, JobNotFound
-from jobs.lease import Claim, Manifest
-from jobs.models import Artifact, Base, IdempotencyKey, Job, JobEvent, WebhookDelivery, WebhookEndpoint
+from jobs.job.lease import Claim, Manifest
+from jobs.kit.errors import ArtifactNotFound, ArtifactsExpired, InvalidState, JobNotFound
+from jobs.kit.states import JobStatus
 from jobs.publications.lease import Commit, PublicationKeeper
 from jobs.publications.service import PublicationService
+from jobs.repository.models import Artifact, Base, IdempotencyKey, Job, JobEvent, WebhookDelivery, WebhookEndpoint
 from jobs.repository.retention import Gone
 from jobs.retention.collector import Collector
 from jobs.retention.expiry import RULES, Expiry, Rule
 from jobs.retention.housekeeping import Housekeeping
 from jobs.settings import Settings
-from jobs.states import JobStatus
 from quant_engine.policy.request import HubTarget
 from tests.integration.jobs.conftest import TENANT, House, layer, request
 

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobs.errors import IdempotencyConflict, InvalidState, JobNotFound
-from jobs.lease import Claim, Manifest
+from jobs.job.lease import Claim, Manifest
+from jobs.kit.errors import IdempotencyConflict, InvalidState, JobNotFound
 from tests.integration.jobs.conftest import TENANT, House
 from tests.integration.jobs.test_lease import PROBLEM, event_types
 

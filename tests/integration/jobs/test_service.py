@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from jobs.database import Database
-from jobs.errors import (
+from jobs.job.service import JobService
+from jobs.kit.errors import (
     ArtifactNotFound,
     DatasetNotFound,
     IdempotencyConflict,
@@ -23,10 +23,10 @@ from jobs.errors import (
     ReportNotFound,
     Unavailable,
 )
-from jobs.models import IdempotencyKey, Job
+from jobs.kit.states import JobStatus
 from jobs.repository import idempotency
-from jobs.service import JobService
-from jobs.states import JobStatus
+from jobs.repository.database import Database
+from jobs.repository.models import IdempotencyKey, Job
 from quant_engine.policy import JobRequest
 from tests.integration.jobs.conftest import TENANT, House, layer, request
 from tests.integration.jobs.test_cancel import EMPTY

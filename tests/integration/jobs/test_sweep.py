@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
-from jobs.lease import LeaseKeeper
-from jobs.models import IdempotencyKey, Worker
-from jobs.sweep import MAX_NUDGES, Swept
+from jobs.job.lease import LeaseKeeper
+from jobs.job.sweep import MAX_NUDGES, Swept
+from jobs.repository.models import IdempotencyKey, Worker
 from tests.integration.jobs.conftest import TENANT, House, request
 from tests.integration.jobs.test_lease import event_types
 

@@ -13,16 +13,16 @@ from sqlalchemy import func, select, update
 from standardwebhooks import Webhook
 
 from jobs.credentials import Vault
-from jobs.database import Database
-from jobs.errors import InvalidState, JobProblem
-from jobs.lease import Manifest
-from jobs.models import Job, WebhookDelivery, WebhookEndpoint
+from jobs.job.lease import Manifest
+from jobs.kit.errors import InvalidState, JobProblem
+from jobs.kit.states import DeliveryStatus, JobStatus
 from jobs.publications.lease import Commit, PublicationKeeper
 from jobs.repository import webhook_queue, webhooks
 from jobs.repository.changes import move_job
+from jobs.repository.database import Database
+from jobs.repository.models import Job, WebhookDelivery, WebhookEndpoint
+from jobs.repository.outbox_events import DEFAULT_EVENTS, EVENT_TYPES
 from jobs.settings import Settings
-from jobs.states import DeliveryStatus, JobStatus
-from jobs.webhooks.events import DEFAULT_EVENTS, EVENT_TYPES
 from jobs.webhooks.lease import DeliveryKeeper, Refusal
 from jobs.webhooks.requests import NewWebhook, WebhookChanges
 from jobs.webhooks.service import WebhookService

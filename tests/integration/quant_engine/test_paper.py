@@ -19,7 +19,7 @@ from quant_engine.stages.calibrate import RECORDS, calibrate_stage
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import run_stage
 from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.paper import paper_figures, paper_report, paper_stage
+from quant_engine.stages.paper.stage import paper_figures, paper_report, paper_stage
 from quant_engine.stages.plans import read_plan
 from tests.integration.quant_engine.helpers import RecordingObserver, open_run
 from tests.tiny_models import write_tiny_model

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant_engine.checkpoint import load
-from quant_engine.checkpoint.gate import PLAIN
 from quant_engine.checkpoint.hashes import changed_files
+from quant_engine.checkpoint.reload_check import PLAIN
 from quant_engine.checkpoint.verify import compare, main, verify_in_fresh_process
 from quant_engine.errors import UnsupportedPolicy, VerificationFailed
 from quant_engine.hadamard import hadamard_order

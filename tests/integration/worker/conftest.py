@@ -16,19 +16,19 @@ from pydantic import SecretStr
 
 from jobs.artifacts import ArtifactStore, open_store
 from jobs.credentials import CredentialService, Vault
-from jobs.database import Database
-from jobs.lease import LeaseKeeper
-from jobs.queue import SilentNudger
-from jobs.service import JobService
+from jobs.job.lease import LeaseKeeper
+from jobs.job.nudge import SilentNudger
+from jobs.job.service import JobService
+from jobs.job.views import EventView, JobView
+from jobs.repository.database import Database
 from jobs.settings import Settings
-from jobs.views import EventView, JobView
 from quant_engine.policy import JobRequest
 from tests.scripted_runner import BEHAVIOURS
 from tests.scripted_worker import SCRIPTED
-from worker.attempt import Equipment, Programs
+from worker.attempts.attempt import Equipment, Programs
+from worker.attempts.supervisor import Supervisor
 from worker.devices import Device
 from worker.nudge import CeleryNudger, make_celery
-from worker.supervisor import Supervisor
 
 TENANT = "default"
 ROOT = Path(__file__).parents[3]

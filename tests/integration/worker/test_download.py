@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.hub_server import TOKEN, Fault, Hub, HubModel, serve_hub
-from worker.child import Child, Command
-from worker.environment import DOWNLOAD, download_environment
-from worker.messages import DownloadFile, Error, Log, Message, Result, StageAdvanced
+from worker.subprocesses.child import Child, Command
+from worker.subprocesses.environment import DOWNLOAD, download_environment
+from worker.subprocesses.messages import DownloadFile, Error, Log, Message, Result, StageAdvanced
 
 WANTED = {
     "config.json": b'{"model_type": "llama"}',

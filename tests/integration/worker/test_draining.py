@@ -4,7 +4,7 @@ import signal
 import time
 
 from tests.integration.worker.conftest import Office, eventually, family_of, is_running
-from worker.ending import Outcome
+from worker.outcomes import Outcome
 
 
 def test_a_job_that_does_not_end_in_time_goes_back_to_the_queue_and_costs_no_attempt(office: Office) -> None:

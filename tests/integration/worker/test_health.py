@@ -7,8 +7,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import func, update
 
-from jobs.models import Job
-from jobs.overview import Overview
+from jobs.job.overview import Overview
+from jobs.repository.models import Job
 from tests.integration.worker.conftest import Office
 from worker.health import main, trouble
 

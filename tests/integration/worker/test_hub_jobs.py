@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from tests.hub_server import TOKEN, Fault, Hub, HubModel, serve_hub
 from tests.integration.worker.conftest import TENANT, Office, command_of, eventually
-from worker.ending import Outcome
+from worker.outcomes import Outcome
 
 ID = "someone/tiny"
 FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"w" * 300_000, "tokenizer.json": b"{}"}

@@ -13,14 +13,14 @@ import pytest
 from sqlalchemy import text
 
 from jobs.artifacts import OnBytes
-from jobs.lease import LeaseKeeper
-from jobs.stages import StageName
+from jobs.job.lease import LeaseKeeper
+from jobs.job.stages import StageName
 from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
 from tests.integration.worker.test_storing import Trying
-from worker.ending import Outcome
-from worker.memory import oom_kills
-from worker.supervisor import Supervisor
-from worker.workspace import open_workspace
+from worker.attempts.supervisor import Supervisor
+from worker.attempts.workspace import open_workspace
+from worker.outcomes import Outcome
+from worker.subprocesses.oom_kills import oom_kills
 
 STAGES = ("load", "calibrate", "train", "select")
 

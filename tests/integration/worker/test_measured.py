@@ -7,14 +7,14 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import func, update
 
-from jobs.database import Database
-from jobs.errors import Unavailable
-from jobs.lease import Swept
-from jobs.models import Job
+from jobs.job.lease import Swept
+from jobs.kit.errors import Unavailable
+from jobs.repository.database import Database
+from jobs.repository.models import Job
 from tests.integration.worker.conftest import Office
-from worker.measured import MeasuredKeeper
+from worker.claims.measured import MeasuredKeeper
 from worker.nudge import CeleryNudger, make_celery
-from worker.telemetry import NoMeters
+from worker.telemetry.ports import NoMeters
 
 
 @dataclass

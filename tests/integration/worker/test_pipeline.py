@@ -11,8 +11,8 @@ from tests.integration.worker.conftest import TENANT, Office
 from tests.small_disk import mounted_disk
 from tests.stages import STAGES
 from tests.tiny_models import write_tiny_model
-from worker.ending import Outcome
-from worker.environment import RUNNER
+from worker.outcomes import Outcome
+from worker.subprocesses.environment import RUNNER
 
 SMALL: dict[str, Any] = {
     "policy": {

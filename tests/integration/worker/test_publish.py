@@ -20,13 +20,13 @@ from jobs.publications.queueing import manifest_digest
 from tests.hub_server import TOKEN, Fault
 from tests.hub_uploads import Repository, WritableHub, new_repository, serve_uploads
 from tests.integration.worker.conftest import eventually
-from worker.child import Child, Command
-from worker.environment import PUBLISH, publish_environment
-from worker.messages import Error, Message, Result, StageAdvanced
-from worker.publish_errors import publish_error
-from worker.publish_file import PublishFile, UploadedFile
-from worker.publish_http import Meter, install
-from worker.publish_hub import Publication, Published
+from worker.publishing.commit import Publication, Published
+from worker.publishing.errors import publish_error
+from worker.publishing.http import Meter, install
+from worker.publishing.request import PublishFile, UploadedFile
+from worker.subprocesses.child import Child, Command
+from worker.subprocesses.environment import PUBLISH, publish_environment
+from worker.subprocesses.messages import Error, Message, Result, StageAdvanced
 
 # huggingface_hub sends files in a way that httpx has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from jobs.errors import InvalidState, PublicationNotFound, UnknownCredential
-from jobs.lease import Manifest
+from jobs.job.lease import Manifest
+from jobs.kit.errors import InvalidState, PublicationNotFound, UnknownCredential
 from jobs.publications.lease import Commit, PublicationClaim, PublicationKeeper
 from jobs.publications.service import PublicationService
 from jobs.publications.views import PublicationView
@@ -22,9 +22,9 @@ from quant_engine.policy.request import HubTarget
 from tests.hub_server import TOKEN, Fault
 from tests.hub_uploads import WritableHub, new_repository, serve_uploads
 from tests.integration.worker.conftest import TENANT, Office, eventually, family_of, is_running
-from worker.ending import Outcome
-from worker.publish_attempt import PublishEquipment
-from worker.publisher import Publisher, hub_tokens
+from worker.outcomes import Outcome
+from worker.publishing.attempt import PublishEquipment
+from worker.publishing.publisher import Publisher, hub_tokens
 
 REPO = "me/tiny"
 ATTEMPTS = 2
@@ -336,7 +336,7 @@ def test_killed_workers_leave_one_commit(press: Press, hub: WritableHub) -> None
     eventually(lambda: hub.holding.is_set() and small in hub.objects, 60)
     eventually(lambda: press.office.job(long_job).status in {"running", "succeeded"}, 60)  # it holds back no job
     family = family_of(worker.pid)
-    assert any("worker.publish" in " ".join(process.cmdline()) for process in family)
+    assert any("worker.publishing" in " ".join(process.cmdline()) for process in family)
     for process in family:
         process.send_signal(signal.SIGKILL)
     worker.wait(10)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from jobs.errors import Unavailable
-from jobs.lease import Beat, Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.kit.errors import Unavailable
+from jobs.kit.leases import Beat
 from jobs.settings import Settings
 from tests.integration.worker.conftest import Office, eventually, is_running
 from tests.small_disk import mounted_disk
-from worker.ending import Outcome
-from worker.supervisor import Supervisor
+from worker.attempts.supervisor import Supervisor
+from worker.outcomes import Outcome
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from jobs.claims import ClaimKey
-from jobs.errors import Unavailable
-from jobs.lease import LeaseKeeper, Swept
+from jobs.job.lease import LeaseKeeper, Swept
+from jobs.kit.errors import Unavailable
+from jobs.kit.leases import ClaimKey
 from tests.integration.worker.conftest import Office, eventually
-from worker.collector import BackgroundCollector
-from worker.sweeper import Sweeper
-from worker.workspace import open_workspace
+from worker.attempts.workspace import open_workspace
+from worker.sweeper.__main__ import Sweeper
+from worker.sweeper.garbage import BackgroundCollector
 
 
 @dataclass

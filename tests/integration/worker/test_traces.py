@@ -8,12 +8,12 @@ import pytest
 from pydantic import SecretStr
 
 from api.main import create_app
-from jobs.otlp import OtlpTracing
+from jobs.observability.otlp import OtlpTracing
 from tests.api_server import serving
 from tests.integration.worker.conftest import Office, eventually
 from tests.otlp_receiver import Received, Receiver, black_hole, otlp_receiver
-from worker.ending import Outcome
-from worker.telemetry import Telemetry
+from worker.outcomes import Outcome
+from worker.telemetry.ports import Telemetry
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 KEY = "operator-key-of-this-test"

@@ -11,8 +11,8 @@ from sqlalchemy import func, update
 from standardwebhooks import Webhook
 
 from jobs.credentials import Vault
-from jobs.database import Database
-from jobs.models import WebhookDelivery
+from jobs.repository.database import Database
+from jobs.repository.models import WebhookDelivery
 from jobs.webhooks.requests import NewWebhook
 from jobs.webhooks.service import WebhookService
 from jobs.webhooks.views import WebhookWithSecretView
@@ -24,7 +24,7 @@ OPEN = {"QUANTRY_WEBHOOK_ALLOW_PRIVATE": "true", "QUANTRY_WEBHOOK_RETRY_SECONDS"
 
 _CANCEL_AND_DIE = """
 import os, signal, sys
-from jobs.database import Database
+from jobs.repository.database import Database
 from jobs.repository import jobs
 url, tenant, job, commits = sys.argv[1:]
 with Database(url).transaction() as session:

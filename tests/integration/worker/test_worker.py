@@ -13,12 +13,12 @@ import pytest
 from sqlalchemy import select
 
 from jobs.embedded import EmbeddedServices
-from jobs.models import Worker
-from jobs.queue import SilentNudger
-from jobs.service import JobService
+from jobs.job.nudge import SilentNudger
+from jobs.job.service import JobService
+from jobs.repository.models import Worker
 from jobs.settings import Settings
 from tests.integration.worker.conftest import TENANT, Office, command_of, eventually, family_of, is_running
-from worker.ending import Outcome
+from worker.outcomes import Outcome
 
 
 def steps_done(office: Office, job_id: str) -> int:

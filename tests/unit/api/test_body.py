@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from api.body import parse_json, read_body, require_json, validate
 from api.errors import InvalidFields, MalformedJson, UnsupportedMediaType
-from jobs.errors import BodyTooLarge
+from jobs.kit.errors import BodyTooLarge
 from quant_engine.policy import JobRequest
 
 _SECRET = "hf_VerySecretToken123"  # noqa: S105 - sent to see that it does not come back

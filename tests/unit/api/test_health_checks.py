@@ -3,7 +3,7 @@
 import pytest
 
 from api.health.checks import judge_workers
-from jobs.views import QueueHealth
+from jobs.kit.views import QueueHealth
 
 
 def _health(

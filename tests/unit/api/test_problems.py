@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from api.main import create_app
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
 from jobs.settings import Settings
 from tests.api_server import serving
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from jobs.artifact_location import ArtifactLocation, artifact_location
 from jobs.artifacts import LocalStore, open_store
 from jobs.settings import Settings
+from jobs.settings.artifact_location import ArtifactLocation, artifact_location
 
 
 @pytest.mark.parametrize(

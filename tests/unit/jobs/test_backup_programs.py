@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from jobs.backup.programs import programs_for, run
-from jobs.database import Database
 from jobs.embedded.postgres import embedded_programs
-from jobs.errors import InstallationError
+from jobs.kit.errors import InstallationError
+from jobs.repository.database import Database
 
 
 def test_the_servers_own_version_or_the_next() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs import errors
-from jobs.errors import InvalidPolicy, JobProblem, QuantryError, crash_loop, queue_deadline, run_deadline
+from jobs.kit import errors
+from jobs.kit.errors import InvalidPolicy, JobProblem, QuantryError, crash_loop, queue_deadline, run_deadline
 
 
 def tree(root: type[QuantryError]) -> Iterator[type[QuantryError]]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import InvalidPolicy
+from jobs.job.specification import resolve_request
+from jobs.kit.errors import InvalidPolicy
 from jobs.settings import Settings
-from jobs.specification import resolve_request
 from quant_engine.policy import PRESETS, JobRequest
 
 

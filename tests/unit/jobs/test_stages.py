@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from jobs.stages import StageName, stage_order, stages_from
+from jobs.job.stages import StageName, stage_order, stages_from
 from quant_engine.policy import PRESETS
 from tests.stages import STAGES
 

@@ -1,6 +1,6 @@
 """The table of transitions says the same as the contract."""
 
-from jobs.states import HELD, RETRIABLE, TERMINAL, TRANSITIONS, JobStatus, sources
+from jobs.kit.states import HELD, RETRIABLE, TERMINAL, TRANSITIONS, JobStatus, sources
 
 
 def test_every_state_is_in_the_table_and_only_ends_are_terminal() -> None:

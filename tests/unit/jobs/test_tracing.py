@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from jobs.otlp import OtlpTracing
+from jobs.observability.opening import open_tracing
+from jobs.observability.otlp import OtlpTracing
+from jobs.observability.tracing import NoTracing, is_configured, usable
 from jobs.settings import Settings
-from jobs.tracing import NoTracing, is_configured, open_tracing, usable
 from tests.otlp_receiver import black_hole, otlp_receiver
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -53,7 +54,7 @@ def test_traces_are_off_unless_they_are_configured(endpoint: str | None, environ
 
 
 def test_nobody_loads_the_sdk_who_does_not_trace() -> None:
-    modules = "api.main, worker.app, worker.sweeper"
+    modules = "api.main, worker.app, worker.sweeper.__main__"
     program = f"import sys, {modules}; print(*(n for n in sys.modules if n.startswith('opentelemetry.sdk')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == []

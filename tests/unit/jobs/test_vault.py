@@ -9,7 +9,7 @@ from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
 from jobs.credentials import Vault
-from jobs.errors import CredentialUnreadable, InstallationError
+from jobs.kit.errors import CredentialUnreadable, InstallationError
 from jobs.settings import Settings
 
 TOKEN = "hf_hunter2"  # noqa: S105 — opens nothing

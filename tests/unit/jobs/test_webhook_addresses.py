@@ -5,7 +5,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from jobs.webhooks.addresses import PRIVATE, AddressPolicy, address_policy, parse_networks
+from jobs.settings.networks import parse_networks
+from jobs.webhooks.addresses import PRIVATE, AddressPolicy, address_policy
 
 PUBLIC = ["8.8.8.8", "93.184.216.34", "1.1.1.1", "2606:4700:4700::1111", "2a00:1450:4001:82a::200e", "::ffff:8.8.8.8"]
 FORBIDDEN = {

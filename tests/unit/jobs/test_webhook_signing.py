@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 from standardwebhooks.exceptions import WebhookVerificationError
 
-from client import webhook_signature
-from client.webhook_signature import verify_webhook
 from jobs.webhooks.signing import new_secret, signed_headers
+from quantry import webhook_signature
+from quantry.webhook_signature import verify_webhook
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 — the specification's example
 ID, STAMP, BODY = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'

@@ -2,8 +2,9 @@
 
 import pytest
 
-from jobs.errors import InvalidRequest
-from jobs.webhooks.addresses import AddressPolicy, address_policy, parse_networks
+from jobs.kit.errors import InvalidRequest
+from jobs.settings.networks import parse_networks
+from jobs.webhooks.addresses import AddressPolicy, address_policy
 from jobs.webhooks.urls import MAX_URL, Target, read_url
 
 PUBLIC = AddressPolicy()

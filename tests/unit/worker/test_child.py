@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.child import Child, Command
-from worker.messages import Log, Message, Result
+from worker.subprocesses.child import Child, Command
+from worker.subprocesses.messages import Log, Message, Result
 
 PRELUDE = """
 import json, os, signal, subprocess, sys, time

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from worker.devices import cores, devices, visible_gpus
-from worker.environment import download_environment, runner_environment
+from worker.subprocesses.environment import download_environment, runner_environment
 
 SECRETS = {
     "QUANTRY_DATABASE_URL": "postgresql://quantry:hunter2@db/quantry",

@@ -7,7 +7,7 @@ import threading
 import pytest
 from pydantic import ValidationError
 
-from worker.messages import Error, EventWriter, LayerCompleted, Log, Metric, StageAdvanced, decode, encode
+from worker.subprocesses.messages import Error, EventWriter, LayerCompleted, Log, Metric, StageAdvanced, decode, encode
 
 
 @pytest.mark.parametrize(

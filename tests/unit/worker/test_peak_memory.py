@@ -7,14 +7,16 @@ import sys
 import pytest
 import torch
 
-from worker.telemetry import MEMORY_METRICS
+from worker.telemetry.ports import MEMORY_METRICS
 
 MEGABYTE = 1 << 20
 
 
 def told(before: str) -> dict[str, float]:
     """What a process tells after ``before``."""
-    program = f"import json, sys; {before}; from worker.peak_memory import peak_bytes; print(json.dumps(peak_bytes()))"
+    program = (
+        f"import json, sys; {before}; from worker.runner.peak_memory import peak_bytes; print(json.dumps(peak_bytes()))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     peaks: dict[str, float] = json.loads(done.stdout)
     return peaks
@@ -30,7 +32,9 @@ def test_the_peak_stays_when_the_memory_is_given_back_and_is_the_processs_own() 
 
 
 def test_torch_is_not_loaded_to_ask_it() -> None:
-    program = "import sys; from worker.peak_memory import peak_bytes; peak_bytes(); sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys; from worker.runner.peak_memory import peak_bytes; peak_bytes(); sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from worker.prepare_demo_model import MODEL_NAME, DemoModelError, extract_gguf, is_complete, prepare_demo_model
+from worker.demo.prepare_model import MODEL_NAME, DemoModelError, extract_gguf, is_complete, prepare_demo_model
 
 NO_INDEX = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quant_engine.errors import NotEnoughText
-from worker.problems import as_error, as_problem
+from worker.subprocesses.problems import as_error, as_problem
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from worker.draining import Draining
-from worker.keeper import SweeperKeeper
+from worker.sweeper.restarter import SweeperKeeper
 
 CHILD = """
 import os, signal, sys, time
-from worker.lifeline import die_with_parent
+from worker.subprocesses.parent_death import die_with_parent
 die_with_parent(int(sys.argv[1]))
 print("tied", flush=True)
 time.sleep(60)
@@ -126,7 +126,9 @@ def test_sigterm_asks_for_the_job_only_while_there_is_one() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("module", ["worker.app", "worker.sweeper", "worker.supervisor", "worker.download"])
+@pytest.mark.parametrize(
+    "module", ["worker.app", "worker.sweeper.__main__", "worker.attempts.supervisor", "worker.download.__main__"]
+)
 def test_celerys_processes_never_load_torch(module: str) -> None:
     script = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'numpy'}} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -6,7 +6,7 @@ import pytest
 
 from quant_engine.policy import PRESETS, Calibration, Evaluation
 from tests.stages import STAGES
-from worker.progress import ProgressTracker, stage_weights
+from worker.attempts.progress import ProgressTracker, stage_weights
 
 
 class Clock:

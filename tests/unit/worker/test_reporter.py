@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from jobs.lease import Claim, Progress
-from jobs.states import StageStatus
-from worker.messages import LayerCompleted, Log, Metric, StageAdvanced, StageFinished, StageStarted
-from worker.progress import ProgressTracker
-from worker.reporter import Reporter
+from jobs.job.lease import Claim, Progress
+from jobs.kit.states import StageStatus
+from worker.attempts.progress import ProgressTracker
+from worker.attempts.reporter import Reporter
+from worker.subprocesses.messages import LayerCompleted, Log, Metric, StageAdvanced, StageFinished, StageStarted
 
 CLAIM = Claim(job_id="job_1", fence=3, attempt=1, max_attempts=3, tenant="default", owner="host:1", spec={})
 

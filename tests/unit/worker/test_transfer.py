@@ -10,8 +10,8 @@ from huggingface_hub import close_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from tests.hub_server import TOKEN, Fault, Hub, HubModel, git_blob_id, serve_hub
-from worker.patience import Patience
-from worker.transfer import UNFINISHED, Abandoned, DamagedFile, HubFile, fetch_file
+from worker.download.hub_retry import Patience
+from worker.download.transfer import UNFINISHED, Abandoned, DamagedFile, HubFile, fetch_file
 
 NAME = "model.safetensors"
 CONTENT = bytes(range(256)) * 4000

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from jobs.webhooks.addresses import Address, AddressPolicy, address_policy, parse_networks
+from jobs.settings.networks import parse_networks
+from jobs.webhooks.addresses import Address, AddressPolicy, address_policy
 from tests.webhook_receiver import Exchange, Receiver, closed_port, receiving
 from worker.webhooks.resolving import Resolver, SystemResolver
 from worker.webhooks.transport import MAX_ANSWER_BYTES, Answer, Messenger, Undeliverable

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from worker.workspace import Workspace, abandoned_jobs, discard, open_workspace, put_aside
+from worker.attempts.workspace import Workspace, abandoned_jobs, discard, open_workspace, put_aside
 
 JOB = "job_1"
 

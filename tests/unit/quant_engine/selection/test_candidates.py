@@ -6,7 +6,7 @@ import torch
 from quant_engine.policy import Statistic, Transform, TransformKind
 from quant_engine.selection import Wanted, candidate_name, canonical, distinct, relative_cost, wanted
 from quant_engine.transforms import SitePlan
-from quant_engine.transforms.building import CLOSED_FORMS
+from quant_engine.transforms.plan_builders import CLOSED_FORMS
 from quant_engine.transforms.primitives import Hadamard, Kronecker
 from tests.unit.quant_engine.outliers import weight
 

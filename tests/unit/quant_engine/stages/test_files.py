@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from quant_engine.errors import DiskFull
+from quant_engine.resume_state import StateFile
 from quant_engine.stages.files import Progress, Stage, manifest_digest, read_json, run_stage, write_json
-from quant_engine.states import StateFile
 from quant_engine.whole_files import whole_file
 from tests.integration.quant_engine.helpers import RecordingObserver
 

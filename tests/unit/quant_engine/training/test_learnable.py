@@ -16,7 +16,7 @@ from quant_engine.policy import (
 )
 from quant_engine.training import LearnablePlan, SiteSettings
 from quant_engine.training.learnable import plan_inputs, plan_weights
-from quant_engine.training.run_time import fake_quantize_at_run_time
+from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import Block, Dense, Diagonal, Hadamard, Kronecker, Permutation, Primitive
 from tests.unit.quant_engine.outliers import massive_input, weight

@@ -21,7 +21,7 @@ from quant_engine.models import (
     model_sites,
 )
 from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
-from quant_engine.states import StateFile
+from quant_engine.resume_state import StateFile
 from quant_engine.training import train_rotation
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
 from quant_engine.training.rotation import next_token_loss

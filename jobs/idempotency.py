@@ -1,0 +1,90 @@
+"""Idempotency-Key: a POST repeated with the same key and body gets the first one's answer, for a day or as set."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from jobs.kit.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
+from jobs.kit.storable import clean_text
+from jobs.kit.views import View
+from jobs.repository import idempotency
+
+AnyView = TypeVar("AnyView", bound=View)
+
+KEEP_SECONDS: Final = 86_400.0
+_MAX_KEY: Final = 255
+
+
+@dataclass(frozen=True)
+class Once:
+    """One POST by one tenant; without a key it is answered anew every time. Its answer is kept ``keep_seconds``."""
+
+    tenant: str
+    endpoint: str
+    key: str | None
+    request_hash: str
+    keep_seconds: float = KEEP_SECONDS
+
+    @classmethod
+    def of(
+        cls,
+        tenant: str,
+        endpoint: str,
+        key: str | None,
+        body: BaseModel | None,
+        *,
+        digest: str | None = None,
+        keep_seconds: float = KEEP_SECONDS,
+    ) -> "Once":
+        """``digest`` identifies a body whose plain hash must not be stored, because it holds a secret.
+
+        Raises:
+            InvalidRequest: the key is empty, too long or not printable ASCII.
+        """
+        if key is not None and not (1 <= len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+            raise InvalidRequest(
+                f"An Idempotency-Key has 1 to {_MAX_KEY} printable ASCII characters; a UUID is a good one.",
+                pointer="Idempotency-Key",
+            )
+        hashed = digest or request_hash(body)
+        named = clean_text(endpoint)  # a path from a request can hold what no id does, such as NUL
+        return cls(tenant=tenant, endpoint=named, key=key, request_hash=hashed, keep_seconds=keep_seconds)
+
+    def replay(self, session: Session, view: type[AnyView]) -> AnyView | None:
+        """The stored answer as a ``view``; None for a first request, which holds the key until its transaction ends.
+
+        Raises:
+            IdempotencyInFlight: another transaction holds the key.
+            IdempotencyConflict: the key's first request had another body.
+        """
+        if self.key is None:
+            return None
+        if not idempotency.try_lock(session, self.tenant, self.endpoint, self.key):
+            raise IdempotencyInFlight
+        row = idempotency.find(session, self.tenant, self.endpoint, self.key)
+        if row is None:
+            return None
+        if row.request_hash != self.request_hash:
+            raise IdempotencyConflict
+        return view.model_validate(row.response)
+
+    def remember(self, session: Session, view: View) -> None:
+        """Store the answer in the transaction that made it, with the row's version where the view has one."""
+        if self.key is None:
+            return
+        hidden = {name: getattr(view, name) for name, field in type(view).model_fields.items() if field.exclude}
+        response = {**view.model_dump(mode="json"), **hidden}
+        identity = (self.tenant, self.endpoint, self.key)
+        keep = timedelta(seconds=self.keep_seconds)
+        idempotency.store(session, identity, request_hash=self.request_hash, response=response, keep=keep)
+
+
+def request_hash(request: BaseModel | None) -> str:
+    """Identifies a body for Idempotency-Key: what it says, not how it was spelled."""
+    body = None if request is None else request.model_dump(mode="json", exclude_unset=True)
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,240 @@
+"""The worker's side of a job's life: claim, heartbeat, fenced writes, publish, release, sweep.
+
+Every write has the claim's fence in its WHERE; a write that changes no row returns False, and the caller must then
+stop its runner: another worker, a cancel or a sweep has taken the job. All times are the database's clock.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from jobs.artifacts import ManifestEntry
+from jobs.job.claims import Claim, Manifest, Progress, ReleaseReason
+from jobs.job.rendering import layer_values
+from jobs.job.sweep import Swept, sweep
+from jobs.kit.errors import JobProblem, crash_loop
+from jobs.kit.ids import new_id
+from jobs.kit.leases import Beat, ClaimKey
+from jobs.kit.states import JobStatus, StageStatus
+from jobs.kit.storable import clean_json, clean_text
+from jobs.publications.queueing import queue_output
+from jobs.repository import changes, leases
+from jobs.repository.changes import NewEvent, move_job
+from jobs.repository.database import Database
+from jobs.repository.models import Artifact, Job
+from jobs.settings import Settings
+
+__all__ = ["Beat", "Claim", "LeaseKeeper", "Manifest", "Progress", "ReleaseReason", "Swept"]
+
+
+class LeaseKeeper:
+    """Claims jobs for workers and writes what they learn. One instance per process; methods are transactions."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+
+    def claim(self, owner: str) -> Claim | None:
+        """Take the job whose turn it is: fence + 1, attempt + 1, a fresh lease."""
+        with self._database.transaction() as session:
+            job = leases.claim_oldest(session, owner, self._settings.lease_seconds)
+            if job is None:
+                return None
+            return Claim(
+                job_id=job.id,
+                fence=job.fence,
+                attempt=job.attempt,
+                max_attempts=job.max_attempts,
+                tenant=job.tenant,
+                owner=owner,
+                spec=leases.load_spec(session, job.id),
+                resolved_revision=job.resolved_revision,
+                request_id=job.request_id,
+                traceparent=job.traceparent,
+                waited_seconds=_waited_seconds(job),
+                low_memory=job.low_memory,
+                retry_from=job.retry_from,
+                run_seconds_left=job.max_run_seconds - job.ran_seconds,
+            )
+
+    def heartbeat(self, claim: Claim) -> Beat:
+        """Renew the lease."""
+        with self._database.transaction() as session:
+            renewed = leases.renew(session, claim.job_id, claim.fence, self._settings.lease_seconds)
+        if renewed is None:
+            return Beat(ok=False)
+        job, seconds_left = renewed
+        return Beat(ok=True, cancel_requested=job.status == JobStatus.CANCELLING, run_seconds_left=seconds_left)
+
+    def record_resolved_revision(self, claim: Claim, revision: str) -> bool:
+        """The commit sha that the model's revision meant."""
+        return self._write(claim, {"resolved_revision": clean_text(revision)})
+
+    def record_retry_begun(self, claim: Claim) -> bool:
+        """The files that a retry does not want are gone: attempts after this one keep all there are."""
+        return self._write(claim, {"retry_from": None})
+
+    def record_progress(self, claim: Claim, progress: Progress) -> bool:
+        """Store the report and append a ``progress`` event. The caller limits the rate."""
+        shown = progress.as_json()
+        return self._write(claim, {"progress": shown}, [NewEvent("progress", shown)])
+
+    def record_stage(self, claim: Claim, name: str, status: StageStatus, seconds: float | None = None) -> bool:
+        """Set one stage's line (appended in order of first mention) and append a ``stage.status`` event."""
+        line = clean_json({"name": name, "status": status.value, "seconds": seconds})
+        with self._database.transaction() as session:
+            stages = leases.lock_stages(session, claim.job_id, claim.fence)
+            if stages is None:
+                return False
+            values = {"stages": _with_line(stages, line)}
+            event = NewEvent("stage.status", line)
+            return leases.update_fenced(session, claim.job_id, claim.fence, values, [event]) is not None
+
+    def record_layers(self, claim: Claim, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Insert or replace layer rows by name and append one ``layer.completed`` event each."""
+        values = [layer_values(row) for row in rows]
+        events = [NewEvent("layer.completed", row) for row in values]
+        with self._database.transaction() as session:
+            if leases.update_fenced(session, claim.job_id, claim.fence, {}, events) is None:
+                return False
+            leases.merge_layers(session, claim.job_id, values)
+            return True
+
+    def append_event(self, claim: Claim, event_type: str, data: Mapping[str, Any]) -> bool:
+        """Append a ``metric`` or ``log`` event."""
+        return self._write(claim, {}, [NewEvent(event_type, clean_json(data))])
+
+    def publish(self, claim: Claim, manifest: Manifest) -> bool:
+        """Make the job succeeded, with all it produced, in one fenced UPDATE. False: lost, or a cancel came first."""
+        layers = [layer_values(row) for row in manifest.layers]
+        values = {
+            "summary": clean_json(manifest.summary),
+            "report": clean_json(manifest.report),
+            "published_fence": claim.fence,
+        }
+        with self._database.transaction() as session:
+            job = self._move(session, claim, JobStatus.SUCCEEDED, values=values)
+            if job is None:
+                return False
+            leases.replace_layers(session, claim.job_id, layers)
+            artifacts = [_artifact(claim, entry) for entry in manifest.artifacts]
+            leases.add_artifacts(session, artifacts)
+            queue_output(session, job, claim.spec, artifacts, self._settings)
+            return True
+
+    def fail(self, claim: Claim, problem: JobProblem) -> bool:
+        """End the job as failed (as cancelled, if a cancel came first)."""
+        error = clean_json(problem.as_json(claim.job_id))
+        with self._database.transaction() as session:
+            failed = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code=problem.code)
+            return failed is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
+
+    def release(self, claim: Claim, reason: ReleaseReason) -> bool:
+        """Give the job back: queued again, or failed ``crash_loop`` when a crash used the last attempt up.
+
+        A ``drain`` does not count the attempt. ``low_memory`` may be given once between two retries: it earns the job
+        one attempt more, and every attempt from then on is made with less memory. A job that was cancelling becomes
+        cancelled.
+        """
+        with self._database.transaction() as session:
+            if reason == "crash" and claim.attempt >= claim.max_attempts:
+                error = crash_loop(claim.attempt).as_json(claim.job_id)
+                moved = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code="crash_loop")
+            elif reason == "low_memory":
+                moved = self._requeue_with_less(session, claim)
+            else:
+                moved = self._requeue(session, claim, reason)
+            return moved is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
+
+    def cancelled(self, claim: Claim) -> bool:
+        """The runner is gone: a cancelling job becomes cancelled."""
+        with self._database.transaction() as session:
+            return self._move(session, claim, JobStatus.CANCELLED) is not None
+
+    def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
+        """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge.
+
+        ``orphans`` are claims on jobs and publications whose holder is known to be dead: their lease is over now.
+        """
+        return sweep(self._database, self._settings, orphans)
+
+    @contextmanager
+    def holding_finished(self, job_ids: Collection[str]) -> Iterator[frozenset[str]]:
+        """Those of ``job_ids`` whose work files nobody needs any more; as long as this lasts, none can be retried.
+
+        They have succeeded or are deleted, or failed or were cancelled longer ago than such files are kept.
+        """
+        with self._database.transaction() as session:
+            yield leases.lock_finished(session, job_ids, self._settings.work_retention_seconds)
+
+    def beat_worker(self, owner: str, *, hostname: str, pid: int, device: str) -> None:
+        """Say that this worker is alive."""
+        with self._database.transaction() as session:
+            leases.beat_worker(session, owner, hostname, pid, device)
+
+    def _requeue(self, session: Session, claim: Claim, reason: ReleaseReason) -> Job | None:
+        counts = reason == "crash"
+        return leases.requeue(
+            session,
+            *leases.fenced(claim.job_id, claim.fence),
+            delay_seconds=self._settings.retry_delay_seconds * claim.attempt if counts else 0.0,
+            counts=counts,
+            reason=reason,
+        )
+
+    def _requeue_with_less(self, session: Session, claim: Claim) -> Job | None:
+        queued = leases.requeue(
+            session,
+            *leases.fenced(claim.job_id, claim.fence),
+            Job.low_memory.is_(False),
+            delay_seconds=self._settings.retry_delay_seconds,
+            counts=True,
+            values={"low_memory": True, "max_attempts": Job.max_attempts + 1},
+            reason="low_memory",
+        )
+        if queued is not None:
+            log = NewEvent("log", {"message": "The run ran out of memory. It is queued again, to run with less."})
+            changes.update_job(session, Job.id == claim.job_id, values={}, events=[log])
+        return queued
+
+    def _write(self, claim: Claim, values: Mapping[str, Any], events: Sequence[NewEvent] = ()) -> bool:
+        with self._database.transaction() as session:
+            return leases.update_fenced(session, claim.job_id, claim.fence, values, events) is not None
+
+    def _move(
+        self,
+        session: Session,
+        claim: Claim,
+        target: JobStatus,
+        *,
+        values: Mapping[str, Any] | None = None,
+        **event_data: Any,
+    ) -> Job | None:
+        return move_job(session, target, *leases.fenced(claim.job_id, claim.fence), values=values, **event_data)
+
+
+def _waited_seconds(job: Job) -> float:
+    """From when a job that is claimed now could have been claimed; a retry's delay is no waiting."""
+    begun = job.attempt_started_at
+    return 0.0 if begun is None else (begun - max(job.queued_at, job.available_at)).total_seconds()
+
+
+def _with_line(stages: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """``stages`` with the line of the same name replaced, or the new one at the end."""
+    if any(stage["name"] == line["name"] for stage in stages):
+        return [line if stage["name"] == line["name"] else stage for stage in stages]
+    return [*stages, line]
+
+
+def _artifact(claim: Claim, entry: ManifestEntry) -> Artifact:
+    return Artifact(
+        id=new_id("art"),
+        job_id=claim.job_id,
+        fence=claim.fence,
+        path=entry.path,
+        bytes=entry.bytes,
+        sha256=entry.sha256,
+        media_type=entry.media_type,
+    )

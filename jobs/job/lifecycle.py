@@ -1,0 +1,114 @@
+"""How a tenant moves a job: made, cancelled, taken up again. Functions work in their caller's transaction."""
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
+
+from jobs.job.rendering import shown_options
+from jobs.job.specification import resolve_request
+from jobs.job.stages import StageName
+from jobs.kit.errors import InvalidState, JobNotFound
+from jobs.kit.ids import is_id, new_id
+from jobs.kit.states import JobStatus
+from jobs.repository import changes, jobs
+from jobs.repository.models import Job
+from jobs.settings import Settings
+from quant_engine.policy import JobRequest, policy_hash
+
+
+class RetryRequest(BaseModel):
+    """The body of a retry: where to take the job up. Without a stage it resumes from all that its attempts left."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    from_stage: StageName | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The request that queues a job, for the logs and traces of whoever runs it."""
+
+    request_id: str | None = None
+    traceparent: str | None = None
+
+
+def find_job(session: Session, tenant: str, job_id: str) -> Job:
+    """The tenant's job. Raises: JobNotFound."""
+    job = jobs.find(session, tenant, job_id) if is_id(job_id) else None
+    if job is None:
+        raise JobNotFound
+    return job
+
+
+def enqueue(session: Session, request: JobRequest, tenant: str, settings: Settings, origin: Origin) -> Job:
+    """A new job. Raises: InvalidPolicy, ModelNotFound, DatasetNotFound."""
+    spec = resolve_request(request, settings)
+    job = Job(
+        id=new_id("job"),
+        tenant=tenant,
+        status=JobStatus.QUEUED.value,
+        max_attempts=settings.max_attempts,
+        max_queue_seconds=spec.limits.max_queue_seconds,
+        max_run_seconds=spec.limits.max_run_seconds,
+        request_id=origin.request_id,
+        traceparent=origin.traceparent,
+        model_source=spec.model.source,
+        model_id=spec.model.id,
+        model_revision=spec.model.revision,
+        policy=spec.policy.model_dump(mode="json"),
+        policy_hash=policy_hash(spec.policy),
+        options=shown_options(spec),
+        labels=spec.metadata,
+        spec=spec.model_dump(mode="json"),
+    )
+    changes.insert_job(session, job)
+    return job
+
+
+def cancel(session: Session, tenant: str, job_id: str) -> Job:
+    """The job after a cancel.
+
+    Raises:
+        JobNotFound: there is none.
+        InvalidState: it is over.
+    """
+    job = _locked(session, tenant, job_id)
+    if job.status == JobStatus.CANCELLING:
+        return job
+    cancelled = jobs.request_cancel(session, job)
+    if cancelled is None:
+        raise InvalidState(f"The job is already {job.status}. There is nothing left to cancel.")
+    return cancelled
+
+
+def retry(session: Session, tenant: str, job_id: str, request: RetryRequest, attempts: int, origin: Origin) -> Job:
+    """The job, queued again with ``attempts`` more and all its time.
+
+    Raises:
+        JobNotFound: there is none.
+        InvalidState: it has succeeded, or is not over.
+    """
+    job = _locked(session, tenant, job_id)
+    restarted = jobs.restart(
+        session,
+        job,
+        attempts=attempts,
+        from_stage=request.from_stage,
+        origin={"request_id": origin.request_id, "traceparent": origin.traceparent},
+    )
+    if restarted is not None:
+        return restarted
+    if job.status == JobStatus.SUCCEEDED:
+        raise InvalidState("The job has succeeded, which is final. Submit a new job to quantize the model again.")
+    if job.status == JobStatus.CANCELLING:
+        raise InvalidState("The job is being cancelled. It can be retried once it is cancelled.", retry_after=5)
+    raise InvalidState(f"The job is {job.status}. Cancel it first; it can be retried once it is over.", retry_after=5)
+
+
+def _locked(session: Session, tenant: str, job_id: str) -> Job:
+    """The row is locked first, so that a claim or a publish beside it comes before or after."""
+    job = jobs.lock(session, tenant, job_id) if is_id(job_id) else None
+    if job is None:
+        raise JobNotFound
+    return job

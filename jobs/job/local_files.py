@@ -1,0 +1,89 @@
+"""What lies on the operator's disk under a name: models and datasets. Names come from requests, paths never do."""
+
+from pathlib import Path
+from typing import Final
+
+from jobs.kit.errors import DatasetNotFound, ModelNotFound
+from jobs.settings import Settings
+
+BUILT_IN_DATASET: Final = "pydoc"
+"""The language reference inside CPython: always there, for calibration and evaluation."""
+
+SELF_DATASET: Final = "self"
+"""The model's own samples: calibration only, for measuring perplexity on them would flatter the model."""
+
+_CALIBRATION_FILES: Final = ("train*.txt", "valid*.txt")
+_EVALUATION_FILES: Final = ("test*.txt",)
+
+
+def local_models(settings: Settings) -> tuple[str, ...]:
+    """Ids that ``model.source: local`` accepts, sorted: ``name`` or ``group/name``."""
+    root = settings.models_dir
+    candidates = [path.parent.relative_to(root).as_posix() for path in sorted(root.glob("*/config.json"))]
+    candidates += [path.parent.relative_to(root).as_posix() for path in sorted(root.glob("*/*/config.json"))]
+    return tuple(sorted(name for name in candidates if _model_dir(root, name) is not None))
+
+
+def local_model_dir(settings: Settings, model_id: str) -> Path:
+    """The directory of a local model, resolved, inside the models directory.
+
+    Raises:
+        ModelNotFound: there is no such directory with a ``config.json``, or it leads outside.
+    """
+    directory = _model_dir(settings.models_dir, model_id)
+    if directory is None:
+        raise ModelNotFound(
+            "There is no local model of this id: a directory with a config.json under the operator's models directory.",
+            pointer="/model/id",
+            hint="GET /v1/capabilities lists the local models; put new ones under QUANTRY_MODELS_DIR/<id>/.",
+        )
+    return directory
+
+
+def calibration_datasets(settings: Settings) -> tuple[str, ...]:
+    """Names that ``calibration.dataset`` accepts, sorted."""
+    return tuple(sorted({BUILT_IN_DATASET, SELF_DATASET, *_datasets_with(settings, _CALIBRATION_FILES)}))
+
+
+def evaluation_datasets(settings: Settings) -> tuple[str, ...]:
+    """Names that ``evaluation.perplexity.dataset`` accepts, sorted."""
+    return tuple(sorted({BUILT_IN_DATASET, *_datasets_with(settings, _EVALUATION_FILES)}))
+
+
+def resolve_calibration_dataset(settings: Settings, name: str | None) -> str:
+    """The name itself, or the operator's default for null. Raises: DatasetNotFound."""
+    chosen = settings.default_dataset if name is None else name
+    return _checked(chosen, calibration_datasets(settings), "/calibration/dataset")
+
+
+def resolve_evaluation_dataset(settings: Settings, name: str | None) -> str:
+    """The name itself, or the operator's default for null. Raises: DatasetNotFound."""
+    default = BUILT_IN_DATASET if settings.default_dataset == SELF_DATASET else settings.default_dataset
+    chosen = default if name is None else name
+    return _checked(chosen, evaluation_datasets(settings), "/evaluation/perplexity/dataset")
+
+
+def _checked(name: str, known: tuple[str, ...], pointer: str) -> str:
+    if name not in known:
+        raise DatasetNotFound(
+            f"There is no dataset of this name for this use. Known here: {', '.join(known)}.",
+            pointer=pointer,
+            hint='Use a listed name, send {"texts": [...]}, or have the operator add QUANTRY_DATASETS_DIR/<name>/ with '
+            "train*.txt or valid*.txt for calibration and test*.txt for evaluation.",
+        )
+    return name
+
+
+def _datasets_with(settings: Settings, patterns: tuple[str, ...]) -> list[str]:
+    root = settings.datasets_dir
+    if root is None or not root.is_dir():
+        return []
+    return [path.name for path in root.iterdir() if any(next(path.glob(pattern), None) for pattern in patterns)]
+
+
+def _model_dir(models_dir: Path, model_id: str) -> Path | None:
+    root = models_dir.resolve()
+    directory = (root / model_id).resolve()
+    if directory == root or not directory.is_relative_to(root) or not (directory / "config.json").is_file():
+        return None
+    return directory

@@ -1,0 +1,113 @@
+"""From rows to views, and from incoming layer rows to storable ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from jobs.job.views import (
+    ArtifactView,
+    EventView,
+    JobView,
+    LayerView,
+    LinksView,
+    ModelView,
+    ProgressView,
+    StageView,
+)
+from jobs.kit.states import JobStatus
+from jobs.kit.storable import clean_json
+from jobs.repository.models import Artifact, Job, JobEvent, JobLayer
+
+
+class LayerRow(LayerView):
+    """A layer row as the engine reports it: unknown columns are dropped, non-finite numbers become null."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+LAYER_NUMBERS = tuple(
+    name for name, field in LayerView.model_fields.items() if field.annotation in (int, float, float | None)
+)
+"""Columns of a layer that can be sorted by."""
+
+
+def layer_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One reported row as column values. Raises: pydantic.ValidationError for a row without its required columns."""
+    return LayerRow.model_validate(clean_json({"alpha": None, "statistic": None, "selected": None, **row})).model_dump()
+
+
+def job_view(job: Job, queue_position: int | None = None) -> JobView:
+    """The job as the HTTP contract shows it."""
+    status = JobStatus(job.status)
+    return JobView(
+        id=job.id,
+        status=status,
+        is_terminal=status.is_terminal,
+        attempt=job.attempt,
+        retries=job.retries,
+        low_memory=job.low_memory,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        expired_at=job.expired_at,
+        model=ModelView.model_validate(
+            {
+                "source": job.model_source,
+                "id": job.model_id,
+                "revision": job.model_revision,
+                "resolved_revision": job.resolved_revision,
+            }
+        ),
+        policy=job.policy,
+        policy_hash=job.policy_hash,
+        **job.options,
+        metadata=job.labels,
+        progress=_progress(job, status, queue_position),
+        stages=tuple(StageView.model_validate(stage) for stage in job.stages),
+        summary=job.summary,
+        error=job.error,
+        links=LinksView.of(job.id),
+        version=job.version,
+    )
+
+
+def _progress(job: Job, status: JobStatus, queue_position: int | None) -> ProgressView:
+    shown: dict[str, Any] = {**job.progress, "queue_position": queue_position, "heartbeat_at": job.heartbeat_at}
+    if status is JobStatus.SUCCEEDED:
+        shown["fraction"] = 1.0
+    if status is not JobStatus.RUNNING:
+        shown["eta_seconds"] = None
+    return ProgressView.model_validate(shown)
+
+
+def event_view(event: JobEvent) -> EventView:
+    """One log entry."""
+    return EventView(id=event.id, type=event.type, created_at=event.created_at, data=event.data)
+
+
+def layer_view(layer: JobLayer) -> LayerView:
+    """One layer row."""
+    return LayerView.model_validate(layer, from_attributes=True)
+
+
+def artifact_view(artifact: Artifact) -> ArtifactView:
+    """One artifact."""
+    return ArtifactView(
+        id=artifact.id,
+        name=artifact.path.rsplit("/", 1)[-1],
+        path=artifact.path,
+        bytes=artifact.bytes,
+        sha256=artifact.sha256,
+        media_type=artifact.media_type,
+        href=f"/v1/artifacts/{artifact.id}/content",
+    )
+
+
+def shown_options(spec: BaseModel) -> dict[str, Any]:
+    """What a job shows of its request beside model and policy; inline texts are counted, not repeated."""
+    options: dict[str, Any] = spec.model_dump(mode="json", include={"calibration", "evaluation", "output", "limits"})
+    for holder in (options["calibration"], options["evaluation"]["perplexity"]):
+        if holder is not None and isinstance(holder["dataset"], dict):
+            holder["dataset"] = {"inline_texts": len(holder["dataset"]["texts"])}
+    return options

@@ -1,0 +1,263 @@
+"""The use cases of the API side. Each public method is one transaction; what it returns is a frozen view.
+
+Errors: any :class:`jobs.kit.errors.QuantryError` named per method; a database that does not answer is ``Unavailable``.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from jobs.artifacts import ArtifactStore
+from jobs.credentials import require_credentials_of
+from jobs.idempotency import Once
+from jobs.job.artifact_files import ArtifactFile, ArtifactFiles
+from jobs.job.lifecycle import Origin, RetryRequest, cancel, enqueue, find_job, retry
+from jobs.job.nudge import Nudger
+from jobs.job.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view
+from jobs.job.stages import StageName
+from jobs.job.views import ArtifactView, EventView, JobView, LayerView
+from jobs.kit import cursors
+from jobs.kit.errors import ArtifactNotFound, ArtifactsExpired, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
+from jobs.kit.ids import is_id
+from jobs.kit.states import JobStatus
+from jobs.kit.storable import clean_text, is_storable
+from jobs.kit.views import Item, Page, QueueHealth
+from jobs.publications.queueing import CHECKPOINT_PREFIX
+from jobs.repository import jobs, overview, schema, turns
+from jobs.repository.database import Database
+from jobs.repository.models import Job, JobLayer
+from jobs.settings import Settings
+from quant_engine.policy import JobRequest
+from quant_engine.policy.fields import MAX_INT32
+
+
+class JobService:
+    """What a tenant can do with jobs. Every query is scoped by ``tenant``; foreign ids look missing."""
+
+    def __init__(self, database: Database, settings: Settings, store: ArtifactStore, nudger: Nudger) -> None:
+        self._database = database
+        self._settings = settings
+        self._files = ArtifactFiles(store, settings)
+        self._nudger = nudger
+
+    def create_job(
+        self,
+        request: JobRequest,
+        *,
+        tenant: str,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> tuple[JobView, bool]:
+        """Validate, resolve and enqueue; nudges a worker after the commit. False: replayed from the Idempotency-Key.
+
+        ``request_id`` and ``traceparent`` (W3C Trace Context) go with the job to whoever runs it, for logs and traces.
+
+        Raises:
+            InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: what is asked for can not be done; names
+                the field.
+            IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
+        """
+        kept = self._settings.idempotency_seconds
+        once = Once.of(tenant, "POST /v1/jobs", idempotency_key, request, keep_seconds=kept)
+        with self._database.transaction() as session:
+            stored = once.replay(session, JobView)
+            if stored is not None:
+                return stored, False
+            require_credentials_of(session, tenant, request)
+            job = enqueue(session, request, tenant, self._settings, Origin(request_id, traceparent))
+            view = self._views(session, [job])[0]
+            once.remember(session, view)
+        self._nudger.nudge()
+        return view, True
+
+    def get_job(self, job_id: str, *, tenant: str) -> JobView:
+        """Raises: JobNotFound."""
+        with self._database.transaction() as session:
+            return self._views(session, [find_job(session, tenant, job_id)])[0]
+
+    def list_jobs(
+        self,
+        *,
+        tenant: str,
+        limit: int = 20,
+        after: str | None = None,
+        status: JobStatus | None = None,
+        model: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> Page[JobView]:
+        """Newest first, keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
+        filters = {"status": status, "model_id": model}
+        labels = metadata or {}
+        _check_storable({"model": model or "", **{f"metadata[{key}]": key + value for key, value in labels.items()}})
+        with self._database.transaction() as session:
+            found = jobs.page(
+                session,
+                tenant,
+                limit=limit + 1,
+                after=None if after is None else cursors.decode_job(after),
+                filters={name: value for name, value in filters.items() if value is not None},
+                labels=labels,
+            )
+            views = self._views(session, found[:limit])
+        return _page(views, len(found) > limit, lambda last: cursors.encode_job(last.created_at, last.id))
+
+    def cancel_job(self, job_id: str, *, tenant: str, idempotency_key: str | None = None) -> JobView:
+        """Raises: JobNotFound, InvalidState on a terminal job, IdempotencyConflict, IdempotencyInFlight."""
+        kept = self._settings.idempotency_seconds
+        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None, keep_seconds=kept)
+        with self._database.transaction() as session:
+            stored = once.replay(session, JobView)
+            if stored is not None:
+                return stored
+            view = self._views(session, [cancel(session, tenant, job_id)])[0]
+            once.remember(session, view)
+            return view
+
+    def retry_job(
+        self,
+        job_id: str,
+        *,
+        tenant: str,
+        from_stage: StageName | None = None,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> JobView:
+        """Queue a failed or cancelled job again; nudges a worker after the commit.
+
+        It resumes from what its attempts left where it ran, from the stage ``from_stage`` if one is named.
+
+        Raises: JobNotFound, InvalidState on any other job, IdempotencyConflict, IdempotencyInFlight.
+        """
+        wanted = RetryRequest(from_stage=from_stage)
+        kept = self._settings.idempotency_seconds
+        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/retry", idempotency_key, wanted, keep_seconds=kept)
+        with self._database.transaction() as session:
+            stored = once.replay(session, JobView)
+            if stored is not None:
+                return stored
+            origin = Origin(request_id, traceparent)
+            job = retry(session, tenant, job_id, wanted, self._settings.max_attempts, origin)
+            view = self._views(session, [job])[0]
+            once.remember(session, view)
+        self._nudger.nudge()
+        return view
+
+    def delete_job(self, job_id: str, *, tenant: str) -> None:
+        """Rows and work files of a terminal job, at once; bytes that no other job has follow with ``jobs.gc``.
+
+        Raises: JobNotFound, InvalidState.
+        """
+        with self._database.transaction() as session:
+            job = find_job(session, tenant, job_id)
+            if not jobs.delete_terminal(session, tenant, job_id):
+                raise InvalidState(
+                    f"The job is {job.status}. Cancel it first; it can be deleted once it is over.", retry_after=5
+                )
+        self._files.forget(job_id)
+        shutil.rmtree(self._settings.work_dir / job_id, ignore_errors=True)
+
+    def list_events(self, job_id: str, *, tenant: str, after: int = 0, limit: int = 100) -> Page[EventView]:
+        """Events with ``id`` > after, oldest first; next_cursor is the last id. Raises: JobNotFound."""
+        with self._database.transaction() as session:
+            find_job(session, tenant, job_id)
+            found = jobs.events_after(session, job_id, min(after, MAX_INT32), limit + 1)
+        views = [event_view(event) for event in found[:limit]]
+        return _page(views, len(found) > limit, lambda last: str(last.id))
+
+    def list_layers(
+        self, job_id: str, *, tenant: str, sort: str = "block", limit: int = 100, after: str | None = None
+    ) -> Page[LayerView]:
+        """``sort``: a numeric field, ``-`` before it for descending. Raises: JobNotFound, InvalidQuery."""
+        field = sort.removeprefix("-").removeprefix("+")
+        if field not in LAYER_NUMBERS:
+            known = ", ".join(LAYER_NUMBERS)
+            raise InvalidQuery(f"Layers can be sorted by a numeric field, '-' before it: {known}.", pointer="?sort")
+        order = ("-" if sort.startswith("-") else "") + field
+        with self._database.transaction() as session:
+            find_job(session, tenant, job_id)
+            found = jobs.layers_after(
+                session,
+                job_id,
+                column=getattr(JobLayer, field),
+                descending=order.startswith("-"),
+                after=None if after is None else cursors.decode_layer(after, order),
+                limit=limit + 1,
+            )
+        views = [layer_view(layer) for layer in found[:limit]]
+        return _page(
+            views, len(found) > limit, lambda last: cursors.encode_layer(order, getattr(last, field), last.name)
+        )
+
+    def get_report(self, job_id: str, *, tenant: str) -> dict[str, Any]:
+        """Raises: JobNotFound, ReportNotFound."""
+        with self._database.transaction() as session:
+            found = jobs.find_report(session, tenant, job_id) if is_id(job_id) else None
+        if found is None:
+            raise JobNotFound
+        status, report = found
+        if report is None:
+            over = JobStatus(status).is_terminal
+            remedy = "its error says why" if over else "the report comes with its success"
+            raise ReportNotFound(f"The job is {status}: {remedy}.", retry_after=None if over else 5)
+        return report
+
+    def list_artifacts(self, job_id: str, *, tenant: str) -> Page[ArtifactView]:
+        """All of them in one page, by path. Raises: JobNotFound."""
+        with self._database.transaction() as session:
+            find_job(session, tenant, job_id)
+            found = jobs.artifacts_of(session, job_id)
+        return _page([artifact_view(artifact) for artifact in found], False, lambda last: last.id)
+
+    def open_artifact(self, artifact_id: str, *, tenant: str) -> ArtifactFile:
+        """Nothing is asked of the store yet. Raises: ArtifactNotFound, ArtifactsExpired."""
+        with self._database.transaction() as session:
+            artifact = jobs.find_artifact(session, tenant, artifact_id) if is_id(artifact_id) else None
+            if artifact is None:
+                raise ArtifactNotFound
+            _not_expired(find_job(session, tenant, artifact.job_id))
+        return self._files.open(artifact)
+
+    def archive_files(self, job_id: str, *, tenant: str) -> tuple[ArtifactFile, ...]:
+        """The files of the checkpoint directory, by path; empty before success.
+
+        Raises: JobNotFound, ArtifactsExpired, ArtifactNotFound when one of them is gone, StoreUnavailable.
+        """
+        with self._database.transaction() as session:
+            _not_expired(find_job(session, tenant, job_id))
+            found = jobs.artifacts_of(session, job_id)
+        files = tuple(self._files.open(artifact) for artifact in found if artifact.path.startswith(CHECKPOINT_PREFIX))
+        for file in files:
+            file.require()
+        return files
+
+    def queue_health(self) -> QueueHealth:
+        """Raises: Unavailable when the database does not answer, NotMigrated when it is of an older release."""
+        with self._database.transaction() as session:
+            schema.require_current(session)
+            return overview.queue_health(session, alive_seconds=self._settings.lease_seconds)
+
+    def _views(self, session: Session, found: Sequence[Job]) -> list[JobView]:
+        queued = [job.id for job in found if job.status == JobStatus.QUEUED]
+        positions = turns.queue_positions(session, queued)
+        return [job_view(job, positions.get(job.id)) for job in found]
+
+
+def _not_expired(job: Job) -> None:
+    if job.expired_at is not None:
+        raise ArtifactsExpired
+
+
+def _check_storable(parameters: dict[str, str]) -> None:
+    for name, value in parameters.items():
+        if not is_storable(value):
+            raise InvalidQuery(
+                "The value has characters that no stored value can have.", pointer=f"?{clean_text(name)}"
+            )
+
+
+def _page(views: Sequence[Item], has_more: bool, cursor: Callable[[Item], str]) -> Page[Item]:
+    return Page(data=tuple(views), has_more=has_more, next_cursor=cursor(views[-1]) if has_more else None)

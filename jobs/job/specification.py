@@ -1,0 +1,71 @@
+"""From a request to the specification a job stores: policy resolved, names checked, everything spelled out."""
+
+from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
+from jobs.kit.errors import InvalidPolicy
+from jobs.settings import Settings
+from quant_engine.policy import (
+    Evaluation,
+    InlineTexts,
+    JobRequest,
+    Perplexity,
+    Policy,
+    PolicyError,
+    Profile,
+    check_profile,
+    resolve_policy,
+)
+
+
+def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
+    """The same request with nothing left to defaults. Hub ids are resolved later, by the worker.
+
+    Raises:
+        InvalidPolicy: the policy contradicts itself or names an unknown preset (the pointer begins with /policy), or
+            there is nothing for ``output`` to act on, or it asks for a profile that the policy does not keep to.
+        ModelNotFound: a local model is not in the models directory.
+        DatasetNotFound: a dataset's name means nothing here.
+    """
+    if request.model.source == "local":
+        local_model_dir(settings, request.model.id)
+    policy = _resolve_policy(request.policy)
+    if policy.task == "evaluate" and request.output.hub is not None:
+        raise InvalidPolicy(
+            "A job that only measures a model writes no checkpoint, so there is nothing to publish. "
+            "Leave output.hub out, or choose a preset that quantizes.",
+            pointer="/output/hub",
+            code="nothing_to_publish",
+        )
+    _check_profile(policy, request.output.profile)
+    return request.model_copy(
+        update={
+            "policy": policy,
+            "calibration": request.calibration.model_copy(
+                update={"dataset": _calibration_dataset(request.calibration.dataset, settings)}
+            ),
+            "evaluation": Evaluation(perplexity=_perplexity(request.evaluation.perplexity, settings)),
+        }
+    )
+
+
+def _resolve_policy(policy: Policy) -> Policy:
+    try:
+        return resolve_policy(policy)
+    except PolicyError as error:
+        raise InvalidPolicy(error.detail, pointer=f"/policy{error.pointer}", code=error.code) from error
+
+
+def _check_profile(policy: Policy, profile: Profile) -> None:
+    try:
+        check_profile(policy, profile)
+    except PolicyError as error:
+        raise InvalidPolicy(error.detail, pointer="/output/profile", code=error.code) from error
+
+
+def _calibration_dataset(dataset: str | InlineTexts | None, settings: Settings) -> str | InlineTexts:
+    return dataset if isinstance(dataset, InlineTexts) else resolve_calibration_dataset(settings, dataset)
+
+
+def _perplexity(perplexity: Perplexity | None, settings: Settings) -> Perplexity | None:
+    if perplexity is None or isinstance(perplexity.dataset, InlineTexts):
+        return perplexity
+    return perplexity.model_copy(update={"dataset": resolve_evaluation_dataset(settings, perplexity.dataset)})

@@ -1,0 +1,158 @@
+"""What the service shows of a job: frozen models that render exactly the JSON of the HTTP contract."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from jobs.kit.states import JobStatus, StageStatus
+from jobs.kit.views import Timestamp, View
+
+
+class ModelView(View):
+    """The model as asked for, and the commit it was resolved to (null for local models and before resolving)."""
+
+    source: Literal["hub", "local"]
+    id: str
+    revision: str
+    resolved_revision: str | None
+
+
+class EtaView(View):
+    """Seconds that remain, as two quantiles of the estimate."""
+
+    p50: float
+    p90: float
+
+
+class ProgressView(View):
+    """Where a job is. ``fraction`` is of the whole job; ``done``/``total`` count ``unit`` in the current stage.
+
+    ``queue_position`` is 1 for the job that is claimed next. It is an estimate: tenants take turns, and a job may come
+    after it and still run before it.
+    """
+
+    fraction: float = 0.0
+    stage: str | None = None
+    unit: str | None = None
+    done: int | None = None
+    total: int | None = None
+    eta_seconds: EtaView | None = None
+    queue_position: int | None = None
+    heartbeat_at: Timestamp | None = None
+
+
+class StageView(View):
+    """One phase of the run. ``seconds`` is null while it runs."""
+
+    name: str
+    status: StageStatus
+    seconds: float | None = None
+
+
+class LinksView(View):
+    """Where the rest of a job is."""
+
+    self: str
+    events: str
+    layers: str
+    report: str
+    artifacts: str
+    publications: str = ""  # not in answers that an older release kept for their Idempotency-Key
+
+    @classmethod
+    def of(cls, job_id: str) -> "LinksView":
+        """The links of one job, as paths of this server."""
+        base = f"/v1/jobs/{job_id}"
+        return cls(
+            self=base,
+            events=f"{base}/events",
+            layers=f"{base}/layers",
+            report=f"{base}/report",
+            artifacts=f"{base}/artifacts",
+            publications=f"{base}/publications",
+        )
+
+
+class JobView(View):
+    """A job. ``version`` is the row's, for the ETag; it is not part of the JSON.
+
+    ``attempt`` and ``retries`` count over its whole life; ``low_memory``: it ran out of memory and runs with less.
+    """
+
+    id: str
+    object: Literal["quantization.job"] = "quantization.job"
+    status: JobStatus
+    is_terminal: bool
+    attempt: int
+    retries: int = 0  # not in answers that an older release kept for their Idempotency-Key, nor is the next
+    low_memory: bool = False
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    expired_at: Timestamp | None = None  # when retention removed its files; not in answers that an older release kept
+    model: ModelView
+    policy: dict[str, Any]
+    policy_hash: str
+    calibration: dict[str, Any]
+    evaluation: dict[str, Any]
+    output: dict[str, Any]
+    limits: dict[str, Any]
+    metadata: dict[str, str]
+    progress: ProgressView
+    stages: tuple[StageView, ...]
+    summary: dict[str, Any] | None
+    error: dict[str, Any] | None
+    links: LinksView
+    version: Annotated[int, Field(exclude=True)] = 0
+
+    @property
+    def etag(self) -> str:
+        """A strong validator: the row's version, and the queue position, which changes without the row."""
+        position = self.progress.queue_position
+        return f'"{self.version}"' if position is None else f'"{self.version}-{position}"'
+
+
+class EventView(View):
+    """One entry of a job's event log. ``id`` counts from 1 within the job, without gaps; old ones may have expired."""
+
+    id: int
+    object: Literal["job.event"] = "job.event"
+    type: str
+    created_at: Timestamp
+    data: dict[str, Any]
+
+
+class LayerView(View):
+    """One quantized linear: what was chosen for it and what that does to its held-out error."""
+
+    name: str
+    block: int
+    role: str
+    scheme: str
+    transform: str
+    alpha: float | None
+    statistic: str | None
+    error: float | None
+    error_normalized: float | None
+    sqnr_db: float | None
+    cosine: float | None
+    baseline_error: float | None
+    gain_percent: float | None
+    rtn_error: float | None
+    input_absmax: float | None
+    input_kurtosis: float | None
+    parameters: int
+    bytes: int
+    selected: Literal["critical", "normal"] | None
+
+
+class ArtifactView(View):
+    """One published file. ``sha256`` is hexadecimal; ``path`` is relative to the job's output."""
+
+    id: str
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+    media_type: str
+    href: str

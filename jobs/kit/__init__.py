@@ -1,0 +1,1 @@
+"""What every concept of this room is built from: ids, errors, states, cursors, leases and view types."""

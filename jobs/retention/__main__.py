@@ -1,0 +1,91 @@
+"""``python -m jobs.gc [--dry-run]``: remove what expired and what nobody needs any more, and say what that was.
+
+Workers do the same hourly by themselves. Here it is done now, on the database that QUANTRY_DATABASE_URL names, or on
+the embedded one of the service that runs on QUANTRY_DATA_DIR.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from pydantic import ValidationError
+
+from jobs.embedded.locate import database_url
+from jobs.kit.errors import QuantryError
+from jobs.repository import schema
+from jobs.repository.database import Database
+from jobs.retention.collector import Collected
+from jobs.retention.downloads import Discarded, discard_downloads
+from jobs.retention.housekeeping import Housekeeping, Housekept
+from jobs.settings import Settings, get_settings
+
+Row = tuple[str, str, str]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """One round. Exit 1 when rows were found whose bytes are gone, 75 when another process collects or backs up."""
+    parser = argparse.ArgumentParser(prog="jobs.gc", description="Removes what expired and what nobody needs any more.")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    options = parser.parse_args(arguments)
+    try:
+        done, discarded = _run(get_settings(), dry_run=options.dry_run)
+    except ValidationError as error:
+        return _fail("installation_error", "; ".join(each["msg"] for each in error.errors(include_url=False)))
+    except QuantryError as error:
+        return _fail(error.code, error.detail)
+    sys.stdout.write(table(("would remove" if options.dry_run else "removed"), done, discarded))
+    if done.collected is None:
+        sys.stderr.write("The files were left alone: another process collects them, or makes a backup, right now.\n")
+        return os.EX_TEMPFAIL
+    for file in done.collected.missing:
+        sys.stdout.write(f"missing {file.sha256} of {file.job_id}: {file.path} ({file.artifact_id})\n")
+    return 1 if done.collected.missing else 0
+
+
+def table(verb: str, done: Housekept, discarded: Discarded) -> str:
+    """What went: a line for each kind of thing, how many and their bytes."""
+    rows = [(verb, "count", "bytes"), *_expired(done), *_collected(done.collected)]
+    rows.append(("downloads cut off", str(discarded.downloads), str(discarded.bytes)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {size:>{widths[2]}}".rstrip() for name, count, size in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _run(settings: Settings, *, dry_run: bool) -> tuple[Housekept, Discarded]:
+    database = Database(database_url(settings), pool_size=1)
+    try:
+        with database.transaction() as session:
+            schema.require_current(session)
+        done = Housekeeping.of(database, settings, dry_run=dry_run).run()
+    finally:
+        database.close()
+    keep = settings.retention_downloads_seconds
+    return done, discard_downloads(settings.models_cache_dir, older_than_seconds=keep, dry_run=dry_run)
+
+
+def _expired(done: Housekept) -> Iterator[Row]:
+    for each in done.expired:
+        if each.gone is None:
+            yield f"expired {each.rule}", "kept", ""
+        else:
+            yield f"expired {each.rule}", str(each.gone.rows), str(each.gone.bytes) if each.gone.bytes else ""
+
+
+def _collected(collected: Collected | None) -> Sequence[Row]:
+    if collected is None:
+        return []
+    return [
+        ("files that no job has", str(collected.blobs), str(collected.bytes)),
+        ("uploads cut off", str(collected.incomplete), ""),
+        ("jobs of the first release", str(collected.legacy), ""),
+    ]
+
+
+def _fail(code: str, detail: str) -> int:
+    sys.stderr.write(f"error [{code}]: {detail}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Every setting of the service, read from ``QUANTRY_*`` environment variables once.
+
+No global is passed inward: rooms take a ``Settings`` (or the one value they need) as an argument.
+"""
+
+import ipaddress
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from jobs.settings.artifact_location import ArtifactLocation, artifact_location
+from jobs.settings.networks import Network, parse_networks
+
+SINGLE_TENANT = "default"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _artifacts_url(url: str) -> str:
+    artifact_location(url)
+    return url
+
+
+def _networks(text: str) -> str:
+    parse_networks(text)
+    return text
+
+
+Directory = Annotated[Path, AfterValidator(_absolute)]
+Retention = Annotated[float, Field(ge=0, le=100 * 366 * 86_400)]  # 0: kept for ever
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._/-]*)?$", max_length=1000)]
+
+
+class Settings(BaseSettings):
+    """The operator's choices. Times are seconds, sizes bytes; directories become absolute.
+
+    Raises:
+        pydantic.ValidationError: a value is out of range, the lease is too short for its heartbeat, or the service
+            would listen beyond this machine with neither an API key nor an explicit ``allow_anonymous``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="QUANTRY_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    data_dir: Directory = Field(default=Path("var"), validate_default=True)
+    models_dir: Directory = Field(default_factory=lambda chosen: chosen["data_dir"] / "models")
+    datasets_dir: Directory | None = None
+    default_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pydoc"
+    device: Literal["cpu", "auto"] = "cpu"
+
+    database_url: SecretStr | None = None
+    broker_url: SecretStr | None = None
+
+    artifacts_url: Annotated[str, AfterValidator(_artifacts_url)] | None = None  # file:///path or s3://bucket/prefix
+    s3_endpoint_url: HttpUrl | None = None  # beside boto3's own AWS_* variables
+    s3_part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
+    gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0
+
+    retention_artifacts_seconds: Retention = 0.0  # files of a finished job
+    retention_events_seconds: Retention = 0.0  # all events of a finished job but its last
+    retention_jobs_seconds: Retention = 0.0  # a finished job with everything that it has
+    retention_downloads_seconds: Retention = 7 * 86_400.0  # a model's download that was cut off and not gone on with
+    idempotency_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0  # an Idempotency-Key's answer
+
+    api_key: SecretStr | None = None
+    allow_anonymous: bool = False
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
+
+    secret_key: SecretStr | None = None  # Fernet keys of stored credentials, newest first; default: made in data_dir
+    max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # of what a job may download; 0: no limit
+    hub_patience_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0  # a download without a byte, before it fails
+
+    lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    heartbeat_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+    sweep_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
+    retry_delay_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0  # after a crash, times the attempts so far
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3  # of a job that crashes; as many more after each retry
+    work_retention_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = 86_400.0  # so that a retry can resume
+
+    drain_seconds: Annotated[float, Field(ge=0, le=7 * 86_400)] = 5.0  # from a worker's SIGTERM until its job goes back
+    unready_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0  # the API answers on after SIGTERM, /readyz with 503
+
+    otlp_endpoint: HttpUrl | None = None  # where traces go; else OTEL_EXPORTER_OTLP_ENDPOINT; else there are none
+    worker_metrics_host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    worker_metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # None: a worker serves no metrics
+
+    publish_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
+    publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # doubled with each attempt, at most ten minutes
+
+    webhook_allow_private: bool = False  # http, and private and loopback addresses
+    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # 10.1.0.0/16,fd00::/8: beside public ones
+    webhook_ca_file: Path | None = None  # certificates of an authority of your own, PEM
+    webhook_max_endpoints: Annotated[int, Field(ge=1, le=1000)] = 20  # of one tenant
+    webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = 10  # about three days
+    webhook_retry_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0  # the first wait; the others keep their ratio
+    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0  # of an attempt as a whole
+    webhook_disable_after_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = (
+        5 * 86_400.0
+    )  # of nothing but failures
+    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  # of the secret before
+    webhook_retention_seconds: Annotated[float, Field(ge=3600, le=3660 * 86_400)] = 30 * 86_400.0  # of ended deliveries
+    webhook_concurrency: Annotated[int, Field(ge=0, le=64)] = 4  # deliveries of one worker at a time; 0: none
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: object) -> object:
+        """A variable set to nothing, as compose files and shells write it, means the default."""
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if value != ""}
+        return values
+
+    @model_validator(mode="after")
+    def _leases_outlive_heartbeats(self) -> "Settings":
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                f"QUANTRY_LEASE_SECONDS is {self.lease_seconds:g} with QUANTRY_HEARTBEAT_SECONDS "
+                f"{self.heartbeat_seconds:g}; a lease must outlive two heartbeats, or one lost beat loses the job."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _closed_unless_told_otherwise(self) -> "Settings":
+        if not is_loopback(self.host) and self.api_key is None and not self.allow_anonymous:
+            raise ValueError(
+                "QUANTRY_HOST is not a loopback address, so other machines could submit jobs without a key. "
+                "Set QUANTRY_API_KEY to a long random string (clients send it as 'Authorization: Bearer …'), or, on a "
+                "network you trust, set QUANTRY_ALLOW_ANONYMOUS=true; or leave QUANTRY_HOST at 127.0.0.1."
+            )
+        return self
+
+    @property
+    def artifacts_location(self) -> ArtifactLocation:
+        """Where published files are stored: QUANTRY_ARTIFACTS_URL, or the data directory."""
+        if self.artifacts_url is None:
+            return ArtifactLocation(scheme="file", directory=self.artifacts_dir)
+        return artifact_location(self.artifacts_url)
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """Where webhooks may go beside public addresses, as QUANTRY_WEBHOOK_ALLOWED_NETWORKS lists it."""
+        return parse_networks(self.webhook_allowed_networks)
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """The store of published files unless QUANTRY_ARTIFACTS_URL names one; also what older releases published."""
+        return self.data_dir / "artifacts"
+
+    @property
+    def models_cache_dir(self) -> Path:
+        """Where models from the Hub are kept: ``<id>/<commit>``, and ``<commit>.partial`` while they come."""
+        return self.data_dir / "models-cache"
+
+    @property
+    def work_dir(self) -> Path:
+        """Where running jobs keep their resumable stages: ``<work_dir>/<job_id>/``."""
+        return self.data_dir / "work"
+
+    @property
+    def publishing_dir(self) -> Path:
+        """Where running publications keep what they fetched: ``<publishing_dir>/<publication_id>/``."""
+        return self.data_dir / "publishing"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server bound to ``host`` is reachable from this machine only; of names only localhost is trusted."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read on first use."""
+    return Settings()

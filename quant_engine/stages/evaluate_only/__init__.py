@@ -1,0 +1,1 @@
+"""The stages of a policy that measures a model and changes nothing."""

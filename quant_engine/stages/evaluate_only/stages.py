@@ -1,0 +1,232 @@
+"""Measuring a model as it is: dense, quantized by another writer of compressed-tensors, or exported by Quantry.
+
+Nothing is calibrated, quantized or written. Of a quantized model there is no reference here, so nothing is said about
+errors; what a checkpoint stores for each linear, and its perplexity, can be measured all the same.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import torch
+from compressed_tensors.quantization import QuantizationScheme
+from torch import nn
+
+from quant_engine.checkpoint import OnlineInput, attach_online
+from quant_engine.checkpoint.config import unbarred
+from quant_engine.checkpoint.section import read_config, read_online, unusable
+from quant_engine.errors import InsufficientMemory
+from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
+from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
+from quant_engine.policy import Perplexity
+from quant_engine.resume_state import StateFile
+from quant_engine.stages.context import Run
+from quant_engine.stages.evaluate import (
+    PERPLEXITY_FILE,
+    STATE_SHARE,
+    evaluation_inputs,
+    perplexity_fields,
+    window_shapes,
+    windows_of,
+)
+from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.load import MODEL_FILE
+from quant_engine.stages.observer import Observer
+from quant_engine.stages.spec import RunSpec
+from quant_engine.transforms.primitives import Hadamard
+
+_ROWS: Final = "layers.json"
+_FLOATS: Final = {(8, None): "FP8", (4, 16): "NVFP4", (4, 32): "MXFP4"}
+_UNKNOWN: Final = (
+    "alpha",
+    "statistic",
+    "error",
+    "error_normalized",
+    "sqnr_db",
+    "cosine",
+    "baseline_error",
+    "gain_percent",
+    "rtn_error",
+    "input_absmax",
+    "input_kurtosis",
+    "selected",
+)
+"""Columns of a layer's row that need a reference, or a choice that was made here."""
+
+
+def prepare_as_is(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
+    """Open the model. No site is to be quantized.
+
+    Raises:
+        ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
+        UnsupportedPolicy: its checkpoint asks for something that is not honoured here.
+    """
+    base = CheckpointSource(spec.model_dir)
+    source = open_source(base, spec.device)
+    model = StreamedModel(source, device=spec.device)
+    return Run(
+        spec=spec,
+        work_dir=work_dir,
+        observer=observer,
+        base=base,
+        source=source,
+        model=model,
+        every_site=model_sites(model.config, model.architecture),
+        sites=[],
+        settings={},
+    )
+
+
+def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> WeightSource:
+    """The checkpoint as its own configuration says that it is to be read.
+
+    Raises:
+        UnsafeCheckpoint, UnsupportedPolicy: see :class:`QuantizedSource`, and for a checkpoint that Quantry exported
+            :func:`quant_engine.checkpoint.load`.
+    """
+    if not base.is_quantized:
+        return base
+    section = base.stored_config["quantization_config"]
+    if "quantry" not in base.stored_config:
+        return QuantizedSource(base, section)
+    online = read_online(base.directory, read_config(base.directory)["quantry"], device)
+    attachments = {name: Attachment(_name_of(each), partial(_attach, each)) for name, each in online.items()}
+    source = QuantizedSource(base, unbarred(section), attachments)
+    strangers = sorted(online.keys() - source.linears.keys())
+    if strangers:
+        raise unusable(f"it names {strangers[0]!r}, which is no quantized linear of the model")
+    return source
+
+
+def load_as_is_stage(run: Run) -> Stage:
+    """Reads every block once, and writes ``model.json`` and the layers' rows. One unit per block."""
+
+    def produce(directory: Path, progress: Progress) -> None:
+        _check_memory(run)
+        for block in range(run.model.blocks):
+            with run.model.block(block):
+                progress.advance()
+        facts = {"threads": torch.get_num_threads(), "dtype": str(run.source.dtype)}
+        write_json(directory / MODEL_FILE, facts | {"weight_bytes": run.source.weight_bytes})
+        write_json(directory / _ROWS, _rows(run))
+        _tell(run, directory)
+
+    return Stage(
+        name="load",
+        unit="block",
+        total=run.model.blocks,
+        inputs={"model": run.source.fingerprint, "policy": run.policy_inputs()},
+        produce=produce,
+        retell=partial(_tell, run),
+    )
+
+
+def read_rows(directory: Path) -> list[dict[str, Any]]:
+    """The layers' rows that ``load`` wrote."""
+    rows: list[dict[str, Any]] = read_json(directory / _ROWS)
+    return rows
+
+
+def evaluate_as_is_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
+    """Writes ``perplexity.json``. One unit per block and pass. The model runs in its checkpoint's own type."""
+
+    def produce(directory: Path, progress: Progress) -> None:
+        model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
+        result = perplexity(
+            model,
+            windows_of(run, settings),
+            on_block=progress.advance,
+            states=StateFile(directory, share=STATE_SHARE),
+            low_memory=run.spec.low_memory,
+        )
+        measured = perplexity_fields(result)
+        original = None if run.base.is_quantized else measured
+        write_json(directory / PERPLEXITY_FILE, {"original": original, "quantized": measured})
+
+    return Stage(
+        name="evaluate",
+        unit="block",
+        total=run.model.blocks * passes(window_shapes(settings)),
+        inputs=evaluation_inputs(run, settings, upstream),
+        produce=produce,
+        resumable=True,
+    )
+
+
+def stored_scheme_name(scheme: QuantizationScheme | None) -> str:
+    """``W4A16-g64``, ``W8A8``; ``FP8``, ``NVFP4A16`` for floats; ``W16A16`` for a dense linear."""
+    if scheme is None:
+        return "W16A16"
+    weights, inputs = scheme.weights, scheme.input_activations
+    if weights is not None and weights.type == "float":
+        name = _FLOATS.get((weights.num_bits, weights.group_size), f"FP{weights.num_bits}")
+        return name if inputs is not None else f"{name}A16"
+    bits = [16 if arguments is None else arguments.num_bits for arguments in (weights, inputs)]
+    grouped = weights is not None and weights.group_size
+    return f"W{bits[0]}A{bits[1]}" + (f"-g{weights.group_size}" if grouped else "")
+
+
+def _name_of(online: OnlineInput) -> str:
+    """``rotation`` for Hadamards alone, the names of the primitives for anything else; nothing for a mere clip."""
+    if all(isinstance(each, Hadamard) for each in online.primitives):
+        return "rotation" if online.transforms else ""
+    return "+".join(each.name for each in online.primitives)
+
+
+def _attach(online: OnlineInput, linear: nn.Module) -> None:
+    assert isinstance(linear, nn.Linear)  # noqa: S101  # a source attaches to quantized linears alone
+    misfit = online.misfit(linear.in_features)
+    if misfit is not None:
+        raise unusable(misfit)
+    attach_online(linear, online)
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    """Every linear of the blocks, and the head where it is quantized."""
+    rows = [_row(run, name, site.block, site.role) for site in run.every_site for name in site.all_readers]
+    head = run.model.architecture.head
+    if isinstance(run.source, QuantizedSource) and head in run.source.linears:
+        rows.append(_row(run, head, run.model.blocks, "head"))
+    return rows
+
+
+def _row(run: Run, name: str, block: int, role: str) -> dict[str, Any]:
+    source = run.source
+    linear = source.linears.get(name) if isinstance(source, QuantizedSource) else None
+    weight = f"{name}.weight"
+    bytes_ = source.stored_bytes(name) if isinstance(source, QuantizedSource) else run.base.stored_bytes[weight]
+    shape = run.base.shapes[weight] if linear is None else linear.shape
+    return dict.fromkeys(_UNKNOWN) | {
+        "name": name,
+        "block": block,
+        "role": role,
+        "scheme": stored_scheme_name(None if linear is None else linear.scheme),
+        "transform": source.transform_name(name) if isinstance(source, QuantizedSource) else "none",
+        "parameters": shape[0] * shape[1],
+        "bytes": bytes_,
+    }
+
+
+def _tell(run: Run, directory: Path) -> None:
+    for row in read_rows(directory):
+        run.observer.layer_completed(row)
+
+
+def _check_memory(run: Run) -> None:
+    """Refuse early a model whose smallest working set will not fit.
+
+    Raises:
+        InsufficientMemory: with the needed and the available bytes.
+    """
+    settings, config = run.spec.evaluation.perplexity, run.model.config
+    tokens = 0 if settings is None else min(settings.tokens, PASS_TOKENS)
+    block = 4 * sum(value.numel() for value in run.model.empty_block(0).parameters())
+    ends = 4 * config.vocab_size * config.hidden_size * (1 if run.model.ties_embeddings else 2)
+    needed = 4 * tokens * config.hidden_size + 2 * block + ends
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise InsufficientMemory(
+            detail=f"Measuring the model needs about {needed:,} bytes of memory; {available:,} are available.",
+            hint="Use fewer evaluation tokens, or a machine with more memory.",
+        )

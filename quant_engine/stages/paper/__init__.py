@@ -1,0 +1,1 @@
+"""The experiment of arXiv 2606.09927 as a stage."""

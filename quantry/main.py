@@ -1,0 +1,226 @@
+"""The ``quantry`` command: serve, demo, submit, watch, cancel, retry, layers, download, publish, credentials,
+webhooks, gc, backup, restore."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from quantry.config import serve_config
+from quantry.console import Url, err, open_client, out
+from quantry.credentials import commands
+from quantry.demo import DemoSize, run_demo
+from quantry.errors import QuantryError, error_from_problem
+from quantry.http import Quantry
+from quantry.lifecycle import JobId, cancel, retry
+from quantry.maintenance import backup, gc, restore
+from quantry.publish import follow_publications, hub_target, publish
+from quantry.results import Artifact, Job
+from quantry.serve import serve as serve_until_stopped
+from quantry.tables import layers_as_csv, print_layers, summary_table
+from quantry.watch import watch_job
+from quantry.webhooks import commands as webhook_commands
+
+_DEFAULT_PRESET: Final = "trainable-smoothrot-w4a4"
+_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    help="Quantization as a service.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+app.add_typer(commands, name="credentials", no_args_is_help=True)
+app.add_typer(webhook_commands, name="webhooks", no_args_is_help=True)
+app.command()(publish)
+for operation in (cancel, retry, gc, backup, restore):
+    app.command()(operation)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Default QUANTRY_HOST, or 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default QUANTRY_PORT, or 8000; 0: any free.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Default QUANTRY_DATA_DIR, or ./var.")] = None,
+    *,
+    demo_model: Annotated[bool, typer.Option(help="Prepare local:smollm2-135m if it is missing.")] = True,
+) -> None:
+    """Run the whole service here, until Ctrl-C."""
+    config = serve_config(host=host, port=port, data_dir=data_dir)
+    serve_until_stopped(config, _say, demo_model=demo_model)
+
+
+@app.command()
+def demo(
+    samples: Annotated[int, typer.Option(help="Calibration samples of 128 tokens.")] = DemoSize.samples,
+    steps: Annotated[int, typer.Option(help="Training steps for each layer.")] = DemoSize.steps,
+    perplexity_tokens: Annotated[int, typer.Option(help="Tokens for perplexity.")] = DemoSize.perplexity_tokens,
+) -> None:
+    """One real job on a real model, start to finish."""
+    try:
+        run_demo(DemoSize(samples=samples, steps=steps, perplexity_tokens=perplexity_tokens), out)
+    except KeyboardInterrupt:
+        err.print("Interrupted; everything the demo started has been stopped.")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@app.command()
+def submit(
+    model: Annotated[str, typer.Argument(help="local:NAME, or an id on the Hub.")],
+    preset: Annotated[str | None, typer.Option(help=f"Default {_DEFAULT_PRESET}, unless --policy names one.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A JSON file whose fields override the preset's.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Calibration and evaluation text.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration samples.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
+    credential: Annotated[
+        str | None, typer.Option(help="A stored Hub token's id, for the model and for --publish.")
+    ] = None,
+    publish_to: Annotated[
+        str | None,
+        typer.Option("--publish", metavar="OWNER/NAME", help="Push the checkpoint there, private, at the end."),
+    ] = None,
+    url: Url = None,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+) -> None:
+    """Create a job; its id goes to standard output."""
+    sizes = {"samples": samples, "sequence_length": sequence_length}
+    request: dict[str, Any] = {
+        "model": model_reference(model, credential),
+        "policy": read_policy(policy, preset),
+        "calibration": {key: value for key, value in {"dataset": dataset, **sizes}.items() if value is not None},
+    }
+    if dataset is not None:
+        request["evaluation"] = {"perplexity": {"dataset": dataset}}
+    if publish_to is not None:
+        request["output"] = {"hub": hub_target(publish_to, credential=credential)}
+    with open_client(url) as client:
+        job = client.submit(request)
+        out.print(job.id, highlight=False)
+        if watch:
+            _watch(client, job.id)
+        else:
+            err.print(f"Follow it with: quantry watch {job.id}")
+
+
+@app.command()
+def watch(job: JobId, url: Url = None) -> None:
+    """Follow a job to its end. Ctrl-C stops watching, not the job."""
+    with open_client(url) as client:
+        _watch(client, job)
+
+
+@app.command()
+def layers(
+    job: JobId,
+    url: Url = None,
+    sort: Annotated[str | None, typer.Option(help="A field, such as -error: the worst first.")] = None,
+    *,
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
+) -> None:
+    """The error of each layer."""
+    with open_client(url) as client:
+        rows = client.layers(job, sort=sort)
+    if csv:
+        sys.stdout.write(layers_as_csv(rows))
+    else:
+        print_layers(rows, out)
+
+
+@app.command()
+def download(
+    job: JobId,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is missing.")],
+    url: Url = None,
+) -> None:
+    """Fetch a job's files; run it again to go on after an interruption."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with open_client(url) as client, Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(artifact: Artifact, have: int) -> None:
+            if artifact.id not in tasks:
+                tasks[artifact.id] = bars.add_task(escape(artifact.path), total=artifact.bytes)
+            bars.update(tasks[artifact.id], completed=have)
+
+        paths = client.download(job, directory, on_bytes=show)
+    for path in paths:
+        out.print(str(path), highlight=False, soft_wrap=True, markup=False)
+
+
+def model_reference(text: str, credential: str | None = None) -> dict[str, str]:
+    """``local:NAME``, ``hub:ID`` or ``ID`` as the contract's ``model``, with the credential that opens it."""
+    access = {} if credential is None else {"credential": credential}
+    source, colon, name = text.partition(":")
+    if not colon:
+        return {"source": "hub", "id": text, **access}
+    if source not in ("local", "hub"):
+        remedy = "Write local:NAME, or an id on the Hub."
+        raise QuantryError("bad_input", f"Unknown model source {source!r}.", hint=remedy)
+    return {"source": source, "id": name, **access}
+
+
+def read_policy(path: Path | None, preset: str | None) -> dict[str, Any]:
+    """The file's fields over the preset named on the command line, in the file, or by default."""
+    fields: Any = {}
+    if path is not None:
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise QuantryError("bad_input", f"{path} is not JSON: {error}.", hint="Correct the file.") from error
+        if not isinstance(fields, dict):
+            raise QuantryError("bad_input", f"{path} holds no JSON object.", hint='Write {"targets": […], …}.')
+    if preset is not None:
+        return {**fields, "preset": preset}
+    return {"preset": _DEFAULT_PRESET, **fields}
+
+
+def error_line(error: QuantryError) -> str:
+    """Code, what is wrong, where, and the remedy, in one line (a log's end may follow)."""
+    where = [f"{each.pointer}: {each.detail}" for each in error.errors if each.detail != error.detail]
+    remedy = [] if error.hint is None else [error.hint]
+    return " ".join([f"error [{error.code}]:", error.detail, *where, *remedy])
+
+
+def main() -> None:
+    """The console script: any failure is one line on standard error and exit status 1."""
+    try:
+        app()
+    except QuantryError as error:
+        _fail(error_line(error))
+    except OSError as error:
+        _fail(f"error [os_error]: {error}. Check the path, its permissions and the free space.")
+
+
+def _watch(client: Quantry, job_id: str) -> None:
+    try:
+        job = watch_job(client, job_id, err)
+    except KeyboardInterrupt:
+        err.print(f"Stopped watching; {job_id} goes on. Look again: quantry watch {job_id}")
+        raise typer.Exit(_INTERRUPTED) from None
+    _conclude(job)
+    follow_publications(client, job)
+
+
+def _conclude(job: Job) -> None:
+    if job.status == "succeeded":
+        out.print(summary_table(job.summary or {}))
+        err.print(f"{job.id} succeeded. Its files: quantry download {job.id} DIR")
+        return
+    if job.error is not None:
+        raise error_from_problem(job.error)
+    raise QuantryError(job.status, f"{job.id} was {job.status}.", hint=f"Take it up again: quantry retry {job.id}")
+
+
+def _say(message: str) -> None:
+    err.print(message, markup=False)
+
+
+def _fail(message: str) -> None:
+    err.print(message, markup=False, style="red")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""``Quantry(…).webhooks``: where the service tells of events, and what became of each message."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from quantry.results import Result
+
+
+class Webhook(Result):
+    """A webhook. ``secret`` is set only in the answers that make a new one."""
+
+    id: str
+    url: str
+    description: str
+    events: tuple[str, ...]
+    enabled: bool
+    disabled_reason: str | None = None
+    failing_since: datetime | None = None
+    previous_secret_until: datetime | None = None
+    created_at: datetime
+    secret: str | None = None
+
+
+class Delivery(Result):
+    """One message to one webhook; ``id`` is its ``webhook-id``."""
+
+    id: str
+    webhook_id: str
+    type: str
+    status: str
+    attempts: int
+    last_status: int | None = None
+    last_error: str | None = None
+    created_at: datetime
+    last_attempt_at: datetime | None = None
+    next_attempt_at: datetime | None = None
+    finished_at: datetime | None = None
+    payload: dict[str, Any]
+
+
+class Webhooks:
+    """The webhooks of one service. Every method raises :class:`quantry.errors.QuantryError`."""
+
+    def __init__(
+        self,
+        *,
+        json: Callable[..., dict[str, Any]],
+        pages: Callable[[str, Mapping[str, str | int]], Iterator[dict[str, Any]]],
+        send: Callable[..., Any],
+    ) -> None:
+        self._json = json
+        self._pages = pages
+        self._send = send
+
+    def add(self, url: str, *, events: Sequence[str] = (), description: str | None = None) -> Webhook:
+        """Be told of ``events`` at ``url``; without any, of the ends of jobs and publications. Keep its ``secret``."""
+        body: dict[str, Any] = {"url": url}
+        if events:
+            body["events"] = list(events)
+        if description is not None:
+            body["description"] = description
+        return Webhook.model_validate(self._json("POST", "/v1/webhooks", json=body))
+
+    def list(self) -> Iterator[Webhook]:
+        """All of them, newest first."""
+        return map(Webhook.model_validate, self._pages("/v1/webhooks", {}))
+
+    def get(self, webhook_id: str) -> Webhook:
+        """The webhook as it is now."""
+        return Webhook.model_validate(self._json("GET", f"/v1/webhooks/{webhook_id}"))
+
+    def change(self, webhook_id: str, **fields: Any) -> Webhook:
+        """Change ``url``, ``events``, ``description`` or ``enabled``."""
+        return Webhook.model_validate(self._json("PATCH", f"/v1/webhooks/{webhook_id}", json=fields))
+
+    def remove(self, webhook_id: str) -> None:
+        """Forget it and its deliveries."""
+        self._send("DELETE", f"/v1/webhooks/{webhook_id}")
+
+    def rotate(self, webhook_id: str) -> Webhook:
+        """A new ``secret``; the one before signs beside it until ``previous_secret_until``."""
+        return Webhook.model_validate(self._json("POST", f"/v1/webhooks/{webhook_id}/rotate"))
+
+    def test(self, webhook_id: str) -> Delivery:
+        """Have a ``webhook.test`` message sent."""
+        return Delivery.model_validate(self._json("POST", f"/v1/webhooks/{webhook_id}/test"))
+
+    def deliveries(self, webhook_id: str, *, status: str | None = None) -> Iterator[Delivery]:
+        """Its messages, newest first, optionally only the ``pending``, ``succeeded`` or ``failed`` ones."""
+        params = {} if status is None else {"status": status}
+        return map(Delivery.model_validate, self._pages(f"/v1/webhooks/{webhook_id}/deliveries", params))
+
+    def redeliver(self, webhook_id: str, delivery_id: str) -> Delivery:
+        """Have a message sent again, under the id it has."""
+        path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"
+        return Delivery.model_validate(self._json("POST", path))

@@ -1,0 +1,149 @@
+"""Turns a subprocess's messages into fenced writes, at most about one of a kind a second."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from jobs.job.lease import Claim, LeaseKeeper, Progress
+from jobs.kit.states import StageStatus
+from worker.attempts.progress import ProgressTracker
+from worker.claims.heartbeat import Ledger
+from worker.subprocesses.messages import (
+    LayerCompleted,
+    Log,
+    Message,
+    Metric,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+)
+from worker.telemetry.ports import MEMORY_METRICS, Telemetry, Watch
+
+_INTERVAL_SECONDS: Final = 1.0
+_LOG_LINES_AN_INTERVAL: Final = 20
+
+
+class Reporter:
+    """Follows one attempt. :meth:`handle` takes messages as they come, :meth:`flush` writes what is due."""
+
+    def __init__(
+        self,
+        keeper: LeaseKeeper,
+        claim: Claim,
+        ledger: Ledger,
+        tracker: ProgressTracker,
+        *,
+        watch: Watch | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keeper = keeper
+        self._claim = claim
+        self._ledger = ledger
+        self._tracker = tracker
+        self._watch = watch or Telemetry.unwatched()
+        self._clock = clock
+        self._flushed_at = float("-inf")
+        self._stage: str | None = None
+        self._stage_began = 0.0
+        self._stale = False
+        self._rows: list[dict[str, Any]] = []
+        self._metrics: dict[str, float | None] = {}
+        self._logs: list[str] = []
+        self._logs_dropped = 0
+
+    def handle(self, message: Message) -> None:
+        """Take in one message; results and errors are the supervisor's."""
+        match message:
+            case StageStarted(name=name):
+                self._start(name, message)
+            case StageAdvanced(name=name, done=done, total=total):
+                self._tracker.advance(name, done, total)
+                self._stale = True
+            case StageFinished(name=name, seconds=seconds, reused=reused):
+                self._tracker.finish(name, reused=reused)
+                self._watch.stage_ended(name, seconds, reused=reused)
+                self._end(name, StageStatus.REUSED if reused else StageStatus.SUCCEEDED, seconds)
+            case LayerCompleted(row=row):
+                self._rows.append(row)
+            case Metric(name=name, value=value) if name in MEMORY_METRICS:
+                self._watch.memory(MEMORY_METRICS[name], value or 0.0)
+            case Metric(name=name, value=value):
+                self._metrics[name] = value
+            case Log(message=line):
+                self._log(line)
+            case _:
+                pass
+
+    def fail_stage(self) -> None:
+        """The run ends inside the running stage, if one is running."""
+        if self._stage is not None:
+            self._watch.stage_failed(self._stage)
+            self._end(self._stage, StageStatus.FAILED, self._clock() - self._stage_began)
+        self.flush(force=True)
+
+    def flush(self, *, force: bool = False) -> None:
+        """Post what has gathered, if it is time (or ``force``)."""
+        now = self._clock()
+        if not force and now - self._flushed_at < _INTERVAL_SECONDS:
+            return
+        self._flushed_at = now
+        self._flush_rows()
+        self._flush_events()
+        if self._stale:
+            self._flush_progress()
+
+    def _start(self, name: str, message: StageStarted) -> None:
+        self._tracker.start(name, message.unit, message.total)
+        self._watch.stage_started(name)
+        self._stage, self._stage_began, self._stale = name, self._clock(), True
+        self._ledger.post(lambda: self._keeper.record_stage(self._claim, name, StageStatus.RUNNING))
+
+    def _end(self, name: str, status: StageStatus, seconds: float) -> None:
+        self._flush_rows()
+        self._stage, self._stale = None, True
+        self._ledger.post(lambda: self._keeper.record_stage(self._claim, name, status, round(seconds, 3)))
+
+    def _log(self, line: str) -> None:
+        if len(self._logs) < _LOG_LINES_AN_INTERVAL:
+            self._logs.append(line)
+        else:
+            self._logs_dropped += 1
+
+    def _flush_rows(self) -> None:
+        if self._rows:
+            rows, self._rows = self._rows, []
+            self._ledger.post(lambda: self._keeper.record_layers(self._claim, rows))
+
+    def _flush_events(self) -> None:
+        events: list[tuple[str, dict[str, Any]]] = [
+            ("metric", {"name": name, "value": value}) for name, value in self._metrics.items()
+        ]
+        if self._logs_dropped:
+            self._logs.append(f"… {self._logs_dropped} more lines are left out")
+        events += [("log", {"message": line}) for line in self._logs]
+        self._metrics, self._logs, self._logs_dropped = {}, [], 0
+        for kind, data in events:
+            self._post_event(kind, data)
+
+    def _post_event(self, kind: str, data: dict[str, Any]) -> None:
+        self._ledger.post(lambda: self._keeper.append_event(self._claim, kind, data))
+
+    def _flush_progress(self) -> None:
+        reading = self._tracker.snapshot()
+        if reading.stage is None:
+            return  # between two stages; the next one reports at once
+        self._stale = False
+        progress = Progress(
+            fraction=round(reading.fraction, 4),
+            stage=reading.stage,
+            unit=reading.unit,
+            done=reading.done,
+            total=reading.total,
+            eta_p50=_seconds(reading.eta_p50),
+            eta_p90=_seconds(reading.eta_p90),
+        )
+        self._ledger.post(lambda: self._keeper.record_progress(self._claim, progress))
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

@@ -1,0 +1,83 @@
+"""Claims jobs and sees each through one attempt. The supervisor holds the claim; the runner computes."""
+
+import time
+from dataclasses import dataclass, field
+
+import structlog
+from pydantic import ValidationError
+
+from jobs.job.lease import Claim
+from jobs.job.nudge import Nudger
+from worker.attempts.attempt import Attempt, Equipment
+from worker.attempts.progress import ProgressTracker, stage_weights
+from worker.attempts.reporter import Reporter
+from worker.attempts.workspace import open_workspace
+from worker.claims.heartbeat import Ledger
+from worker.claims.process_lock import holding
+from worker.outcomes import Outcome
+from worker.subprocesses.problems import as_error, as_problem
+from worker.telemetry.ports import Telemetry, Watch
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervisor:
+    """One per worker process; runs one job at a time, in the thread that calls."""
+
+    equipment: Equipment
+    owner: str
+    nudger: Nudger
+    telemetry: Telemetry = field(default_factory=Telemetry)
+
+    def run_next(self) -> Outcome | None:
+        """Claim the job whose turn it is and run one attempt of it; None when there is none to claim.
+
+        Raises:
+            Unavailable: the database did not answer the claim.
+        """
+        claimed_at = time.monotonic()
+        claim = self.equipment.keeper.claim(self.owner)
+        if claim is None:
+            return None
+        with structlog.contextvars.bound_contextvars(**_ids(claim)), self.telemetry.attempt(claim) as watch:
+            logger.info("job_claimed", owner=self.owner)
+            outcome = self._run(claim, claimed_at, watch)
+            watch.ended(outcome)
+            logger.info("attempt_ended", outcome=outcome.name.lower())
+        if outcome is Outcome.DRAINED:
+            self.nudger.nudge()  # for another worker; after a crash the loop, or the sweep, takes the job up again
+        return outcome
+
+    def _run(self, claim: Claim, claimed_at: float, watch: Watch) -> Outcome:
+        settings = self.equipment.settings
+        with (
+            Ledger.of(self.equipment.keeper, claim, settings, claimed_at=claimed_at) as ledger,
+            holding(settings.work_dir, claim.job_id, claim.fence),
+        ):
+            try:
+                attempt = self._open(claim, ledger, watch)
+            except (OSError, ValidationError) as error:
+                logger.exception("attempt_not_opened")
+                problem = as_problem(as_error(error))
+                landed = ledger.settle(lambda: self.equipment.keeper.fail(claim, problem))
+                return Outcome.FAILED if landed else Outcome.LOST
+            return attempt.settle(attempt.run())
+
+    def _open(self, claim: Claim, ledger: Ledger, watch: Watch) -> Attempt:
+        settings, request = self.equipment.settings, claim.request
+        weights = stage_weights(request.policy, request.calibration, request.evaluation)
+        return Attempt(
+            equipment=self.equipment,
+            claim=claim,
+            request=request,
+            ledger=ledger,
+            reporter=Reporter(self.equipment.keeper, claim, ledger, ProgressTracker(weights), watch=watch),
+            space=open_workspace(settings.work_dir, claim.job_id, claim.fence),
+        )
+
+
+def _ids(claim: Claim) -> dict[str, object]:
+    """What stands on every log line of the attempt."""
+    ids: dict[str, object] = {"job_id": claim.job_id, "attempt": claim.attempt, "fence": claim.fence}
+    return ids if claim.request_id is None else {**ids, "request_id": claim.request_id}

@@ -1,0 +1,208 @@
+"""Everything one claim says to the database: heartbeats and fenced writes, from a thread of its own.
+
+The thread that watches the runner never waits for the database. It asks :meth:`Ledger.standing`, which answers from
+memory and by the monotonic clock alone, so a database that hangs can not keep a runner alive past its lease.
+"""
+
+import contextlib
+import contextvars
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final, Protocol, Self, TypeVar
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.kit.errors import Unavailable
+from jobs.kit.leases import Beat
+from jobs.settings import Settings
+
+_PATIENCE_OF_LEASE: Final = 5 / 6
+"""Without a good beat for this part of the lease (25 of 30 seconds) the runner is killed, before the lease ends."""
+
+_RETRY_SECONDS: Final = 0.5
+_JOIN_SECONDS: Final = 5.0
+
+Answer = TypeVar("Answer")
+logger = structlog.get_logger(__name__)
+
+
+class Beats(Protocol):
+    """Whoever renews leases: of jobs, or of publications."""
+
+    def heartbeat(self, claim: Any, /) -> Beat:
+        """Renew the lease of the claim. Raises: Unavailable."""
+        ...
+
+
+class Standing(Enum):
+    """What the latest beat means for the runner."""
+
+    HELD = auto()  # the job is ours, go on
+    CANCEL = auto()  # the job is ours, and a cancel is durable
+    DEADLINE = auto()  # the job is ours, and its time is up
+    LOST = auto()  # the job is someone else's, or we can not know that it is ours
+
+
+@dataclass
+class _Entry:
+    write: Callable[[], Any]
+    written: Future[Any] | None = None
+
+
+class Ledger:
+    """A context manager around one claim. ``claimed_at`` is the monotonic time just before the claim was asked for."""
+
+    def __init__(
+        self,
+        keeper: Beats,
+        claim: Any,
+        *,
+        claimed_at: float,
+        heartbeat_seconds: float,
+        patience_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keeper = keeper
+        self._claim = claim
+        self._heartbeat_seconds = heartbeat_seconds
+        self._patience_seconds = patience_seconds
+        self._clock = clock
+        self._beaten_at = claimed_at
+        self._beat = Beat(ok=True)
+        self._ends_at = math.inf
+        self._entries: queue.Queue[_Entry | None] = queue.Queue()
+        self._closing = threading.Event()
+        # In the caller's context, for the ids that are bound to its log events.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name="ledger", daemon=True)
+
+    @classmethod
+    def of(cls, keeper: Beats, claim: Any, settings: Settings, *, claimed_at: float) -> Self:
+        """With the operator's heartbeat and lease."""
+        return cls(
+            keeper,
+            claim,
+            claimed_at=claimed_at,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            patience_seconds=settings.lease_seconds * _PATIENCE_OF_LEASE,
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._entries.put(None)
+        self._thread.join(_JOIN_SECONDS)
+
+    def standing(self) -> Standing:
+        """Whether the runner may go on; never blocks."""
+        if not self._beat.ok or self._is_overdue():
+            return Standing.LOST
+        if self._beat.cancel_requested:
+            return Standing.CANCEL
+        return Standing.DEADLINE if self._clock() >= self._ends_at else Standing.HELD
+
+    def allow(self, run_seconds: float | None) -> None:
+        """The runner may go on for ``run_seconds`` from now, or without end, until the next beat says what is left.
+
+        Between two beats this clock tells when they are over, so that a deadline is met to the second.
+        """
+        self._ends_at = math.inf if run_seconds is None else self._clock() + run_seconds
+
+    def silent_seconds(self) -> float:
+        """Time since the latest good beat."""
+        return self._clock() - self._beaten_at
+
+    def post(self, write: Callable[[], bool]) -> None:
+        """Have ``write`` done in its turn; dropped when the claim is lost first."""
+        self._entries.put(_Entry(write))
+
+    def settle(self, write: Callable[[], Answer]) -> Answer | None:
+        """Do the claim's last write after all the others, and stop beating. None: the claim was lost first."""
+        written: Future[Answer | None] = Future()
+        self._entries.put(_Entry(write, written))
+        while self._thread.is_alive() or written.done():
+            with contextlib.suppress(TimeoutError):
+                return written.result(timeout=_RETRY_SECONDS)
+        return None
+
+    def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            # Whatever ended this thread: nobody renews the lease any more.
+            self._beat = Beat(ok=False)
+
+    def _serve(self) -> None:
+        entry: _Entry | None = None
+        next_beat = self._beaten_at + self._heartbeat_seconds
+        while not self._closing.is_set():
+            if self._is_overdue():
+                # Whoever watches the runner has given up. A beat now, of a process that was frozen or of a database
+                # that is back, would renew the lease of a job that nobody runs.
+                logger.warning("claim_overdue", silent_seconds=round(self.silent_seconds(), 1))
+                break
+            now = self._clock()
+            if now >= next_beat:
+                next_beat = now + (self._heartbeat_seconds if self._try_beat(now) else _RETRY_SECONDS)
+            if entry is None:
+                entry = self._next(max(next_beat - self._clock(), 0.0))
+            if entry is not None and self._try_write(entry):
+                entry = None
+        self._abandon(entry)
+
+    def _is_overdue(self) -> bool:
+        return self.silent_seconds() > self._patience_seconds
+
+    def _next(self, timeout: float) -> _Entry | None:
+        try:
+            return self._entries.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def _try_beat(self, asked_at: float) -> bool:
+        """One heartbeat. The lease counts from before the question: that is all we know of when it was renewed."""
+        try:
+            beat = self._keeper.heartbeat(self._claim)
+        except Unavailable:
+            logger.warning("heartbeat_failed", silent_seconds=round(self.silent_seconds(), 1))
+            return False
+        self._beat = beat
+        if beat.ok:
+            self._beaten_at = asked_at
+            self.allow(beat.run_seconds_left)
+        else:
+            logger.warning("claim_lost")
+        return True
+
+    def _try_write(self, entry: _Entry) -> bool:
+        """Whether the entry is done with; False means that it is worth another try."""
+        answer = None
+        if self.standing() is not Standing.LOST:
+            try:
+                answer = entry.write()
+            except Unavailable:
+                self._closing.wait(min(_RETRY_SECONDS, self._heartbeat_seconds))
+                return False
+            except (SQLAlchemyError, ValueError):
+                # The row is refused as it is: trying again changes nothing, and one bad row must not end a good run.
+                logger.exception("write_refused")
+        if entry.written is not None:
+            entry.written.set_result(answer)
+            self._closing.set()
+        return True
+
+    def _abandon(self, entry: _Entry | None) -> None:
+        while entry is not None or not self._entries.empty():
+            if entry is not None and entry.written is not None and not entry.written.done():
+                entry.written.set_result(None)
+            entry = self._next(0.0)

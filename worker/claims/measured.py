@@ -1,0 +1,42 @@
+"""The worker's ports, counting what passes through them."""
+
+from collections.abc import Collection
+
+from jobs.job.lease import Claim, LeaseKeeper, Swept
+from jobs.kit.errors import Unavailable
+from jobs.kit.leases import Beat, ClaimKey
+from jobs.repository.database import Database
+from jobs.settings import Settings
+from worker.telemetry.ports import Meters
+
+
+class MeasuredKeeper(LeaseKeeper):
+    """A :class:`LeaseKeeper` whose claims, beats and sweeps are counted."""
+
+    def __init__(self, database: Database, settings: Settings, meters: Meters) -> None:
+        super().__init__(database, settings)
+        self._meters = meters
+
+    def claim(self, owner: str) -> Claim | None:
+        """Take a job, as :meth:`LeaseKeeper.claim` does."""
+        claim = super().claim(owner)
+        if claim is not None:
+            self._meters.claimed(claim.waited_seconds)
+        return claim
+
+    def heartbeat(self, claim: Claim) -> Beat:
+        """Renew the lease."""
+        try:
+            beat = super().heartbeat(claim)
+        except Unavailable:
+            self._meters.beat_missed()
+            raise
+        if not beat.ok:
+            self._meters.claim_lost()
+        return beat
+
+    def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
+        """Repair what workers left behind."""
+        swept = super().sweep(orphans)
+        self._meters.swept(swept)
+        return swept

@@ -1,0 +1,1 @@
+"""The demo's model, and text generated from a checkpoint."""

@@ -1,0 +1,1 @@
+"""The subprocess that fetches a model from the Hub."""

@@ -1,0 +1,103 @@
+"""The subprocess that publishes on the Hub: ``python -m worker.publishing publish.json --events-fd N --token-fd M``.
+
+The token comes over the second descriptor and goes nowhere but into the Hub's ``Authorization`` header. Speaks the
+runner protocol; its ``result`` carries ``sha``, ``url`` and ``created_repo``. Exit 0 after it, 1 after ``error``.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import HfApi
+
+from jobs.observability.logs import configure_logging
+from worker.publishing.commit import Publication
+from worker.publishing.errors import publish_error
+from worker.publishing.http import Meter, install
+from worker.publishing.request import PublishFile
+from worker.subprocesses.messages import EventWriter, Result, StageAdvanced
+from worker.subprocesses.parent_death import die_with_parent
+from worker.subprocesses.token_pipe import read_token
+
+STAGE: Final = "publish"
+_PROGRESS_SECONDS: Final = 0.5
+_EXIT_FAILED: Final = 1
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Publish as ``publish.json`` says."""
+    parser = argparse.ArgumentParser(prog="worker.publishing", description="Publishes one checkpoint on the Hub.")
+    parser.add_argument("publish_file", type=Path)
+    parser.add_argument("--events-fd", type=int, required=True)
+    parser.add_argument("--token-fd", type=int, required=True)
+    options = parser.parse_args(arguments)
+    configure_logging()
+    for name in ("httpx", "huggingface_hub"):  # their lines carry presigned addresses, which are secrets for an hour
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    token = read_token(options.token_fd)
+    request = PublishFile.model_validate_json(options.publish_file.read_bytes())
+    die_with_parent(request.parent_pid)
+    events = EventWriter(options.events_fd)
+    meter = Meter()
+    install(meter)
+    publication = Publication(HfApi(token=token, library_name="quantry"), request, meter)
+    try:
+        with _reporting(publication, events):
+            published = publication.run()
+    except Exception as error:  # noqa: BLE001 — the process's edge: whatever it is, the supervisor must hear of it
+        told = publish_error(error, request)
+        events.send(told)
+        # Tracebacks of the client carry presigned addresses too; of our own mistakes the place is worth having.
+        logger.error("not published: %s (%s)", told.code, _chain(error))
+        return _EXIT_FAILED
+    events.send(Result(payload={"sha": published.sha, "url": published.url, "created_repo": published.created_repo}))
+    return os.EX_OK
+
+
+@contextmanager
+def _reporting(publication: Publication, events: EventWriter) -> Iterator[None]:
+    """Report the bytes that the Hub has, about twice a second."""
+    over = threading.Event()
+
+    def report() -> None:
+        total = publication.request.bytes
+        events.send(StageAdvanced(name=STAGE, done=publication.bytes_done(), total=total))
+
+    def watch() -> None:
+        while not over.wait(_PROGRESS_SECONDS):
+            report()
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        report()
+
+
+def _chain(error: BaseException) -> str:
+    """The types of an error and its causes, with the line of ours that each came from, and no text of theirs."""
+    names = []
+    cause: BaseException | None = error
+    while cause is not None:
+        trace = cause.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
+        names.append(f"{type(cause).__name__} at {place}")
+        cause = cause.__cause__ or cause.__context__
+    return " from ".join(names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""From an exception in a subprocess to the problem that the job's owner reads."""
+
+import errno
+from typing import Final
+
+from jobs.kit.errors import JobProblem
+from quant_engine.errors import EngineError
+from worker.subprocesses.messages import Error
+
+DISK_FULL: Final = "disk_full"
+INSUFFICIENT_MEMORY: Final = "insufficient_memory"
+"""The engine calls both the same."""
+
+_DISK_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MEMORY_SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def as_error(error: BaseException) -> Error:
+    """What to tell of ``error``. Unforeseen ones give their type only: their text may hold paths and values."""
+    if isinstance(error, EngineError):
+        return Error(code=error.code, category=error.category, detail=error.detail, hint=error.hint)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
+        return disk_full()
+    if _is_out_of_memory(error):
+        return insufficient_memory()
+    return internal_error(f"The run ended with an unexpected {type(error).__name__}.")
+
+
+def disk_full() -> Error:
+    """The disk under the data directory is full."""
+    return Error(
+        code=DISK_FULL,
+        category="capacity",
+        detail="The worker's disk is full.",
+        hint="Free space under QUANTRY_DATA_DIR, delete jobs that are no longer needed, and submit the job again.",
+    )
+
+
+def insufficient_memory(detail: str = "The machine ran out of memory.") -> Error:
+    """The run needs more memory than there is."""
+    return Error(
+        code=INSUFFICIENT_MEMORY,
+        category="capacity",
+        detail=detail,
+        hint="Use fewer calibration samples, a smaller model, or a worker with more memory.",
+    )
+
+
+def internal_error(detail: str) -> Error:
+    """Our own fault; the traceback is in the worker's log."""
+    return Error(
+        code="internal_error",
+        category="platform",
+        detail=detail,
+        hint="Submit the job again. If it happens twice, report the job's id: the worker's log has the cause.",
+    )
+
+
+def as_problem(error: Error) -> JobProblem:
+    """The message as the job stores it."""
+    return JobProblem(code=error.code, category=error.category, detail=error.detail, hint=error.hint)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch raises RuntimeError on the CPU and its own subclass on CUDA; only the text tells them from other failures.
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _MEMORY_SIGNS)

@@ -1,0 +1,88 @@
+"""Retention and garbage collection beside the sweep, in a thread: listing a large store takes longer than a lease."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from jobs.kit.errors import Unavailable
+from jobs.repository.database import Database
+from jobs.retention.collector import Collected
+from jobs.retention.downloads import discard_downloads
+from jobs.retention.expiry import Expired
+from jobs.retention.housekeeping import Housekeeping
+from jobs.settings import Settings
+
+_LOOK_SECONDS: Final = 60.0
+_JOIN_SECONDS: Final = 5.0
+
+logger = structlog.get_logger(__name__)
+
+
+class BackgroundCollector:
+    """Looks once a minute whether a round is due; of all workers, one then begins it. Downloads are each machine's."""
+
+    def __init__(self, database_url: str, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database_url = database_url
+        self._settings = settings
+        self._clock = clock
+        self._next_look = clock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def look(self) -> None:
+        """Begin a round if one is due; returns at once."""
+        if self._clock() < self._next_look or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._next_look = self._clock() + _LOOK_SECONDS
+        self._thread = threading.Thread(target=self._run, name="garbage-collector", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End a running round at its next blob, or batch of rows."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        database = Database(self._database_url, pool_size=1)
+        try:
+            self._discard_downloads()
+            done = Housekeeping.of(database, self._settings, stopped=self._stopping.is_set).run_if_due()
+            if done is not None:
+                _tell_expired(done.expired)
+                _tell_collected(done.collected)
+        except Unavailable as error:
+            logger.warning("garbage_not_collected", reason=error.detail)
+        except Exception:  # the thread's edge: the next hour tries again, and somebody must hear of it
+            logger.exception("garbage_not_collected")
+        finally:
+            database.close()
+
+    def _discard_downloads(self) -> None:
+        keep = self._settings.retention_downloads_seconds
+        discarded = discard_downloads(self._settings.models_cache_dir, older_than_seconds=keep)
+        if discarded.downloads:
+            logger.info("downloads_discarded", downloads=discarded.downloads, bytes=discarded.bytes)
+
+
+def _tell_expired(expired: tuple[Expired, ...]) -> None:
+    for each in expired:
+        if each.gone is not None and each.gone.rows:
+            logger.info("expired", what=each.rule, rows=each.gone.rows, bytes=each.gone.bytes)
+
+
+def _tell_collected(collected: Collected | None) -> None:
+    if collected is None:
+        return
+    logger.info(
+        "garbage_collected",
+        blobs=collected.blobs,
+        bytes=collected.bytes,
+        incomplete=collected.incomplete,
+        legacy=collected.legacy,
+    )
+    for file in collected.missing:
+        logger.error("artifact_missing", job_id=file.job_id, artifact_id=file.artifact_id, path=file.path)

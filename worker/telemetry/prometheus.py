@@ -1,0 +1,162 @@
+"""A worker's meters and their server, by prometheus_client. Only :mod:`worker.telemetry.metrics` may import it."""
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, get_args
+from wsgiref.simple_server import WSGIServer
+
+import psutil
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from jobs.job.lease import Swept
+from jobs.job.stages import PUBLISH, StageName
+from worker.telemetry.ports import MemoryKind
+
+_STAGES: Final = frozenset((*get_args(StageName), PUBLISH))
+_OTHER: Final = "other"
+_WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 28_800)
+_WORK: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
+_BYTES: Final = tuple(float(1 << power) for power in range(28, 39))  # 256 MiB to 256 GiB
+_ROLES: Final = re.compile(r"\bworker\.(runner|download|publish|sweeper)\b")
+
+logger = structlog.get_logger(__name__)
+
+
+class PrometheusMeters:
+    """The :class:`worker.telemetry.ports.Meters` of one process; no label takes an id, or any other open set."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()  # of no use but to keep the default one empty: files are what is served
+        self._wait = Histogram(
+            "quantry_claim_wait_seconds",
+            "From when a job could be taken until a worker took it.",
+            buckets=_WAITS,
+            registry=registry,
+        )
+        self._attempts = Counter("quantry_attempts", "Attempts of jobs that ended.", ("outcome",), registry=registry)
+        self._attempt_seconds = Histogram(
+            "quantry_attempt_seconds", "How long attempts took.", ("outcome",), buckets=_WORK, registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "quantry_stage_seconds",
+            "How long stages took; reused ones were found whole.",
+            ("stage", "reused"),
+            buckets=_WORK,
+            registry=registry,
+        )
+        self._peaks = Histogram(
+            "quantry_runner_peak_memory_bytes",
+            "The most that a runner used: resident (cpu), or allocated by torch (cuda).",
+            ("device",),
+            buckets=_BYTES,
+            registry=registry,
+        )
+        self._beats_missed = Counter("quantry_heartbeats_missed", "Heartbeats that failed.", registry=registry)
+        self._claims_lost = Counter("quantry_claims_lost", "Claims found to be somebody else's.", registry=registry)
+        self._swept = Counter(
+            "quantry_swept_jobs",
+            "Jobs that sweeps repaired: dead processes, leases and deadlines.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._swept_publications = Counter(
+            "quantry_swept_publications", "Publications whose process died or whose lease ran out.", registry=registry
+        )
+        self._nudge_failures = Counter(
+            "quantry_nudge_failures", "Nudges that the broker did not take; sweeps make them good.", registry=registry
+        )
+
+    def claimed(self, waited_seconds: float) -> None:
+        self._wait.observe(max(waited_seconds, 0.0))
+
+    def attempt_ended(self, outcome: str, seconds: float) -> None:
+        self._attempts.labels(outcome).inc()
+        self._attempt_seconds.labels(outcome).observe(seconds)
+
+    def stage_ended(self, stage: str, seconds: float, *, reused: bool) -> None:
+        # A runner is not trusted: what it names must not become a series.
+        known = stage if stage in _STAGES else _OTHER
+        self._stage_seconds.labels(known, str(reused).lower()).observe(seconds)
+
+    def peak_memory(self, kind: MemoryKind, peak_bytes: float) -> None:
+        self._peaks.labels(kind).observe(peak_bytes)
+
+    def beat_missed(self) -> None:
+        self._beats_missed.inc()
+
+    def claim_lost(self) -> None:
+        self._claims_lost.inc()
+
+    def swept(self, swept: Swept) -> None:
+        for outcome, count in (("requeued", swept.requeued), ("failed", swept.failed), ("cancelled", swept.cancelled)):
+            self._swept.labels(outcome).inc(count)
+        self._swept_publications.inc(swept.publications)
+
+    def nudge_failed(self) -> None:
+        self._nudge_failures.inc()
+
+
+class PrometheusServer:
+    """Serves what all processes of this worker have counted, and what they use right now."""
+
+    def __init__(self, directory: Path, host: str, port: int) -> None:
+        self._directory = directory
+        self._host = host
+        self._port = port
+        self._server: WSGIServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+        ProcessCollector(registry=registry)
+        registry.register(_Family())
+        try:
+            self._server, self._thread = start_http_server(self._port, addr=self._host, registry=registry)
+        except OSError as error:
+            logger.error("metrics_not_served", host=self._host, port=self._port, reason=str(error))
+
+    def leave(self) -> None:
+        if self._server is not None:
+            self._server.socket.close()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class _Family(Collector):
+    """The memory of this process and of all below it, by what they are for."""
+
+    def collect(self) -> Iterator[Metric]:
+        used: dict[str, float] = {}
+        here = psutil.Process()
+        for process in (here, *here.children(recursive=True)):
+            try:
+                role = "main" if process.pid == os.getpid() else _role(process)
+                used[role] = used.get(role, 0.0) + process.memory_info().rss
+            except psutil.Error:  # ended while we looked
+                continue
+        family = GaugeMetricFamily(
+            "quantry_worker_resident_memory_bytes", "Resident memory of this worker's processes.", labels=("process",)
+        )
+        for role, resident in used.items():
+            family.add_metric((role,), resident)
+        yield family
+
+
+def _role(process: psutil.Process) -> str:
+    found: Any = _ROLES.search(" ".join(process.cmdline()))
+    if found is not None:
+        return str(found.group(1))
+    return "pool" if process.ppid() == os.getpid() else _OTHER
