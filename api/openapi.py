@@ -6,21 +6,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from api.credentials.schemas import NewCredential
 from api.problems import MEDIA_TYPE, ProblemDocument
-from jobs.job.lifecycle import RetryRequest
-from jobs.webhooks.requests import NewWebhook, WebhookChanges
-from quant_engine.policy import JobRequest
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
-_BODIES: Final[tuple[type[BaseModel], ...]] = (
-    JobRequest,
-    ProblemDocument,
-    NewCredential,
-    NewWebhook,
-    WebhookChanges,
-    RetryRequest,
-)
+_bodies: Final[list[type[BaseModel]]] = [ProblemDocument]
+"""What the document has a schema of: the endpoints add their bodies as they are declared."""
 
 PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
     "default": {
@@ -31,7 +21,9 @@ PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def json_body_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """The ``openapi_extra`` of an endpoint that parses a ``model`` out of its body."""
+    """The ``openapi_extra`` of an endpoint that parses a ``model`` out of its body; the document gets its schema."""
+    if model not in _bodies:
+        _bodies.append(model)
     schema = {"$ref": _COMPONENTS.format(model=model.__name__)}
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
@@ -51,7 +43,7 @@ def install(app: FastAPI) -> None:
 def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in _BODIES:
+    for model in _bodies:
         schema = model.model_json_schema(ref_template=_COMPONENTS)
         schemas.update(schema.pop("$defs", {}))
         schemas[schema["title"]] = schema

@@ -18,6 +18,8 @@ from typing import Any, Final
 import torch
 
 from quant_engine.errors import InsufficientMemory, disk_full_as_error
+from quant_engine.interface.observer import Observer
+from quant_engine.interface.spec import RunResult, RunSpec
 from quant_engine.stages.calibrate import calibrate_stage
 from quant_engine.stages.card import Measured
 from quant_engine.stages.choose import choose
@@ -28,10 +30,8 @@ from quant_engine.stages.evaluate_only.stages import evaluate_as_is_stage, load_
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
 from quant_engine.stages.files import Stage, manifest_digest, run_stage, write_json
 from quant_engine.stages.load import load_stage, recorded_threads
-from quant_engine.stages.observer import Observer
 from quant_engine.stages.quantize import quantize_stage
 from quant_engine.stages.rows import final_rows
-from quant_engine.stages.spec import RunResult, RunSpec
 from quant_engine.stages.summary import run_report, run_summary
 from quant_engine.stages.train_rotation import read_rotation, train_rotation_stage
 

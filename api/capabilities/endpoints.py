@@ -16,14 +16,14 @@ from api.capabilities.schemas import (
 from api.deps import MAX_PAGE, SettingsDep, State
 from api.responses import json_view
 from jobs.job.local_files import (
-    BUILT_IN_DATASET,
-    SELF_DATASET,
     calibration_datasets,
     evaluation_datasets,
     local_models,
 )
 from jobs.settings import Settings
 from quant_engine.policy import (
+    BUILT_IN,
+    SELF,
     ActivationQuantization,
     NumberFormat,
     Output,
@@ -80,7 +80,7 @@ def _datasets(settings: Settings) -> tuple[DatasetCapability, ...]:
     return tuple(
         DatasetCapability(
             name=name,
-            source={BUILT_IN_DATASET: "built_in", SELF_DATASET: "model"}.get(name, "operator"),
+            source={BUILT_IN: "built_in", SELF: "model"}.get(name, "operator"),
             uses=tuple(
                 use for use, names in (("calibration", calibration), ("evaluation", evaluation)) if name in names
             ),

@@ -5,12 +5,7 @@ from typing import Final
 
 from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
-
-BUILT_IN_DATASET: Final = "pydoc"
-"""The language reference inside CPython: always there, for calibration and evaluation."""
-
-SELF_DATASET: Final = "self"
-"""The model's own samples: calibration only, for measuring perplexity on them would flatter the model."""
+from quant_engine.policy import BUILT_IN, SELF
 
 _CALIBRATION_FILES: Final = ("train*.txt", "valid*.txt")
 _EVALUATION_FILES: Final = ("test*.txt",)
@@ -42,12 +37,12 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
 
 def calibration_datasets(settings: Settings) -> tuple[str, ...]:
     """Names that ``calibration.dataset`` accepts, sorted."""
-    return tuple(sorted({BUILT_IN_DATASET, SELF_DATASET, *_datasets_with(settings, _CALIBRATION_FILES)}))
+    return tuple(sorted({BUILT_IN, SELF, *_datasets_with(settings, _CALIBRATION_FILES)}))
 
 
 def evaluation_datasets(settings: Settings) -> tuple[str, ...]:
     """Names that ``evaluation.perplexity.dataset`` accepts, sorted."""
-    return tuple(sorted({BUILT_IN_DATASET, *_datasets_with(settings, _EVALUATION_FILES)}))
+    return tuple(sorted({BUILT_IN, *_datasets_with(settings, _EVALUATION_FILES)}))
 
 
 def resolve_calibration_dataset(settings: Settings, name: str | None) -> str:
@@ -58,7 +53,7 @@ def resolve_calibration_dataset(settings: Settings, name: str | None) -> str:
 
 def resolve_evaluation_dataset(settings: Settings, name: str | None) -> str:
     """The name itself, or the operator's default for null. Raises: DatasetNotFound."""
-    default = BUILT_IN_DATASET if settings.default_dataset == SELF_DATASET else settings.default_dataset
+    default = BUILT_IN if settings.default_dataset == SELF else settings.default_dataset
     chosen = default if name is None else name
     return _checked(chosen, evaluation_datasets(settings), "/evaluation/perplexity/dataset")
 

@@ -1,7 +1,7 @@
 """Calibration: text to windows of tokens, and one record per site from one pass over the blocks."""
 
 from quant_engine.calibration.capture import Split, capture_records, split_samples
-from quant_engine.calibration.datasets import BUILT_IN, SELF, Purpose, dataset_names, dataset_text
+from quant_engine.calibration.datasets import Purpose, dataset_names, dataset_text
 from quant_engine.calibration.generate import self_windows
 from quant_engine.calibration.records import (
     RESERVOIR_TOKENS,
@@ -19,9 +19,7 @@ from quant_engine.calibration.tokens import (
 )
 
 __all__ = [
-    "BUILT_IN",
     "RESERVOIR_TOKENS",
-    "SELF",
     "Purpose",
     "SiteRecord",
     "Split",

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from quant_engine.errors import DatasetNotFound
-from quant_engine.policy import InlineTexts
-
-BUILT_IN: Final = "pydoc"
-"""The language reference inside CPython: 465,000 characters of English, always there."""
-
-SELF: Final = "self"
-"""The model's own samples; they are made in :mod:`quant_engine.calibration.generate`."""
+from quant_engine.policy import BUILT_IN, SELF, InlineTexts
 
 
 class Purpose(StrEnum):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant_engine.evaluation.layer_errors import LayerErrors
+from quant_engine.interface.layers import LayerGroup
 from quant_engine.policy import ActivationQuantization, WeightQuantization
-from quant_engine.selection import LayerGroup
 from quant_engine.transforms import SitePlan
 
 

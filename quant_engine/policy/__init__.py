@@ -4,6 +4,8 @@ from quant_engine.policy.formats import ActivationQuantization, GptqSettings, Nu
 from quant_engine.policy.presets import PRESETS, Preset
 from quant_engine.policy.profiles import Profile, check_profile
 from quant_engine.policy.request import (
+    BUILT_IN,
+    SELF,
     Calibration,
     Evaluation,
     HubTarget,
@@ -22,7 +24,9 @@ from quant_engine.policy.transform import Residual, Statistic, Transform, Transf
 from quant_engine.policy.types import Override, Policy
 
 __all__ = [
+    "BUILT_IN",
     "PRESETS",
+    "SELF",
     "ActivationQuantization",
     "AnySearch",
     "AnySelection",

@@ -1,6 +1,6 @@
 """What surrounds a policy in a job: the model, the calibration and evaluation data, the output and the limits."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -41,6 +41,13 @@ class InlineTexts(Frozen):
 
 
 DatasetName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+BUILT_IN: Final = "pydoc"
+"""The language reference inside CPython: 465,000 characters of English, always there."""
+
+SELF: Final = "self"
+"""The model's own samples; they are made in ``quant_engine.calibration.generate``."""
 
 
 class Calibration(Frozen):

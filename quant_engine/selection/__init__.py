@@ -12,14 +12,13 @@ from quant_engine.selection.kurtosis import (
     robust_z,
     weight_kurtosis,
 )
-from quant_engine.selection.layers import LayerGroup, choose_layers
+from quant_engine.selection.layers import choose_layers
 from quant_engine.selection.lowest_error import Selected, finite_or_infinite, lowest, lowest_error, scored
 
 __all__ = [
     "ROLE_GROUPS",
     "Choices",
     "KurtosisFit",
-    "LayerGroup",
     "Mixture",
     "Selected",
     "Tails",

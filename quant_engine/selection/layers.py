@@ -1,11 +1,9 @@
 """Which layers a search is scored on (arXiv 2606.09927: *critical* and *normal* layers)."""
 
 from collections.abc import Mapping
-from typing import Literal
 
+from quant_engine.interface.layers import LayerGroup
 from quant_engine.policy import LayerChoice
-
-LayerGroup = Literal["critical", "normal"]
 
 
 def choose_layers(baseline_errors: Mapping[str, float], choice: LayerChoice) -> dict[str, LayerGroup]:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from quant_engine.calibration import (
     RESERVOIR_TOKENS,
-    SELF,
     Purpose,
     calibration_windows,
     capture_records,
@@ -17,6 +16,7 @@ from quant_engine.calibration import (
     split_samples,
     token_ids,
 )
+from quant_engine.policy import SELF
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
 from quant_engine.stages.files import Progress, Stage

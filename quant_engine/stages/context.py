@@ -8,11 +8,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from quant_engine.calibration import SELF, Purpose, characters_for, dataset_text
+from quant_engine.calibration import Purpose, characters_for, dataset_text
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.grids import misfitting_groups, nearest_divisors
 from quant_engine.hadamard import hadamard_order
+from quant_engine.interface.observer import Observer
+from quant_engine.interface.spec import RunSpec
 from quant_engine.models import (
     CheckpointSource,
     ResidualRotation,
@@ -26,6 +28,7 @@ from quant_engine.models import (
     target_sites,
 )
 from quant_engine.policy import (
+    SELF,
     ActivationQuantization,
     Candidate,
     InlineTexts,
@@ -36,8 +39,6 @@ from quant_engine.policy import (
     WeightQuantization,
     matches,
 )
-from quant_engine.stages.observer import Observer
-from quant_engine.stages.spec import RunSpec
 from quant_engine.transforms import SitePlan
 
 

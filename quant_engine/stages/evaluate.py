@@ -7,7 +7,6 @@ from typing import Any, Final
 from torch import Tensor
 
 from quant_engine.calibration import (
-    SELF,
     Purpose,
     evaluation_windows,
     load_tokenizer,
@@ -16,7 +15,7 @@ from quant_engine.calibration import (
 )
 from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplexity
 from quant_engine.models import StreamedModel
-from quant_engine.policy import Perplexity
+from quant_engine.policy import SELF, Perplexity
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
 from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from quant_engine.errors import disk_full_as_error
+from quant_engine.interface.observer import Observer
 from quant_engine.resume_state import SUFFIX, remove_states
-from quant_engine.stages.observer import Observer
 from quant_engine.whole_files import TEMPORARY, whole_file
 
 FORMAT: Final = 1

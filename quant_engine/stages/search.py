@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from quant_engine.interface.layers import LayerGroup
 from quant_engine.models import Site
 from quant_engine.policy import GridSearch, LayerChoice, Transform
 from quant_engine.search import (
@@ -19,7 +20,7 @@ from quant_engine.search import (
     search_layer,
     search_shared,
 )
-from quant_engine.selection import LayerGroup, choose_layers
+from quant_engine.selection import choose_layers
 from quant_engine.stages.context import Run
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 from quant_engine.stages.measure import OpenSite

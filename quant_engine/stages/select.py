@@ -14,12 +14,12 @@ from quant_engine.checkpoint import stored_bytes
 from quant_engine.errors import EngineError, NumericalInstability, UnsupportedPolicy
 from quant_engine.evaluation.layer_errors import LayerErrors
 from quant_engine.evaluation.report import LayerMeasurement, layer_row
+from quant_engine.interface.layers import LayerGroup
 from quant_engine.models import Site
 from quant_engine.policy import AnySelection, Differentiable, Kurtosis
 from quant_engine.selection import (
     ROLE_GROUPS,
     Choices,
-    LayerGroup,
     Mixture,
     Tails,
     Verdict,

@@ -18,6 +18,8 @@ from quant_engine.checkpoint.config import unbarred
 from quant_engine.checkpoint.section import read_config, read_online, unusable
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
+from quant_engine.interface.observer import Observer
+from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
 from quant_engine.policy import Perplexity
 from quant_engine.resume_state import StateFile
@@ -32,8 +34,6 @@ from quant_engine.stages.evaluate import (
 )
 from quant_engine.stages.files import Progress, Stage, read_json, write_json
 from quant_engine.stages.load import MODEL_FILE
-from quant_engine.stages.observer import Observer
-from quant_engine.stages.spec import RunSpec
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from quant_engine.hadamard import hadamard_order
+from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Site, StreamedModel
 from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, TransformKind
 from quant_engine.stages.context import Run, prepare_run
-from quant_engine.stages.spec import RunSpec
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import Hadamard
 

@@ -16,7 +16,7 @@ from jobs.artifacts import OnBytes
 from jobs.job.lease import LeaseKeeper
 from jobs.job.stages import StageName
 from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
-from tests.integration.worker.test_storing import Trying
+from tests.integration.worker.test_store_output import Trying
 from worker.attempts.supervisor import Supervisor
 from worker.attempts.workspace import open_workspace
 from worker.outcomes import Outcome

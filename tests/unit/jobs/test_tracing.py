@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from jobs.observability.opening import open_tracing
+from jobs.observability.opening import is_configured, open_tracing
 from jobs.observability.otlp import OtlpTracing
-from jobs.observability.tracing import NoTracing, is_configured, usable
+from jobs.observability.tracing import NoTracing, usable
 from jobs.settings import Settings
 from tests.otlp_receiver import black_hole, otlp_receiver
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quant_engine.calibration import BUILT_IN
-from quant_engine.policy import Calibration, Evaluation, Output, Policy
+from quant_engine.policy import BUILT_IN, Calibration, Evaluation, Output, Policy
 
 
 @dataclass(frozen=True, kw_only=True)
