@@ -21,6 +21,7 @@ from jobs.job.local_files import (
     local_models,
 )
 from jobs.settings import Settings
+from quant_engine.interface.architectures import ARCHITECTURES
 from quant_engine.policy import (
     BUILT_IN,
     SELF,
@@ -31,7 +32,6 @@ from quant_engine.policy import (
     TransformKind,
     WeightQuantization,
 )
-from quant_engine.policy.architectures import SUPPORTED_ARCHITECTURES
 
 router = APIRouter(prefix="/v1", tags=["capabilities"])
 
@@ -43,7 +43,7 @@ def get_capabilities(settings: SettingsDep, state: State) -> Response:
     formats = tuple(format_.value for format_ in NumberFormat)
     return json_view(
         Capabilities(
-            architectures=SUPPORTED_ARCHITECTURES,
+            architectures=tuple(each.class_name for each in ARCHITECTURES),
             # A weight format of "none" quantizes nothing and is refused.
             weights=QuantizationCapability(
                 formats=tuple(name for name in formats if name != NumberFormat.NONE),

@@ -12,7 +12,7 @@ from quant_engine.checkpoint.config import stored_orders
 from quant_engine.checkpoint.engine_schemes import STATEMENTS, VERSIONS, Scheme, Statement, Verdict, scheme_of
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, reach
-from quant_engine.models.architectures import FUSED_LINEARS
+from quant_engine.interface.architectures import FUSED_LINEARS
 
 __all__ = ["EngineNote", "Verdict", "engine_notes"]
 

@@ -1,6 +1,6 @@
 """Model sources and block streaming: a model is a stream of decoder blocks, never a whole in memory."""
 
-from quant_engine.models.architectures import (
+from quant_engine.interface.architectures import (
     ARCHITECTURES,
     FUSED_LINEARS,
     Architecture,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.models.architectures import ProducerRows
+from quant_engine.interface.architectures import ProducerRows
 from quant_engine.models.sites import Site
 
 

@@ -28,7 +28,7 @@ from compressed_tensors.quantization.lifecycle.forward import set_forward_quanti
 from torch import Tensor, nn
 
 from quant_engine.errors import UnsafeCheckpoint, UnsupportedPolicy
-from quant_engine.models.architectures import architecture_of
+from quant_engine.interface.architectures import architecture_of
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
 from quant_engine.models.quantization_config import parse_quantization

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from quant_engine.errors import UnsupportedPolicy
-from quant_engine.models.architectures import Architecture, ProducerKind, architecture_of
+from quant_engine.interface.architectures import Architecture, ProducerKind, architecture_of
 from quant_engine.models.configuration import model_configuration
 from quant_engine.models.rotation import ResidualRotation, check_orthogonal
 from quant_engine.models.sites import Site, head_size, model_sites

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NoMatchingLayer
-from quant_engine.models.architectures import (
+from quant_engine.interface.architectures import (
     FUSED_LINEARS,
     Architecture,
     ProducerKind,

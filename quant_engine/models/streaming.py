@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant_engine.errors import UnsafeCheckpoint
-from quant_engine.models.architectures import Architecture, architecture_of
+from quant_engine.interface.architectures import Architecture, architecture_of
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.weight_source import WeightSource
 
