@@ -1,6 +1,6 @@
 # One image for the API, the migrations and the workers; the command chooses.
 #
-#   docker build .                                               torch as pip finds it: runs on CPUs and on NVIDIA GPUs
+#   docker build .                                               the torch that pip finds: runs on CPUs and on NVIDIA GPUs
 #   docker build --build-arg TORCH_INDEX_URL=<torch's CPU wheel index> .                    CPU only, far smaller
 #   docker build --build-arg EXTRAS=cuda --build-arg BUILD_IMAGE=<CUDA devel image> --build-arg BASE_IMAGE=<its runtime> .
 #                                                 adds the fast Hadamard kernels, which need nvcc while they are built
@@ -18,7 +18,7 @@ RUN command -v python3 > /dev/null \
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /app
-# What changes seldom comes first. The lock pins everything; development tools in it are constraints that nothing asks for.
+# Layers that change seldom come first. The lock pins everything. It is used as constraints, so its development tools are not installed.
 COPY requirements.lock ./
 RUN pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' requirements.lock)"
 COPY pyproject.toml ./
@@ -56,5 +56,5 @@ USER quantry
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=4 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
-# The setting says what the socket does, so that a service without a key refuses to listen to everyone.
+# QUANTRY_HOST equals the address of the socket, so a service without a key refuses to listen on all addresses.
 CMD ["env", "QUANTRY_HOST=0.0.0.0", "uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "5"]

@@ -1,4 +1,4 @@
-# Everything a person or CI runs. `make` alone lists it.
+# Every command for people and for CI. `make` without a target lists them.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ help: ## list these targets
 
 env: $(STAMP) ## the virtual environment, from requirements.lock
 
-# torch first and by itself: the pinned build is taken as it is, and nothing later may replace it.
+# torch is installed first and separately: later installs find the pinned build and do not replace it.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
@@ -42,7 +42,7 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
-# Side by side, a thread each, what computes; what kills processes and waits for deadlines has the machine to itself.
+# Tests that compute run in parallel, one thread each. Tests that kill processes and wait for deadlines run alone.
 SIDE_BY_SIDE := tests/unit tests/architecture tests/integration/quant_engine \
 	tests/integration/artifacts tests/integration/jobs tests/integration/api tests/integration/quantry
 suite: $(STAMP) ## every test
@@ -56,7 +56,7 @@ chaos: $(STAMP) ## the service under seeded faults, with a verdict: make chaos M
 	$(BIN)/python -m tests.faults.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
 		--servers $(or $(SERVERS),embedded) --output var/chaos/verdict.json
 
-format: $(STAMP) ## let ruff mend what it can
+format: $(STAMP) ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
