@@ -40,17 +40,17 @@ router = APIRouter(prefix="/v1", tags=["capabilities"])
 def get_capabilities(settings: SettingsDep, state: State) -> Response:
     """Architectures, formats, transforms, datasets, local models, the workers seen recently, and the limits."""
     workers = state.overview.recent_workers()
-    formats = tuple(format_.value for format_ in NumberFormat)
     return json_view(
         Capabilities(
             architectures=tuple(each.class_name for each in ARCHITECTURES),
-            # A weight format of "none" quantizes nothing and is refused.
+            # A weight format that quantizes nothing is refused.
             weights=QuantizationCapability(
-                formats=tuple(name for name in formats if name != NumberFormat.NONE),
+                formats=tuple(each.value for each in NumberFormat if each.quantizes),
                 granularities=_choices(WeightQuantization, "granularity"),
             ),
             activations=QuantizationCapability(
-                formats=formats, granularities=_choices(ActivationQuantization, "granularity")
+                formats=tuple(each.value for each in NumberFormat),
+                granularities=_choices(ActivationQuantization, "granularity"),
             ),
             transforms=TransformCapability(
                 kinds=tuple(kind.value for kind in TransformKind), statistics=_choices(Statistic, "kind")

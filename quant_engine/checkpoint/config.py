@@ -19,12 +19,10 @@ from compressed_tensors.transform import TransformArgs, TransformConfig, Transfo
 
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, online_section, reach, unusable
-from quant_engine.policy import NumberFormat
 
 BARRIER: Final = " behind online transforms that only quant_engine.checkpoint.load applies"
 """After the number type of every weight of a barred checkpoint: the words that a refusing reader repeats."""
 
-_QUTLASS_ORDERS: Final = (16, 32, 64, 128)
 _STORED = re.compile(r"\.hadamard(\d+)_input\.weight$")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -111,8 +109,8 @@ def stored_orders(linears: Sequence[QuantizedLinear]) -> dict[int, str]:
 
 
 def _runs_on_qutlass(linear: QuantizedLinear, order: int) -> bool:
-    formats = {linear.weights.format, linear.activations.format}
-    return order in _QUTLASS_ORDERS and formats == {NumberFormat.NVFP4}
+    weights = linear.weights.format
+    return weights is linear.activations.format and order in weights.spec.stored_orders
 
 
 def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -6,36 +6,16 @@ docs/serving.md says what of this an engine's own code was seen to do when it wa
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, Literal
 
-from compressed_tensors.config import CompressionFormat
-
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.policy import NumberFormat
+from quant_engine.policy.format_spec import Scheme
 
-Verdict = Literal["runs", "differs", "refuses", "wrong"]
+__all__ = ["STATEMENTS", "UNCHECKED", "VERSIONS", "Scheme", "Statement", "Verdict", "scheme_of"]
+
+Verdict = Literal["runs", "differs", "refuses", "wrong", "unknown"]
 """Runs what was measured, on kernels of its own; runs, but computes something else than was measured; stops with an
-error; loads, and gives wrong logits without one."""
-
-
-class Scheme(StrEnum):
-    """A combination of weights and activations that engines route alike; the value is what a card calls it."""
-
-    WEIGHT_ONLY = "packed 4- or 8-bit weights"
-    ODD_WEIGHT_ONLY = "packed weights of 2, 3, 5, 6 or 7 bits"
-    INT_A4 = "packed weights, 4-bit activations"
-    INT_A8 = "packed weights, 8-bit activations"
-    INT_OTHER = "packed weights, activations of another width"
-    INT_TENSOR = "packed weights with one scale a tensor"
-    W8A8 = "int8 weights and activations"
-    FP8 = "fp8 weights and activations"
-    FP8_TENSOR = "fp8 weights with one scale a tensor, fp8 activations"
-    FP8_WEIGHT_ONLY = "fp8 weights"
-    NVFP4 = "NVFP4 weights and activations"
-    NVFP4_WEIGHT_ONLY = "NVFP4 weights"
-    MXFP4 = "MXFP4 weights and activations"
-    MXFP4_WEIGHT_ONLY = "MXFP4 weights"
+error; loads, and gives wrong logits without one; nobody has checked."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +32,6 @@ VERSIONS: Final = {
     "SGLang": "0.5.23, its routing executed, its kernels read",
 }
 
-_PACKED: Final[Mapping[int | None, Scheme]] = {
-    None: Scheme.WEIGHT_ONLY,
-    **dict.fromkeys((2, 3, 5, 6, 7), Scheme.INT_OTHER),
-    4: Scheme.INT_A4,
-    8: Scheme.INT_A8,
-}
-_LAYOUTS: Final[Mapping[tuple[CompressionFormat, int | None], Scheme]] = {
-    **{(CompressionFormat.pack_quantized, bits): scheme for bits, scheme in _PACKED.items()},
-    (CompressionFormat.int_quantized, 8): Scheme.W8A8,
-    (CompressionFormat.float_quantized, 8): Scheme.FP8,
-    (CompressionFormat.float_quantized, None): Scheme.FP8_WEIGHT_ONLY,
-    (CompressionFormat.nvfp4_pack_quantized, 4): Scheme.NVFP4,
-    (CompressionFormat.nvfp4_pack_quantized, None): Scheme.NVFP4_WEIGHT_ONLY,
-    (CompressionFormat.mxfp4_pack_quantized, 4): Scheme.MXFP4,
-    (CompressionFormat.mxfp4_pack_quantized, None): Scheme.MXFP4_WEIGHT_ONLY,
-}
-"""By the layout of the weights and the bits of the activations."""
-_PER_TENSOR: Final = {**dict.fromkeys(_PACKED.values(), Scheme.INT_TENSOR), Scheme.FP8: Scheme.FP8_TENSOR}
 _MERGED: Final = (
     "The scales of q, k and v, and of gate and up, are merged into the largest, and those weights rounded again"
 )
@@ -156,15 +118,25 @@ STATEMENTS: Final[Mapping[str, Mapping[Scheme, Statement]]] = {
 }
 
 
-def scheme_of(linear: QuantizedLinear) -> Scheme:
-    """How engines see one linear.
+UNCHECKED: Final = Statement("unknown", "Nobody has checked what it does with this number format.")
+
+
+def scheme_of(linear: QuantizedLinear) -> Scheme | None:
+    """How engines see one linear; None where its number format says that nobody has checked.
 
     Raises:
-        KeyError: there is no statement about its layout.
+        ValueError: the linear's weight is not quantized.
     """
-    activations = linear.activations.format.bits
-    scheme = _LAYOUTS[linear.format, activations]
-    if linear.weights.granularity == "tensor":
-        return _PER_TENSOR.get(scheme, scheme)
-    plain = linear.weights.format in (NumberFormat.INT4, NumberFormat.INT8)
-    return Scheme.ODD_WEIGHT_ONLY if scheme is Scheme.WEIGHT_ONLY and not plain else scheme
+    weights, activations = linear.weights, linear.activations
+    if not weights.format.quantizes:
+        raise ValueError(f"{linear.name} is not quantized")
+    if linear.pairing is not None:
+        return linear.pairing.scheme
+    per_tensor = weights.granularity == "tensor"
+    # Engines tell packed integers apart by the activations they meet, whatever the width of the weights.
+    schemes = activations.format.spec.schemes if activations.format.quantizes else weights.format.spec.schemes
+    if schemes is None or weights.format.spec.schemes is None:
+        return None
+    if activations.format.quantizes:
+        return schemes.activations_per_tensor if per_tensor else schemes.activations
+    return schemes.weight_only_per_tensor if per_tensor else schemes.weight_only

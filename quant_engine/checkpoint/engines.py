@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from quant_engine.checkpoint.config import stored_orders
-from quant_engine.checkpoint.engine_schemes import STATEMENTS, VERSIONS, Scheme, Statement, Verdict, scheme_of
+from quant_engine.checkpoint.engine_schemes import (
+    STATEMENTS,
+    UNCHECKED,
+    VERSIONS,
+    Scheme,
+    Statement,
+    Verdict,
+    scheme_of,
+)
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, reach
 from quant_engine.interface.architectures import FUSED_LINEARS
@@ -25,7 +33,8 @@ class EngineNote:
         engine: its name.
         version: what the statement was checked against, and how.
         verdict: "runs" what was measured, on kernels of its own; "differs": runs, but computes something else than was
-            measured; "wrong": loads, and gives wrong logits without an error; "refuses": stops with an error.
+            measured; "wrong": loads, and gives wrong logits without an error; "refuses": stops with an error;
+            "unknown": nobody has checked.
         note: one or two plain sentences.
     """
 
@@ -42,7 +51,7 @@ class _Hazard:
     statement: Statement
 
 
-_SEVERITY: Final[tuple[Verdict, ...]] = ("runs", "differs", "wrong", "refuses")
+_SEVERITY: Final[tuple[Verdict, ...]] = ("runs", "differs", "unknown", "wrong", "refuses")
 _SERVERS: Final = ("vLLM", "SGLang")
 
 
@@ -50,20 +59,27 @@ def engine_notes(linears: Sequence[QuantizedLinear]) -> tuple[EngineNote, ...]:
     """One statement for each engine: the worst verdict that any linear brings about, and the reasons for it.
 
     Raises:
-        KeyError: there is no statement about the layout of a linear.
+        KeyError: there is no statement about the scheme of a linear.
+        ValueError: a linear's weight is not quantized.
     """
     found: list[EngineNote] = []
-    schemes = sorted({scheme_of(linear) for linear in linears})
+    schemes = sorted({scheme_of(linear) for linear in linears}, key=_label)
     met = [hazard for hazard in _HAZARDS if hazard.met(linears)]
     for engine, version in VERSIONS.items():
-        statements = [_named(STATEMENTS[engine][scheme], scheme, alone=len(schemes) == 1) for scheme in schemes]
+        statements = [_statement(engine, scheme, alone=len(schemes) == 1) for scheme in schemes]
         statements += [hazard.statement for hazard in met if engine in hazard.engines]
         found.append(_worst(engine, version, statements))
     return tuple(found)
 
 
-def _named(statement: Statement, scheme: Scheme, *, alone: bool) -> Statement:
-    return statement if alone else Statement(statement.verdict, f"For {scheme.value}: {statement.note}")
+def _statement(engine: str, scheme: Scheme | None, *, alone: bool) -> Statement:
+    """What ``engine`` does with linears of ``scheme``, which the note names unless it stands alone."""
+    statement = UNCHECKED if scheme is None else STATEMENTS[engine][scheme]
+    return statement if alone else Statement(statement.verdict, f"For {_label(scheme)}: {statement.note}")
+
+
+def _label(scheme: Scheme | None) -> str:
+    return "other number formats" if scheme is None else scheme.value
 
 
 def _worst(engine: str, version: str, statements: Sequence[Statement]) -> EngineNote:

@@ -25,29 +25,18 @@ from compressed_tensors.quantization import (
 from torch import Tensor
 
 from quant_engine.checkpoint.online import OnlineInput
-from quant_engine.grids import Quantized, e4m3, e8m0, global_scale
+from quant_engine.grids import Quantized, grid_of, weight_grid
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
+from quant_engine.policy.format_spec import Pairing
 
 _BYTE: Final = 8
 _WORD: Final = 32
-_FLOAT_LAYOUTS: Final = {
-    NumberFormat.FP8: CompressionFormat.float_quantized,
-    NumberFormat.NVFP4: CompressionFormat.nvfp4_pack_quantized,
-    NumberFormat.MXFP4: CompressionFormat.mxfp4_pack_quantized,
-}
-_GROUPED: Final = {
-    NumberFormat.NVFP4: (QuantizationStrategy.TENSOR_GROUP, torch.float8_e4m3fn),
-    NumberFormat.MXFP4: (QuantizationStrategy.GROUP, torch.uint8),
-}
-"""compressed-tensors' strategy and the type of a stored scale, for formats with groups of their own."""
-_SCALE_BYTES: Final = 1
-"""Of a stored scale of theirs."""
 _FLOAT32_BYTES: Final = 4
 _STORED_KEYS: Final = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_global_scale")
-_STRATEGIES: Final = {
-    "channel": QuantizationStrategy.CHANNEL,
-    "group": QuantizationStrategy.GROUP,
-    "tensor": QuantizationStrategy.TENSOR,
+# A row that names a layout or a strategy that compressed-tensors does not have fails here, at import.
+_LAYOUTS: Final = {each: CompressionFormat(each.spec.layout) for each in NumberFormat if each.quantizes}
+_PAIRED: Final = {
+    each: CompressionFormat(each.spec.pairing.layout) for each in NumberFormat if each.spec.pairing is not None
 }
 
 
@@ -68,25 +57,30 @@ class QuantizedLinear:
     @property
     def format(self) -> CompressionFormat:
         """compressed-tensors' layout of the weight: the one that runtimes have kernels for."""
-        if self.weights.format in _FLOAT_LAYOUTS:
-            return _FLOAT_LAYOUTS[self.weights.format]
-        bytewise = self.weights.format is NumberFormat.INT8 and self.activations.format is NumberFormat.INT8
-        if bytewise and self.weights.granularity != "group":
-            return CompressionFormat.int_quantized
-        return CompressionFormat.pack_quantized
+        return _LAYOUTS[self.weights.format] if self.pairing is None else _PAIRED[self.weights.format]
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """The layout that the weight has beside an input of the same format; None where it has its usual one."""
+        paired = self.weights.format is self.activations.format and self.weights.granularity != "group"
+        return self.weights.format.spec.pairing if paired else None
 
     @property
     def input_global_scale(self) -> Tensor | None:
-        """g of an NVFP4 input, fp32 [1]; None for other inputs.
+        """g of an NVFP4 input, fp32 [1]; None for inputs whose format has no static peak.
 
         Raises:
             ValueError: nobody has measured the input.
         """
-        if self.activations.format is not NumberFormat.NVFP4:
+        grid = grid_of(self.activations.format)
+        if grid is None or not self.activations.format.spec.static_peak:
             return None
         if self.input_peak is None:
-            raise ValueError(f"the NVFP4 input of {self.name} has no peak that its scale could be for")
-        return global_scale(torch.tensor(self.input_peak, dtype=torch.float32))
+            raise ValueError(
+                f"the {self.activations.format.name} input of {self.name} has no peak that its scale could be for"
+            )
+        peak = torch.tensor(self.input_peak, dtype=torch.float32)
+        return grid.fitted(peak, peak).global_scale
 
     def scheme(self, targets: list[str] | None = None) -> QuantizationScheme:
         """The compressed-tensors scheme; its targets are this linear unless others are given."""
@@ -99,19 +93,23 @@ class QuantizedLinear:
 
 
 def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
-    """A quantized weight as a block's file holds it, with ``<name>.weight_scale``.
+    """A quantized weight as a block's file holds it.
 
-    ``<name>.weight`` are int8 or float8_e4m3fn codes; below eight bits it is ``<name>.weight_packed`` (int32, dense
-    bits) and ``<name>.weight_shape``. fp4 is ``<name>.weight_packed`` (uint8, two codes each), with e8m0 scales or, for
-    NVFP4, e4m3 ones and ``<name>.weight_global_scale``.
+    ``<name>.weight`` are int8 or float8_e4m3fn codes; integers below eight bits are ``<name>.weight_packed`` (int32,
+    dense bits) and ``<name>.weight_shape``, and fp4 is ``<name>.weight_packed`` (uint8, two codes each).
+    ``<name>.weight_scale`` is in the format's own storage (e8m0, e4m3) where it has one; NVFP4 has
+    ``<name>.weight_global_scale`` too.
+
+    Raises:
+        ValueError: nothing packs floating-point codes of this width.
     """
-    if quantized.is_float4:
-        return _packed_float4(name, quantized)
+    stored = _packed_codes(name, quantized)
+    if quantized.global_scale is not None:
+        stored |= {f"{name}.weight_global_scale": quantized.global_scale}
+    if quantized.stored_scale is not None:
+        return stored | {f"{name}.weight_scale": quantized.stored_scale.contiguous()}
     scale = quantized.scale.flatten() if quantized.scale.numel() == 1 else quantized.scale
-    stored = {f"{name}.weight_scale": scale.contiguous()}
-    if quantized.bits == _BYTE:
-        return stored | {f"{name}.weight": quantized.codes.contiguous()}
-    return stored | _packed(name, quantized.codes, quantized.bits)
+    return stored | {f"{name}.weight_scale": scale.contiguous()}
 
 
 def exported_tensors(stored: Mapping[str, Tensor], linears: Iterable[QuantizedLinear]) -> dict[str, Tensor]:
@@ -132,8 +130,9 @@ def unpacked_state(stored: Mapping[str, Tensor], linears: Mapping[str, Quantized
     state = dict(stored)
     for name, linear in linears.items():
         parts = {key: state.pop(f"{name}.{key}") for key in _STORED_KEYS if f"{name}.{key}" in state}
-        # A block's file holds int8 codes as they are, whatever the checkpoint's layout.
-        layout = linear.format if "weight_packed" in parts else CompressionFormat.naive_quantized
+        # A block's file holds int8 codes as they are, also where the checkpoint packs them.
+        unpacked = linear.format is CompressionFormat.pack_quantized and "weight_packed" not in parts
+        layout = CompressionFormat.naive_quantized if unpacked else linear.format
         compressor = BaseCompressor.get_value_from_registry(layout.value)
         dense_OI = compressor.decompress(parts, linear.scheme())["weight"]
         state |= {f"{name}.weight": dense_OI} | _input_scale(linear, dense_OI.device)
@@ -146,18 +145,21 @@ def stored_bytes(linear: QuantizedLinear, shape: Sequence[int], scale_bytes: int
     Args:
         shape: [O, I] of the weight.
         scale_bytes: of one scale of integers and fp8, which is in the type of the dense tensors.
+
+    Raises:
+        ValueError: the linear's weight is not quantized.
     """
     rows, columns = shape
-    groups = {"channel": rows, "tensor": 1, "group": rows * columns // (linear.weights.group_size or columns)}
-    scales = groups[linear.weights.granularity]
-    static = _FLOAT32_BYTES * (linear.activations.format is NumberFormat.NVFP4)
-    if linear.weights.format in _GROUPED:
-        static += _FLOAT32_BYTES * (linear.weights.format is NumberFormat.NVFP4)
-        return rows * columns // 2 + _SCALE_BYTES * scales + static
-    bits = linear.weights.format.bits or 0
-    if linear.format is not CompressionFormat.pack_quantized:
-        return rows * columns * bits // _BYTE + scale_bytes * scales
-    return _WORD // _BYTE * rows * -(-columns * bits // _WORD) + scale_bytes * scales
+    weights, bits = linear.weights, linear.weights.format.bits
+    if bits is None:
+        raise ValueError(f"{linear.name} is not quantized")
+    groups = {"channel": rows, "tensor": 1, "group": rows * columns // (weights.group_size or columns)}
+    storage = weight_grid(weights).scale_storage
+    scales = groups[weights.granularity] * (scale_bytes if storage is None else storage.itemsize)
+    static = _FLOAT32_BYTES * (linear.activations.format.spec.static_peak + weights.format.spec.static_peak)
+    if linear.format is CompressionFormat.pack_quantized:
+        return _WORD // _BYTE * rows * -(-columns * bits // _WORD) + scales + static
+    return rows * columns * bits // _BYTE + scales + static
 
 
 def _input_scale(linear: QuantizedLinear, device: torch.device) -> dict[str, Tensor]:
@@ -165,15 +167,15 @@ def _input_scale(linear: QuantizedLinear, device: torch.device) -> dict[str, Ten
     return {} if scale_1 is None else {f"{linear.name}.input_global_scale": scale_1.to(device)}
 
 
-def _packed_float4(name: str, quantized: Quantized) -> dict[str, Tensor]:
-    # compressed-tensors packs on any device in its own way; both take bfloat16, which holds every code.
-    stored = {f"{name}.weight_packed": pack_fp4_to_uint8(quantized.codes.to(torch.bfloat16)).contiguous()}
-    if quantized.global_scale is None:
-        return stored | {f"{name}.weight_scale": e8m0(quantized.scale).contiguous()}
-    return stored | {
-        f"{name}.weight_scale": e4m3(quantized.scale * quantized.global_scale).contiguous(),
-        f"{name}.weight_global_scale": quantized.global_scale,
-    }
+def _packed_codes(name: str, quantized: Quantized) -> dict[str, Tensor]:
+    if quantized.bits == _BYTE:
+        return {f"{name}.weight": quantized.codes.contiguous()}
+    if quantized.is_float4:
+        # compressed-tensors packs on any device in its own way; both take bfloat16, which holds every code.
+        return {f"{name}.weight_packed": pack_fp4_to_uint8(quantized.codes.to(torch.bfloat16)).contiguous()}
+    if quantized.codes.is_floating_point():
+        raise ValueError(f"{name} has floating-point codes of {quantized.bits} bits, which nothing packs")
+    return _packed(name, quantized.codes, quantized.bits)
 
 
 def _packed(name: str, codes_OI: Tensor, bits: int) -> dict[str, Tensor]:
@@ -184,11 +186,11 @@ def _packed(name: str, codes_OI: Tensor, bits: int) -> dict[str, Tensor]:
 
 
 def _weight_arguments(weights: WeightQuantization) -> QuantizationArgs:
-    strategy, scale_type = _GROUPED.get(weights.format, (_STRATEGIES[weights.granularity], None))
+    spec, scale_type = weights.format.spec, weight_grid(weights).scale_storage
     return QuantizationArgs(
-        num_bits=weights.format.bits,
+        num_bits=spec.bits,
         type=_number_type(weights.format),
-        strategy=strategy,
+        strategy=QuantizationStrategy(spec.strategy or weights.granularity),
         group_size=weights.group_size,
         symmetric=True,
         dynamic=False,
@@ -199,26 +201,18 @@ def _weight_arguments(weights: WeightQuantization) -> QuantizationArgs:
 
 def _input_arguments(activations: ActivationQuantization) -> QuantizationArgs | None:
     """Dynamic, symmetric, one scale a token, or one for each of its groups; NVFP4's tensor scale is static."""
-    if activations.format.bits is None:
+    spec, grid = activations.format.spec, grid_of(activations.format)
+    if grid is None:
         return None
-    if activations.format in _GROUPED:
-        strategy, scale_type = _GROUPED[activations.format]
-        return QuantizationArgs(
-            num_bits=activations.format.bits,
-            type=QuantizationType.FLOAT,
-            strategy=strategy,
-            group_size=activations.format.group_size,
-            symmetric=True,
-            dynamic=DynamicType.LOCAL if activations.format is NumberFormat.NVFP4 else True,
-            scale_dtype=scale_type,
-            zp_dtype=scale_type,
-        )
     return QuantizationArgs(
-        num_bits=activations.format.bits,
+        num_bits=spec.bits,
         type=_number_type(activations.format),
-        strategy=QuantizationStrategy.TOKEN,
+        strategy=QuantizationStrategy(spec.strategy or activations.granularity),
+        group_size=spec.group_size,
         symmetric=True,
-        dynamic=True,
+        dynamic=DynamicType.LOCAL if spec.static_peak else True,
+        scale_dtype=grid.scale_storage,
+        zp_dtype=grid.scale_storage,
     )
 
 

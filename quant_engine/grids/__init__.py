@@ -1,8 +1,9 @@
 """Number formats and granularities: quantize, dequantize, and the differentiable round trip. Pure functions."""
 
 from quant_engine.grids.clip import mse_clip_ratio
-from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid, e4m3, e8m0, global_scale
-from quant_engine.grids.formats import Float8Grid, Grid, IntegerGrid, grid_of, largest_code
+from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid, e4m3, e8m0, global_scale, power_of_two_step
+from quant_engine.grids.formats import Float8Grid, IntegerGrid, export_dtype, grid_of, joined_grids, largest_code
+from quant_engine.grids.grid import Grid
 from quant_engine.grids.quantize import (
     Quantized,
     codes_on_scale,
@@ -10,13 +11,12 @@ from quant_engine.grids.quantize import (
     fake_quantize_weight,
     misfitting_groups,
     nearest_divisors,
-    quantize_weight,
     quantized_codes,
     shared_peak,
     weight_grid,
     weight_scale,
 )
-from quant_engine.grids.straight_through import fake_quantize_on_grid, fake_quantize_rows
+from quant_engine.grids.straight_through import fake_quantize_on_grid
 
 __all__ = [
     "Float8Grid",
@@ -28,17 +28,18 @@ __all__ = [
     "codes_on_scale",
     "e4m3",
     "e8m0",
+    "export_dtype",
     "fake_quantize_activation",
     "fake_quantize_on_grid",
-    "fake_quantize_rows",
     "fake_quantize_weight",
     "global_scale",
     "grid_of",
+    "joined_grids",
     "largest_code",
     "misfitting_groups",
     "mse_clip_ratio",
     "nearest_divisors",
-    "quantize_weight",
+    "power_of_two_step",
     "quantized_codes",
     "shared_peak",
     "weight_grid",

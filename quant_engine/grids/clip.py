@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from quant_engine.grids.formats import Grid
+from quant_engine.grids.grid import Grid
 from quant_engine.grids.straight_through import row_codes, row_scales
 
 _COARSE_STEP: Final = 0.05

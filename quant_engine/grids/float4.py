@@ -19,16 +19,18 @@ _E4M3_LARGEST: Final = 448
 _E4M3_FOR_ZERO: Final = 0.125
 """What compressed-tensors stores for a scale that e4m3 rounds to zero."""
 _E8M0_BIAS: Final = 127
-DENSE: Final = torch.bfloat16
-"""What readers of compressed-tensors unpack fp4 weights to, whatever the model's type: they only run in it."""
+_LARGEST_EXPONENT: Final = 2
+"""Of the largest code: 6 = 1.5 · 2²."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Float4Grid:
     """The codes, and what the two formats of scales have in common."""
 
-    saturates = True
-    """A scale that was rounded down leaves values beyond the last code."""
+    @property
+    def saturates(self) -> bool:
+        """Yes: a scale that was rounded down leaves values beyond the last code."""
+        return True
 
     @property
     def bits(self) -> int:
@@ -68,6 +70,11 @@ class NvFloat4Grid(Float4Grid):
 
     global_scale: Tensor | None = None
 
+    @property
+    def scale_storage(self) -> torch.dtype | None:
+        """The dtype of a stored scale."""
+        return torch.float8_e4m3fn
+
     def fitted(self, v_RG: Tensor, peak: Tensor | None = None) -> "NvFloat4Grid":
         """With g fixed, unless it is, by ``peak`` or else by the largest absolute value of ``v_RG``."""
         if self.global_scale is not None:
@@ -80,31 +87,67 @@ class NvFloat4Grid(Float4Grid):
         Raises:
             ValueError: g is not fixed; see :meth:`fitted`.
         """
-        if self.global_scale is None:
-            raise ValueError("an NVFP4 grid has to be fitted before it has scales")
-        g_1 = self.global_scale
+        g_1 = self._fitted_scale()
         wanted_R1 = g_1 * (absmax_R1 * clip_ratio / _LARGEST)
         local_R1 = e4m3(wanted_R1).to(wanted_R1.dtype)
         return torch.where(local_R1 == 0, torch.full_like(local_R1, _E4M3_FOR_ZERO), local_R1) / g_1
+
+    def stored_scale(self, scale: Tensor) -> Tensor:
+        """g · a in e4m3.
+
+        Raises:
+            ValueError: g is not fixed; see :meth:`fitted`.
+        """
+        return e4m3(scale * self._fitted_scale())
+
+    def _fitted_scale(self) -> Tensor:
+        if self.global_scale is None:
+            raise ValueError("an NVFP4 grid has to be fitted before it has scales")
+        return self.global_scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MxFloat4Grid(Float4Grid):
     """MXFP4."""
 
+    @property
+    def scale_storage(self) -> torch.dtype | None:
+        """The dtype of a stored scale, the biased exponent."""
+        return torch.uint8
+
+    @property
+    def global_scale(self) -> Tensor | None:
+        """There is none."""
+        return None
+
     def fitted(self, _v_RG: Tensor, _peak: Tensor | None = None) -> "MxFloat4Grid":
         """The same: a group's scale depends on nothing else."""
         return self
 
     def step(self, absmax_R1: Tensor, clip_ratio: float | Tensor) -> Tensor:
-        """a [R, 1], a power of two: 2^(k − 2), absmax · ρ lying in [0.875 · 2^k, 1.75 · 2^k)."""
-        wide = torch.promote_types(absmax_R1.dtype, torch.float32)
-        mantissa_R1, exponent_R1 = torch.frexp((absmax_R1 * clip_ratio).to(wide))
-        # frexp's mantissa is in [½, 1), one binade below the usual [1, 2).
-        exponent_R1 = exponent_R1 - 3 + (mantissa_R1 >= 0.875).to(exponent_R1.dtype)
-        exponent_R1 = torch.where(absmax_R1 == 0, torch.full_like(exponent_R1, -_E8M0_BIAS), exponent_R1)
-        one_R1 = torch.ones_like(absmax_R1, dtype=wide)
-        return torch.ldexp(one_R1, exponent_R1.clamp_(min=-_E8M0_BIAS)).to(absmax_R1.dtype)
+        """a [R, 1] of :func:`power_of_two_step`."""
+        return power_of_two_step(absmax_R1, clip_ratio, largest_exponent=_LARGEST_EXPONENT)
+
+    def stored_scale(self, scale: Tensor) -> Tensor:
+        """The biased exponents."""
+        return e8m0(scale)
+
+
+def power_of_two_step(absmax_R1: Tensor, clip_ratio: float | Tensor, *, largest_exponent: int) -> Tensor:
+    """The scales a [R, 1] of microscaling formats, powers of two: 2^(k − largest_exponent).
+
+    absmax · ρ lies in [0.875 · 2^k, 1.75 · 2^k).
+
+    Args:
+        largest_exponent: of the format's largest code.
+    """
+    wide = torch.promote_types(absmax_R1.dtype, torch.float32)
+    mantissa_R1, exponent_R1 = torch.frexp((absmax_R1 * clip_ratio).to(wide))
+    # frexp's mantissa is in [½, 1), one binade below the usual [1, 2).
+    exponent_R1 = exponent_R1 - (largest_exponent + 1) + (mantissa_R1 >= 0.875).to(exponent_R1.dtype)
+    exponent_R1 = torch.where(absmax_R1 == 0, torch.full_like(exponent_R1, -_E8M0_BIAS), exponent_R1)
+    one_R1 = torch.ones_like(absmax_R1, dtype=wide)
+    return torch.ldexp(one_R1, exponent_R1.clamp_(min=-_E8M0_BIAS)).to(absmax_R1.dtype)
 
 
 def global_scale(peak: Tensor) -> Tensor:

@@ -1,37 +1,19 @@
 """The number formats as grids: which codes there are, and the nearest one to a value in units of the scale."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid
+from quant_engine.grids.grid import FreeScale, Grid
 from quant_engine.policy import NumberFormat
 
 
-class _FreeScale:
-    """Scales are any number: a = ρ absmax / q_max, and 1 for zeros (or values so small that a would vanish)."""
-
-    saturates = False
-
-    @property
-    def largest(self) -> int:
-        """q_max, the code of a row's largest absolute value."""
-        raise NotImplementedError
-
-    def fitted(self, _v_RG: Tensor, _peak: Tensor | None = None) -> Self:
-        """The same: a row's scale depends on nothing else."""
-        return self
-
-    def step(self, absmax_R1: Tensor, clip_ratio: float | Tensor) -> Tensor:
-        """a [R, 1]."""
-        scale_R1 = absmax_R1 * (clip_ratio / self.largest)
-        return torch.where(scale_R1 > 0, scale_R1, torch.ones_like(scale_R1))
-
-
 @dataclass(frozen=True)
-class IntegerGrid(_FreeScale):
+class IntegerGrid(FreeScale):
     """The integers of ``bits`` bits, −2^(bits−1) … 2^(bits−1) − 1, of which a scale spans the symmetric part."""
 
     bits: int
@@ -56,7 +38,7 @@ class IntegerGrid(_FreeScale):
 
 
 @dataclass(frozen=True)
-class Float8Grid(_FreeScale):
+class Float8Grid(FreeScale):
     """float8 e4m3 without infinities (arXiv 2209.05433): 3 bits of mantissa, largest 448, smallest 2⁻⁹."""
 
     @property
@@ -83,22 +65,59 @@ class Float8Grid(_FreeScale):
         return ratio.abs() > self.largest
 
 
-Grid = IntegerGrid | Float8Grid | NvFloat4Grid | MxFloat4Grid
-
-
 def largest_code(bits: int) -> int:
     """q_max = 2^(bits − 1) − 1: 7 for int4, whose smallest code is −8."""
     return (1 << (bits - 1)) - 1
 
 
-_GRIDS: Final[dict[NumberFormat, Grid]] = {
-    **{each: IntegerGrid(each.bits) for each in NumberFormat if each.bits is not None and not each.is_float},
+_FLOAT_GRIDS: Final[Mapping[NumberFormat, Grid]] = {
     NumberFormat.FP8: Float8Grid(),
     NumberFormat.NVFP4: NvFloat4Grid(),
     NumberFormat.MXFP4: MxFloat4Grid(),
 }
 
 
+def joined_grids(formats: Iterable[NumberFormat], float_grids: Mapping[NumberFormat, Grid]) -> dict[NumberFormat, Grid]:
+    """The grid of every format that quantizes: integers by their width, floating-point formats by ``float_grids``.
+
+    Raises:
+        ValueError: a floating-point format has no grid, or a grid of other codes or scales than its row says.
+    """
+    found: dict[NumberFormat, Grid] = {}
+    for each in formats:
+        bits = each.bits
+        if bits is None:
+            continue
+        if each.is_float and each not in float_grids:
+            raise ValueError(f"number format {each.value} has a row but no grid")
+        grid = found[each] = float_grids[each] if each.is_float else IntegerGrid(bits)
+        if (grid.bits, grid.storage.is_floating_point) != (bits, each.is_float):
+            raise ValueError(f"number format {each.value} has {bits} bits, but its grid {grid.bits} in {grid.storage}")
+        if (grid.scale_storage is None) != (each.group_size is None):
+            raise ValueError(
+                f"number format {each.value} has groups of {each.group_size}, but its grid stores scales in "
+                f"{grid.scale_storage}"
+            )
+    return found
+
+
+# A format without a grid fails here, before anything is computed.
+_GRIDS: Final = joined_grids(NumberFormat, _FLOAT_GRIDS)
+
+
 def grid_of(number_format: NumberFormat) -> Grid | None:
-    """The grid of a format; None for ``none``, which has no codes."""
-    return _GRIDS.get(number_format)
+    """The grid of a format; None for ``none``, which has no codes.
+
+    Raises:
+        KeyError: the format quantizes, but has no grid.
+    """
+    return _GRIDS[number_format] if number_format.quantizes else None
+
+
+def export_dtype(number_format: NumberFormat) -> torch.dtype | None:
+    """The only type that readers of a checkpoint unpack the format's weights to; None where they take the model's."""
+    name = number_format.spec.export_dtype
+    if name is None:
+        return None
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.grids.clip import mse_clip_ratio
-from quant_engine.grids.float4 import DENSE, NvFloat4Grid
-from quant_engine.grids.formats import Grid, grid_of
+from quant_engine.grids.formats import export_dtype, grid_of
+from quant_engine.grids.grid import Grid
 from quant_engine.grids.straight_through import fake_quantize_on_grid, row_codes, row_scales
-from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
+from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization, in_words
 
 _SMALLEST_GROUP: Final = 8
 """Of the groups that a hint proposes; the policy allows none smaller."""
@@ -31,12 +31,16 @@ class Quantized:
             dtype of the weight that was quantized.
         bits: width of a code.
         global_scale: g of NVFP4, fp32 [1]: g × scale are e4m3 numbers; None for all others.
+        stored_scale: ``scale`` as the format stores it, where scales have a storage of their own.
+        dense_dtype: what every reader unpacks the weight to; None for the dtype of ``scale``.
     """
 
     codes: Tensor
     scale: Tensor
     bits: int
     global_scale: Tensor | None = None
+    stored_scale: Tensor | None = None
+    dense_dtype: torch.dtype | None = None
 
     @property
     def is_float4(self) -> bool:
@@ -44,28 +48,11 @@ class Quantized:
         return self.bits == 4 and self.codes.is_floating_point()
 
     def dequantize(self) -> Tensor:
-        """codes × scale [O, I], in the dtype of ``scale``; fp4 in bfloat16, as every reader unpacks it."""
+        """codes × scale [O, I], in ``dense_dtype``, or else in the dtype of ``scale``."""
         rows, columns = self.codes.shape
         grouped = self.codes.to(self.scale.dtype).reshape(self.scale.shape[0], self.scale.shape[1], -1)
         dense_OI = (grouped * self.scale.unsqueeze(-1)).reshape(rows, columns)
-        return dense_OI.to(DENSE) if self.is_float4 else dense_OI
-
-
-def quantize_weight(
-    w_OI: Tensor,
-    spec: WeightQuantization,
-    *,
-    importance_I: Tensor | None = None,
-    clip_ratio_R1: Tensor | None = None,
-    peak: Tensor | None = None,
-) -> Quantized:
-    """Round to nearest with the scales of :func:`weight_scale`; zeros have codes 0.
-
-    Raises:
-        UnsupportedPolicy: the format is ``none``, or ``group_size`` does not divide I.
-    """
-    scale = weight_scale(w_OI, spec, importance_I=importance_I, clip_ratio_R1=clip_ratio_R1, peak=peak)
-    return codes_on_scale(w_OI, spec, scale, peak=peak)
+        return dense_OI if self.dense_dtype is None else dense_OI.to(self.dense_dtype)
 
 
 def weight_scale(
@@ -108,16 +95,23 @@ def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor, *, pea
     grid = weight_grid(spec)
     rows_RG = w_OI.reshape(scale.numel(), -1)
     codes_RG = row_codes(rows_RG, scale.reshape(-1, 1).to(w_OI.dtype), grid=grid)
-    return quantized_codes(codes_RG.reshape(w_OI.shape), scale, grid.fitted(w_OI, peak))
+    return quantized_codes(codes_RG.reshape(w_OI.shape), scale, grid.fitted(w_OI, peak), spec.format)
 
 
-def quantized_codes(codes_OI: Tensor, scale: Tensor, grid: Grid) -> Quantized:
-    """Codes that are still floating-point numbers, as they are kept; ``grid`` is fitted where it has to be."""
+def quantized_codes(codes_OI: Tensor, scale: Tensor, grid: Grid, number_format: NumberFormat) -> Quantized:
+    """Codes [O, I] that are still floating-point numbers, as a :class:`Quantized`.
+
+    Args:
+        scale: in the shape of :func:`weight_scale`.
+        grid: that of ``number_format``, fitted where it has to be.
+    """
     return Quantized(
         codes=codes_OI.contiguous().to(grid.storage),
         scale=scale,
         bits=grid.bits,
-        global_scale=grid.global_scale if isinstance(grid, NvFloat4Grid) else None,
+        global_scale=grid.global_scale,
+        stored_scale=None if grid.scale_storage is None else grid.stored_scale(scale),
+        dense_dtype=export_dtype(number_format),
     )
 
 
@@ -136,7 +130,7 @@ def weight_grid(spec: WeightQuantization) -> Grid:
     if grid is None:
         raise UnsupportedPolicy(
             detail="weights.format is 'none', which has no codes.",
-            hint="Use a format from int2 to int8, fp8, nvfp4 or mxfp4.",
+            hint=f"Use {in_words(each for each in NumberFormat if each.quantizes)}.",
         )
     return grid
 
@@ -149,8 +143,9 @@ def fake_quantize_weight(
     clip_ratio_R1: Tensor | None = None,
     peak: Tensor | None = None,
 ) -> Tensor:
-    """``quantize_weight(…).dequantize()`` with straight-through gradients, to ``clip_ratio_R1`` too, in the weight's
-    own dtype; the identity for format ``none``. Arguments as for :func:`weight_scale`.
+    """Codes × scale of :func:`codes_on_scale`, with straight-through gradients, to ``clip_ratio_R1`` too.
+
+    In the weight's own dtype; the identity for format ``none``. Arguments as for :func:`weight_scale`.
 
     Raises:
         UnsupportedPolicy: ``group_size`` does not divide I.
@@ -212,18 +207,19 @@ def _rows_per_group(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
 
 def _own_groups(x_TI: Tensor, number_format: NumberFormat, field: str) -> Tensor:
     """[..., I] as [..., I / size, size], the groups of a format that fixes their size."""
-    size, width = number_format.group_size or 1, x_TI.shape[-1]
-    if width % size:
+    size, width = number_format.group_size, x_TI.shape[-1]
+    if size is None or width % size:
         raise misfitting_groups(number_format, width, field)
     return x_TI.reshape(*x_TI.shape[:-1], width // size, size)
 
 
 def misfitting_groups(number_format: NumberFormat, width: int, field: str) -> UnsupportedPolicy:
     """The refusal of a width that the groups of ``number_format`` do not divide."""
+    others = in_words(each for each in NumberFormat if each.quantizes and each.group_size is None)
     return UnsupportedPolicy(
         detail=f"{field}.format is {number_format.value}, whose groups of {number_format.group_size} do not divide a "
         f"layer's {width} input channels.",
-        hint="Add the layer to ignore, or give it an override with int4, int8 or fp8 for weights and activations.",
+        hint=f"Add the layer to ignore, or give it an override with {others} for weights and activations.",
     )
 
 

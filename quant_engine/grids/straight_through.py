@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant_engine.grids.formats import Grid, IntegerGrid
+from quant_engine.grids.grid import Grid
 
 
 def row_scales(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) -> Tensor:
@@ -26,11 +26,6 @@ def row_scales(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) ->
 def row_codes(v_RG: Tensor, scale_R1: Tensor, *, grid: Grid) -> Tensor:
     """The codes c [R, G], as floating-point numbers."""
     return grid.nearest_(v_RG / scale_R1)
-
-
-def fake_quantize_rows(v_RG: Tensor, *, bits: int, clip_ratio: float | Tensor = 1.0) -> Tensor:
-    """:func:`fake_quantize_on_grid` for the integers of ``bits`` bits."""
-    return fake_quantize_on_grid(v_RG, grid=IntegerGrid(bits), clip_ratio=clip_ratio)
 
 
 def fake_quantize_on_grid(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) -> Tensor:

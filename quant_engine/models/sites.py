@@ -17,7 +17,7 @@ from quant_engine.interface.architectures import (
     ProducerRows,
     SiteTemplate,
 )
-from quant_engine.policy import NumberFormat, Policy, matches
+from quant_engine.policy import Policy, matches
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _is_targeted(name: str, policy: Policy) -> bool:
     for override in policy.overrides:
         if override.weights is not None and matches(override.match, name):
             weights = override.weights
-    return weights.format is not NumberFormat.NONE
+    return weights.format.quantizes
 
 
 def _matches_any(patterns: tuple[str, ...], name: str) -> bool:

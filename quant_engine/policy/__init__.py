@@ -1,6 +1,14 @@
 """What a job is asked to do, as frozen types. Imports no torch: every room of the service can speak it."""
 
-from quant_engine.policy.formats import ActivationQuantization, GptqSettings, NumberFormat, WeightQuantization
+from quant_engine.policy.format_spec import FormatSpec, Scheme
+from quant_engine.policy.formats import (
+    ActivationQuantization,
+    GptqSettings,
+    NumberFormat,
+    WeightQuantization,
+    float_format,
+    in_words,
+)
 from quant_engine.policy.presets import PRESETS, Preset
 from quant_engine.policy.profiles import Profile, check_profile
 from quant_engine.policy.request import (
@@ -36,6 +44,7 @@ __all__ = [
     "Candidate",
     "Differentiable",
     "Evaluation",
+    "FormatSpec",
     "GptqSettings",
     "GridSearch",
     "HubTarget",
@@ -57,12 +66,15 @@ __all__ = [
     "Profile",
     "Residual",
     "RotationTraining",
+    "Scheme",
     "Statistic",
     "Training",
     "Transform",
     "TransformKind",
     "WeightQuantization",
     "check_profile",
+    "float_format",
+    "in_words",
     "matches",
     "policy_hash",
     "resolve_policy",

@@ -1,11 +1,114 @@
 """Number formats, and how weights and activations are rounded to them."""
 
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from quant_engine.policy.fields import Flag, Fraction, Frozen
+from quant_engine.policy.format_spec import EngineSchemes, FormatSpec, Pairing, Scheme
+
+
+def _integer(
+    bits: int, *, weight_only: Scheme, activations: Scheme = Scheme.INT_OTHER, pairing: Pairing | None = None
+) -> FormatSpec:
+    """The row of the signed integers of ``bits`` bits, packed densely."""
+    return FormatSpec(
+        bits=bits,
+        is_float=False,
+        group_size=None,
+        strategy=None,
+        static_peak=False,
+        plain_weights=False,
+        export_dtype=None,
+        layout="pack-quantized",
+        pairing=pairing,
+        schemes=EngineSchemes(
+            weight_only=weight_only,
+            activations=activations,
+            weight_only_per_tensor=Scheme.INT_TENSOR,
+            activations_per_tensor=Scheme.INT_TENSOR,
+        ),
+        stored_orders=(),
+    )
+
+
+_ODD: Final = Scheme.ODD_WEIGHT_ONLY
+_INT4: Final = _integer(4, weight_only=Scheme.WEIGHT_ONLY, activations=Scheme.INT_A4)
+_INT8: Final = _integer(
+    8,
+    weight_only=Scheme.WEIGHT_ONLY,
+    activations=Scheme.INT_A8,
+    pairing=Pairing(layout="int-quantized", scheme=Scheme.W8A8),
+)
+_FP8: Final = FormatSpec(
+    bits=8,
+    is_float=True,
+    group_size=None,
+    strategy=None,
+    static_peak=False,
+    plain_weights=True,
+    export_dtype=None,
+    layout="float-quantized",
+    pairing=None,
+    schemes=EngineSchemes(
+        weight_only=Scheme.FP8_WEIGHT_ONLY,
+        activations=Scheme.FP8,
+        weight_only_per_tensor=Scheme.FP8_WEIGHT_ONLY,
+        activations_per_tensor=Scheme.FP8_TENSOR,
+    ),
+    stored_orders=(),
+)
+_NVFP4: Final = FormatSpec(
+    bits=4,
+    is_float=True,
+    group_size=16,
+    strategy="tensor_group",
+    static_peak=True,
+    plain_weights=False,
+    export_dtype="bfloat16",
+    layout="nvfp4-pack-quantized",
+    pairing=None,
+    schemes=EngineSchemes(
+        weight_only=Scheme.NVFP4_WEIGHT_ONLY,
+        activations=Scheme.NVFP4,
+        weight_only_per_tensor=Scheme.NVFP4_WEIGHT_ONLY,
+        activations_per_tensor=Scheme.NVFP4,
+    ),
+    stored_orders=(16, 32, 64, 128),
+)
+_MXFP4: Final = FormatSpec(
+    bits=4,
+    is_float=True,
+    group_size=32,
+    strategy="group",
+    static_peak=False,
+    plain_weights=False,
+    export_dtype="bfloat16",
+    layout="mxfp4-pack-quantized",
+    pairing=None,
+    schemes=EngineSchemes(
+        weight_only=Scheme.MXFP4_WEIGHT_ONLY,
+        activations=Scheme.MXFP4,
+        weight_only_per_tensor=Scheme.MXFP4_WEIGHT_ONLY,
+        activations_per_tensor=Scheme.MXFP4,
+    ),
+    stored_orders=(),
+)
+_NONE: Final = FormatSpec(
+    bits=None,
+    is_float=False,
+    group_size=None,
+    strategy=None,
+    static_peak=False,
+    plain_weights=False,
+    export_dtype=None,
+    layout=None,
+    pairing=None,
+    schemes=None,
+    stored_orders=(),
+)
 
 
 class NumberFormat(StrEnum):
@@ -15,35 +118,65 @@ class NumberFormat(StrEnum):
     are powers of two (OCP Microscaling 1.0). ``none`` leaves the tensor in floating point.
     """
 
-    INT2 = "int2"
-    INT3 = "int3"
-    INT4 = "int4"
-    INT5 = "int5"
-    INT6 = "int6"
-    INT7 = "int7"
-    INT8 = "int8"
-    FP8 = "fp8"
-    NVFP4 = "nvfp4"
-    MXFP4 = "mxfp4"
-    NONE = "none"
+    # A member is its name and its row, so that there is none without one.
+    INT2 = "int2", _integer(2, weight_only=_ODD)
+    INT3 = "int3", _integer(3, weight_only=_ODD)
+    INT4 = "int4", _INT4
+    INT5 = "int5", _integer(5, weight_only=_ODD)
+    INT6 = "int6", _integer(6, weight_only=_ODD)
+    INT7 = "int7", _integer(7, weight_only=_ODD)
+    INT8 = "int8", _INT8
+    FP8 = "fp8", _FP8
+    NVFP4 = "nvfp4", _NVFP4
+    MXFP4 = "mxfp4", _MXFP4
+    NONE = "none", _NONE
+
+    _value_: str
+    spec: FormatSpec
+
+    def __new__(cls, value: str, spec: FormatSpec) -> Self:
+        """The member ``value``, with its row."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.spec = spec
+        return member
 
     @property
     def bits(self) -> int | None:
         """Width in bits, or None for ``none``."""
-        return None if self is NumberFormat.NONE else int(self.value[-1])
+        return self.spec.bits
 
     @property
     def is_float(self) -> bool:
         """Whether the codes are floating-point numbers."""
-        return "fp" in self.value
+        return self.spec.is_float
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the codes are integers."""
+        return self.spec.is_integer
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether there are codes: true of all but ``none``."""
+        return self.spec.bits is not None
 
     @property
     def group_size(self) -> int | None:
         """How many neighbouring channels share a scale where the format itself says so."""
-        return _OWN_GROUPS.get(self)
+        return self.spec.group_size
 
 
-_OWN_GROUPS: Final = {NumberFormat.NVFP4: 16, NumberFormat.MXFP4: 32}
+def float_format(bits: int, group_size: int | None) -> NumberFormat | None:
+    """The floating-point format of this width and these groups of its own; None where no format is such."""
+    matching = (each for each in NumberFormat if each.is_float and (each.bits, each.group_size) == (bits, group_size))
+    return next(matching, None)
+
+
+def in_words(formats: Iterable[NumberFormat]) -> str:
+    """Formats as a message lists them: ``int8, fp8 or mxfp4``."""
+    *most, last = (each.value for each in formats)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 class GptqSettings(Frozen):
@@ -81,7 +214,8 @@ class WeightQuantization(Frozen):
         """The groups of a format that has its own, unless the request names some."""
         if not isinstance(fields, dict) or {"granularity", "group_size"} & fields.keys():
             return fields
-        own = next((size for each, size in _OWN_GROUPS.items() if fields.get("format") == each), None)
+        # A format that does not exist is refused by the field itself.
+        own = next((each.group_size for each in NumberFormat if each == fields.get("format")), None)
         return fields if own is None else fields | {"granularity": "group", "group_size": own}
 
 

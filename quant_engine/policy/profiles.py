@@ -86,4 +86,4 @@ def _clips(activations: ActivationQuantization) -> bool:
 
 
 def _is_integer(activations: ActivationQuantization) -> bool:
-    return activations.format.bits is not None and not activations.format.is_float
+    return activations.format.is_integer

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization
+from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization, in_words
 from quant_engine.policy.presets import EVALUATE, PRESETS
 from quant_engine.policy.types import Policy
 
@@ -171,7 +171,7 @@ def _check_activations(activations: ActivationQuantization, weights: WeightQuant
             f"{activations.format.value} scales every group of {activations.format.group_size} channels by itself and "
             "clips none. Set clip to 'none' and clip_ratio to 1.",
         )
-    quantizes = NumberFormat.NONE not in (activations.format, weights.format)
+    quantizes = activations.format.quantizes and weights.format.quantizes
     if quantizes and _number_kind(activations.format) != _number_kind(weights.format):
         raise PolicyError(
             f"{pointer}/format",
@@ -187,11 +187,12 @@ def _number_kind(number_format: NumberFormat) -> str:
 
 
 def _check_weights(weights: WeightQuantization, pointer: str) -> None:
-    if weights.format is NumberFormat.NONE and pointer == "/weights":
+    if not weights.format.quantizes and pointer == "/weights":
         raise PolicyError(
             f"{pointer}/format",
             "nothing_to_quantize",
-            "weights.format 'none' quantizes nothing; use int2 to int8, fp8, nvfp4 or mxfp4.",
+            f"weights.format {weights.format.value!r} quantizes nothing; "
+            f"use {in_words(each for each in NumberFormat if each.quantizes)}.",
         )
     if (weights.granularity == "group") != (weights.group_size is not None):
         raise PolicyError(
@@ -208,11 +209,11 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"{weights.format.value} has groups of {own} and no others; weights.granularity is "
             f"{weights.granularity!r} and group_size {weights.group_size}. Leave both out.",
         )
-    if weights.format is NumberFormat.FP8 and (weights.clip != "none" or weights.granularity == "group"):
+    if weights.format.spec.plain_weights and (weights.clip != "none" or weights.granularity == "group"):
         raise PolicyError(
             f"{pointer}/format",
-            "fp8_is_plain",
-            "fp8 weights have one scale a channel or a tensor and are not clipped. "
+            f"{weights.format.value}_is_plain",
+            f"{weights.format.value} weights have one scale a channel or a tensor and are not clipped. "
             "Set clip to 'none' and granularity to 'channel'.",
         )
 

@@ -54,7 +54,7 @@ def gptq(
             scale = weight_scale(w_OI, spec, importance_I=factor.importance_I, clip_ratio_R1=clip_ratio_R1, peak=peak)
         scale = representable_scale(scale, w_OI, scale_dtype(spec, dtype))
         codes_IO = _rounded_columns(w_OI, scale, factor, grid)
-    return quantized_codes(codes_IO.T, scale, grid)
+    return quantized_codes(codes_IO.T, scale, grid, spec.format)
 
 
 def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid) -> Tensor:

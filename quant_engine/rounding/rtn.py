@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.grids import Quantized, codes_on_scale, weight_scale
+from quant_engine.grids import Quantized, codes_on_scale, weight_grid, weight_scale
 from quant_engine.policy import WeightQuantization
 
 
@@ -38,8 +38,8 @@ def round_to_nearest(
 
 
 def scale_dtype(spec: WeightQuantization, dtype: torch.dtype) -> torch.dtype:
-    """What a checkpoint of ``dtype`` keeps a scale in: fp32 stands for fp4's, which have a storage of their own."""
-    return dtype if spec.format.group_size is None else torch.float32
+    """What a checkpoint of ``dtype`` holds a scale in; fp32 stands for scales with a storage of their own (fp4's)."""
+    return dtype if weight_grid(spec).scale_storage is None else torch.float32
 
 
 def representable_scale(scale: Tensor, w_OI: Tensor, dtype: torch.dtype) -> Tensor:

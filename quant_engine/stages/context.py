@@ -11,7 +11,7 @@ from torch import Tensor
 from quant_engine.calibration import Purpose, characters_for, dataset_text
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
 from quant_engine.errors import UnsupportedPolicy
-from quant_engine.grids import misfitting_groups, nearest_divisors
+from quant_engine.grids import export_dtype, misfitting_groups, nearest_divisors
 from quant_engine.hadamard import hadamard_order
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
@@ -144,9 +144,21 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
 
 
 def _export_dtype(policy: Policy) -> torch.dtype | None:
-    """The only type that readers run fp4 weights in, where the policy has some; None for the model's own."""
+    """The only type that readers run some of the policy's weights in (fp4's); None for the model's own.
+
+    Raises:
+        UnsupportedPolicy: two of its formats are run in different types.
+    """
     weights = [policy.weights, *(each.weights for each in policy.overrides if each.weights is not None)]
-    return torch.bfloat16 if any(each.format.group_size is not None for each in weights) else None
+    wanted = {each.format: export_dtype(each.format) for each in weights}
+    found = {dtype for dtype in wanted.values() if dtype is not None}
+    if len(found) > 1:
+        raise UnsupportedPolicy(
+            detail=f"Readers run {', '.join(f'{each.value} in {dtype}' for each, dtype in wanted.items())}; "
+            "a checkpoint has one type.",
+            hint="Use formats that are run in the same type.",
+        )
+    return next(iter(found), None)
 
 
 def allowed_transform(transform: Transform, role: str, online: str) -> Transform:

@@ -18,7 +18,7 @@ from quant_engine.calibration import SiteRecord, read_record
 from quant_engine.evaluation.layer_errors import LayerErrors, plan_errors, site_errors
 from quant_engine.grids import shared_peak
 from quant_engine.models import Site
-from quant_engine.policy import NumberFormat, Transform, TransformKind
+from quant_engine.policy import Transform, TransformKind
 from quant_engine.search import search_clip
 from quant_engine.stages.context import Run, SiteSettings
 from quant_engine.transforms import SitePlan, Tie, build_plan, transform_activation
@@ -70,7 +70,7 @@ class OpenSite:
     def clipped(self, plan: SitePlan) -> SitePlan:
         """``plan`` with the clip ratio that rounds the fit tokens' X' best, as W' sees them; found once."""
         activations = self.settings.activations
-        if activations.clip == "none" or activations.format.bits is None or plan.clip_ratio is not None:
+        if activations.clip == "none" or not activations.format.quantizes or plan.clip_ratio is not None:
             return plan
         return replace(plan, clip_ratio=search_clip(self._clip_tokens, self.linears, plan, activations))
 
@@ -80,7 +80,7 @@ class OpenSite:
         Twice the largest on the fit tokens: a value beyond the peak would be cut off, and e4m3 scales reach so far down
         that a peak too large costs nothing.
         """
-        if self.settings.activations.format is not NumberFormat.NVFP4:
+        if not self.settings.activations.format.spec.static_peak:
             return plan
         chunks = torch.split(self.record.fit_FD, _CLIP_TOKENS)
         moved = [transform_activation(chunk_TD.to(self.run.model.device), self.on_device(plan)) for chunk_TD in chunks]

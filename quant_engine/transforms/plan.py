@@ -66,14 +66,14 @@ class SitePlan:
         divide by 2^(b−1) − 1: the ratio is converted, so that both round with the same scale.
         """
         bits = activations.format.bits
-        if self.clip_ratio is None or bits is None or activations.format.is_float:
+        if self.clip_ratio is None or bits is None or not activations.format.is_integer:
             return activations
         ratio = self.clip_ratio * (2 ** (bits - 1) - 1) / (2 ** (bits - 1) - 0.5)
         return activations.model_copy(update={"clip_ratio": ratio})
 
     def runtime_clip(self, activations: ActivationQuantization) -> float:
         """The clip ratio at run time; 1 where activations are not rounded to integers."""
-        if activations.format.bits is None or activations.format.is_float:
+        if not activations.format.is_integer:
             return 1.0
         return activations.clip_ratio if self.clip_ratio is None else self.clip_ratio
 

@@ -21,7 +21,7 @@ from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
-from quant_engine.policy import Perplexity
+from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context import Run
 from quant_engine.stages.evaluate import (
@@ -37,7 +37,6 @@ from quant_engine.stages.load import MODEL_FILE
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"
-_FLOATS: Final = {(8, None): "FP8", (4, 16): "NVFP4", (4, 32): "MXFP4"}
 _UNKNOWN: Final = (
     "alpha",
     "statistic",
@@ -160,7 +159,9 @@ def stored_scheme_name(scheme: QuantizationScheme | None) -> str:
         return "W16A16"
     weights, inputs = scheme.weights, scheme.input_activations
     if weights is not None and weights.type == "float":
-        name = _FLOATS.get((weights.num_bits, weights.group_size), f"FP{weights.num_bits}")
+        # Another writer's weights may have a format that no policy can ask for.
+        known = float_format(weights.num_bits, weights.group_size)
+        name = f"FP{weights.num_bits}" if known is None else known.name
         return name if inputs is not None else f"{name}A16"
     bits = [16 if arguments is None else arguments.num_bits for arguments in (weights, inputs)]
     grouped = weights is not None and weights.group_size

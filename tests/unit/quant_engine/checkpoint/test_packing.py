@@ -13,8 +13,9 @@ from quant_engine.checkpoint import (
     stored_bytes,
     unpacked_state,
 )
-from quant_engine.grids import global_scale, quantize_weight
+from quant_engine.grids import global_scale
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
+from tests.unit.quant_engine.nearest import quantize_weight
 
 INT4, INT8, FP8, NONE = NumberFormat.INT4, NumberFormat.INT8, NumberFormat.FP8, NumberFormat.NONE
 NV, MX = NumberFormat.NVFP4, NumberFormat.MXFP4

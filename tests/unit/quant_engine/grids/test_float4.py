@@ -21,10 +21,10 @@ from quant_engine.grids import (
     fake_quantize_weight,
     global_scale,
     grid_of,
-    quantize_weight,
     shared_peak,
 )
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
+from tests.unit.quant_engine.nearest import quantize_weight
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 FORMATS: Final = (NumberFormat.NVFP4, NumberFormat.MXFP4)

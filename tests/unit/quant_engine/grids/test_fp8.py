@@ -12,9 +12,9 @@ from quant_engine.grids import (
     fake_quantize_on_grid,
     fake_quantize_weight,
     grid_of,
-    quantize_weight,
 )
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
+from tests.unit.quant_engine.nearest import quantize_weight
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 Granularity = Literal["channel", "group", "tensor"]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quant_engine.errors import UnsupportedPolicy
-from quant_engine.grids import fake_quantize_activation, fake_quantize_weight, largest_code, quantize_weight
+from quant_engine.grids import fake_quantize_activation, fake_quantize_weight, largest_code
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
+from tests.unit.quant_engine.nearest import quantize_weight
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 FORMATS = [each for each in NumberFormat if each.bits is not None and not each.is_float]

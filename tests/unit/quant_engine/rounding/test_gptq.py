@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability, UnsupportedPolicy
-from quant_engine.grids import Quantized, quantize_weight, weight_scale
+from quant_engine.grids import Quantized, weight_scale
 from quant_engine.policy import GptqSettings, NumberFormat, WeightQuantization
 from quant_engine.rounding import factorise, gptq, round_to_nearest
 from tests.unit.quant_engine.grids.test_float4 import nearest_by_search
+from tests.unit.quant_engine.nearest import quantize_weight
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 WIDTH = 32
