@@ -20,6 +20,7 @@ from quant_engine.policy import (
     resolve_policy,
 )
 from quant_engine.transforms.primitives import Dense, Hadamard
+from tests.unit.quant_engine.made_up import made_up_format
 
 _ONLINE = {
     Reach.ANYWHERE: OnlineInput(),
@@ -184,3 +185,23 @@ def test_a_small_rotation_before_nvfp4_has_its_matrix_in_the_checkpoint() -> Non
     assert dense_hadamards([_linear(MXFP4, MXFP4, online=rotated)]) == {}
     assert _verdicts(small) == ("wrong", "differs", "wrong")
     assert _verdicts([_linear(MXFP4, MXFP4, online=rotated)]) == ("wrong", "differs", "refuses")
+
+
+def test_a_format_that_nobody_has_checked_is_said_to_be_unknown() -> None:
+    fresh = made_up_format("mxfp8", MXFP4, bits=8, schemes=None)
+    weights = WeightQuantization.model_construct(format=fresh, granularity="group", group_size=32)
+    linears = [
+        QuantizedLinear(
+            name="model.layers.0.mlp.down_proj",
+            weights=weights,
+            activations=ActivationQuantization.model_construct(format=activations),
+            online=OnlineInput(),
+        )
+        for activations in (fresh, NONE)
+    ]
+    for linear in linears:
+        assert _verdicts([linear]) == ("unknown",) * 3
+    mixed = [linears[0], _linear(MXFP4, MXFP4, "self_attn.o_proj")]
+    assert _verdicts(mixed) == ("unknown", "unknown", "refuses")
+    assert Scheme.MXFP4.value in _note("vLLM", mixed).note
+    assert "Nobody has checked" in _note("vLLM", mixed).note

@@ -1,5 +1,7 @@
 """Which layout each pair of number formats gets, and that no layout changes a weight."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
@@ -117,3 +119,20 @@ def test_activations_are_rounded_per_token_in_their_own_format() -> None:
     assert arguments is not None
     assert (arguments.num_bits, arguments.type) == (8, "float")
     assert _linear(INT4, NONE).scheme().input_activations is None
+
+
+@pytest.mark.parametrize("number_format", [each for each in NumberFormat if each.quantizes])
+def test_every_row_has_a_layout_that_compressed_tensors_knows(number_format: NumberFormat) -> None:
+    for activations in (number_format, NONE):
+        linear = _linear(number_format, activations)
+        assert BaseCompressor.get_value_from_registry(linear.format.value)
+        scheme = linear.scheme()
+        assert scheme.weights is not None
+        assert scheme.weights.num_bits == number_format.bits
+        assert (scheme.input_activations is None) == (activations is NONE)
+
+
+def test_codes_that_nothing_packs_are_refused() -> None:
+    quantized = quantize_weight(torch.randn(4, 32), WeightQuantization(format=FP8))
+    with pytest.raises(ValueError, match=r"block\.linear has floating-point codes of 6 bits"):
+        packed_tensors("block.linear", replace(quantized, bits=6))
