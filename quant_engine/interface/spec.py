@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from quant_engine.policy import BUILT_IN, Calibration, Evaluation, Output, Policy
 
@@ -25,6 +27,8 @@ class RunSpec:
             those rotations; still, a row of a smaller product may round otherwise, and the same bits are not promised.
             No stage's digest covers it: a run may go on with it where it ran out of memory without it.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # where a run is read from JSON
 
     model_dir: Path
     policy: Policy

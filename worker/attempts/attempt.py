@@ -21,6 +21,7 @@ from jobs.job.stages import stages_from
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
+from quant_engine.interface.spec import RunSpec
 from quant_engine.policy import JobRequest
 from worker.attempts.hub_model import RevisionPin, credential_problem, download_file, hub_token, models_cache
 from worker.attempts.local_model import require_inside, resolve_local
@@ -166,22 +167,12 @@ class Attempt:
             self.ledger.post(lambda: self.equipment.keeper.record_resolved_revision(self.claim, commit))
 
     def _compute(self, model_dir: Path) -> None:
-        settings, device = self.equipment.settings, self.equipment.device
+        device = self.equipment.device
         run_file = RunFile(
             job_id=self.claim.job_id,
             parent_pid=os.getpid(),
-            model_id=self.request.model.id,
-            revision=self._pin.commit() if self.request.model.source == "hub" else None,
-            model_dir=model_dir,
-            policy=self.request.policy,
-            calibration=self.request.calibration,
-            evaluation=self.request.evaluation,
-            output=self.request.output,
-            datasets_dir=settings.datasets_dir,
-            default_dataset=settings.default_dataset,
-            device=device.name,
             threads=device.threads,
-            low_memory=self.claim.low_memory,
+            spec=self._spec(model_dir),
             work_dir=self.space.stages,
             output_dir=self.space.output,
         )
@@ -189,6 +180,23 @@ class Attempt:
         file.write_text(run_file.model_dump_json())
         environment = runner_environment(self.space.scratch, threads=device.threads, gpu=device.gpu)
         self._watch.follow(self._command(self.equipment.programs.runner, file, environment))
+
+    def _spec(self, model_dir: Path) -> RunSpec:
+        """What the engine is asked to do with the model in ``model_dir``."""
+        request, settings = self.request, self.equipment.settings
+        return RunSpec(
+            model_dir=model_dir,
+            policy=request.policy,
+            calibration=request.calibration,
+            evaluation=request.evaluation,
+            output=request.output,
+            datasets_dir=settings.datasets_dir,
+            default_dataset=settings.default_dataset,
+            device=self.equipment.device.name,
+            model_id=request.model.id,
+            revision=self._pin.commit() if request.model.source == "hub" else None,
+            low_memory=self.claim.low_memory,
+        )
 
     def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:
         return Command(

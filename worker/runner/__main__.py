@@ -96,23 +96,10 @@ def _run(run_file: RunFile, observer: PipeObserver) -> None:
     # Imported only now: torch takes seconds, and by now this process is tied to its parent and can report a failure.
     import torch  # noqa: PLC0415 — see above
 
-    from quant_engine.pipeline import RunSpec, run  # noqa: PLC0415 — see above
+    from quant_engine.pipeline import run  # noqa: PLC0415 — see above
 
     torch.set_num_threads(run_file.threads)
-    spec = RunSpec(
-        model_dir=run_file.model_dir,
-        policy=run_file.policy,
-        calibration=run_file.calibration,
-        evaluation=run_file.evaluation,
-        output=run_file.output,
-        datasets_dir=run_file.datasets_dir,
-        default_dataset=run_file.default_dataset,
-        device=run_file.device,
-        model_id=run_file.model_id,
-        revision=run_file.revision,
-        low_memory=run_file.low_memory,
-    )
-    run(spec, work_dir=run_file.work_dir, output_dir=run_file.output_dir, observer=observer)
+    run(run_file.spec, work_dir=run_file.work_dir, output_dir=run_file.output_dir, observer=observer)
 
 
 if __name__ == "__main__":
