@@ -17,11 +17,11 @@ import structlog
 from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, total_bytes
 from jobs.credentials import CredentialService
 from jobs.job.lease import Claim, LeaseKeeper, Manifest
-from jobs.job.stages import stages_from
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
 from quant_engine.interface.spec import RunSpec
+from quant_engine.interface.stages import PUBLISH, RESOLVE, stages_from
 from quant_engine.policy import JobRequest
 from worker.attempts.hub_model import RevisionPin, credential_problem, download_file, hub_token, models_cache
 from worker.attempts.local_model import require_inside, resolve_local
@@ -39,8 +39,6 @@ from worker.subprocesses.messages import Error, RunFile, StageAdvanced, StageFin
 from worker.subprocesses.oom_kills import oom_kills
 from worker.subprocesses.problems import DISK_FULL, as_error, as_problem, internal_error
 
-_RESOLVE: Final = "resolve"
-_PUBLISH: Final = "publish"
 _DATABASE_SECONDS: Final = 1.0
 
 logger = structlog.get_logger(__name__)
@@ -119,12 +117,12 @@ class Attempt:
         """The model's directory on this machine."""
         began = time.monotonic()
         if self.request.model.source == "local":
-            self.reporter.handle(StageStarted(name=_RESOLVE, unit="model", total=1))
+            self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
             directory = resolve_local(self.equipment.settings.models_dir, self.request.model.id)
         else:
-            self.reporter.handle(StageStarted(name=_RESOLVE, unit="byte", total=0))
+            self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
             directory = self._download()
-        self.reporter.handle(StageFinished(name=_RESOLVE, seconds=time.monotonic() - began))
+        self.reporter.handle(StageFinished(name=RESOLVE.name, seconds=time.monotonic() - began))
         return directory
 
     def _download(self) -> Path:
@@ -223,16 +221,16 @@ class Attempt:
         except StoreRefused as error:
             logger.exception("store_refused")
             raise Ended(Ending(Outcome.FAILED, store_refused())) from error
-        self.reporter.handle(StageFinished(name=_PUBLISH, seconds=time.monotonic() - began))
+        self.reporter.handle(StageFinished(name=PUBLISH.name, seconds=time.monotonic() - began))
         return manifest
 
     def _store(self, output: Path) -> tuple[ManifestEntry, ...]:
         total = total_bytes(output)
-        self.reporter.handle(StageStarted(name=_PUBLISH, unit="byte", total=total))
+        self.reporter.handle(StageStarted(name=PUBLISH.name, unit="byte", total=total))
         self.reporter.flush(force=True)
 
         def told(done: int) -> None:
-            self.reporter.handle(StageAdvanced(name=_PUBLISH, done=min(done, total), total=total))
+            self.reporter.handle(StageAdvanced(name=PUBLISH.name, done=min(done, total), total=total))
             self.reporter.flush()
             self._watch.require_right()
 
