@@ -45,7 +45,11 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run leaves in its output directory, and where the checkpoint is; None where none is written."""
+    """What a run leaves in its output directory, as JSON, and where the checkpoint is; None where none is written.
+
+    Attributes:
+        layers: each a :class:`quant_engine.interface.layers.LayerRow`, in forward order.
+    """
 
     summary: dict[str, Any]
     report: dict[str, Any]

@@ -12,12 +12,13 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from quant_engine.errors import disk_full_as_error
+from quant_engine.interface.layers import LayerRow
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.stages import require_stage
 from quant_engine.resume_state import SUFFIX, remove_states
@@ -126,6 +127,16 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON."""
     return json.loads(path.read_bytes())
+
+
+def write_rows(path: Path, rows: Sequence[LayerRow]) -> None:
+    """Write the rows of layers as JSON."""
+    write_json(path, [row.model_dump() for row in rows])
+
+
+def read_rows(path: Path) -> list[LayerRow]:
+    """Read the rows that :func:`write_rows` wrote."""
+    return [LayerRow.model_validate(row) for row in read_json(path)]
 
 
 def _is_complete(directory: Path, digest: str) -> bool:

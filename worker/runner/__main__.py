@@ -8,11 +8,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jobs.observability.logs import configure_logging
+from quant_engine.interface.layers import LayerRow
 from worker.runner.peak_memory import peak_bytes
 from worker.subprocesses.messages import (
     EventWriter,
@@ -54,9 +54,9 @@ class PipeObserver:
         for metric, peak in peak_bytes().items():
             self._send(Metric(name=metric, value=peak))
 
-    def layer_completed(self, row: Mapping[str, Any]) -> None:
+    def layer_completed(self, row: LayerRow) -> None:
         """One layer's row of the table."""
-        self._send(LayerCompleted(row=dict(row)))
+        self._send(LayerCompleted(row=row.model_dump()))
 
     def metric(self, name: str, value: float) -> None:
         """A named number."""
