@@ -1,8 +1,8 @@
 """A run of the pipeline in a terminal: one progress bar for each stage, and how long each of them took."""
 
-from typing import Any
-
 from rich.progress import Progress, TaskID
+
+from quant_engine.interface.layers import LayerRow
 
 
 class Bars:
@@ -27,7 +27,7 @@ class Bars:
             self.seconds[name] = seconds
         self._bars.console.print(f"{name}: {'reused' if reused else f'{seconds:.1f} s'}")
 
-    def layer_completed(self, row: dict[str, Any]) -> None:
+    def layer_completed(self, row: LayerRow) -> None:
         """The table at the end shows them."""
 
     def metric(self, name: str, value: float) -> None:

@@ -26,7 +26,7 @@ from quant_engine.stages.choose import choose
 from quant_engine.stages.context import prepare_run, start_rotation
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
 from quant_engine.stages.evaluate_only.report import as_is_report, as_is_summary
-from quant_engine.stages.evaluate_only.stages import evaluate_as_is_stage, load_as_is_stage, prepare_as_is, read_rows
+from quant_engine.stages.evaluate_only.stages import evaluate_as_is_stage, load_as_is_stage, loaded_rows, prepare_as_is
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
 from quant_engine.stages.files import Stage, manifest_digest, run_stage, write_json
 from quant_engine.stages.load import load_stage, recorded_threads
@@ -104,7 +104,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         verification=verification,
         choices=choices,
     )
-    result = RunResult(summary=summary, report=report, layers=rows, checkpoint_dir=output_dir / CHECKPOINT)
+    result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=output_dir / CHECKPOINT)
     _hand_over(output_dir, result, choices.figures, exported / CHECKPOINT)
     observer.log(f"The checkpoint of {len(rows)} quantized layers is complete and verified.")
     return result
@@ -114,14 +114,14 @@ def _evaluate(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
     context = prepare_as_is(spec, work_dir=work_dir, observer=observer)
     loaded = run_stage(load_as_is_stage(context), work_dir, observer)
     torch.set_num_threads(recorded_threads(loaded))
-    rows, perplexity = read_rows(loaded), None
+    rows, perplexity = loaded_rows(loaded), None
     if spec.evaluation.perplexity is not None:
         stage = evaluate_as_is_stage(context, spec.evaluation.perplexity, manifest_digest(loaded))
         perplexity = read_perplexity(run_stage(stage, work_dir, observer))
         _tell(observer, perplexity)
     summary = as_is_summary(context, rows, perplexity)
     report = as_is_report(context, summary, rows, perplexity)
-    result = RunResult(summary=summary, report=report, layers=rows, checkpoint_dir=None)
+    result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=None)
     _hand_over(output_dir, result, [])
     observer.log(f"The model's {len(rows)} linears are read and measured.")
     return result

@@ -3,7 +3,9 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from quant_engine.interface.layers import UNMEASURED, LayerRow
 
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 
@@ -81,28 +83,23 @@ class Event(Result):
     data: dict[str, Any]
 
 
-class Layer(Result):
-    """One quantized linear: what was chosen for it, and its held-out error beside the baselines'."""
+class Layer(LayerRow):
+    """One quantized linear: what was chosen for it, and its held-out error beside the baselines'.
 
-    name: str
-    block: int
-    role: str
-    scheme: str
-    transform: str
-    alpha: float | None = None
-    statistic: str | None = None
-    error: float | None = None
-    error_normalized: float | None = None
-    sqnr_db: float | None = None
-    cosine: float | None = None
-    baseline_error: float | None = None
-    gain_percent: float | None = None
-    rtn_error: float | None = None
-    input_absmax: float | None = None
-    input_kurtosis: float | None = None
-    parameters: int | None = None
-    bytes: int | None = None
-    selected: str | None = None
+    Columns that a newer service adds are kept; those that another release leaves out are None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    # An older service may not have them, and a newer one may know more groups.
+    parameters: int | None = None  # type: ignore[assignment]  # wider than what the engine reports
+    bytes: int | None = None  # type: ignore[assignment]
+    selected: str | None = None  # type: ignore[assignment]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, row: object) -> object:
+        return {**UNMEASURED, **row} if isinstance(row, dict) else row
 
 
 class Artifact(Result):

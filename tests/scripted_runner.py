@@ -83,7 +83,7 @@ def stages(run: RunFile, events: EventWriter) -> None:
 
 def starve(run: RunFile, events: EventWriter) -> None:
     """Enough memory only for a run with less."""
-    if run.low_memory:
+    if run.spec.low_memory:
         succeed(run, events)
     else:
         famish(run, events)
@@ -101,7 +101,7 @@ def famish(_: RunFile, events: EventWriter) -> None:
 
 def be_killed(run: RunFile, events: EventWriter) -> None:
     """What the kernel does to a process that needs too much, with less as well if ``always`` lies beside: it counts."""
-    if run.low_memory and not (run.work_dir.parents[1] / "always").exists():
+    if run.spec.low_memory and not (run.work_dir.parents[1] / "always").exists():
         succeed(run, events)
         return
     count_a_kill(run)
@@ -110,7 +110,7 @@ def be_killed(run: RunFile, events: EventWriter) -> None:
 
 def bereaved(run: RunFile, events: EventWriter) -> None:
     """A run whose own subprocess the kernel kills; it knows no better than that something failed."""
-    if run.low_memory:
+    if run.spec.low_memory:
         succeed(run, events)
         return
     count_a_kill(run)
@@ -174,7 +174,7 @@ def finish(run: RunFile, events: EventWriter, summary: dict[str, Any], report: d
     """Output as the engine leaves it."""
     (run.output_dir / "checkpoint").mkdir(parents=True)
     (run.output_dir / "checkpoint" / "config.json").write_text("{}")
-    report = report or {"layers": [], "model": {"id": run.model_id, "revision": run.revision}}
+    report = report or {"layers": [], "model": {"id": run.spec.model_id, "revision": run.spec.revision}}
     for name, content in (("summary", summary), ("report", report), ("layers", [layer_row()])):
         (run.output_dir / f"{name}.json").write_text(json.dumps(content))
     events.send(Result(payload={}))
@@ -198,7 +198,7 @@ def main() -> None:
     run = RunFile.model_validate_json(options.run_file.read_bytes())
     die_with_parent(run.parent_pid)
     (options.run_file.parent.parent / "runner.pid").write_text(str(os.getpid()))
-    BEHAVIOURS.get(run.model_dir.name, succeed)(run, EventWriter(options.events_fd))
+    BEHAVIOURS.get(run.spec.model_dir.name, succeed)(run, EventWriter(options.events_fd))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from sqlalchemy.orm import Session
 
 from jobs.job.rendering import shown_options
 from jobs.job.specification import resolve_request
-from jobs.job.stages import StageName
 from jobs.kit.errors import InvalidState, JobNotFound
 from jobs.kit.ids import is_id, new_id
 from jobs.kit.states import JobStatus
 from jobs.repository import changes, jobs
 from jobs.repository.models import Job
 from jobs.settings import Settings
+from quant_engine.interface.stages import RetryStage
 from quant_engine.policy import JobRequest, policy_hash
 
 
@@ -22,7 +22,7 @@ class RetryRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    from_stage: StageName | None = None
+    from_stage: RetryStage | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from jobs.job.views import (
     ArtifactView,
@@ -19,13 +19,6 @@ from jobs.kit.states import JobStatus
 from jobs.kit.storable import clean_json
 from jobs.repository.models import Artifact, Job, JobEvent, JobLayer
 
-
-class LayerRow(LayerView):
-    """A layer row as the engine reports it: unknown columns are dropped, non-finite numbers become null."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
 LAYER_NUMBERS = tuple(
     name for name, field in LayerView.model_fields.items() if field.annotation in (int, float, float | None)
 )
@@ -33,8 +26,13 @@ LAYER_NUMBERS = tuple(
 
 
 def layer_values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One reported row as column values. Raises: pydantic.ValidationError for a row without its required columns."""
-    return LayerRow.model_validate(clean_json({"alpha": None, "statistic": None, "selected": None, **row})).model_dump()
+    """One reported row as column values: unknown columns are dropped, non-finite numbers become null.
+
+    Raises:
+        pydantic.ValidationError: it lacks a column. Those that say what was chosen may be left out.
+    """
+    left_out = {"alpha": None, "statistic": None, "selected": None}
+    return LayerView.model_validate(clean_json({**left_out, **row})).model_dump()
 
 
 def job_view(job: Job, queue_position: int | None = None) -> JobView:

@@ -16,7 +16,6 @@ from jobs.job.artifact_files import ArtifactFile, ArtifactFiles
 from jobs.job.lifecycle import Origin, RetryRequest, cancel, enqueue, find_job, retry
 from jobs.job.nudge import Nudger
 from jobs.job.rendering import LAYER_NUMBERS, artifact_view, event_view, job_view, layer_view
-from jobs.job.stages import StageName
 from jobs.job.views import ArtifactView, EventView, JobView, LayerView
 from jobs.kit import cursors
 from jobs.kit.errors import ArtifactNotFound, ArtifactsExpired, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
@@ -29,6 +28,7 @@ from jobs.repository import jobs, overview, schema, turns
 from jobs.repository.database import Database
 from jobs.repository.models import Job, JobLayer
 from jobs.settings import Settings
+from quant_engine.interface.stages import RetryStage
 from quant_engine.policy import JobRequest
 from quant_engine.policy.fields import MAX_INT32
 
@@ -121,7 +121,7 @@ class JobService:
         job_id: str,
         *,
         tenant: str,
-        from_stage: StageName | None = None,
+        from_stage: RetryStage | None = None,
         idempotency_key: str | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,

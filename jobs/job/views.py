@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from jobs.kit.states import JobStatus, StageStatus
 from jobs.kit.views import Timestamp, View
+from quant_engine.interface.layers import LayerRow
 
 
 class ModelView(View):
@@ -122,28 +123,11 @@ class EventView(View):
     data: dict[str, Any]
 
 
-class LayerView(View):
+class LayerView(LayerRow):
     """One quantized linear: what was chosen for it and what that does to its held-out error."""
 
-    name: str
-    block: int
-    role: str
-    scheme: str
-    transform: str
-    alpha: float | None
-    statistic: str | None
-    error: float | None
-    error_normalized: float | None
-    sqnr_db: float | None
-    cosine: float | None
-    baseline_error: float | None
-    gain_percent: float | None
-    rtn_error: float | None
-    input_absmax: float | None
-    input_kurtosis: float | None
-    parameters: int
-    bytes: int
-    selected: Literal["critical", "normal"] | None
+    # A runner of another release may report columns that this one does not have.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class ArtifactView(View):

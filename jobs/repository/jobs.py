@@ -10,6 +10,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from jobs.kit.states import RETRIABLE, TERMINAL, JobStatus
 from jobs.repository.changes import move_job
 from jobs.repository.models import Artifact, Job, JobEvent, JobLayer
+from quant_engine.interface.stages import RESOLVE
 
 
 def find(session: Session, tenant: str, job_id: str) -> Job | None:
@@ -65,7 +66,7 @@ def restart(
         "available_at": now,
         "nudged_at": None,
     }
-    if from_stage == "resolve":
+    if from_stage == RESOLVE.name:
         values["resolved_revision"] = None
     told = {"reason": "retry"} if from_stage is None else {"reason": "retry", "from_stage": from_stage}
     return move_job(session, JobStatus.QUEUED, Job.id == job.id, Job.status.in_(RETRIABLE), values=values, **told)

@@ -51,7 +51,7 @@ def model_card(facts: CardFacts, linears: Sequence[QuantizedLinear], files: Chec
 
 
 def _front_matter(facts: CardFacts, how: Loading) -> ModelCardData:
-    schemes = sorted({str(row["scheme"]).lower() for row in facts.rows})
+    schemes = sorted({row.scheme.lower() for row in facts.rows})
     # Only what the Hub can look up: a local model has no place there.
     base: dict[str, Any] = (
         {} if facts.revision is None else {"base_model": facts.model_id, "base_model_relation": "quantized"}

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from quant_engine.checkpoint.license import License
+from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import Policy, policy_hash
 
 TWIN_VERSION: Final = 1
@@ -61,7 +62,7 @@ class CardFacts:
     policy: Policy
     calibration: CalibrationFacts
     perplexity: PerplexityFacts | None
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[LayerRow]
     versions: Mapping[str, str]
     license: License | None
 
@@ -83,5 +84,5 @@ class CardFacts:
             "calibration": asdict(self.calibration),
             "perplexity": None if self.perplexity is None else asdict(self.perplexity),
             "versions": dict(self.versions),
-            "layers": [dict(row) for row in self.rows],
+            "layers": [row.model_dump() for row in self.rows],
         }

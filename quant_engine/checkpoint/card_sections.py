@@ -1,8 +1,8 @@
 """The sections of a model card, in Markdown. Whatever others wrote passes through :mod:`.markdown`."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from quant_engine.checkpoint.card_facts import INLINE, CardFacts
 from quant_engine.checkpoint.card_figure import FIGURE
@@ -13,6 +13,8 @@ from quant_engine.checkpoint.hashes import TWIN, CheckpointManifest
 from quant_engine.checkpoint.license import OTHER
 from quant_engine.checkpoint.markdown import code, code_cell, json_block, number, plain, table
 from quant_engine.checkpoint.packing import QuantizedLinear
+from quant_engine.evaluation.report import gain_percent, measured
+from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 
 LONG: Final = 24
@@ -25,7 +27,7 @@ _COLUMNS: Final = ("layer", "scheme", "transform", "α", "E", "baseline E", "gai
 
 def card_body(facts: CardFacts, linears: Sequence[QuantizedLinear], how: Loading, files: CheckpointManifest) -> str:
     """Everything below the front matter."""
-    schemes = ", ".join(sorted({str(row["scheme"]) for row in facts.rows})) or "quantized"
+    schemes = ", ".join(sorted({row.scheme for row in facts.rows})) or "quantized"
     sections = [
         f"# {plain(facts.model_id)}, {plain(schemes)}",
         f"Quantized by Quantry: {len(linears)} linear layers, {how.online}.",
@@ -79,7 +81,7 @@ def _policy(facts: CardFacts) -> str:
     return f"{sentences}\n\n{_folded('The whole policy', json_block(facts.policy.model_dump(mode='json')))}"
 
 
-def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
+def _layers(rows: Sequence[LayerRow]) -> str:
     if not rows:
         return "No layer was measured."
     legend = (
@@ -96,29 +98,30 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{_means(rows)}\n\n{plot}\n\n{legend}\n\n{whole}"
 
 
-def _means(rows: Sequence[Mapping[str, Any]]) -> str:
-    error, baseline = (sum(row[key] for row in rows) / len(rows) for key in ("error", "baseline_error"))
-    gain = 100.0 * (1.0 - error / baseline) if baseline else 0.0
+def _means(rows: Sequence[LayerRow]) -> str:
+    error = sum(measured(row.error) for row in rows) / len(rows)
+    baseline = sum(measured(row.baseline_error) for row in rows) / len(rows)
+    gain = gain_percent(error, baseline)
     return f"Mean E over {len(rows)} layers: {number(error)}, baseline {number(baseline)}, gain {_percent(gain)} %."
 
 
-def _normalized(row: Mapping[str, Any]) -> float:
-    value = row["error_normalized"]
+def _normalized(row: LayerRow) -> float:
+    value = row.error_normalized
     return value if value is not None and math.isfinite(value) else math.inf
 
 
-def _layer_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _layer_table(rows: Sequence[LayerRow]) -> str:
     cells = [
         (
-            code_cell(row["name"]),
-            plain(str(row["scheme"])),
-            plain(str(row["transform"])),
-            number(row["alpha"]),
-            number(row["error"]),
-            number(row["baseline_error"]),
-            _percent(row["gain_percent"]),
-            _percent(row["sqnr_db"]),
-            f"{row['bytes']:,}",
+            code_cell(row.name),
+            plain(row.scheme),
+            plain(row.transform),
+            number(row.alpha),
+            number(row.error),
+            number(row.baseline_error),
+            _percent(row.gain_percent),
+            _percent(row.sqnr_db),
+            f"{row.bytes:,}",
         )
         for row in rows
     ]

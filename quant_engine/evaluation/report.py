@@ -1,11 +1,11 @@
 """The numbers of a run as the API shows them: layer rows, the summary, the whole report. Pure functions, plain JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from quant_engine.evaluation.layer_errors import LayerErrors
-from quant_engine.interface.layers import LayerGroup
+from quant_engine.interface.layers import LayerGroup, LayerRow
 from quant_engine.policy import ActivationQuantization, WeightQuantization
 from quant_engine.transforms import SitePlan
 
@@ -35,29 +35,29 @@ class LayerMeasurement:
     selected: LayerGroup | None
 
 
-def layer_row(layer: LayerMeasurement) -> dict[str, Any]:
-    """A row of ``/v1/jobs/{id}/layers``."""
-    return {
-        "name": layer.name,
-        "block": layer.block,
-        "role": layer.role,
-        "scheme": scheme_name(layer.weights, layer.activations),
-        "transform": layer.plan.kind.value,
-        "alpha": layer.plan.alpha,
-        "statistic": statistic_name(layer.plan),
-        "error": layer.errors.error,
-        "error_normalized": layer.errors.error_normalized,
-        "sqnr_db": layer.errors.sqnr_db,
-        "cosine": layer.errors.cosine,
-        "baseline_error": layer.baseline.error,
-        "gain_percent": gain_percent(layer.errors.error, layer.baseline.error),
-        "rtn_error": layer.rtn.error,
-        "input_absmax": layer.input_absmax,
-        "input_kurtosis": layer.input_kurtosis,
-        "parameters": layer.parameters,
-        "bytes": layer.stored_bytes,
-        "selected": layer.selected,
-    }
+def layer_row(layer: LayerMeasurement) -> LayerRow:
+    """The row of a layer, with a value for every column."""
+    return LayerRow(
+        name=layer.name,
+        block=layer.block,
+        role=layer.role,
+        scheme=scheme_name(layer.weights, layer.activations),
+        transform=layer.plan.kind.value,
+        alpha=layer.plan.alpha,
+        statistic=statistic_name(layer.plan),
+        error=layer.errors.error,
+        error_normalized=layer.errors.error_normalized,
+        sqnr_db=layer.errors.sqnr_db,
+        cosine=layer.errors.cosine,
+        baseline_error=layer.baseline.error,
+        gain_percent=gain_percent(layer.errors.error, layer.baseline.error),
+        rtn_error=layer.rtn.error,
+        input_absmax=layer.input_absmax,
+        input_kurtosis=layer.input_kurtosis,
+        parameters=layer.parameters,
+        bytes=layer.stored_bytes,
+        selected=layer.selected,
+    )
 
 
 def selection_regret(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -83,28 +83,37 @@ def selection_regret(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def with_errors(row: Mapping[str, Any], errors: LayerErrors) -> dict[str, Any]:
-    """The row of a layer that was measured again, with the weights that are shipped."""
-    return {
-        **row,
-        "error": errors.error,
-        "error_normalized": errors.error_normalized,
-        "sqnr_db": errors.sqnr_db,
-        "cosine": errors.cosine,
-        "gain_percent": gain_percent(errors.error, row["baseline_error"]),
-    }
+def with_errors(row: LayerRow, errors: LayerErrors) -> LayerRow:
+    """The row of a layer that was measured again, with the weights that are shipped.
+
+    Raises:
+        ValueError: the row has no baseline.
+    """
+    return row.model_copy(
+        update={
+            "error": errors.error,
+            "error_normalized": errors.error_normalized,
+            "sqnr_db": errors.sqnr_db,
+            "cosine": errors.cosine,
+            "gain_percent": gain_percent(errors.error, measured(row.baseline_error)),
+        }
+    )
 
 
 def summarize(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[LayerRow],
     *,
     perplexity: Mapping[str, Mapping[str, float]] | None,
     original_bytes: int,
     quantized_bytes: int,
     chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The ``summary`` of a finished job: mean errors E over the selected layers and over all, beside the baseline's."""
-    selected = [row for row in rows if row["selected"] is not None]
+    """The ``summary`` of a finished job: mean errors E over the selected layers and over all, beside the baseline's.
+
+    Raises:
+        ValueError: a row has no error, or no baseline.
+    """
+    selected = [row for row in rows if row.selected is not None]
     errors = {name: _mean_errors(part) for name, part in (("selected", selected), ("full", rows))}
     return {
         "selected_mean_error": errors["selected"][0],
@@ -152,9 +161,25 @@ def gain_percent(error: float, baseline: float) -> float:
     return 100.0 * (1.0 - error / baseline) if baseline else 0.0
 
 
-def _mean_errors(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    count = max(1, len(rows))
-    return sum(row["error"] for row in rows) / count, sum(row["baseline_error"] for row in rows) / count
+def measured(error: float | None) -> float:
+    """An error of a model that was quantized here.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if error is None:
+        raise ValueError("The layer has no measured error.")
+    return error
+
+
+def _mean_errors(rows: Sequence[LayerRow]) -> tuple[float, float]:
+    return _mean(row.error for row in rows), _mean(row.baseline_error for row in rows)
+
+
+def _mean(errors: Iterable[float | None]) -> float:
+    """The mean, 0 of nothing."""
+    values = [measured(error) for error in errors]
+    return sum(values) / max(1, len(values))
 
 
 def _counts(names: Sequence[str]) -> dict[str, int]:

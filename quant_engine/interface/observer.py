@@ -1,6 +1,8 @@
 """The port through which a run tells what it is doing. Whoever runs the engine implements it."""
 
-from typing import Any, Protocol
+from typing import Protocol
+
+from quant_engine.interface.layers import LayerRow
 
 
 class Observer(Protocol):
@@ -15,8 +17,8 @@ class Observer(Protocol):
     def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
         """The stage's files are complete; ``reused`` when an earlier attempt had already written them."""
 
-    def layer_completed(self, row: dict[str, Any]) -> None:
-        """A layer's final row, as the API shows it."""
+    def layer_completed(self, row: LayerRow) -> None:
+        """A layer's row; a later one of the same name replaces it."""
 
     def metric(self, name: str, value: float) -> None:
         """A number about the whole model or a layer: ``perplexity.original``, ``train.validation_error``, ..."""

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from quant_engine.policy import BUILT_IN, Calibration, Evaluation, Output, Policy
 
@@ -26,6 +28,8 @@ class RunSpec:
             No stage's digest covers it: a run may go on with it where it ran out of memory without it.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # where a run is read from JSON
+
     model_dir: Path
     policy: Policy
     calibration: Calibration
@@ -41,7 +45,11 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run leaves in its output directory, and where the checkpoint is; None where none is written."""
+    """What a run leaves in its output directory, as JSON, and where the checkpoint is; None where none is written.
+
+    Attributes:
+        layers: each a :class:`quant_engine.interface.layers.LayerRow`, in forward order.
+    """
 
     summary: dict[str, Any]
     report: dict[str, Any]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quant_engine.checkpoint.card_facts import INLINE, CalibrationFacts, CardFacts, PerplexityFacts
 from quant_engine.checkpoint.license import source_license
+from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import InlineTexts
 from quant_engine.stages.calibrate import read_windows
 from quant_engine.stages.context import Run, resolved_dataset
@@ -29,7 +30,7 @@ class Measured:
         calibrated: the directory of ``calibrate``.
     """
 
-    rows: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[LayerRow] = ()
     perplexity: Mapping[str, Mapping[str, Any]] | None = None
     calibrated: Path | None = None
 

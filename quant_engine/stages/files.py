@@ -12,13 +12,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from quant_engine.errors import disk_full_as_error
+from quant_engine.interface.layers import LayerRow
 from quant_engine.interface.observer import Observer
+from quant_engine.interface.stages import require_stage
 from quant_engine.resume_state import SUFFIX, remove_states
 from quant_engine.whole_files import TEMPORARY, whole_file
 
@@ -54,11 +56,15 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        name, unit, total: what the observer is told.
+        name, unit, total: what the observer is told. Name and unit are those of a row of
+            :data:`quant_engine.interface.stages.STAGES`.
         inputs: everything that the outputs depend on, as JSON.
         produce: writes the outputs into the directory it is given.
         resumable: ``produce`` skips the files that are already there, and goes on behind the latest state.
         retell: tells the observer again what ``produce`` told it, when the files are reused.
+
+    Raises:
+        UnknownStage: no row has that name and unit.
     """
 
     name: str
@@ -68,6 +74,9 @@ class Stage:
     produce: Callable[[Path, Progress], None]
     resumable: bool = False
     retell: Callable[[Path], None] | None = None
+
+    def __post_init__(self) -> None:
+        require_stage(self.name, self.unit)
 
 
 def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
@@ -118,6 +127,16 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON."""
     return json.loads(path.read_bytes())
+
+
+def write_rows(path: Path, rows: Sequence[LayerRow]) -> None:
+    """Write the rows of layers as JSON."""
+    write_json(path, [row.model_dump() for row in rows])
+
+
+def read_rows(path: Path) -> list[LayerRow]:
+    """Read the rows that :func:`write_rows` wrote."""
+    return [LayerRow.model_validate(row) for row in read_json(path)]
 
 
 def _is_complete(directory: Path, digest: str) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +17,7 @@ from quant_engine.checkpoint import packed_tensors
 from quant_engine.checkpoint.section import check_profile_of
 from quant_engine.evaluation.layer_errors import weight_clips
 from quant_engine.grids import shared_peak
+from quant_engine.interface.layers import LayerRow
 from quant_engine.models import Site
 from quant_engine.resume_state import StateFile
 from quant_engine.rounding import corrected_weight, factorise, round_weight
@@ -33,7 +33,7 @@ from quant_engine.transforms import SitePlan, transform_activation
 from quant_engine.whole_files import whole_file
 
 
-def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calibrated: Path, upstream: str) -> Stage:
+def quantize_stage(run: Run, plans: Plans, rows: Sequence[LayerRow], calibrated: Path, upstream: str) -> Stage:
     """Writes ``block-<i>.safetensors`` for every block and ``ends.safetensors``. One unit per block.
 
     Args:

@@ -1,24 +1,22 @@
 """The layers' rows once more, with the weights that are shipped. Shapes: O output and I input channels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from quant_engine.evaluation.report import with_errors
+from quant_engine.interface.layers import LayerRow
 from quant_engine.stages.blocks import Plans, rounded_weights, unfused_rows
 from quant_engine.stages.context import Run
-from quant_engine.stages.files import read_json, write_json
+from quant_engine.stages.files import read_rows, write_rows
 from quant_engine.stages.measure import OpenSite
 
 
-def remeasure(
-    run: Run, block: int, plans: Plans, rows: Sequence[Mapping[str, Any]], records: Path, directory: Path
-) -> None:
+def remeasure(run: Run, block: int, plans: Plans, rows: Sequence[LayerRow], records: Path, directory: Path) -> None:
     """Write and tell the rows of a block's sites that are not rounded to nearest, on test tokens.
 
     ``select`` measured them rounded to nearest, which is what choices are made by.
     """
-    known = {row["name"]: row for row in rows}
+    known = {row.name: row for row in rows}
     for site in run.sites:
         if site.block != block or run.settings[site.name].weights.rounding == "rtn":
             continue
@@ -33,16 +31,16 @@ def remeasure(
             weights = [original[f"{reader}.weight"] for reader in site.readers]
             errors = opened.final_errors(opened.record.test_ED, plans[site.name], weights)
             measured = [with_errors(known[name], each) for name, each in zip(site.readers, errors, strict=True)]
-            write_json(path, measured)
-        for row in read_json(path):
+            write_rows(path, measured)
+        for row in read_rows(path):
             run.observer.layer_completed(row)
 
 
-def final_rows(run: Run, rows: Sequence[dict[str, Any]], quantized: Path) -> list[dict[str, Any]]:
+def final_rows(run: Run, rows: Sequence[LayerRow], quantized: Path) -> list[LayerRow]:
     """``rows`` with those that were measured again in their place."""
     paths = [_path(quantized, site.name) for site in run.sites]
-    found = {row["name"]: row for path in paths if path.is_file() for row in read_json(path)}
-    return [found.get(row["name"], row) for row in rows]
+    found = {row.name: row for path in paths if path.is_file() for row in read_rows(path)}
+    return [found.get(row.name, row) for row in rows]
 
 
 def _path(directory: Path, site: str) -> Path:

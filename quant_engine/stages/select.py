@@ -14,7 +14,7 @@ from quant_engine.checkpoint import stored_bytes
 from quant_engine.errors import EngineError, NumericalInstability, UnsupportedPolicy
 from quant_engine.evaluation.layer_errors import LayerErrors
 from quant_engine.evaluation.report import LayerMeasurement, layer_row
-from quant_engine.interface.layers import LayerGroup
+from quant_engine.interface.layers import LayerGroup, LayerRow
 from quant_engine.models import Site
 from quant_engine.policy import AnySelection, Differentiable, Kurtosis
 from quant_engine.selection import (
@@ -37,7 +37,7 @@ from quant_engine.selection import (
     weight_kurtosis,
 )
 from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.files import Progress, Stage, read_json, read_rows, write_json, write_rows
 from quant_engine.stages.measure import BASELINE, NO_TRANSFORM, OpenSite, site_error
 from quant_engine.stages.plans import PlanReader, read_plan, write_plan
 from quant_engine.stages.search import selected_layers
@@ -49,7 +49,7 @@ class Selection:
     """What ``select`` left: a plan per site name, the rows in forward order, and how each site chose."""
 
     plans: dict[str, SitePlan]
-    rows: list[dict[str, Any]]
+    rows: list[LayerRow]
     choices: dict[str, dict[str, Any]]
 
 
@@ -80,7 +80,7 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
                     write_json(_choice_path(directory, site), choice)
                 write_plan(directory, site, plan)
                 rows = _measured_rows(opened, plan, baselines[site.name], selected.get(site.name))
-                write_json(_rows_path(directory, site), rows)
+                write_rows(_rows_path(directory, site), rows)
             _tell(run, directory, site)
             progress.advance()
 
@@ -115,7 +115,7 @@ def _test_baselines(run: Run, records: Path, directory: Path, progress: Progress
 
 def read_selection(run: Run, directory: Path) -> Selection:
     """The stage's outcome."""
-    rows = [row for site in run.sites for row in read_json(_rows_path(directory, site))]
+    rows = [row for site in run.sites for row in read_rows(_rows_path(directory, site))]
     chosen = [site for site in run.sites if _choice_path(directory, site).is_file()]
     return Selection(
         plans={site.name: read_plan(directory, site) for site in run.sites},
@@ -125,7 +125,7 @@ def read_selection(run: Run, directory: Path) -> Selection:
 
 
 def _tell(run: Run, directory: Path, site: Site) -> None:
-    for row in read_json(_rows_path(directory, site)):
+    for row in read_rows(_rows_path(directory, site)):
         run.observer.layer_completed(row)
 
 
@@ -257,7 +257,7 @@ def _finite(value: float) -> float | None:
 
 def _measured_rows(
     opened: OpenSite, plan: SitePlan, baseline: tuple[LayerErrors, ...], selected: LayerGroup | None
-) -> list[dict[str, Any]]:
+) -> list[LayerRow]:
     """One row per linear, on test tokens."""
     record, settings = opened.record, opened.settings
     chosen = opened.errors(record.test_ED, plan)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from quant_engine.evaluation.report import chosen_policy, selection_regret, summarize
+from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 from quant_engine.stages.choose import Choices
 from quant_engine.stages.context import Run
@@ -18,7 +19,7 @@ REPORT_VERSION = 1
 def run_summary(
     run: Run,
     plans: Mapping[str, SitePlan],
-    rows: list[dict[str, Any]],
+    rows: list[LayerRow],
     perplexity: dict[str, Any] | None,
     checkpoint: Path,
     learning_rate: float | None,
@@ -36,7 +37,7 @@ def run_summary(
 def run_report(
     run: Run,
     summary: dict[str, Any],
-    rows: list[dict[str, Any]],
+    rows: list[LayerRow],
     *,
     perplexity: dict[str, Any] | None,
     verification: dict[str, Any],
@@ -63,7 +64,7 @@ def run_report(
         "paper": choices.paper,
         "summary": summary,
         "perplexity": perplexity,
-        "layers": rows,
+        "layers": [row.model_dump() for row in rows],
         "verification": verification,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
     }

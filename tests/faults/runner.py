@@ -69,7 +69,7 @@ def poison(_: dict[str, Any], __: dict[str, Any], say: Say) -> None:
 
 def memory(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
     """Really out of memory (RLIMIT_AS), unless told to be careful."""
-    if run.get("low_memory"):
+    if run["spec"]["low_memory"]:
         steps(run, behaviour, say)
         return
     say("stage_started", name="load", unit="block", total=1)
@@ -97,7 +97,7 @@ def _finish(run: dict[str, Any], digest: str, summary: dict[str, Any], say: Say)
     output = Path(run["output_dir"])
     (output / RESULT).parent.mkdir(parents=True)
     (output / RESULT).write_text(digest)
-    report = {"layers": [], "model": {"id": run["model_id"], "revision": None}}
+    report = {"layers": [], "model": {"id": run["spec"]["model_id"], "revision": None}}
     for name, content in (("summary", summary), ("report", report), ("layers", [])):
         (output / f"{name}.json").write_text(json.dumps(content))
     say("result", payload={})
@@ -114,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     run = json.loads(options.run_file.read_bytes())
     die_with_parent(run["parent_pid"])
-    described = Path(run["model_dir"]) / BEHAVIOUR
+    described = Path(run["spec"]["model_dir"]) / BEHAVIOUR
     if not described.exists():
         command = [sys.executable, "-P", "-m", "worker.runner", *sys.argv[1:]]
         os.execv(command[0], command)  # noqa: S606 — our own program with our own arguments

@@ -17,10 +17,11 @@ import structlog
 from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, total_bytes
 from jobs.credentials import CredentialService
 from jobs.job.lease import Claim, LeaseKeeper, Manifest
-from jobs.job.stages import stages_from
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
+from quant_engine.interface.spec import RunSpec
+from quant_engine.interface.stages import PUBLISH, RESOLVE, stages_from
 from quant_engine.policy import JobRequest
 from worker.attempts.hub_model import RevisionPin, credential_problem, download_file, hub_token, models_cache
 from worker.attempts.local_model import require_inside, resolve_local
@@ -38,8 +39,6 @@ from worker.subprocesses.messages import Error, RunFile, StageAdvanced, StageFin
 from worker.subprocesses.oom_kills import oom_kills
 from worker.subprocesses.problems import DISK_FULL, as_error, as_problem, internal_error
 
-_RESOLVE: Final = "resolve"
-_PUBLISH: Final = "publish"
 _DATABASE_SECONDS: Final = 1.0
 
 logger = structlog.get_logger(__name__)
@@ -118,12 +117,12 @@ class Attempt:
         """The model's directory on this machine."""
         began = time.monotonic()
         if self.request.model.source == "local":
-            self.reporter.handle(StageStarted(name=_RESOLVE, unit="model", total=1))
+            self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
             directory = resolve_local(self.equipment.settings.models_dir, self.request.model.id)
         else:
-            self.reporter.handle(StageStarted(name=_RESOLVE, unit="byte", total=0))
+            self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
             directory = self._download()
-        self.reporter.handle(StageFinished(name=_RESOLVE, seconds=time.monotonic() - began))
+        self.reporter.handle(StageFinished(name=RESOLVE.name, seconds=time.monotonic() - began))
         return directory
 
     def _download(self) -> Path:
@@ -166,22 +165,12 @@ class Attempt:
             self.ledger.post(lambda: self.equipment.keeper.record_resolved_revision(self.claim, commit))
 
     def _compute(self, model_dir: Path) -> None:
-        settings, device = self.equipment.settings, self.equipment.device
+        device = self.equipment.device
         run_file = RunFile(
             job_id=self.claim.job_id,
             parent_pid=os.getpid(),
-            model_id=self.request.model.id,
-            revision=self._pin.commit() if self.request.model.source == "hub" else None,
-            model_dir=model_dir,
-            policy=self.request.policy,
-            calibration=self.request.calibration,
-            evaluation=self.request.evaluation,
-            output=self.request.output,
-            datasets_dir=settings.datasets_dir,
-            default_dataset=settings.default_dataset,
-            device=device.name,
             threads=device.threads,
-            low_memory=self.claim.low_memory,
+            spec=self._spec(model_dir),
             work_dir=self.space.stages,
             output_dir=self.space.output,
         )
@@ -189,6 +178,23 @@ class Attempt:
         file.write_text(run_file.model_dump_json())
         environment = runner_environment(self.space.scratch, threads=device.threads, gpu=device.gpu)
         self._watch.follow(self._command(self.equipment.programs.runner, file, environment))
+
+    def _spec(self, model_dir: Path) -> RunSpec:
+        """What the engine is asked to do with the model in ``model_dir``."""
+        request, settings = self.request, self.equipment.settings
+        return RunSpec(
+            model_dir=model_dir,
+            policy=request.policy,
+            calibration=request.calibration,
+            evaluation=request.evaluation,
+            output=request.output,
+            datasets_dir=settings.datasets_dir,
+            default_dataset=settings.default_dataset,
+            device=self.equipment.device.name,
+            model_id=request.model.id,
+            revision=self._pin.commit() if request.model.source == "hub" else None,
+            low_memory=self.claim.low_memory,
+        )
 
     def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:
         return Command(
@@ -215,16 +221,16 @@ class Attempt:
         except StoreRefused as error:
             logger.exception("store_refused")
             raise Ended(Ending(Outcome.FAILED, store_refused())) from error
-        self.reporter.handle(StageFinished(name=_PUBLISH, seconds=time.monotonic() - began))
+        self.reporter.handle(StageFinished(name=PUBLISH.name, seconds=time.monotonic() - began))
         return manifest
 
     def _store(self, output: Path) -> tuple[ManifestEntry, ...]:
         total = total_bytes(output)
-        self.reporter.handle(StageStarted(name=_PUBLISH, unit="byte", total=total))
+        self.reporter.handle(StageStarted(name=PUBLISH.name, unit="byte", total=total))
         self.reporter.flush(force=True)
 
         def told(done: int) -> None:
-            self.reporter.handle(StageAdvanced(name=_PUBLISH, done=min(done, total), total=total))
+            self.reporter.handle(StageAdvanced(name=PUBLISH.name, done=min(done, total), total=total))
             self.reporter.flush()
             self._watch.require_right()
 

@@ -12,61 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from jobs.job.stages import stage_order
-from quant_engine.policy import AnySearch, AnySelection, AnyTraining, Calibration, Evaluation, Policy
-
 _UNIT_TIMES_KEPT: Final = 64
 _TAKEN_OVER: Final = 0.02  # a unit this much quicker than the slowest was not computed but found done
 _Z90: Final = 1.2816  # the standard normal's 90th percentile
 _UNSEEN_STAGE_SPREAD: Final = 1.5  # p90 over p50 of a stage that has not begun: its weight is a rule of thumb
-
-
-def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluation) -> dict[str, float]:
-    """Relative cost of each stage that the policy needs, in the order they run; a rule of thumb, not a promise.
-
-    The numbers are roughly the seconds of a 135M-parameter model on two cores; only their ratios matter.
-    """
-    tokens = calibration.samples * calibration.sequence_length / 32_768
-    weights = {"resolve": 1.0, "load": 1.0, "publish": 1.0}
-    if policy.task == "evaluate":
-        weights |= _evaluation_weight(evaluation, models=1)
-    else:
-        weights |= _evaluation_weight(evaluation, models=2) | {"export": 5.0, "verify": 15.0}
-        weights["calibrate"] = 170.0 * tokens
-        weights["select"] = 20.0 * (1 + _candidates(policy.selection)) * tokens
-        weights["quantize"] = 5.0 if policy.weights.rounding == "rtn" else 240.0 * tokens
-        if policy.search is not None:
-            weights["search"] = _search_weight(policy.search, tokens)
-        if policy.training is not None:
-            weights["train"] = _training_weight(policy.training, calibration, tokens)
-    return {name: weights[name] for name in stage_order(policy) if name in weights}
-
-
-def _evaluation_weight(evaluation: Evaluation, *, models: int) -> dict[str, float]:
-    if evaluation.perplexity is None:
-        return {}
-    return {"evaluate": 125.0 * models * evaluation.perplexity.tokens / 16_384}
-
-
-def _search_weight(search: AnySearch, tokens: float) -> float:
-    if search.kind == "paper":
-        trials = 2 * search.top + len(search.learning_rates)
-        return 8.0 * (len(search.alpha) + len(search.q)) * tokens + 2.0 * trials * search.steps
-    return 4.0 * len(search.alpha) * (len(search.q) + len(search.p) + int(search.l2)) * tokens
-
-
-def _training_weight(training: AnyTraining, calibration: Calibration, tokens: float) -> float:
-    """Of scales, each layer is prepared and judged once; patience ends most runs long before the last step."""
-    if training.kind == "scales":
-        return len(training.learning_rates) * (60.0 * tokens + 0.4 * training.steps)
-    step = training.batch_samples * calibration.sequence_length / 2048
-    return (30.0 if training.kind == "block" else 40.0) * step * training.steps
-
-
-def _candidates(selection: AnySelection | None) -> int:
-    if selection is None:
-        return 1
-    return 2 if selection.kind == "kurtosis" else len(selection.candidates)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from jobs.job.lease import Claim
 from jobs.job.nudge import Nudger
+from quant_engine.interface.stages import stage_weights
 from worker.attempts.attempt import Attempt, Equipment
-from worker.attempts.progress import ProgressTracker, stage_weights
+from worker.attempts.progress import ProgressTracker
 from worker.attempts.reporter import Reporter
 from worker.attempts.workspace import open_workspace
 from worker.claims.heartbeat import Ledger

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quant_engine.interface.stages import RESOLVE
+
 _STAGES: Final = "stages"
 _SCRATCH: Final = "scratch"
 _OUTPUT: Final = "output"
@@ -58,7 +60,7 @@ class Workspace:
         for name in names:
             for directory in (self.stages / name, self.stages / (name + _PARTIAL)):
                 _remove(directory)
-            if name == "resolve":
+            if name == RESOLVE.name:
                 self.revision.unlink(missing_ok=True)
 
     def discard_output(self) -> None:

@@ -29,6 +29,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._paths import filter_repo_objects
 
 from jobs.observability.logs import configure_logging
+from quant_engine.interface.stages import RESOLVE
 from worker.download import problems
 from worker.download.hub_retry import Patience, patiently
 from worker.download.transfer import UNFINISHED, Abandoned, HubFile, fetch_file
@@ -49,7 +50,6 @@ ALLOWED: Final = (
 )
 REFUSED: Final = ("*/*", ".*", "*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "consolidated*")
 
-_STAGE: Final = "resolve"
 _HUB_SECONDS: Final = 15.0
 _PROGRESS_SECONDS: Final = 1.0
 _FILES_AT_ONCE: Final = 4
@@ -139,7 +139,7 @@ class Download:
         if restricted:
             _marker(directory).touch()
         partial.rename(directory)
-        self.events.send(StageAdvanced(name=_STAGE, done=total, total=total))
+        self.events.send(StageAdvanced(name=RESOLVE.name, done=total, total=total))
 
     def _transfer(self, files: Sequence[HubFile], partial: Path) -> None:
         headers = build_hf_headers(token=self.token or False)
@@ -224,7 +224,7 @@ def _reporting(directory: Path, total: int, events: EventWriter) -> Iterator[Non
 
     def watch() -> None:
         while not done.wait(_PROGRESS_SECONDS):
-            events.send(StageAdvanced(name=_STAGE, done=min(_bytes_in(directory), total), total=total))
+            events.send(StageAdvanced(name=RESOLVE.name, done=min(_bytes_in(directory), total), total=total))
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()

@@ -17,6 +17,7 @@ from typing import Final
 from huggingface_hub import HfApi
 
 from jobs.observability.logs import configure_logging
+from quant_engine.interface.stages import PUBLISH
 from worker.publishing.commit import Publication
 from worker.publishing.errors import publish_error
 from worker.publishing.http import Meter, install
@@ -25,7 +26,6 @@ from worker.subprocesses.messages import EventWriter, Result, StageAdvanced
 from worker.subprocesses.parent_death import die_with_parent
 from worker.subprocesses.token_pipe import read_token
 
-STAGE: Final = "publish"
 _PROGRESS_SECONDS: Final = 0.5
 _EXIT_FAILED: Final = 1
 
@@ -69,7 +69,7 @@ def _reporting(publication: Publication, events: EventWriter) -> Iterator[None]:
 
     def report() -> None:
         total = publication.request.bytes
-        events.send(StageAdvanced(name=STAGE, done=publication.bytes_done(), total=total))
+        events.send(StageAdvanced(name=PUBLISH.name, done=publication.bytes_done(), total=total))
 
     def watch() -> None:
         while not over.wait(_PROGRESS_SECONDS):

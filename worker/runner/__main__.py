@@ -8,11 +8,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jobs.observability.logs import configure_logging
+from quant_engine.interface.layers import LayerRow
 from worker.runner.peak_memory import peak_bytes
 from worker.subprocesses.messages import (
     EventWriter,
@@ -54,9 +54,9 @@ class PipeObserver:
         for metric, peak in peak_bytes().items():
             self._send(Metric(name=metric, value=peak))
 
-    def layer_completed(self, row: Mapping[str, Any]) -> None:
+    def layer_completed(self, row: LayerRow) -> None:
         """One layer's row of the table."""
-        self._send(LayerCompleted(row=dict(row)))
+        self._send(LayerCompleted(row=row.model_dump()))
 
     def metric(self, name: str, value: float) -> None:
         """A named number."""
@@ -96,23 +96,10 @@ def _run(run_file: RunFile, observer: PipeObserver) -> None:
     # Imported only now: torch takes seconds, and by now this process is tied to its parent and can report a failure.
     import torch  # noqa: PLC0415 — see above
 
-    from quant_engine.pipeline import RunSpec, run  # noqa: PLC0415 — see above
+    from quant_engine.pipeline import run  # noqa: PLC0415 — see above
 
     torch.set_num_threads(run_file.threads)
-    spec = RunSpec(
-        model_dir=run_file.model_dir,
-        policy=run_file.policy,
-        calibration=run_file.calibration,
-        evaluation=run_file.evaluation,
-        output=run_file.output,
-        datasets_dir=run_file.datasets_dir,
-        default_dataset=run_file.default_dataset,
-        device=run_file.device,
-        model_id=run_file.model_id,
-        revision=run_file.revision,
-        low_memory=run_file.low_memory,
-    )
-    run(spec, work_dir=run_file.work_dir, output_dir=run_file.output_dir, observer=observer)
+    run(run_file.spec, work_dir=run_file.work_dir, output_dir=run_file.output_dir, observer=observer)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from quant_engine.policy import Calibration, Evaluation, Output, Policy
+from quant_engine.interface.spec import RunSpec
 
 _MAX_LINE = 4000
 
@@ -111,24 +111,21 @@ _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 class RunFile(BaseModel):
-    """``run.json``: everything a runner is told. Holds no secret: it lies on the disk as long as the job runs."""
+    """``run.json``: everything a runner needs. It holds no secret, because it is on the disk as long as the job runs.
+
+    Attributes:
+        parent_pid: the process that the runner ends with.
+        threads: of the CPU, for the engine.
+        spec: what the engine is asked to do.
+        work_dir, output_dir: as :func:`quant_engine.pipeline.run` takes them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job_id: str
     parent_pid: int
-    model_id: str
-    revision: str | None = None
-    model_dir: Path
-    policy: Policy
-    calibration: Calibration
-    evaluation: Evaluation
-    output: Output
-    datasets_dir: Path | None
-    default_dataset: str
-    device: str
     threads: int
-    low_memory: bool = False
+    spec: RunSpec
     work_dir: Path
     output_dir: Path
 

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
 import psutil
@@ -17,10 +17,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from jobs.job.lease import Swept
-from jobs.job.stages import PUBLISH, StageName
+from quant_engine.interface.stages import STAGE_NAMES
 from worker.telemetry.ports import MemoryKind
 
-_STAGES: Final = frozenset((*get_args(StageName), PUBLISH))
 _OTHER: Final = "other"
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 28_800)
 _WORK: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
@@ -83,7 +82,7 @@ class PrometheusMeters:
 
     def stage_ended(self, stage: str, seconds: float, *, reused: bool) -> None:
         # A runner is not trusted: what it names must not become a series.
-        known = stage if stage in _STAGES else _OTHER
+        known = stage if stage in STAGE_NAMES else _OTHER
         self._stage_seconds.labels(known, str(reused).lower()).observe(seconds)
 
     def peak_memory(self, kind: MemoryKind, peak_bytes: float) -> None:

@@ -4,14 +4,15 @@ from typing import Any
 
 import torch
 
+from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 from quant_engine.stages.context import Run
 from quant_engine.stages.summary import REPORT_VERSION, described_model
 
 
-def as_is_summary(run: Run, rows: list[dict[str, Any]], perplexity: dict[str, Any] | None) -> dict[str, Any]:
+def as_is_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, Any] | None) -> dict[str, Any]:
     """The ``summary``: what needs a reference is null. A dense model is its own original."""
-    transforms = [row["transform"] for row in rows]
+    transforms = [row.transform for row in rows]
     return {
         "selected_mean_error": None,
         "full_mean_error": None,
@@ -35,7 +36,7 @@ def as_is_summary(run: Run, rows: list[dict[str, Any]], perplexity: dict[str, An
 
 
 def as_is_report(
-    run: Run, summary: dict[str, Any], rows: list[dict[str, Any]], perplexity: dict[str, Any] | None
+    run: Run, summary: dict[str, Any], rows: list[LayerRow], perplexity: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""
     spec = run.spec
@@ -58,7 +59,7 @@ def as_is_report(
         "paper": None,
         "summary": summary,
         "perplexity": perplexity,
-        "layers": rows,
+        "layers": [row.model_dump() for row in rows],
         "verification": None,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
     }

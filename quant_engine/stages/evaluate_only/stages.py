@@ -6,7 +6,7 @@ errors; what a checkpoint stores for each linear, and its perplexity, can be mea
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 import torch
@@ -18,6 +18,7 @@ from quant_engine.checkpoint.config import unbarred
 from quant_engine.checkpoint.section import read_config, read_online, unusable
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
+from quant_engine.interface.layers import UNMEASURED, LayerRow
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
@@ -32,26 +33,11 @@ from quant_engine.stages.evaluate import (
     window_shapes,
     windows_of,
 )
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.files import Progress, Stage, read_rows, write_json, write_rows
 from quant_engine.stages.load import MODEL_FILE
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"
-_UNKNOWN: Final = (
-    "alpha",
-    "statistic",
-    "error",
-    "error_normalized",
-    "sqnr_db",
-    "cosine",
-    "baseline_error",
-    "gain_percent",
-    "rtn_error",
-    "input_absmax",
-    "input_kurtosis",
-    "selected",
-)
-"""Columns of a layer's row that need a reference, or a choice that was made here."""
 
 
 def prepare_as_is(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
@@ -108,7 +94,7 @@ def load_as_is_stage(run: Run) -> Stage:
                 progress.advance()
         facts = {"threads": torch.get_num_threads(), "dtype": str(run.source.dtype)}
         write_json(directory / MODEL_FILE, facts | {"weight_bytes": run.source.weight_bytes})
-        write_json(directory / _ROWS, _rows(run))
+        write_rows(directory / _ROWS, _rows(run))
         _tell(run, directory)
 
     return Stage(
@@ -121,10 +107,9 @@ def load_as_is_stage(run: Run) -> Stage:
     )
 
 
-def read_rows(directory: Path) -> list[dict[str, Any]]:
+def loaded_rows(directory: Path) -> list[LayerRow]:
     """The layers' rows that ``load`` wrote."""
-    rows: list[dict[str, Any]] = read_json(directory / _ROWS)
-    return rows
+    return read_rows(directory / _ROWS)
 
 
 def evaluate_as_is_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
@@ -183,7 +168,7 @@ def _attach(online: OnlineInput, linear: nn.Module) -> None:
     attach_online(linear, online)
 
 
-def _rows(run: Run) -> list[dict[str, Any]]:
+def _rows(run: Run) -> list[LayerRow]:
     """Every linear of the blocks, and the head where it is quantized."""
     rows = [_row(run, name, site.block, site.role) for site in run.every_site for name in site.all_readers]
     head = run.model.architecture.head
@@ -192,25 +177,27 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(run: Run, name: str, block: int, role: str) -> dict[str, Any]:
+def _row(run: Run, name: str, block: int, role: str) -> LayerRow:
     source = run.source
     linear = source.linears.get(name) if isinstance(source, QuantizedSource) else None
     weight = f"{name}.weight"
     bytes_ = source.stored_bytes(name) if isinstance(source, QuantizedSource) else run.base.stored_bytes[weight]
     shape = run.base.shapes[weight] if linear is None else linear.shape
-    return dict.fromkeys(_UNKNOWN) | {
-        "name": name,
-        "block": block,
-        "role": role,
-        "scheme": stored_scheme_name(None if linear is None else linear.scheme),
-        "transform": source.transform_name(name) if isinstance(source, QuantizedSource) else "none",
-        "parameters": shape[0] * shape[1],
-        "bytes": bytes_,
-    }
+    # What may be null needs a reference, or a choice that was made here.
+    return LayerRow(
+        name=name,
+        block=block,
+        role=role,
+        scheme=stored_scheme_name(None if linear is None else linear.scheme),
+        transform=source.transform_name(name) if isinstance(source, QuantizedSource) else "none",
+        parameters=shape[0] * shape[1],
+        bytes=bytes_,
+        **UNMEASURED,
+    )
 
 
 def _tell(run: Run, directory: Path) -> None:
-    for row in read_rows(directory):
+    for row in loaded_rows(directory):
         run.observer.layer_completed(row)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.hadamard import hadamard_order
+from quant_engine.interface.layers import LayerRow
 from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Site, StreamedModel
 from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, TransformKind
@@ -34,8 +35,8 @@ class RecordingObserver:
         assert seconds >= 0.0
         self.events.append(("finished", name, reused))
 
-    def layer_completed(self, row: dict[str, Any]) -> None:
-        self.events.append(("layer", row))
+    def layer_completed(self, row: LayerRow) -> None:
+        self.events.append(("layer", row.model_dump()))
 
     def metric(self, name: str, value: float) -> None:
         self.events.append(("metric", name, value))

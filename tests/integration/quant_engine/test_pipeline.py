@@ -20,10 +20,11 @@ from quant_engine.errors import (
     UnsupportedPolicy,
     VerificationFailed,
 )
+from quant_engine.interface.stages import PUBLISH, RESOLVE, stage_weights
 from quant_engine.pipeline import RunResult
 from quant_engine.policy import Calibration, Evaluation, InlineTexts, Perplexity
 from tests.integration.quant_engine.helpers import ALL_LINEARS, RecordingObserver, fixed_ids
-from tests.integration.quant_engine.runs import Killer, file_hashes, policy_of, run_policy, run_until
+from tests.integration.quant_engine.runs import Killer, file_hashes, policy_of, run_policy, run_until, small
 from tests.tiny_models import ARCHITECTURES, write_tiny_model
 from tests.unit.quant_engine.evaluation.test_report import ROW_FIELDS
 
@@ -45,6 +46,18 @@ def finished(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """An uninterrupted run of a policy that needs every stage."""
     out, observer = tmp_path_factory.mktemp("finished"), RecordingObserver()
     return run_policy(model_dir, policy_of(**TRAINED), out, observer), out, observer
+
+
+@pytest.mark.parametrize(
+    "policy", [TRAINED, {"preset": "spinquant-w4a4", "training": {"steps": 1}}, {"preset": "rtn-w4a4"}]
+)
+def test_a_run_has_the_stages_that_are_weighed_in_their_order(
+    model_dir: Path, policy: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = small(perplexity=True)
+    told = run_until("verify", model_dir, policy_of(**policy), tmp_path, **spec).events
+    weighed = stage_weights(policy_of(**policy), spec["calibration"], spec["evaluation"])
+    assert [RESOLVE.name, *(event[1] for event in told if event[0] == "started"), PUBLISH.name] == list(weighed)
 
 
 def test_the_output_is_complete_and_consistent(finished: tuple[RunResult, Path, RecordingObserver]) -> None:

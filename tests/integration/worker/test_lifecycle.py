@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from jobs.artifacts import OnBytes
 from jobs.job.lease import LeaseKeeper
-from jobs.job.stages import StageName
+from quant_engine.interface.stages import RetryStage
 from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
 from tests.integration.worker.test_store_output import Trying
 from worker.attempts.supervisor import Supervisor
@@ -32,7 +32,7 @@ def in_background() -> Iterator[Callable[[Supervisor], "Future[Outcome | None]"]
         yield lambda supervisor: pool.submit(supervisor.run_next)
 
 
-def retry(office: Office, job_id: str, from_stage: StageName | None = None) -> None:
+def retry(office: Office, job_id: str, from_stage: RetryStage | None = None) -> None:
     office.service.retry_job(job_id, tenant=TENANT, from_stage=from_stage)
 
 
@@ -65,7 +65,7 @@ def test_a_retry_resumes_from_all_that_was_done(office: Office) -> None:
 
 
 @pytest.mark.parametrize(("stage", "kept"), [("train", 2), ("quantize", 4), ("resolve", 0)])
-def test_a_retry_from_a_stage_computes_it_and_the_later_ones_anew(office: Office, stage: StageName, kept: int) -> None:
+def test_a_retry_from_a_stage_computes_it_and_the_later_ones_anew(office: Office, stage: RetryStage, kept: int) -> None:
     job_id = failed_after_stages(office)
     [space] = office.work(job_id).glob("[0-9]*")
     assert (space / "stages" / "quantize.partial").is_dir()

@@ -3,11 +3,24 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from worker.subprocesses.messages import Error, EventWriter, LayerCompleted, Log, Metric, StageAdvanced, decode, encode
+from quant_engine.interface.spec import RunSpec
+from quant_engine.policy import PRESETS, Calibration, Evaluation, InlineTexts, Output
+from worker.subprocesses.messages import (
+    Error,
+    EventWriter,
+    LayerCompleted,
+    Log,
+    Metric,
+    RunFile,
+    StageAdvanced,
+    decode,
+    encode,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +78,30 @@ def test_lines_of_many_threads_do_not_mix() -> None:
     assert {message.message for message in received if isinstance(message, Log)} == {
         f"{thread}-{index}-{text}" for thread in range(4) for index in range(20)
     }
+
+
+def _run_file() -> RunFile:
+    spec = RunSpec(
+        model_dir=Path("models/tiny"),
+        policy=PRESETS["trainable-smoothrot-w4a4"].policy,
+        calibration=Calibration(dataset=InlineTexts(texts=("a",))),
+        evaluation=Evaluation(perplexity=None),
+        output=Output(),
+        datasets_dir=Path("datasets"),
+        device="cuda",
+        model_id="owner/tiny",
+        revision="0" * 40,
+        low_memory=True,
+    )
+    return RunFile(job_id="job_1", parent_pid=1, threads=2, spec=spec, work_dir=Path("work"), output_dir=Path("output"))
+
+
+def test_what_the_engine_is_asked_survives_the_file() -> None:
+    assert RunFile.model_validate_json(_run_file().model_dump_json()) == _run_file()
+
+
+def test_a_run_file_with_a_field_that_the_engine_does_not_know_is_refused() -> None:
+    fields = json.loads(_run_file().model_dump_json())
+    fields["spec"]["more"] = 1
+    with pytest.raises(ValidationError, match="more"):
+        RunFile.model_validate_json(json.dumps(fields))

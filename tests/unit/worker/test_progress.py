@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
+from quant_engine.interface.stages import stage_weights
 from quant_engine.policy import PRESETS, Calibration, Evaluation
 from tests.stages import STAGES
-from worker.attempts.progress import ProgressTracker, stage_weights
+from worker.attempts.progress import ProgressTracker
 
 
 class Clock:

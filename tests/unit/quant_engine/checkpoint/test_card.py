@@ -16,6 +16,7 @@ from quant_engine.checkpoint.card_policy import policy_sentences
 from quant_engine.checkpoint.card_sections import LONG
 from quant_engine.checkpoint.hashes import CheckpointManifest, changed_files, checkpoint_manifest
 from quant_engine.checkpoint.license import License
+from quant_engine.interface.layers import UNMEASURED, LayerRow
 from quant_engine.policy import PRESETS, ActivationQuantization, Policy, WeightQuantization, policy_hash, resolve_policy
 from quant_engine.transforms.primitives import Hadamard, Primitive
 
@@ -25,7 +26,8 @@ _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def _row(block: int, linear: str = "mlp.down_proj", **fields: Any) -> dict[str, Any]:
     values = {"error": 3.0 + block, "error_normalized": 0.1, "baseline_error": 4.0 + block, "gain_percent": 25.0}
     measured = {"sqnr_db": 20.5, "bytes": 3328, "transform": "smooth_rotation", "alpha": 0.475, "scheme": "W4A4"}
-    return {"name": f"model.layers.{block}.{linear}", "block": block} | values | measured | fields
+    named = {"name": f"model.layers.{block}.{linear}", "block": block, "role": "feed_forward_inner", "parameters": 9}
+    return UNMEASURED | named | values | measured | fields
 
 
 def _facts(**fields: Any) -> CardFacts:
@@ -45,7 +47,8 @@ def _facts(**fields: Any) -> CardFacts:
         "versions": {"quantry": "0.1.0", "torch": "2.13.0", "transformers": "5.17.0", "compressed-tensors": "0.19.0"},
         "license": License(id="apache-2.0"),
     }
-    return CardFacts(**(defaults | fields))
+    facts = defaults | fields
+    return CardFacts(**(facts | {"rows": [LayerRow.model_validate(row) for row in facts["rows"]]}))
 
 
 def _linears(*online: Primitive, clip_ratio: float = 1.0, count: int = 2) -> list[QuantizedLinear]:

@@ -1,5 +1,7 @@
 """Rows and the summary have exactly the fields that the API promises."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from quant_engine.evaluation.report import (
     selection_regret,
     summarize,
 )
+from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import ActivationQuantization, NumberFormat, Statistic, TransformKind, WeightQuantization
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import Hadamard
@@ -27,7 +30,7 @@ def _errors(error: float) -> LayerErrors:
     return LayerErrors(error=error, error_normalized=error / 100, sqnr_db=20.0, cosine=0.9)
 
 
-def _row(error: float, baseline: float, selected: str | None = None, **fields: object) -> dict[str, object]:
+def _row(error: float, baseline: float, selected: str | None = None, **fields: object) -> dict[str, Any]:
     plan = SitePlan(
         kind=TransformKind.SMOOTH_ROTATION,
         alpha=0.5,
@@ -52,7 +55,12 @@ def _row(error: float, baseline: float, selected: str | None = None, **fields: o
         "stored_bytes": 58,
         "selected": selected,
     }
-    return layer_row(LayerMeasurement(**(defaults | fields)))  # type: ignore[arg-type]  # checked by the dataclass
+    row = layer_row(LayerMeasurement(**(defaults | fields)))  # type: ignore[arg-type]  # checked by the dataclass
+    return row.model_dump()
+
+
+def _typed(rows: list[dict[str, Any]]) -> list[LayerRow]:
+    return [LayerRow.model_validate(row) for row in rows]
 
 
 def test_a_row_has_the_promised_fields() -> None:
@@ -89,9 +97,11 @@ def test_floats_are_named_by_their_format(weights: str, activations: str, name: 
 
 
 def test_the_summary_means_over_selected_and_over_all() -> None:
-    rows = [_row(50.0, 100.0, "critical"), _row(30.0, 40.0, "normal"), _row(10.0, 10.0)]
+    rows = _typed([_row(50.0, 100.0, "critical"), _row(30.0, 40.0, "normal"), _row(10.0, 10.0)])
     perplexity = {"original": {"perplexity": 30.0}, "quantized": {"perplexity": 33.0}}
-    summary = summarize(rows, perplexity=perplexity, original_bytes=10, quantized_bytes=4, chosen={"alpha": 0.5})
+    summary = summarize(
+        _typed(rows), perplexity=perplexity, original_bytes=10, quantized_bytes=4, chosen={"alpha": 0.5}
+    )
     assert summary == {
         "selected_mean_error": 40.0,
         "full_mean_error": 30.0,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quant_engine.errors import DiskFull
+from quant_engine.interface.stages import UnknownStage
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.files import Progress, Stage, manifest_digest, read_json, run_stage, write_json
 from quant_engine.whole_files import whole_file
@@ -16,7 +17,7 @@ from tests.integration.quant_engine.helpers import RecordingObserver
 
 
 def _stage(produce: Callable[[Path, Progress], None], *, resumable: bool = False, **inputs: Any) -> Stage:
-    return Stage(name="demo", unit="part", total=3, inputs=inputs, produce=produce, resumable=resumable)
+    return Stage(name="export", unit="part", total=3, inputs=inputs, produce=produce, resumable=resumable)
 
 
 class _Parts:
@@ -46,8 +47,8 @@ def test_a_finished_stage_is_reused_and_says_so(tmp_path: Path) -> None:
     assert (first.written, second.written) == ([0, 1, 2], [])
     assert manifest_digest(directory) == digest
     assert [event for event in observer.events if event[0] == "finished"] == [
-        ("finished", "demo", False),
-        ("finished", "demo", True),
+        ("finished", "export", False),
+        ("finished", "export", True),
     ]
 
 
@@ -69,12 +70,12 @@ def test_a_stage_that_does_not_match_its_manifest_is_done_again(spoil: str, tmp_
 def test_a_killed_stage_is_absent_and_resumes_file_by_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_stage(_stage(_Parts(dies_before=2), resumable=True), tmp_path, RecordingObserver())
-    assert not (tmp_path / "demo").exists()
+    assert not (tmp_path / "export").exists()
     resumed = _Parts()
     directory = run_stage(_stage(resumed, resumable=True), tmp_path, RecordingObserver())
     assert resumed.written == [2]
     assert not list(directory.glob("*.tmp"))
-    assert not (tmp_path / "demo.partial").exists()
+    assert not (tmp_path / "export.partial").exists()
 
 
 @pytest.mark.parametrize(("resumable", "value"), [(False, 1), (True, 2)])
@@ -107,11 +108,11 @@ def test_a_stage_killed_behind_its_manifest_is_complete(tmp_path: Path, monkeypa
         patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             run_stage(_stage(_Parts(), a=1), tmp_path, RecordingObserver())
-    StateFile(tmp_path / "demo.partial").keep(3, {})
+    StateFile(tmp_path / "export.partial").keep(3, {})
     again, observer = _Parts(), RecordingObserver()
     directory = run_stage(replace(_stage(again, a=1), retell=told.append), tmp_path, observer)
     assert (again.written, told) == ([], [directory])
-    assert ("finished", "demo", True) in observer.events
+    assert ("finished", "export", True) in observer.events
     assert sorted(path.name for path in directory.glob("*.*")) == [
         "0.json",
         "1.json",
@@ -128,7 +129,7 @@ def test_a_full_disk_becomes_a_problem_with_a_remedy(number: int, tmp_path: Path
 
     with pytest.raises(DiskFull) as caught:
         run_stage(_stage(produce), tmp_path, RecordingObserver())
-    assert "stage demo" in caught.value.detail
+    assert "stage export" in caught.value.detail
     assert "Free some space" in caught.value.hint
 
 
@@ -161,3 +162,9 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("name", "unit", "known"), [("polish", "part", "load, calibrate"), ("export", "step", "part")])
+def test_a_stage_that_the_list_does_not_have_can_not_be_made(name: str, unit: str, known: str) -> None:
+    with pytest.raises(UnknownStage, match=known):
+        Stage(name=name, unit=unit, total=1, inputs={}, produce=_Parts())

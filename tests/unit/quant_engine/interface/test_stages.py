@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from jobs.job.stages import StageName, stage_order, stages_from
+from quant_engine.interface.stages import RetryStage, stage_order, stages_from
 from quant_engine.policy import PRESETS
 from tests.stages import STAGES
 
@@ -12,7 +12,7 @@ ROTATION = PRESETS["spinquant-w4a4"].policy
 
 def test_the_names_are_those_of_the_contract_in_its_order() -> None:
     assert stage_order(USUAL) == STAGES
-    assert (*get_args(StageName), "publish") == STAGES
+    assert (*get_args(RetryStage), "publish") == STAGES
 
 
 def test_what_comes_after_a_stage_is_computed_with_it() -> None:
