@@ -21,19 +21,19 @@ from quant_engine.errors import InsufficientMemory, disk_full_as_error
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunResult, RunSpec
 from quant_engine.stages.calibrate import calibrate_stage
-from quant_engine.stages.card import Measured
-from quant_engine.stages.choose import choose
-from quant_engine.stages.context import prepare_run, start_rotation
+from quant_engine.stages.choose_plans import choose
+from quant_engine.stages.context.run import prepare_run, start_rotation
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
 from quant_engine.stages.evaluate_only.report import as_is_report, as_is_summary
 from quant_engine.stages.evaluate_only.stages import evaluate_as_is_stage, load_as_is_stage, prepare_as_is, read_rows
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
-from quant_engine.stages.files import Stage, manifest_digest, run_stage, write_json
 from quant_engine.stages.load import load_stage, recorded_threads
-from quant_engine.stages.quantize import quantize_stage
-from quant_engine.stages.rows import final_rows
-from quant_engine.stages.summary import run_report, run_summary
-from quant_engine.stages.train_rotation import read_rotation, train_rotation_stage
+from quant_engine.stages.quantize.remeasured_rows import final_rows
+from quant_engine.stages.quantize.stage import quantize_stage
+from quant_engine.stages.report.card import Measured
+from quant_engine.stages.report.summary import run_report, run_summary
+from quant_engine.stages.stage import Stage, manifest_digest, run_stage, write_json
+from quant_engine.stages.train.rotation import read_rotation, train_rotation_stage
 
 FIGURES = "figures"
 

@@ -6,6 +6,7 @@ from typing import Final
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.calibration import (
     RESERVOIR_TOKENS,
     Purpose,
@@ -18,9 +19,8 @@ from quant_engine.calibration import (
 )
 from quant_engine.policy import SELF
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
-from quant_engine.stages.files import Progress, Stage
-from quant_engine.whole_files import whole_file
+from quant_engine.stages.context.run import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
+from quant_engine.stages.stage import Progress, Stage
 
 RECORDS = "records"
 _WINDOWS: Final = "windows.safetensors"
@@ -74,7 +74,7 @@ def read_windows(directory: Path) -> Tensor:
 def kept_windows(run: Run, path: Path) -> Tensor:
     """:func:`run_windows`, which a model may have to write first, kept at ``path`` for whoever takes up the stage."""
     if not path.is_file():
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file({"windows": run_windows(run)}, temporary)
     return load_file(path)["windows"]
 

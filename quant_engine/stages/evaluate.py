@@ -17,9 +17,9 @@ from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplex
 from quant_engine.models import StreamedModel
 from quant_engine.policy import SELF, Perplexity
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
-from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.context.run import Run, dataset_inputs, resolved_dataset, text_for
+from quant_engine.stages.quantize.block_files import Plans, block_linears, quantized_reader
+from quant_engine.stages.stage import Progress, Stage, read_json, write_json
 
 PERPLEXITY_FILE = "perplexity.json"
 STATE_SHARE: Final = 0.1

@@ -9,8 +9,8 @@ import torch
 from quant_engine.calibration import RESERVOIR_TOKENS, record_bytes, split_samples
 from quant_engine.errors import DiskFull, InsufficientMemory
 from quant_engine.models import passage_bytes
-from quant_engine.stages.context import Run, norms_of, quantiles_of
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.context.run import Run, norms_of, quantiles_of
+from quant_engine.stages.stage import Progress, Stage, read_json, write_json
 
 MODEL_FILE = "model.json"
 

@@ -36,11 +36,11 @@ from quant_engine.selection import (
     wanted,
     weight_kurtosis,
 )
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.measure import BASELINE, NO_TRANSFORM, OpenSite, site_error
-from quant_engine.stages.plans import PlanReader, read_plan, write_plan
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import BASELINE, NO_TRANSFORM, OpenSite, site_error
+from quant_engine.stages.plan_files import PlanReader, read_plan, write_plan
 from quant_engine.stages.search import selected_layers
+from quant_engine.stages.stage import Progress, Stage, read_json, write_json
 from quant_engine.transforms import SitePlan
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from quant_engine.training.matrices import cayley
+from quant_engine.training.learned_matrices import cayley
 
 _LARGEST_TURN: Final = 1.0
 """Bound on α ‖W‖_F, 2q with the paper's q = ½: a step turns no plane by more than about a radian."""

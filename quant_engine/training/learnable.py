@@ -17,10 +17,16 @@ from torch import Tensor, nn
 from quant_engine.evaluation.layer_errors import rounded_weights
 from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
 from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
-from quant_engine.training.matrices import MATRICES, CayleyMatrix, LearnedMatrix, Parametrization, inverse_transpose
-from quant_engine.training.parameter import scales_from, theta_from
+from quant_engine.training.learned_matrices import (
+    MATRICES,
+    CayleyMatrix,
+    LearnedMatrix,
+    Parametrization,
+    inverse_transpose,
+)
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.training.runtime_grid import fake_quantize_at_run_time
+from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 from quant_engine.transforms.composition import apply_all
 from quant_engine.transforms.primitives import Block, Dense, Diagonal, Kronecker, Primitive

@@ -23,7 +23,7 @@ from torch import Tensor
 from quant_engine.evaluation.layer_errors import layer_errors
 from quant_engine.policy import ActivationQuantization, Training, WeightQuantization
 from quant_engine.training.objective import Batch, Batches, Grids, prepare_batches
-from quant_engine.training.parameter import scales_from, theta_from
+from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan
 
 # Chosen on SmolLM2-135M's down_proj: all 576 outputs in a step gave the same error at more than twice the time, and a

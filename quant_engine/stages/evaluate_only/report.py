@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from quant_engine.policy import policy_hash
-from quant_engine.stages.context import Run
-from quant_engine.stages.summary import REPORT_VERSION, described_model
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.report.summary import REPORT_VERSION, described_model
 
 
 def as_is_summary(run: Run, rows: list[dict[str, Any]], perplexity: dict[str, Any] | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
 from quant_engine.policy import Perplexity
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
     STATE_SHARE,
@@ -32,8 +32,8 @@ from quant_engine.stages.evaluate import (
     window_shapes,
     windows_of,
 )
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
 from quant_engine.stages.load import MODEL_FILE
+from quant_engine.stages.stage import Progress, Stage, read_json, write_json
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"

@@ -15,10 +15,10 @@ from quant_engine.evaluation.layer_errors import plan_errors
 from quant_engine.models import Site
 from quant_engine.paper import BASELINE_POINT, Configuration, Family, Layer, ScalePoint, Score, profile_report
 from quant_engine.policy import PaperExperiment, Training
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, read_json, write_json
-from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.plans import read_plan, write_plan
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import read_plan, write_plan
+from quant_engine.stages.stage import Progress, read_json, write_json
 from quant_engine.training import train_scales
 from quant_engine.transforms import SitePlan
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from quant_engine.checkpoint import load
 from quant_engine.checkpoint.verify import main, verify_in_fresh_process
 from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, VerificationFailed
-from quant_engine.stages.blocks import Plans
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.stages.export import verify_stage
-from quant_engine.stages.files import run_stage
+from quant_engine.stages.quantize.block_files import Plans
+from quant_engine.stages.stage import run_stage
 from tests.integration.quant_engine.exports import config_of, every_linear, export, logits_of, online_plans
 from tests.integration.quant_engine.helpers import open_run, random_plans
 from tests.tiny_models import write_tiny_model

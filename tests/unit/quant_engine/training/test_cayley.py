@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.training import CayleySGD
-from quant_engine.training.matrices import CayleyMatrix, LearnedMatrix, cayley
+from quant_engine.training.learned_matrices import CayleyMatrix, LearnedMatrix, cayley
 
 
 def random_orthogonal(size: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

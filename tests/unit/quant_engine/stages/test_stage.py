@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.errors import DiskFull
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.files import Progress, Stage, manifest_digest, read_json, run_stage, write_json
-from quant_engine.whole_files import whole_file
+from quant_engine.stages.stage import Progress, Stage, manifest_digest, read_json, run_stage, write_json
 from tests.integration.quant_engine.helpers import RecordingObserver
 
 
@@ -154,7 +154,7 @@ def test_other_errors_pass_through(tmp_path: Path) -> None:
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with whole_file(tmp_path / "a") as temporary:
+        with atomic_write(tmp_path / "a") as temporary:
             temporary.write_text("half")
             raise KeyboardInterrupt
 

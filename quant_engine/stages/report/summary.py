@@ -8,8 +8,8 @@ import torch
 
 from quant_engine.evaluation.report import chosen_policy, selection_regret, summarize
 from quant_engine.policy import policy_hash
-from quant_engine.stages.choose import Choices
-from quant_engine.stages.context import Run
+from quant_engine.stages.choose_plans import Choices
+from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan
 
 REPORT_VERSION = 1

@@ -15,11 +15,11 @@ from quant_engine.models import Site
 from quant_engine.policy import BlockTraining
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.plans import PlanReader, plan_path, read_plan, write_plan
-from quant_engine.stages.streams import ORIGINAL, QUANTIZED, Streams, open_block
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import PlanReader, plan_path, read_plan, write_plan
+from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, Streams, open_block
+from quant_engine.stages.stage import Progress, Stage, read_json, write_json
 from quant_engine.training import BlockBatch, train_block
 from quant_engine.training.learnable import SiteSettings, plan_inputs, plan_weights
 from quant_engine.training.readers import QuantizedSite

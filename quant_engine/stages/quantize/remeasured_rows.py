@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from quant_engine.evaluation.report import with_errors
-from quant_engine.stages.blocks import Plans, rounded_weights, unfused_rows
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import read_json, write_json
-from quant_engine.stages.measure import OpenSite
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.quantize.block_files import Plans, rounded_weights, unfused_rows
+from quant_engine.stages.stage import read_json, write_json
 
 
 def remeasure(

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from quant_engine.atomic_write import TEMPORARY, atomic_write
 from quant_engine.errors import disk_full_as_error
 from quant_engine.interface.observer import Observer
 from quant_engine.resume_state import SUFFIX, remove_states
-from quant_engine.whole_files import TEMPORARY, whole_file
 
 FORMAT: Final = 1
 """Raised whenever the meaning of a stage's files changes, so that no old file is reused."""
@@ -111,7 +111,7 @@ def manifest_digest(stage_directory: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -136,7 +136,7 @@ def _prepare(partial: Path, digest: str, resumable: bool) -> None:
     if not (resumable and marker.is_file() and marker.read_text() == digest):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with whole_file(marker) as temporary:
+        with atomic_write(marker) as temporary:
             temporary.write_text(digest)
     for leftover in partial.rglob(f"*{TEMPORARY}"):
         leftover.unlink()

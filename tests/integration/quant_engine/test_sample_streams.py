@@ -19,10 +19,10 @@ from quant_engine.calibration import read_record
 from quant_engine.checkpoint import load
 from quant_engine.models import Site
 from quant_engine.policy import ActivationQuantization, Policy
-from quant_engine.stages.blocks import block_linears, quantized_reader, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import training_windows
-from quant_engine.stages.quantize import _rounder, _settled, _unrounded
-from quant_engine.stages.streams import ORIGINAL, QUANTIZED, TOKEN_CAP, Moments, Streams, open_block
+from quant_engine.stages.quantize.block_files import block_linears, quantized_reader, rounded_weights, transformed_block
+from quant_engine.stages.quantize.stage import _rounder, _settled, _unrounded
+from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, TOKEN_CAP, Moments, Streams, open_block
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model

@@ -16,11 +16,11 @@ from quant_engine.models import Site
 from quant_engine.policy import Statistic, Training
 from quant_engine.search import baseline_transform
 from quant_engine.selection import lowest_error
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.plans import PlanReader, plan_path, read_plan, write_plan
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import PlanReader, plan_path, read_plan, write_plan
 from quant_engine.stages.search import is_scaled, selected_sites, site_baselines
+from quant_engine.stages.stage import Progress, Stage, read_json, write_json
 from quant_engine.training import TrainedScales, train_scales
 from quant_engine.transforms import SitePlan
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from quant_engine.models import Passage, Site, StreamedModel, first_of, passage_bytes
 from quant_engine.resume_state import StateFile, check_disk
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.training.readers import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan, transform_activation
 

@@ -1,8 +1,8 @@
 """Stage ``quantize``: each block with its scales fused, its weights transformed and rounded, as a checkpoint stores it.
 
 Round to nearest needs the weights alone. GPTQ streams the calibration samples through the blocks, and with a correction
-through the quantized blocks too (:mod:`quant_engine.stages.streams`); layer rows are then measured once more, with the
-weights that are shipped.
+through the quantized blocks too (:mod:`quant_engine.stages.sample_streams`); layer rows are then measured once more,
+with the weights that are shipped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.checkpoint import packed_tensors
 from quant_engine.checkpoint.section import check_profile_of
 from quant_engine.evaluation.layer_errors import weight_clips
@@ -21,16 +22,21 @@ from quant_engine.grids import shared_peak
 from quant_engine.models import Site
 from quant_engine.resume_state import StateFile
 from quant_engine.rounding import corrected_weight, factorise, round_weight
-from quant_engine.stages.blocks import Plans, block_linears, block_path, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
-from quant_engine.stages.context import Run
-from quant_engine.stages.exported_input import run_time_input
-from quant_engine.stages.files import Progress, Stage
-from quant_engine.stages.rows import remeasure
-from quant_engine.stages.streams import OpenBlock, Streams, open_block
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.quantize.block_files import (
+    Plans,
+    block_linears,
+    block_path,
+    rounded_weights,
+    transformed_block,
+)
+from quant_engine.stages.quantize.exported_input import run_time_input
+from quant_engine.stages.quantize.remeasured_rows import remeasure
+from quant_engine.stages.sample_streams import OpenBlock, Streams, open_block
+from quant_engine.stages.stage import Progress, Stage
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.transforms import SitePlan, transform_activation
-from quant_engine.whole_files import whole_file
 
 
 def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calibrated: Path, upstream: str) -> Stage:
@@ -57,7 +63,7 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calib
                 streams.keep(block + 1, last=block + 1 == run.model.blocks)
             progress.reach(block + 1)
         ends = run.source.read(run.model.end_names, dtype=run.source.dtype)
-        with whole_file(directory / "ends.safetensors") as temporary:
+        with atomic_write(directory / "ends.safetensors") as temporary:
             save_file(ends, temporary)
 
     return Stage(
@@ -168,7 +174,7 @@ def _online_part(plan: SitePlan) -> SitePlan:
 
 
 def _write_block(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
 
 

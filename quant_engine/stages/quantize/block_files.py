@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quant_engine.checkpoint import QuantizedLinear, prepare_quantized, unpacked_state
 from quant_engine.models import StreamedModel, fuse_scales
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan
 
 Plans = Mapping[str, SitePlan]

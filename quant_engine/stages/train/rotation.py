@@ -7,14 +7,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.models import ResidualRotation, StreamedModel, model_sites, target_sites
 from quant_engine.policy import RotationTraining
 from quant_engine.resume_state import SUFFIX, StateFile
 from quant_engine.stages.calibrate import kept_windows, training_windows
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.stage import Progress, Stage
 from quant_engine.training import train_rotation
-from quant_engine.whole_files import whole_file
 
 _FILE = "rotation.safetensors"
 
@@ -44,7 +44,7 @@ def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRo
             low_memory=run.spec.low_memory,
         )
         tensors = {"r1": r1_DD} if r2_LKK is None else {"r1": r1_DD, "r2": r2_LKK}
-        with whole_file(directory / _FILE) as temporary:
+        with atomic_write(directory / _FILE) as temporary:
             save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
 
     return Stage(

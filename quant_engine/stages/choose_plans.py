@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from quant_engine.stages.calibrate import RECORDS
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Stage, manifest_digest, read_json
+from quant_engine.stages.context.run import Run
 from quant_engine.stages.paper.stage import paper_figures, paper_report, paper_stage
-from quant_engine.stages.plans import plan_reader
+from quant_engine.stages.plan_files import plan_reader
 from quant_engine.stages.search import CHOICE as SEARCH_CHOICE
 from quant_engine.stages.search import search_stage
 from quant_engine.stages.select import Selection, read_selection, select_stage
-from quant_engine.stages.train import CHOICE as TRAIN_CHOICE
-from quant_engine.stages.train import train_stage
-from quant_engine.stages.train_blocks import read_curves, train_blocks_stage
+from quant_engine.stages.stage import Stage, manifest_digest, read_json
+from quant_engine.stages.train.blocks import read_curves, train_blocks_stage
+from quant_engine.stages.train.scales import CHOICE as TRAIN_CHOICE
+from quant_engine.stages.train.scales import train_stage
 
 Finished = Callable[[Stage], Path]
 """Runs a stage, unless that has been done, and says where its files are."""
