@@ -13,11 +13,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from quant_engine.calibration.collectors import Moments, TailQuantiles, TokenReservoir, channel_statistics
+from quant_engine.calibration.collectors import ChannelMoments, TailQuantiles, TokenReservoir, channel_statistics
 from quant_engine.calibration.records import RESERVOIR_TOKENS, SiteRecord, record_bytes, write_record
 from quant_engine.errors import NumericalInstability
-from quant_engine.models import Passage, Site, StreamedModel, first_of, passage_bytes
-from quant_engine.resume_state import StateFile, check_disk
+from quant_engine.execution import IN_MEMORY, Execution
+from quant_engine.models import HiddenStates, Site, StreamedModel, hidden_states_bytes, next_block
+from quant_engine.resume_state import check_disk
 
 BATCH_TOKENS: Final = 1024
 
@@ -55,8 +56,7 @@ def capture_records(
     seed: int,
     on_block: Callable[[int], None],
     capacity: int = RESERVOIR_TOKENS,
-    states: StateFile | None = None,
-    low_memory: bool = False,
+    execution: Execution = IN_MEMORY,
 ) -> None:
     """Write one record for each of ``sites`` into ``directory``.
 
@@ -66,9 +66,8 @@ def capture_records(
         norms: every p whose ‖X_j‖_p a record keeps, 2 apart.
         seed: of the token reservoirs.
         on_block: called with the number of finished blocks, first with those of an earlier attempt where there are any.
-        states: keeps the hidden states behind the last finished block; where it has some, the blocks before are done.
-        low_memory: one window at a time, and the hidden states in the memory of the CPU. What is summed in a batch is
-            rounded otherwise, so the same bits are not promised.
+        execution: keeps the hidden states after each finished block; where it has some, the blocks before are done.
+            With little memory, what is summed in a batch is rounded otherwise: the same bits are not promised.
 
     Raises:
         DiskFull: the records and the states will not fit, or did not.
@@ -78,15 +77,14 @@ def capture_records(
     by_block: dict[int, list[Site]] = {}
     for site in sites:
         by_block.setdefault(site.block, []).append(site)
-    state = None if states is None else states.read()
-    first, last = first_of(state), max(by_block)
+    state = execution.latest()
+    first, last = next_block(state), max(by_block)
     kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
     needed = sum(record_bytes(site, kept, len(quantiles) + len(norms)) for site in sites if site.block >= first)
-    if states is not None:
-        needed += states.more_bytes(passage_bytes(model, windows_ST.numel()))
+    needed += execution.more_bytes(hidden_states_bytes(model, windows_ST.numel()))
     check_disk(directory, needed, "The calibration records")
-    batches = windows_ST.split(1 if low_memory else max(1, BATCH_TOKENS // length))
-    passage = Passage(model, batches, state=state, low_memory=low_memory)
+    batches = windows_ST.split(execution.together(max(1, BATCH_TOKENS // length)))
+    hidden_states = HiddenStates(model, batches, state=state, place=execution.place(model.device))
     if first:
         on_block(first)
     for index in range(first, last + 1):
@@ -95,12 +93,13 @@ def capture_records(
             for site in by_block.get(index, [])
         ]
         with model.block(index) as block, _listening(block, model.architecture.block_prefix(index), collectors):
-            for batch in range(len(passage)):
-                passage.put(batch, _forward(block, passage.hidden(batch), passage.arguments(index, batch)))
+            for batch in range(len(hidden_states)):
+                hidden_states.put(
+                    batch, _forward(block, hidden_states.hidden(batch), hidden_states.arguments(index, batch))
+                )
         for site, collector in collectors:
             write_record(directory, site, collector.record())
-        if states is not None:
-            states.keep(index + 1, {} if index == last else passage.tensors())
+        execution.keep(index + 1, {} if index == last else hidden_states.tensors())
         on_block(index + 1)
 
 
@@ -128,7 +127,7 @@ class _SiteCollector:
         channels = site.features // site.tied
         self._training = split.training * length
         self._tail = TailQuantiles(quantiles, tokens=self._training * site.tied, channels=channels, device=device)
-        self._moments = Moments(channels, device, norms)
+        self._moments = ChannelMoments(channels, device, norms)
         sizes = [split.fit * length, split.validation * length, split.test * length]
         self._starts = [0, sizes[0], self._training]
         self._reservoirs = [

@@ -19,6 +19,7 @@ from quant_engine.policy.request import (
 from quant_engine.policy.resolve import PolicyError, matches, policy_hash, resolve_policy
 from quant_engine.policy.search import AnySearch, GridSearch, LayerChoice, PaperExperiment
 from quant_engine.policy.selection import AnySelection, Candidate, Differentiable, Kurtosis, LowestError
+from quant_engine.policy.site_settings import SiteQuantization, SiteSettings, linear_settings
 from quant_engine.policy.training import AnyTraining, BlockTraining, RotationTraining, Training
 from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
 from quant_engine.policy.types import Override, Policy
@@ -57,12 +58,15 @@ __all__ = [
     "Profile",
     "Residual",
     "RotationTraining",
+    "SiteQuantization",
+    "SiteSettings",
     "Statistic",
     "Training",
     "Transform",
     "TransformKind",
     "WeightQuantization",
     "check_profile",
+    "linear_settings",
     "matches",
     "policy_hash",
     "resolve_policy",

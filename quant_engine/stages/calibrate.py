@@ -19,8 +19,10 @@ from quant_engine.calibration import (
 )
 from quant_engine.policy import SELF
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context.run import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
-from quant_engine.stages.stage import Progress, Stage
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.statistics import norms_of, quantiles_of
+from quant_engine.stages.context.text import dataset_inputs, resolved_dataset, text_for
+from quant_engine.stages.stage import Stage, StageProgress
 
 RECORDS = "records"
 _WINDOWS: Final = "windows.safetensors"
@@ -32,7 +34,7 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
     quantiles, norms = quantiles_of(run.spec.policy), norms_of(run.spec.policy)
     tokens = calibration.samples * calibration.sequence_length
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         windows_ST = kept_windows(run, directory / _WINDOWS)
         (directory / RECORDS).mkdir(exist_ok=True)
         capture_records(
@@ -45,8 +47,7 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             norms=norms,
             seed=calibration.seed,
             on_block=progress.reach,
-            states=StateFile(directory),
-            low_memory=run.spec.low_memory,
+            execution=run.execution(StateFile(directory)),
         )
 
     return Stage(

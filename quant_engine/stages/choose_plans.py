@@ -12,7 +12,7 @@ from quant_engine.stages.plan_files import plan_reader
 from quant_engine.stages.search import CHOICE as SEARCH_CHOICE
 from quant_engine.stages.search import search_stage
 from quant_engine.stages.select import Selection, read_selection, select_stage
-from quant_engine.stages.stage import Stage, manifest_digest, read_json
+from quant_engine.stages.stage import Stage, read_json, stage_digest
 from quant_engine.stages.train.blocks import read_curves, train_blocks_stage
 from quant_engine.stages.train.scales import CHOICE as TRAIN_CHOICE
 from quant_engine.stages.train.scales import train_stage
@@ -22,7 +22,7 @@ Finished = Callable[[Stage], Path]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
+class ChosenPlans:
     """What was chosen, and how.
 
     Attributes:
@@ -41,20 +41,20 @@ class Choices:
     figures: list[Path] = field(default_factory=list)
 
 
-def choose(run: Run, calibrated: Path, finished: Finished) -> Choices:
+def choose_plans(run: Run, calibrated: Path, finished: Finished) -> ChosenPlans:
     """Settle every site's plan, from the calibration's records and, to train blocks, its samples."""
     latest, reported = calibrated, dict[str, Any]()
     searched = _search(run, calibrated, finished, reported)
     latest = searched or latest
-    trained = _train(run, calibrated, searched, manifest_digest(latest), finished, reported)
+    trained = _train(run, calibrated, searched, stage_digest(latest), finished, reported)
     latest = trained or latest
     found = plan_reader(trained or searched)
-    selected = finished(select_stage(run, calibrated / RECORDS, found, manifest_digest(latest)))
-    return Choices(selection=read_selection(run, selected), digest=manifest_digest(selected), **reported)
+    selected = finished(select_stage(run, calibrated / RECORDS, found, stage_digest(latest)))
+    return ChosenPlans(selection=read_selection(run, selected), digest=stage_digest(selected), **reported)
 
 
 def _search(run: Run, calibrated: Path, finished: Finished, reported: dict[str, Any]) -> Path | None:
-    search, records, upstream = run.spec.policy.search, calibrated / RECORDS, manifest_digest(calibrated)
+    search, records, upstream = run.spec.policy.search, calibrated / RECORDS, stage_digest(calibrated)
     if search is None:
         return None
     if search.kind == "paper":

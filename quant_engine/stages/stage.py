@@ -30,7 +30,7 @@ _INPUTS: Final = "taken-up.digest"
 """The inputs of a stage under way; what was left before states were kept had another name, and is not taken up."""
 
 
-class Progress:
+class StageProgress:
     """A stage's own way to advance."""
 
     def __init__(self, observer: Observer, name: str, total: int) -> None:
@@ -65,7 +65,7 @@ class Stage:
     unit: str
     total: int
     inputs: dict[str, Any]
-    produce: Callable[[Path, Progress], None]
+    produce: Callable[[Path, StageProgress], None]
     resumable: bool = False
     retell: Callable[[Path], None] | None = None
 
@@ -92,7 +92,7 @@ def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
     else:
         with disk_full_as_error(f"the files of stage {stage.name}"):
             _prepare(partial, digest, stage.resumable)
-            stage.produce(partial, Progress(observer, stage.name, stage.total))
+            stage.produce(partial, StageProgress(observer, stage.name, stage.total))
             _describe(partial, digest)
             _put_in_place(partial, final)
     observer.stage_finished(stage.name, time.monotonic() - started, reused)
@@ -104,7 +104,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def manifest_digest(stage_directory: Path) -> str:
+def stage_digest(stage_directory: Path) -> str:
     """What names a finished stage's content: the input of the stages after it."""
     return hashlib.sha256((stage_directory / _MANIFEST).read_bytes()).hexdigest()
 

@@ -8,7 +8,8 @@ Shapes: T tokens, O outputs of every linear that reads the site, I = D channels,
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from quant_engine.evaluation.layer_errors import rounded_weights
 from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
-from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
+from quant_engine.policy import BlockTraining, SiteQuantization, WeightQuantization
 from quant_engine.training.learned_matrices import (
     MATRICES,
     CayleyMatrix,
@@ -37,14 +38,6 @@ _WIDEST: Final = 0.982
 """Largest ratio that clipping starts from, sigmoid(4) as in FlatQuant: at 1 the sigmoid would have no gradient."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SiteSettings:
-    """The grids of a site's linears and of their input."""
-
-    weights: WeightQuantization
-    activations: ActivationQuantization
-
-
 class LearnablePlan(nn.Module):
     """A :class:`SitePlan` whose parameters are learned.
 
@@ -52,7 +45,7 @@ class LearnablePlan(nn.Module):
         start: where learning starts.
         training: ``learn`` and ``gradual`` count.
         linears: the weights [O, I] of the linears that read the site, in their order.
-        settings: their grids.
+        quantization: of these linears and of their input.
         tied: channels of neighbouring heads share one diagonal (:attr:`Site.tied` > 1), which then is not learned.
         parametrization: of matrices. Their entries trained as well as FlatQuant's factors, and steps are quicker.
     """
@@ -62,7 +55,7 @@ class LearnablePlan(nn.Module):
         start: SitePlan,
         training: BlockTraining,
         linears: Iterable[Tensor],
-        settings: SiteSettings,
+        quantization: SiteQuantization,
         *,
         tied: bool = False,
         parametrization: Parametrization = "direct",
@@ -71,7 +64,7 @@ class LearnablePlan(nn.Module):
         self._weights = tuple(linears)
         self._joined_OI = torch.cat(self._weights)
         start = start.to(self._joined_OI.device)
-        self._start, self._settings = start, settings
+        self._start, self._quantization = start, quantization
         learn = frozenset(training.learn)
         # A common factor of s changes nothing; without it one learning rate means the same on every site.
         self._mean = 1.0 if start.scales_D is None else float(start.scales_D.double().log().mean().exp())
@@ -104,7 +97,7 @@ class LearnablePlan(nn.Module):
         """The site's rounder and rounded weights, attached to the parameters."""
         live = self.live()
         ratio = None if self._activation_logit is None else self._activation_logit.sigmoid()
-        activations = self._settings.activations
+        activations = self._quantization.activations
         fixed = self._start.runtime_clip(activations)
 
         def rounder(x_TI: Tensor) -> Tensor:
@@ -133,7 +126,7 @@ class LearnablePlan(nn.Module):
         w_OI = apply_all([each.contragredient() for each in self._online], w_OI)
         moved = torch.split(w_OI, [each.shape[0] for each in self._weights])
         clips = zip(moved, self._clip_rows(), strict=True)
-        return tuple(_quantized(each_OI, self._settings.weights, ratio_OG) for each_OI, ratio_OG in clips)
+        return tuple(_quantized(each_OI, self._quantization.weights, ratio_OG) for each_OI, ratio_OG in clips)
 
     @torch.no_grad()
     def plan(self) -> SitePlan:
@@ -167,7 +160,7 @@ class LearnablePlan(nn.Module):
 
     def _activation_logits(self) -> nn.Parameter | None:
         """One for the site; None where its input is not rounded to integers."""
-        activations = self._settings.activations
+        activations = self._quantization.activations
         if not isinstance(grid_of(activations.format), IntegerGrid):
             return None
         ratio = self._start.runtime_clip(activations)
@@ -175,7 +168,7 @@ class LearnablePlan(nn.Module):
 
     def _weight_logits(self) -> nn.Parameter | None:
         """From the ratios of the start or else of the least squared error; None where a scale has no row of its own."""
-        weights = self._settings.weights
+        weights = self._quantization.weights
         if grid_of(weights.format) is None or weights.granularity == "tensor":
             return None
         if self._start.weight_clip_OG is not None:
@@ -185,20 +178,28 @@ class LearnablePlan(nn.Module):
         return nn.Parameter(_logit(weight_scale(moved_OI, clipped) / weight_scale(moved_OI, whole)))
 
 
-def plan_inputs(x_TI: Tensor, plan: SitePlan, settings: SiteSettings) -> Tensor:
+def quantized_site(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQuantization) -> QuantizedSite:
+    """A site with the weights ``linears`` [O, I] under a finished plan."""
+    return QuantizedSite(
+        rounder=partial(plan_inputs, plan=plan, quantization=quantization),
+        weights=plan_weights(linears, plan, quantization),
+    )
+
+
+def plan_inputs(x_TI: Tensor, plan: SitePlan, quantization: SiteQuantization) -> Tensor:
     """Q(X A) [..., I] of a finished plan, on the grid of the run time."""
-    activations = settings.activations
+    activations = quantization.activations
     moved_TI = transform_activation(x_TI, plan)
     return fake_quantize_at_run_time(moved_TI, activations, plan.runtime_clip(activations), plan.input_peak)
 
 
-def plan_weights(linears: Iterable[Tensor], plan: SitePlan, settings: SiteSettings) -> tuple[Tensor, ...]:
+def plan_weights(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQuantization) -> tuple[Tensor, ...]:
     """Q(W A⁻ᵀ) of each linear of a finished plan, as layer errors measure them.
 
     Raises:
         NumericalInstability: A can not be inverted.
     """
-    return tuple(rounded_weights(tuple(linears), plan, settings.weights))
+    return tuple(rounded_weights(tuple(linears), plan, quantization.weights))
 
 
 def split_clip(clip_OG: Tensor | None, linears: Iterable[Tensor]) -> list[Tensor | None]:

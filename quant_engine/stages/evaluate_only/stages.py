@@ -33,7 +33,7 @@ from quant_engine.stages.evaluate import (
     windows_of,
 )
 from quant_engine.stages.load import MODEL_FILE
-from quant_engine.stages.stage import Progress, Stage, read_json, write_json
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"
@@ -55,7 +55,7 @@ _UNKNOWN: Final = (
 """Columns of a layer's row that need a reference, or a choice that was made here."""
 
 
-def prepare_as_is(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
+def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
     """Open the model. No site is to be quantized.
 
     Raises:
@@ -99,10 +99,10 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     return source
 
 
-def load_as_is_stage(run: Run) -> Stage:
+def evaluate_only_load_stage(run: Run) -> Stage:
     """Reads every block once, and writes ``model.json`` and the layers' rows. One unit per block."""
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         _check_memory(run)
         for block in range(run.model.blocks):
             with run.model.block(block):
@@ -128,17 +128,16 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def evaluate_as_is_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
+def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
     """Writes ``perplexity.json``. One unit per block and pass. The model runs in its checkpoint's own type."""
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         result = perplexity(
             model,
             windows_of(run, settings),
             on_block=progress.advance,
-            states=StateFile(directory, share=STATE_SHARE),
-            low_memory=run.spec.low_memory,
+            execution=run.execution(StateFile(directory, share=STATE_SHARE)),
         )
         measured = perplexity_fields(result)
         original = None if run.base.is_quantized else measured

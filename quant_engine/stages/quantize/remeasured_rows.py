@@ -7,7 +7,7 @@ from typing import Any
 from quant_engine.evaluation.report import with_errors
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.open_site import OpenSite
-from quant_engine.stages.quantize.block_files import Plans, rounded_weights, unfused_rows
+from quant_engine.stages.quantize.block_files import Plans, stored_weights, unfused_rows
 from quant_engine.stages.stage import read_json, write_json
 
 
@@ -27,7 +27,7 @@ def remeasure(
             opened = OpenSite(run, site, records)
             rounded = {
                 name: w_OI.to(run.model.device, run.model.dtype)
-                for name, w_OI in rounded_weights(run, directory, block, plans).items()
+                for name, w_OI in stored_weights(run, directory, block, plans).items()
             }
             original = unfused_rows(run, block, plans, rounded)
             weights = [original[f"{reader}.weight"] for reader in site.readers]

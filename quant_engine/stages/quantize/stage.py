@@ -28,13 +28,13 @@ from quant_engine.stages.quantize.block_files import (
     Plans,
     block_linears,
     block_path,
-    rounded_weights,
+    stored_weights,
     transformed_block,
 )
 from quant_engine.stages.quantize.exported_input import run_time_input
 from quant_engine.stages.quantize.remeasured_rows import remeasure
 from quant_engine.stages.sample_streams import OpenBlock, Streams, open_block
-from quant_engine.stages.stage import Progress, Stage
+from quant_engine.stages.stage import Stage, StageProgress
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.transforms import SitePlan, transform_activation
 
@@ -52,7 +52,7 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[dict[str, Any]], calib
     linears = [each for block in block_linears(run, plans).values() for each in block.values()]
     check_profile_of(linears, run.spec.output.profile)
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         streams = _streams(run, calibrated, directory)
         done = 0 if streams is None else streams.first
         for block in range(run.model.blocks):
@@ -86,8 +86,7 @@ def _streams(run: Run, calibrated: Path, directory: Path) -> Streams | None:
         run.model,
         training_windows(run, read_windows(calibrated)),
         quantized=any(each.correction > 0 for each in gptq),
-        states=StateFile(directory),
-        low_memory=run.spec.low_memory,
+        execution=run.execution(StateFile(directory)),
     )
 
 
@@ -97,7 +96,7 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
     sites = [site for site in run.sites if site.block == block]
     if streams is None or not sites:
         if not path.is_file():
-            _write_block(path, quantized_block(run, block, plans, {}))
+            _write_block(path, quantized_block(run, block, plans, transformed_block(run, block, plans), {}))
         if streams is not None:
             with open_block(run, streams, block) as opened:
                 opened.advance()
@@ -109,8 +108,8 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
             tensors: dict[str, Tensor] = {}
             for site in sites:
                 tensors |= _rounded_site(run, site, state, plans[site.name], opened)
-            _write_block(path, quantized_block(run, block, plans, tensors))
-        stored = rounded_weights(run, directory, block, plans)
+            _write_block(path, quantized_block(run, block, plans, state, tensors))
+        stored = stored_weights(run, directory, block, plans)
         for site in sites:
             opened.settle(site, _settled(run, site, plans[site.name], stored))
         opened.advance()
@@ -178,14 +177,16 @@ def _write_block(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
 
 
-def quantized_block(run: Run, block: int, plans: Plans, rounded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def quantized_block(
+    run: Run, block: int, plans: Plans, state: Mapping[str, Tensor], rounded: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """A block's tensors as the checkpoint stores them, dense ones and scales in its own type.
 
     Args:
+        state: the block as :func:`transformed_block` gives it. It is left as it is.
         rounded: packed weights that are known already; the others are rounded to nearest here.
     """
-    dtype = run.source.dtype
-    state = transformed_block(run, block, plans)
+    dtype, state = run.source.dtype, dict(state)
     tensors = dict(rounded)
     for site in run.sites:
         if site.block == block:

@@ -13,7 +13,8 @@ from quant_engine.checkpoint.card_facts import INLINE, CalibrationFacts, CardFac
 from quant_engine.checkpoint.license import source_license
 from quant_engine.policy import InlineTexts
 from quant_engine.stages.calibrate import read_windows
-from quant_engine.stages.context.run import Run, resolved_dataset
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.text import resolved_dataset
 from quant_engine.stages.stage import digest_of
 
 _PACKAGES: Final = ("quantry", "torch", "transformers", "compressed-tensors")

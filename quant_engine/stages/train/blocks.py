@@ -6,7 +6,6 @@ original's too, or what the quantized blocks before it give, rounded to nearest 
 
 import hashlib
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from quant_engine.stages.context.run import Run
 from quant_engine.stages.open_site import OpenSite
 from quant_engine.stages.plan_files import PlanReader, plan_path, read_plan, write_plan
 from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, Streams, open_block
-from quant_engine.stages.stage import Progress, Stage, read_json, write_json
-from quant_engine.training import BlockBatch, train_block
-from quant_engine.training.learnable import SiteSettings, plan_inputs, plan_weights
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
+from quant_engine.training import BlockBatch, BlockUnderTraining, train_block
+from quant_engine.training.learnable import quantized_site
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.transforms import SitePlan
 
@@ -35,15 +34,14 @@ def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, foun
     """
     blocks = sorted({site.block for site in run.sites})
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         windows_ST = training_windows(run, read_windows(calibrated))
         streams = Streams(
             run.model,
             windows_ST,
             quantized=training.inputs == "quantized",
             batch_samples=1,
-            states=StateFile(directory),
-            low_memory=run.spec.low_memory,
+            execution=run.execution(StateFile(directory)),
         )
         if streams.first:
             progress.reach(sum(block < streams.first for block in blocks))
@@ -75,14 +73,14 @@ def _pass_block(
     directory: Path,
 ) -> None:
     """Train the block unless a killed attempt did, and take the streams through it."""
-    passage = streams.passage
+    hidden_states = streams.hidden_states
     with open_block(run, streams, block) as opened:
-        targets = [opened.original_output(batch).to(passage.place) for batch in range(len(passage))]
+        targets = [opened.original_output(batch).to(hidden_states.place) for batch in range(len(hidden_states))]
         if sites and not all(plan_path(directory, site).is_file() for site in sites):
-            inputs = passage.batches(QUANTIZED if streams.follows_quantized else ORIGINAL)
+            inputs = hidden_states.batches(QUANTIZED if streams.follows_quantized else ORIGINAL)
             batches = [
-                BlockBatch(inputs_BTD=inputs[i], targets_BTD=targets[i], arguments=passage.arguments(block, i))
-                for i in range(len(passage))
+                BlockBatch(inputs_BTD=inputs[i], targets_BTD=targets[i], arguments=hidden_states.arguments(block, i))
+                for i in range(len(hidden_states))
             ]
             _train(run, training, block, sites, batches, records, found, directory)
         if streams.follows_quantized:
@@ -111,17 +109,23 @@ def _train(
     digest = hashlib.sha256(f"{calibration.seed}:{block}".encode()).digest()
     with run.model.block(block) as layer:
         trained = train_block(
-            layer,
-            run.model.architecture.block_prefix(block),
-            sites,
-            {name: w_OI for site in sites for name, w_OI in zip(site.readers, run.site_weights(site), strict=True)},
+            BlockUnderTraining(
+                layer=layer,
+                prefix=run.model.architecture.block_prefix(block),
+                sites=sites,
+                weights={
+                    name: w_OI
+                    for site in sites
+                    for name, w_OI in zip(site.readers, run.site_weights(site), strict=True)
+                },
+                quantization={site.name: run.settings[site.name] for site in sites},
+            ),
             start,
             batches[:fit],
             batches[fit:],
             training,
-            {site.name: (run.settings[site.name].weights, run.settings[site.name].activations) for site in sites},
             seed=int.from_bytes(digest[:6]),
-            low_memory=run.spec.low_memory,
+            execution=run.execution(),
         )
     run.observer.metric("train.validation_loss", trained.best_loss)
     curve = [asdict(point) for point in trained.curve]
@@ -133,12 +137,7 @@ def _train(
 
 def _settled(run: Run, site: Site, plan: SitePlan) -> QuantizedSite:
     """The site under its learned plan, its weights to nearest."""
-    plan, settings = plan.to(run.model.device), run.settings[site.name]
-    grids = SiteSettings(weights=settings.weights, activations=settings.activations)
-    return QuantizedSite(
-        rounder=partial(plan_inputs, plan=plan, settings=grids),
-        weights=plan_weights(run.site_weights(site), plan, grids),
-    )
+    return quantized_site(run.site_weights(site), plan.to(run.model.device), run.settings[site.name])
 
 
 def read_curves(directory: Path) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from quant_engine.checkpoint import load
 from quant_engine.models import Site
 from quant_engine.policy import ActivationQuantization, Policy
 from quant_engine.stages.calibrate import training_windows
-from quant_engine.stages.quantize.block_files import block_linears, quantized_reader, rounded_weights, transformed_block
+from quant_engine.stages.quantize.block_files import block_linears, quantized_reader, stored_weights, transformed_block
 from quant_engine.stages.quantize.stage import _rounder, _settled, _unrounded
-from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, TOKEN_CAP, Moments, Streams, open_block
+from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, TOKEN_CAP, InputMoments, Streams, open_block
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
@@ -58,14 +58,14 @@ def _windows(left: Left) -> Tensor:
     return training_windows(left.run, left.windows)
 
 
-def _moments(left: Left, *, corrected: bool) -> tuple[dict[str, Moments], list[Tensor]]:
+def _moments(left: Left, *, corrected: bool) -> tuple[dict[str, InputMoments], list[Tensor]]:
     """Every site's moments in the order of the stage, and the quantized stream behind the last block."""
     run, plans = left.run, left.plans
     streams = Streams(run.model, _windows(left), quantized=corrected)
     found = {}
     for block in range(run.model.blocks):
         state = transformed_block(run, block, plans)
-        stored = rounded_weights(run, left.quantized, block, plans)
+        stored = stored_weights(run, left.quantized, block, plans)
         sites = [site for site in run.sites if site.block == block]
         with open_block(run, streams, block, state) as opened:
             opened.unrounded({site.name: _unrounded(site, state, plans[site.name]) for site in sites})
@@ -74,7 +74,7 @@ def _moments(left: Left, *, corrected: bool) -> tuple[dict[str, Moments], list[T
                 found[site.name] = opened.moments(site, plan, _rounder(run, site, plan) if corrected else None)
                 opened.settle(site, _settled(run, site, plan, stored))
             opened.advance()
-    return found, streams.passage.batches(QUANTIZED) if corrected else []
+    return found, streams.hidden_states.batches(QUANTIZED) if corrected else []
 
 
 @contextmanager
@@ -268,7 +268,7 @@ def _stream_error(left: Left) -> float:
     for block in range(run.model.blocks):
         with open_block(run, streams, block) as opened:
             opened.advance()
-    return _relative(torch.cat(stream), torch.cat(streams.passage.batches(ORIGINAL)))
+    return _relative(torch.cat(stream), torch.cat(streams.hidden_states.batches(ORIGINAL)))
 
 
 def test_a_correction_lowers_the_error_of_the_blocks_outputs(runs: Any) -> None:

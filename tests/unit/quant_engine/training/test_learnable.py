@@ -11,10 +11,11 @@ from quant_engine.policy import (
     ActivationQuantization,
     BlockTraining,
     NumberFormat,
+    SiteQuantization,
     TransformKind,
     WeightQuantization,
 )
-from quant_engine.training import LearnablePlan, SiteSettings
+from quant_engine.training import LearnablePlan
 from quant_engine.training.learnable import plan_inputs, plan_weights
 from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 from quant_engine.transforms import SitePlan
@@ -24,7 +25,7 @@ from tests.unit.quant_engine.outliers import massive_input, weight
 D = 48
 X = massive_input(64, D, massive=60.0)
 LINEARS = (weight(20, D), weight(12, D, seed=2))
-INT4 = SiteSettings(weights=WeightQuantization(), activations=ActivationQuantization())
+INT4 = SiteQuantization(weights=WeightQuantization(), activations=ActivationQuantization())
 GENERATOR = torch.Generator().manual_seed(0)
 SCALES = torch.rand(D, generator=GENERATOR) + 0.5
 BLOCKS = torch.randn(4, 12, 12, generator=GENERATOR) * 0.1 + torch.eye(12)
@@ -58,7 +59,7 @@ def error(inputs: Tensor, weights: tuple[Tensor, ...]) -> float:
     return float(torch.cat([X @ w.T - inputs @ q.T for w, q in zip(LINEARS, weights, strict=True)], dim=1).norm())
 
 
-def dense_error(plan: SitePlan, settings: SiteSettings) -> float:
+def dense_error(plan: SitePlan, settings: SiteQuantization) -> float:
     """E in fp64 from dense matrices, integers and the clips, on the run time's activation grid."""
     matrix = torch.diag(1 / plan.scales_D.double()) if plan.scales_D is not None else torch.eye(D, dtype=torch.float64)
     for primitive in plan.online:
@@ -134,7 +135,7 @@ def test_only_what_is_asked_for_is_learned(learn: tuple[str, ...], tied: bool, c
 
 def test_unquantized_sites_and_per_tensor_scales_have_no_clips() -> None:
     none = ActivationQuantization(format=NumberFormat.NONE)
-    settings = SiteSettings(weights=WeightQuantization(granularity="tensor"), activations=none)
+    settings = SiteQuantization(weights=WeightQuantization(granularity="tensor"), activations=none)
     learnable = LearnablePlan(plan("nothing"), BlockTraining(), LINEARS, settings)
     assert learnable.clip_parameters() == []
     assert torch.equal(fake_quantize_at_run_time(X, none), X)
