@@ -18,19 +18,13 @@ from torch import Tensor, nn
 from quant_engine.evaluation.layer_errors import rounded_weights
 from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
 from quant_engine.policy import BlockTraining, SiteQuantization, WeightQuantization
-from quant_engine.training.learned_matrices import (
-    MATRICES,
-    CayleyMatrix,
-    LearnedMatrix,
-    Parametrization,
-    inverse_transpose,
-)
+from quant_engine.training.learned_matrices import LearnedMatrix, inverse_transpose
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 from quant_engine.transforms.composition import apply_all
-from quant_engine.transforms.primitives import Block, Dense, Diagonal, Kronecker, Primitive
+from quant_engine.transforms.primitives import Block, Dense, Kronecker, Primitive
 
 _MATRIX_KINDS: Final = (Block, Dense, Kronecker)
 _GRADUAL_KINDS: Final = (Block, Dense)
@@ -47,7 +41,6 @@ class LearnablePlan(nn.Module):
         linears: the weights [O, I] of the linears that read the site, in their order.
         quantization: of these linears and of their input.
         tied: channels of neighbouring heads share one diagonal (:attr:`Site.tied` > 1), which then is not learned.
-        parametrization: of matrices. Their entries trained as well as FlatQuant's factors, and steps are quicker.
     """
 
     def __init__(
@@ -58,7 +51,6 @@ class LearnablePlan(nn.Module):
         quantization: SiteQuantization,
         *,
         tied: bool = False,
-        parametrization: Parametrization = "direct",
     ) -> None:
         super().__init__()
         self._weights = tuple(linears)
@@ -72,8 +64,7 @@ class LearnablePlan(nn.Module):
         if start.scales_D is not None and "scales" in learn and not tied:
             self._theta_D = nn.Parameter(theta_from(start.scales_D / self._mean))
         self._online = tuple(
-            _learner(each, training.gradual, parametrization) if "transform" in learn else _Fixed(each)
-            for each in start.online
+            _learner(each, training.gradual) if "transform" in learn else _Fixed(each) for each in start.online
         )
         self._registered = nn.ModuleList(self._online)  # a tuple alone hides its parameters
         self._weight_logit_OG = self._weight_logits() if "weight_clip" in learn else None
@@ -235,12 +226,12 @@ class _Fixed(nn.Module):
 class _Learned(nn.Module):
     """A primitive made of matrices, each a parameter."""
 
-    def __init__(self, primitive: Primitive, gradual: bool, parametrization: Parametrization) -> None:
+    def __init__(self, primitive: Primitive, gradual: bool) -> None:
         super().__init__()
         self._start = primitive
         gradual = gradual and isinstance(primitive, _GRADUAL_KINDS)
-        self._matrices: dict[str, LearnedMatrix | CayleyMatrix] = {
-            key: MATRICES[parametrization](value, gradual=gradual) for key, value in primitive.tensors().items()
+        self._matrices: dict[str, LearnedMatrix] = {
+            key: LearnedMatrix(value, gradual=gradual) for key, value in primitive.tensors().items()
         }
         self._registered = nn.ModuleDict(self._matrices)  # a dict alone hides its parameters
 
@@ -258,16 +249,14 @@ class _Learned(nn.Module):
         return replace(self._start, **{key: each.inverse_transpose() for key, each in self._matrices.items()})
 
 
-def _learner(primitive: Primitive, gradual: bool, parametrization: Parametrization) -> "_Fixed | _Learned":
+def _learner(primitive: Primitive, gradual: bool) -> "_Fixed | _Learned":
     if isinstance(primitive, _MATRIX_KINDS):
-        return _Learned(primitive, gradual, parametrization)
+        return _Learned(primitive, gradual)
     return _Fixed(primitive)
 
 
 def _contragredient(primitive: Primitive) -> Primitive:
     """P⁻ᵀ as a primitive; that of a Hadamard or a permutation is itself."""
-    if isinstance(primitive, Diagonal):
-        return Diagonal(scales_D=primitive.scales_D.reciprocal())
     inverted = isinstance(primitive, _MATRIX_KINDS)
     return _with_tensors(primitive, inverse_transpose) if inverted else primitive
 

@@ -26,6 +26,7 @@ from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, TOKEN_CAP, I
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
+from tests.unit.quant_engine.definitions import matrix_of
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "phi3")
 SMALL = small(samples=16)
@@ -101,7 +102,7 @@ def _dense(plan: SitePlan, width: int) -> Tensor:
     if plan.scales_D is not None:
         matrix = matrix / plan.scales_D.double()
     for primitive in plan.online:
-        matrix = matrix @ primitive.matrix(width, torch.float64)
+        matrix = matrix @ matrix_of(primitive, width, torch.float64)
     return matrix
 
 

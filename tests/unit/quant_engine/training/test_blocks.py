@@ -26,6 +26,7 @@ from quant_engine.training.blocks import learning_rate_factor
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import Kronecker
 from tests.tiny_models import write_tiny_model
+from tests.unit.quant_engine.definitions import matrix_of
 
 PREFIX = "model.layers.0."
 # At a ratio of 1 half of the tokens have their peak on a tie, −7.5, which the last bit decides.
@@ -116,7 +117,7 @@ def dense_loss(example: Example, plans: dict[str, SitePlan]) -> float:
     for site in example.sites:
         plan = plans[site.name]
         assert plan.scales_D is not None
-        matrix = torch.diag(1 / plan.scales_D.double()) @ plan.online[0].matrix(site.features)
+        matrix = torch.diag(1 / plan.scales_D.double()) @ matrix_of(plan.online[0], site.features)
         clip = plan.weight_clip_OG
         for name in site.readers:
             weight = example.weights[name].double() @ torch.linalg.inv(matrix).mT
@@ -261,7 +262,7 @@ def test_a_group_that_does_not_fit_is_named(example: Callable[[str], Example]) -
 
 def test_nothing_to_learn_gives_the_start_back(example: Callable[[str], Example]) -> None:
     block = example("llama")
-    unrounded = (INT4[0], ActivationQuantization(format=NumberFormat.NONE))
+    unrounded = replace(INT4, activations=ActivationQuantization(format=NumberFormat.NONE))
     trained = block.train(BlockTraining(learn=("activation_clip",)), unrounded)
     assert (trained.best_step, trained.curve, trained.plans) == (0, (), block.start)
 

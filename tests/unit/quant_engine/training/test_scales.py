@@ -24,8 +24,9 @@ from quant_engine.policy import (
 from quant_engine.training import TrainedScales, train_scales
 from quant_engine.training.objective import prepare_batches
 from quant_engine.training.scales import learning_rate_factor
-from quant_engine.transforms import SitePlan, build_plan, channel_statistics
+from quant_engine.transforms import SitePlan, build_plan
 from quant_engine.transforms.primitives import Hadamard
+from tests.unit.quant_engine.definitions import channel_statistics, order_of
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 INT4, TOKEN4 = WeightQuantization(), ActivationQuantization()
@@ -108,7 +109,7 @@ def test_training_lowers_the_validation_error(kind: TransformKind) -> None:
     assert found.validation_error == pytest.approx(validation_error(found.plan))
     assert found.validation_error < 0.995 * found.start_error
     assert found.plan.label == "learned"
-    assert (found.plan.kind, found.plan.order, found.plan.alpha) == (start.kind, start.order, start.alpha)
+    assert (found.plan.kind, order_of(found.plan), found.plan.alpha) == (start.kind, order_of(start), start.alpha)
     assert found.best_step in {point.step for point in found.curve}
     assert found.learning_rate == 0.02
     assert found.plan.scales_D is not None
