@@ -44,27 +44,44 @@ def split_samples(samples: int, holdout: float) -> Split:
     return Split(fit=samples - test - validation, validation=validation, test=test)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a record keeps of a site's input.
+
+    Attributes:
+        split: the first ``split.fit`` windows are fitted on, and so on.
+        quantiles: every q whose exact quantile is kept.
+        norms: every p whose ‖X_j‖_p is kept, 2 apart.
+        seed: of the token reservoirs.
+        capacity: the most tokens of each part of the split.
+    """
+
+    split: Split
+    quantiles: Sequence[float]
+    norms: Sequence[float] = ()
+    seed: int
+    capacity: int = RESERVOIR_TOKENS
+
+    def kept_tokens(self, length: int) -> int:
+        """How many tokens a record keeps, where windows have ``length`` tokens."""
+        parts = (self.split.fit, self.split.validation, self.split.test)
+        return sum(min(part * length, self.capacity) for part in parts)
+
+
 def capture_records(
     model: StreamedModel,
     windows_ST: Tensor,
     sites: list[Site],
     directory: Path,
+    recording: Recording,
     *,
-    split: Split,
-    quantiles: list[float],
-    norms: Sequence[float] = (),
-    seed: int,
     on_block: Callable[[int], None],
-    capacity: int = RESERVOIR_TOKENS,
     execution: Execution = IN_MEMORY,
 ) -> None:
     """Write one record for each of ``sites`` into ``directory``.
 
     Args:
-        windows_ST: token ids; the first ``split.fit`` windows are fitted on, and so on.
-        quantiles: every q whose exact quantile a record keeps.
-        norms: every p whose ‖X_j‖_p a record keeps, 2 apart.
-        seed: of the token reservoirs.
+        windows_ST: token ids, in the order of ``recording.split``.
         on_block: called with the number of finished blocks, first with those of an earlier attempt where there are any.
         execution: keeps the hidden states after each finished block; where it has some, the blocks before are done.
             With little memory, what is summed in a batch is rounded otherwise: the same bits are not promised.
@@ -79,8 +96,8 @@ def capture_records(
         by_block.setdefault(site.block, []).append(site)
     state = execution.latest()
     first, last = next_block(state), max(by_block)
-    kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
-    needed = sum(record_bytes(site, kept, len(quantiles) + len(norms)) for site in sites if site.block >= first)
+    kept, statistics = recording.kept_tokens(length), len(recording.quantiles) + len(recording.norms)
+    needed = sum(record_bytes(site, kept, statistics) for site in sites if site.block >= first)
     needed += execution.more_bytes(hidden_states_bytes(model, windows_ST.numel()))
     check_disk(directory, needed, "The calibration records")
     batches = windows_ST.split(execution.together(max(1, BATCH_TOKENS // length)))
@@ -88,10 +105,7 @@ def capture_records(
     if first:
         on_block(first)
     for index in range(first, last + 1):
-        collectors = [
-            (site, _SiteCollector(site, split, length, quantiles, norms, seed, capacity, model.device))
-            for site in by_block.get(index, [])
-        ]
+        collectors = [(site, _SiteCollector(site, recording, length, model.device)) for site in by_block.get(index, [])]
         with model.block(index) as block, _listening(block, model.architecture.block_prefix(index), collectors):
             for batch in range(len(hidden_states)):
                 hidden_states.put(
@@ -112,27 +126,23 @@ def _forward(block: nn.Module, hidden_BTD: Tensor, arguments: dict[str, Any]) ->
 class _SiteCollector:
     """Everything one site's record needs, fed with that site's input in the order of the windows."""
 
-    def __init__(
-        self,
-        site: Site,
-        split: Split,
-        length: int,
-        quantiles: list[float],
-        norms: Sequence[float],
-        seed: int,
-        capacity: int,
-        device: torch.device,
-    ) -> None:
-        self.site = site
+    def __init__(self, site: Site, recording: Recording, length: int, device: torch.device) -> None:
+        self.site, split = site, recording.split
         channels = site.features // site.tied
         self._training = split.training * length
-        self._tail = TailQuantiles(quantiles, tokens=self._training * site.tied, channels=channels, device=device)
-        self._moments = ChannelMoments(channels, device, norms)
+        self._tail = TailQuantiles(
+            recording.quantiles, tokens=self._training * site.tied, channels=channels, device=device
+        )
+        self._moments = ChannelMoments(channels, device, recording.norms)
         sizes = [split.fit * length, split.validation * length, split.test * length]
         self._starts = [0, sizes[0], self._training]
         self._reservoirs = [
             TokenReservoir(
-                tokens=size, features=site.features, capacity=capacity, seed=seed + part, keep_massive=part == 0
+                tokens=size,
+                features=site.features,
+                capacity=recording.capacity,
+                seed=recording.seed + part,
+                keep_massive=part == 0,
             )
             for part, size in enumerate(sizes)
         ]

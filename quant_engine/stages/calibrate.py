@@ -10,6 +10,7 @@ from quant_engine.atomic_write import atomic_write
 from quant_engine.calibration import (
     RESERVOIR_TOKENS,
     Purpose,
+    Recording,
     calibration_windows,
     capture_records,
     load_tokenizer,
@@ -32,6 +33,8 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
     """Writes ``windows.safetensors`` and ``records/``. One unit per block, which is also what a kill loses at most."""
     calibration = run.spec.calibration
     quantiles, norms = quantiles_of(run.spec.policy), norms_of(run.spec.policy)
+    split = split_samples(calibration.samples, calibration.holdout)
+    recording = Recording(split=split, quantiles=quantiles, norms=norms, seed=calibration.seed)
     tokens = calibration.samples * calibration.sequence_length
 
     def produce(directory: Path, progress: StageProgress) -> None:
@@ -42,10 +45,7 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             windows_ST,
             run.sites,
             directory / RECORDS,
-            split=split_samples(calibration.samples, calibration.holdout),
-            quantiles=quantiles,
-            norms=norms,
-            seed=calibration.seed,
+            recording,
             on_block=progress.reach,
             execution=run.execution(StateFile(directory)),
         )
