@@ -88,7 +88,7 @@ def test_rounding_is_that_of_the_rotated_checkpoint(
     with torch.no_grad():
         plain = float(next_token_loss(model, windows))
         rotation = hadamard_rotation(model.config, seed=3, value_heads=heads)
-        activations = {site.name: SETTINGS[1] for site in sites}
+        activations = {site.name: SETTINGS.activations for site in sites}
         live = LiveRotations(rotation.r1_DD, rotation.r2_LKK)
         with rounded_inputs(model.double(), sites, live, activations, online=online):
             loss = float(next_token_loss(model, windows))
