@@ -20,7 +20,15 @@ from quant_engine.checkpoint import load
 from quant_engine.models import Site
 from quant_engine.policy import ActivationQuantization, Policy
 from quant_engine.stages.calibrate import training_windows
-from quant_engine.stages.quantize.block_files import block_linears, quantized_reader, stored_weights, transformed_block
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.quantize import stage
+from quant_engine.stages.quantize.block_files import (
+    Plans,
+    block_linears,
+    quantized_reader,
+    stored_weights,
+    transformed_block,
+)
 from quant_engine.stages.quantize.stage import _rounder, _settled, _unrounded
 from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, TOKEN_CAP, InputMoments, Streams, open_block
 from quant_engine.transforms import SitePlan
@@ -259,6 +267,20 @@ def test_gptq_lowers_the_errors_of_layers(tmp_path: Path) -> None:
     assert errors[0.0].keys() == errors[None].keys()
     gains = [1 - errors[0.0][name] / errors[None][name] for name in errors[None]]
     assert sum(gains) / len(gains) > 0.02
+
+
+@pytest.mark.parametrize("correction", [None, 1.0])
+def test_a_block_is_transformed_once(correction: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformed: list[int] = []
+
+    def counted(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
+        transformed.append(block)
+        return transformed_block(run, block, plans)
+
+    monkeypatch.setattr(stage, "transformed_block", counted)
+    model = write_tiny_model(tmp_path / "model")
+    run_until("export", model, _gptq(correction), tmp_path, **SMALL)
+    assert transformed == [0, 1]
 
 
 def _stream_error(left: Left) -> float:

@@ -145,6 +145,7 @@ def test_round_trip_keeps_the_bits(case: str) -> None:
     [
         ({}, {}, "name"),
         ({"name": "spline"}, {}, "spline"),
+        ({"name": "diagonal"}, {"scales_D": SCALES}, "diagonal"),
         ({"name": ["dense"]}, {}, "name"),
         ({"name": "hadamard"}, {}, "order"),
         ({"name": "hadamard", "order": "64"}, {}, "order"),
