@@ -21,19 +21,24 @@ from quant_engine.errors import InsufficientMemory, disk_full_as_error
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunResult, RunSpec
 from quant_engine.stages.calibrate import calibrate_stage
-from quant_engine.stages.card import Measured
-from quant_engine.stages.choose import choose
-from quant_engine.stages.context import prepare_run, start_rotation
+from quant_engine.stages.choose_plans import choose_plans
+from quant_engine.stages.context.run import prepare_run, start_rotation
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
-from quant_engine.stages.evaluate_only.report import as_is_report, as_is_summary
-from quant_engine.stages.evaluate_only.stages import evaluate_as_is_stage, load_as_is_stage, loaded_rows, prepare_as_is
+from quant_engine.stages.evaluate_only.report import evaluate_only_report, evaluate_only_summary
+from quant_engine.stages.evaluate_only.stages import (
+    evaluate_only_load_stage,
+    evaluate_only_perplexity_stage,
+    loaded_rows,
+    prepare_evaluate_only,
+)
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
-from quant_engine.stages.files import Stage, manifest_digest, run_stage, write_json
 from quant_engine.stages.load import load_stage, recorded_threads
-from quant_engine.stages.quantize import quantize_stage
-from quant_engine.stages.rows import final_rows
-from quant_engine.stages.summary import run_report, run_summary
-from quant_engine.stages.train_rotation import read_rotation, train_rotation_stage
+from quant_engine.stages.quantize.remeasured_rows import final_rows
+from quant_engine.stages.quantize.stage import quantize_stage
+from quant_engine.stages.report.card import Measured
+from quant_engine.stages.report.summary import run_report, run_summary
+from quant_engine.stages.stage import Stage, run_stage, stage_digest, write_json
+from quant_engine.stages.train.rotation import read_rotation, train_rotation_stage
 
 FIGURES = "figures"
 
@@ -74,18 +79,18 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
 
     loaded = finished(load_stage(context))
     torch.set_num_threads(recorded_threads(loaded))
-    digest = manifest_digest(loaded)
+    digest = stage_digest(loaded)
     if policy.training is not None and policy.training.kind == "rotation" and policy.residual is not None:
         start = start_rotation(context.base, policy.residual)
         rotated = finished(train_rotation_stage(context, policy.training, start, digest))
         context = prepare_run(spec, work_dir=work_dir, observer=observer, rotation=read_rotation(rotated))
-        digest = manifest_digest(rotated)
+        digest = stage_digest(rotated)
     calibrated = finished(calibrate_stage(context, digest))
-    choices = choose(context, calibrated, finished)
+    choices = choose_plans(context, calibrated, finished)
     plans, rows = choices.selection.plans, choices.selection.rows
     quantized = finished(quantize_stage(context, plans, rows, calibrated, choices.digest))
     rows = final_rows(context, rows, quantized)
-    digest = manifest_digest(quantized)
+    digest = stage_digest(quantized)
     perplexity = None
     if spec.evaluation.perplexity is not None:
         evaluated = finished(evaluate_stage(context, spec.evaluation.perplexity, quantized, plans, digest))
@@ -93,7 +98,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         _tell(observer, perplexity)
     measured = Measured(rows=rows, perplexity=perplexity, calibrated=calibrated)
     exported = finished(export_stage(context, quantized, plans, digest, measured))
-    verified = finished(verify_stage(context, quantized, exported, plans, manifest_digest(exported)))
+    verified = finished(verify_stage(context, quantized, exported, plans, stage_digest(exported)))
     summary = run_summary(context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate)
     verification = read_verification(verified)
     report = run_report(
@@ -111,16 +116,16 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
 
 
 def _evaluate(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
-    context = prepare_as_is(spec, work_dir=work_dir, observer=observer)
-    loaded = run_stage(load_as_is_stage(context), work_dir, observer)
+    context = prepare_evaluate_only(spec, work_dir=work_dir, observer=observer)
+    loaded = run_stage(evaluate_only_load_stage(context), work_dir, observer)
     torch.set_num_threads(recorded_threads(loaded))
     rows, perplexity = loaded_rows(loaded), None
     if spec.evaluation.perplexity is not None:
-        stage = evaluate_as_is_stage(context, spec.evaluation.perplexity, manifest_digest(loaded))
+        stage = evaluate_only_perplexity_stage(context, spec.evaluation.perplexity, stage_digest(loaded))
         perplexity = read_perplexity(run_stage(stage, work_dir, observer))
         _tell(observer, perplexity)
-    summary = as_is_summary(context, rows, perplexity)
-    report = as_is_report(context, summary, rows, perplexity)
+    summary = evaluate_only_summary(context, rows, perplexity)
+    report = evaluate_only_report(context, summary, rows, perplexity)
     result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=None)
     _hand_over(output_dir, result, [])
     observer.log(f"The model's {len(rows)} linears are read and measured.")

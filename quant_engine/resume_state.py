@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.errors import DiskFull, disk_full_as_error
-from quant_engine.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class StateFile:
         if self._share is not None and (began - self._kept_at) * self._share < self._cost:
             return
         path = self.directory / f"{self._name}-{done:06d}{SUFFIX}"
-        with disk_full_as_error("the state behind a block"), whole_file(path) as temporary:
+        with disk_full_as_error("the state behind a block"), atomic_write(path) as temporary:
             save_file({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, temporary)
         for number, older in self._paths().items():
             if number != done:

@@ -1,6 +1,6 @@
 """Calibration: text to windows of tokens, and one record per site from one pass over the blocks."""
 
-from quant_engine.calibration.capture import Split, capture_records, split_samples
+from quant_engine.calibration.capture import Recording, Split, capture_records, split_samples
 from quant_engine.calibration.datasets import Purpose, dataset_names, dataset_text
 from quant_engine.calibration.generate import self_windows
 from quant_engine.calibration.records import (
@@ -21,6 +21,7 @@ from quant_engine.calibration.tokens import (
 __all__ = [
     "RESERVOIR_TOKENS",
     "Purpose",
+    "Recording",
     "SiteRecord",
     "Split",
     "calibration_windows",

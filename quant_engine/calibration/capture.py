@@ -13,11 +13,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from quant_engine.calibration.collectors import Moments, TailQuantiles, TokenReservoir, channel_statistics
+from quant_engine.calibration.collectors import ChannelMoments, TailQuantiles, TokenReservoir, channel_statistics
 from quant_engine.calibration.records import RESERVOIR_TOKENS, SiteRecord, record_bytes, write_record
 from quant_engine.errors import NumericalInstability
-from quant_engine.models import Passage, Site, StreamedModel, first_of, passage_bytes
-from quant_engine.resume_state import StateFile, check_disk
+from quant_engine.execution import IN_MEMORY, Execution
+from quant_engine.models import HiddenStates, Site, StreamedModel, hidden_states_bytes, next_block
+from quant_engine.resume_state import check_disk
 
 BATCH_TOKENS: Final = 1024
 
@@ -43,32 +44,47 @@ def split_samples(samples: int, holdout: float) -> Split:
     return Split(fit=samples - test - validation, validation=validation, test=test)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a record keeps of a site's input.
+
+    Attributes:
+        split: the first ``split.fit`` windows are fitted on, and so on.
+        quantiles: every q whose exact quantile is kept.
+        norms: every p whose ‖X_j‖_p is kept, 2 apart.
+        seed: of the token reservoirs.
+        capacity: the most tokens of each part of the split.
+    """
+
+    split: Split
+    quantiles: Sequence[float]
+    norms: Sequence[float] = ()
+    seed: int
+    capacity: int = RESERVOIR_TOKENS
+
+    def kept_tokens(self, length: int) -> int:
+        """How many tokens a record keeps, where windows have ``length`` tokens."""
+        parts = (self.split.fit, self.split.validation, self.split.test)
+        return sum(min(part * length, self.capacity) for part in parts)
+
+
 def capture_records(
     model: StreamedModel,
     windows_ST: Tensor,
     sites: list[Site],
     directory: Path,
+    recording: Recording,
     *,
-    split: Split,
-    quantiles: list[float],
-    norms: Sequence[float] = (),
-    seed: int,
     on_block: Callable[[int], None],
-    capacity: int = RESERVOIR_TOKENS,
-    states: StateFile | None = None,
-    low_memory: bool = False,
+    execution: Execution = IN_MEMORY,
 ) -> None:
     """Write one record for each of ``sites`` into ``directory``.
 
     Args:
-        windows_ST: token ids; the first ``split.fit`` windows are fitted on, and so on.
-        quantiles: every q whose exact quantile a record keeps.
-        norms: every p whose ‖X_j‖_p a record keeps, 2 apart.
-        seed: of the token reservoirs.
+        windows_ST: token ids, in the order of ``recording.split``.
         on_block: called with the number of finished blocks, first with those of an earlier attempt where there are any.
-        states: keeps the hidden states behind the last finished block; where it has some, the blocks before are done.
-        low_memory: one window at a time, and the hidden states in the memory of the CPU. What is summed in a batch is
-            rounded otherwise, so the same bits are not promised.
+        execution: keeps the hidden states after each finished block; where it has some, the blocks before are done.
+            With little memory, what is summed in a batch is rounded otherwise: the same bits are not promised.
 
     Raises:
         DiskFull: the records and the states will not fit, or did not.
@@ -78,29 +94,26 @@ def capture_records(
     by_block: dict[int, list[Site]] = {}
     for site in sites:
         by_block.setdefault(site.block, []).append(site)
-    state = None if states is None else states.read()
-    first, last = first_of(state), max(by_block)
-    kept = sum(min(part * length, capacity) for part in (split.fit, split.validation, split.test))
-    needed = sum(record_bytes(site, kept, len(quantiles) + len(norms)) for site in sites if site.block >= first)
-    if states is not None:
-        needed += states.more_bytes(passage_bytes(model, windows_ST.numel()))
+    state = execution.latest()
+    first, last = next_block(state), max(by_block)
+    kept, statistics = recording.kept_tokens(length), len(recording.quantiles) + len(recording.norms)
+    needed = sum(record_bytes(site, kept, statistics) for site in sites if site.block >= first)
+    needed += execution.more_bytes(hidden_states_bytes(model, windows_ST.numel()))
     check_disk(directory, needed, "The calibration records")
-    batches = windows_ST.split(1 if low_memory else max(1, BATCH_TOKENS // length))
-    passage = Passage(model, batches, state=state, low_memory=low_memory)
+    batches = windows_ST.split(execution.together(max(1, BATCH_TOKENS // length)))
+    hidden_states = HiddenStates(model, batches, state=state, place=execution.place(model.device))
     if first:
         on_block(first)
     for index in range(first, last + 1):
-        collectors = [
-            (site, _SiteCollector(site, split, length, quantiles, norms, seed, capacity, model.device))
-            for site in by_block.get(index, [])
-        ]
+        collectors = [(site, _SiteCollector(site, recording, length, model.device)) for site in by_block.get(index, [])]
         with model.block(index) as block, _listening(block, model.architecture.block_prefix(index), collectors):
-            for batch in range(len(passage)):
-                passage.put(batch, _forward(block, passage.hidden(batch), passage.arguments(index, batch)))
+            for batch in range(len(hidden_states)):
+                hidden_states.put(
+                    batch, _forward(block, hidden_states.hidden(batch), hidden_states.arguments(index, batch))
+                )
         for site, collector in collectors:
             write_record(directory, site, collector.record())
-        if states is not None:
-            states.keep(index + 1, {} if index == last else passage.tensors())
+        execution.keep(index + 1, {} if index == last else hidden_states.tensors())
         on_block(index + 1)
 
 
@@ -113,27 +126,23 @@ def _forward(block: nn.Module, hidden_BTD: Tensor, arguments: dict[str, Any]) ->
 class _SiteCollector:
     """Everything one site's record needs, fed with that site's input in the order of the windows."""
 
-    def __init__(
-        self,
-        site: Site,
-        split: Split,
-        length: int,
-        quantiles: list[float],
-        norms: Sequence[float],
-        seed: int,
-        capacity: int,
-        device: torch.device,
-    ) -> None:
-        self.site = site
+    def __init__(self, site: Site, recording: Recording, length: int, device: torch.device) -> None:
+        self.site, split = site, recording.split
         channels = site.features // site.tied
         self._training = split.training * length
-        self._tail = TailQuantiles(quantiles, tokens=self._training * site.tied, channels=channels, device=device)
-        self._moments = Moments(channels, device, norms)
+        self._tail = TailQuantiles(
+            recording.quantiles, tokens=self._training * site.tied, channels=channels, device=device
+        )
+        self._moments = ChannelMoments(channels, device, recording.norms)
         sizes = [split.fit * length, split.validation * length, split.test * length]
         self._starts = [0, sizes[0], self._training]
         self._reservoirs = [
             TokenReservoir(
-                tokens=size, features=site.features, capacity=capacity, seed=seed + part, keep_massive=part == 0
+                tokens=size,
+                features=site.features,
+                capacity=recording.capacity,
+                seed=recording.seed + part,
+                keep_massive=part == 0,
             )
             for part, size in enumerate(sizes)
         ]

@@ -53,7 +53,7 @@ class TailQuantiles:
         return found
 
 
-class Moments:
+class ChannelMoments:
     """absmax, L2 and L_p norms of every channel, and the kurtosis of all values, from power sums in fp64."""
 
     def __init__(self, channels: int, device: torch.device, norms: Sequence[float] = ()) -> None:
@@ -164,7 +164,7 @@ class TokenReservoir:
         self._index[slots] = self._aside_index[admitted]
 
 
-def channel_statistics(moments: Moments, quantiles: TailQuantiles) -> ChannelStatistics:
+def channel_statistics(moments: ChannelMoments, quantiles: TailQuantiles) -> ChannelStatistics:
     """The statistics that scale policies read, on the CPU."""
     return ChannelStatistics(
         absmax_D=moments.absmax.cpu(),

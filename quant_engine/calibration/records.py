@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.errors import disk_full_as_error
 from quant_engine.models import Site
 from quant_engine.transforms import ChannelStatistics
-from quant_engine.whole_files import whole_file
 
 RESERVOIR_TOKENS: Final = 8192
 """How many tokens of each split a record keeps."""
@@ -64,9 +64,9 @@ def write_record(directory: Path, site: Site, record: SiteRecord) -> None:
         "input_kurtosis": record.input_kurtosis,
     }
     with disk_full_as_error(f"the calibration record of {site.name}"):
-        with whole_file(_path(directory, site)) as temporary:
+        with atomic_write(_path(directory, site)) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        with whole_file(_path(directory, site).with_suffix(".json")) as temporary:
+        with atomic_write(_path(directory, site).with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(numbers, indent=1))
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.models import Passage, StreamedModel
+from quant_engine.execution import IN_MEMORY, Execution
+from quant_engine.models import HiddenStates, StreamedModel
 from quant_engine.models.streaming import BlockPreparer, BlockReader
-from quant_engine.resume_state import StateFile
 
 _BATCH_TOKENS: Final = 1024
 PASS_TOKENS: Final = 65_536
@@ -41,23 +41,21 @@ def perplexity(
     read: BlockReader | None = None,
     prepare: BlockPreparer | None = None,
     on_block: Callable[[], None],
-    states: StateFile | None = None,
-    low_memory: bool = False,
+    execution: Execution = IN_MEMORY,
 ) -> PerplexityResult:
     """Perplexity over ``windows`` ([B, T] token ids each), streaming the blocks once for every 65,536 tokens.
 
     Args:
         read, prepare: where blocks come from and what they compute with; the dense model by default.
         on_block: called after every block of every pass; see :func:`passes`. Once for each that was done before, too.
-        states: keeps the hidden states behind the last finished block of a pass, and the sum of the passes before;
-            where it has some, the measurement goes on from there.
-        low_memory: one window at a time, and the hidden states in the memory of the CPU; the same up to rounding.
+        execution: keeps the hidden states after each finished block of a pass, and the sum of the passes before;
+            where it has some, the measurement goes on from there. With little memory, the same up to rounding.
 
     Raises:
         NumericalInstability: the mean is not finite.
         DiskFull: the disk filled up.
     """
-    state = None if states is None else states.read()
+    state = execution.latest()
     done, total = (0, 0.0) if state is None else (state.done, float(state.tensors.pop(_TOTAL)))
     for _ in range(done):
         on_block()
@@ -65,17 +63,17 @@ def perplexity(
         first = max(0, done - number * model.blocks)
         if first >= model.blocks:
             continue
-        batches = [part for batch in group for part in batch.split(1)] if low_memory else group
-        passage = Passage(model, batches, state=state if first else None, low_memory=low_memory)
+        batches = [part for batch in group for part in batch.split(execution.together(len(batch)))]
+        place = execution.place(model.device)
+        hidden_states = HiddenStates(model, batches, state=state if first else None, place=place)
         for index in range(first, model.blocks):
-            _through_block(model, index, passage, read, prepare)
+            _through_block(model, index, hidden_states, read, prepare)
             last = index + 1 == model.blocks
             if last:
-                total = _sum(model, passage, batches, total)
-            if states is not None:
-                tensors = {} if last else passage.tensors()
-                tensors[_TOTAL] = torch.tensor(total, dtype=torch.float64)
-                states.keep(number * model.blocks + index + 1, tensors)
+                total = _sum(model, hidden_states, batches, total)
+            tensors = {} if last else hidden_states.tensors()
+            tensors[_TOTAL] = torch.tensor(total, dtype=torch.float64)
+            execution.keep(number * model.blocks + index + 1, tensors)
             on_block()
     predicted = sum(batch[:, 1:].numel() for batch in windows)
     mean = total / predicted
@@ -109,17 +107,21 @@ def _grouped(windows: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _through_block(
-    model: StreamedModel, index: int, passage: Passage, read: BlockReader | None, prepare: BlockPreparer | None
+    model: StreamedModel,
+    index: int,
+    hidden_states: HiddenStates,
+    read: BlockReader | None,
+    prepare: BlockPreparer | None,
 ) -> None:
     with model.block(index, read, prepare) as block:
-        for batch in range(len(passage)):
-            passage.put(batch, block(passage.hidden(batch), **passage.arguments(index, batch)))
+        for batch in range(len(hidden_states)):
+            hidden_states.put(batch, block(hidden_states.hidden(batch), **hidden_states.arguments(index, batch)))
 
 
-def _sum(model: StreamedModel, passage: Passage, batches: Sequence[Tensor], total: float) -> float:
+def _sum(model: StreamedModel, hidden_states: HiddenStates, batches: Sequence[Tensor], total: float) -> float:
     """``total`` and the negative log-likelihood of every batch, in their order."""
     for batch, ids_BT in enumerate(batches):
-        total += _negative_log_likelihood(model, passage.hidden(batch), ids_BT.to(model.device))
+        total += _negative_log_likelihood(model, hidden_states.hidden(batch), ids_BT.to(model.device))
     return total
 
 

@@ -12,7 +12,7 @@ from quant_engine.interface.architectures import (
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment
 from quant_engine.models.fusion import fuse_scales
-from quant_engine.models.hidden_states import Passage, first_of, passage_bytes
+from quant_engine.models.hidden_states import HiddenStates, hidden_states_bytes, next_block
 from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
@@ -27,7 +27,7 @@ __all__ = [
     "Architecture",
     "Attachment",
     "CheckpointSource",
-    "Passage",
+    "HiddenStates",
     "ProducerKind",
     "ProducerRows",
     "QuantizedSource",
@@ -39,13 +39,13 @@ __all__ = [
     "WeightSource",
     "architecture_of",
     "empty_model",
-    "first_of",
     "fuse_scales",
     "hadamard_rotation",
     "head_size",
+    "hidden_states_bytes",
     "model_configuration",
     "model_sites",
-    "passage_bytes",
+    "next_block",
     "safe_config",
     "target_sites",
 ]

@@ -13,7 +13,7 @@ from quant_engine.models.streaming import StreamedModel
 from quant_engine.resume_state import State, by_window, in_batches
 
 
-class Passage:
+class HiddenStates:
     """The hidden states in front of the next block; at first the embedded windows, the same in every stream.
 
     Args:
@@ -21,7 +21,7 @@ class Passage:
         names: of the streams.
         state: what :meth:`tensors` gave behind some block, in these batches or in others; goes on from there. A state
             without tensors is that behind the last block, where nothing is left to go on with.
-        low_memory: hold the hidden states in the memory of the CPU, wherever the model computes. Copies are exact.
+        place: where the hidden states lie; where the model computes by default. Copies are exact.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class Passage:
         names: Sequence[str] = ("hidden",),
         *,
         state: State | None = None,
-        low_memory: bool = False,
+        place: torch.device | None = None,
     ) -> None:
-        self._device, self.place = model.device, torch.device("cpu") if low_memory else model.device
+        self._device, self.place = model.device, place or model.device
         batches = () if state is not None and not state.tensors else batches
         sizes = [len(batch) for batch in batches]
         embedded: list[Tensor] = []
@@ -72,11 +72,11 @@ class Passage:
         return {key: each for name, batches in self._hidden.items() for key, each in by_window(name, batches).items()}
 
 
-def passage_bytes(model: StreamedModel, tokens: int, streams: int = 1) -> int:
+def hidden_states_bytes(model: StreamedModel, tokens: int, streams: int = 1) -> int:
     """How many bytes the hidden states of so many tokens take, in memory and in a state."""
     return streams * tokens * int(model.config.hidden_size) * model.dtype.itemsize
 
 
-def first_of(state: State | None) -> int:
+def next_block(state: State | None) -> int:
     """The first block that is still to be done."""
     return 0 if state is None else state.done

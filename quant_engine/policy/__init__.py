@@ -27,6 +27,7 @@ from quant_engine.policy.request import (
 from quant_engine.policy.resolve import PolicyError, matches, policy_hash, resolve_policy
 from quant_engine.policy.search import AnySearch, GridSearch, LayerChoice, PaperExperiment
 from quant_engine.policy.selection import AnySelection, Candidate, Differentiable, Kurtosis, LowestError
+from quant_engine.policy.site_settings import SiteQuantization, SiteSettings, linear_settings
 from quant_engine.policy.training import AnyTraining, BlockTraining, RotationTraining, Training
 from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
 from quant_engine.policy.types import Override, Policy
@@ -67,6 +68,8 @@ __all__ = [
     "Residual",
     "RotationTraining",
     "Scheme",
+    "SiteQuantization",
+    "SiteSettings",
     "Statistic",
     "Training",
     "Transform",
@@ -75,6 +78,7 @@ __all__ = [
     "check_profile",
     "float_format",
     "in_words",
+    "linear_settings",
     "matches",
     "policy_hash",
     "resolve_policy",

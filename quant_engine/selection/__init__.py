@@ -1,7 +1,7 @@
 """Which layers are looked at, and which transform each of them keeps."""
 
 from quant_engine.selection.candidates import Wanted, candidate_name, canonical, distinct, relative_cost, wanted
-from quant_engine.selection.choosers import Choices, Tails, Verdict, candidates_of, choose
+from quant_engine.selection.choosers import CandidateMeasurements, Tails, Verdict, candidates_of, choose_candidate
 from quant_engine.selection.differentiable import Mixture, differentiable, error_gram, learned_mixture
 from quant_engine.selection.kurtosis import (
     ROLE_GROUPS,
@@ -17,7 +17,7 @@ from quant_engine.selection.lowest_error import Selected, finite_or_infinite, lo
 
 __all__ = [
     "ROLE_GROUPS",
-    "Choices",
+    "CandidateMeasurements",
     "KurtosisFit",
     "Mixture",
     "Selected",
@@ -28,7 +28,7 @@ __all__ = [
     "candidate_name",
     "candidates_of",
     "canonical",
-    "choose",
+    "choose_candidate",
     "choose_layers",
     "differentiable",
     "distinct",

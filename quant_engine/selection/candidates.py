@@ -1,6 +1,6 @@
 """What a layer chooses among: candidates of a policy as whole transforms, told apart, named, and with their cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,19 +26,11 @@ class Wanted:
     inherits: bool
 
 
-def wanted(
-    candidate: Candidate,
-    own: Transform,
-    found: SitePlan | None,
-    allowed: Callable[[Transform], Transform] = lambda transform: transform,
-) -> Wanted:
-    """A kind takes the rest from ``own``, the policy's transform, and its scales from ``found`` where both have any.
-
-    ``allowed`` reduces a transform to what may be used at the site.
-    """
+def wanted(candidate: Candidate, own: Transform, found: SitePlan | None) -> Wanted:
+    """A kind takes the rest from ``own``, the policy's transform, and its scales from ``found`` where both have any."""
     if isinstance(candidate, Transform):
-        return Wanted(transform=allowed(candidate), inherits=False)
-    transform = allowed(own.model_copy(update={"kind": candidate}))
+        return Wanted(transform=candidate, inherits=False)
+    transform = own.model_copy(update={"kind": candidate})
     if found is None or found.scales_D is None or not transform.kind.scales_channels:
         return Wanted(transform=transform, inherits=False)
     policy = {"alpha": found.alpha, "statistic": found.statistic}

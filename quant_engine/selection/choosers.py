@@ -24,7 +24,7 @@ class Tails:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Choices:
+class CandidateMeasurements:
     """What a chooser looks at.
 
     Attributes:
@@ -51,7 +51,7 @@ class Verdict:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def choose(selection: AnySelection, choices: Choices) -> Verdict:
+def choose_candidate(selection: AnySelection, choices: CandidateMeasurements) -> Verdict:
     """The verdict of the selection's kind.
 
     Raises:
@@ -67,12 +67,12 @@ def candidates_of(selection: AnySelection) -> tuple[Any, ...]:
     return selection.candidates
 
 
-def _by_error(selection: LowestError, choices: Choices) -> Verdict:
+def _by_error(selection: LowestError, choices: CandidateMeasurements) -> Verdict:
     scores = scored(choices.errors, choices.costs, selection.online_cost)
     return Verdict(index=lowest(scores), columns={"score": scores})
 
 
-def _by_kurtosis(_: Kurtosis, choices: Choices) -> Verdict:
+def _by_kurtosis(_: Kurtosis, choices: CandidateMeasurements) -> Verdict:
     """The one that the rule says, or the other where that one can not be used."""
     if choices.tails is None:
         raise ValueError("a selection by kurtosis needs the kurtosis of every site")
@@ -84,7 +84,7 @@ def _by_kurtosis(_: Kurtosis, choices: Choices) -> Verdict:
     return Verdict(index=index, facts={"kurtosis": tails.kurtosis, "z": tails.z, "outlying": tails.outlying})
 
 
-def _by_mixture(selection: Differentiable, choices: Choices) -> Verdict:
+def _by_mixture(selection: Differentiable, choices: CandidateMeasurements) -> Verdict:
     """The heaviest of those that can be used."""
     lowest(choices.errors)  # raises where none can
     usable = [index for index, error in enumerate(choices.errors) if math.isfinite(error)]
@@ -95,7 +95,7 @@ def _by_mixture(selection: Differentiable, choices: Choices) -> Verdict:
     return Verdict(index=usable[mixture.index], columns={"weight": weights}, facts={"mixture_loss": mixture.loss})
 
 
-_CHOOSERS: Final[dict[type, Callable[[Any, Choices], Verdict]]] = {
+_CHOOSERS: Final[dict[type, Callable[[Any, CandidateMeasurements], Verdict]]] = {
     LowestError: _by_error,
     Kurtosis: _by_kurtosis,
     Differentiable: _by_mixture,

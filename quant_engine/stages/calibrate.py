@@ -6,9 +6,11 @@ from typing import Final
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.calibration import (
     RESERVOIR_TOKENS,
     Purpose,
+    Recording,
     calibration_windows,
     capture_records,
     load_tokenizer,
@@ -18,9 +20,10 @@ from quant_engine.calibration import (
 )
 from quant_engine.policy import SELF
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context import Run, dataset_inputs, norms_of, quantiles_of, resolved_dataset, text_for
-from quant_engine.stages.files import Progress, Stage
-from quant_engine.whole_files import whole_file
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.statistics import norms_of, quantiles_of
+from quant_engine.stages.context.text import dataset_inputs, resolved_dataset, text_for
+from quant_engine.stages.stage import Stage, StageProgress
 
 RECORDS = "records"
 _WINDOWS: Final = "windows.safetensors"
@@ -30,9 +33,11 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
     """Writes ``windows.safetensors`` and ``records/``. One unit per block, which is also what a kill loses at most."""
     calibration = run.spec.calibration
     quantiles, norms = quantiles_of(run.spec.policy), norms_of(run.spec.policy)
+    split = split_samples(calibration.samples, calibration.holdout)
+    recording = Recording(split=split, quantiles=quantiles, norms=norms, seed=calibration.seed)
     tokens = calibration.samples * calibration.sequence_length
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         windows_ST = kept_windows(run, directory / _WINDOWS)
         (directory / RECORDS).mkdir(exist_ok=True)
         capture_records(
@@ -40,13 +45,9 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             windows_ST,
             run.sites,
             directory / RECORDS,
-            split=split_samples(calibration.samples, calibration.holdout),
-            quantiles=quantiles,
-            norms=norms,
-            seed=calibration.seed,
+            recording,
             on_block=progress.reach,
-            states=StateFile(directory),
-            low_memory=run.spec.low_memory,
+            execution=run.execution(StateFile(directory)),
         )
 
     return Stage(
@@ -74,7 +75,7 @@ def read_windows(directory: Path) -> Tensor:
 def kept_windows(run: Run, path: Path) -> Tensor:
     """:func:`run_windows`, which a model may have to write first, kept at ``path`` for whoever takes up the stage."""
     if not path.is_file():
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file({"windows": run_windows(run)}, temporary)
     return load_file(path)["windows"]
 

@@ -17,9 +17,10 @@ from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplex
 from quant_engine.models import StreamedModel
 from quant_engine.policy import SELF, Perplexity
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
-from quant_engine.stages.context import Run, dataset_inputs, resolved_dataset, text_for
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.text import dataset_inputs, resolved_dataset, text_for
+from quant_engine.stages.quantize.block_files import Plans, block_linears, quantized_reader
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 PERPLEXITY_FILE = "perplexity.json"
 STATE_SHARE: Final = 0.1
@@ -31,16 +32,17 @@ def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans
     """Writes ``perplexity.json``. One unit per block and pass. Both models run in the checkpoint's own type."""
     total = 2 * run.model.blocks * passes(window_shapes(settings))
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         windows = windows_of(run, settings)
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
-        measure = partial(perplexity, on_block=progress.advance, low_memory=run.spec.low_memory)
+        first, second = (
+            run.execution(StateFile(directory, name, share=STATE_SHARE)) for name in ("original", "quantized")
+        )
+        measure = partial(perplexity, model, windows, on_block=progress.advance)
         found = {
-            "original": measure(model, windows, states=StateFile(directory, "original", share=STATE_SHARE)),
-            "quantized": measure(
-                model, windows, read=read, prepare=prepare, states=StateFile(directory, "quantized", share=STATE_SHARE)
-            ),
+            "original": measure(execution=first),
+            "quantized": measure(read=read, prepare=prepare, execution=second),
         }
         write_json(directory / PERPLEXITY_FILE, {name: perplexity_fields(result) for name, result in found.items()})
 

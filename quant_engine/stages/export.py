@@ -17,10 +17,10 @@ from quant_engine.checkpoint.verify import verify_in_fresh_process
 from quant_engine.errors import disk_full_as_error
 from quant_engine.models import StreamedModel
 from quant_engine.models.configuration import attention_implementation
-from quant_engine.stages.blocks import Plans, block_linears, block_path, dense_linears, quantized_reader
-from quant_engine.stages.card import Measured, card_facts
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.quantize.block_files import Plans, block_linears, block_path, dense_linears, quantized_reader
+from quant_engine.stages.report.card import Measured, card_facts
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 CHECKPOINT = "checkpoint"
 _VERIFICATION = "verification.json"
@@ -39,7 +39,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
     facts = card_facts(run, measured or Measured())
     config = _config(run)
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         model = ExportedModel(
             source=run.spec.model_dir,
             config=config,
@@ -83,7 +83,7 @@ def verify_stage(run: Run, quantized: Path, exported: Path, plans: Plans, upstre
     ``produce`` raises VerificationFailed when the reloaded logits differ at all from the in-memory model's.
     """
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         reference = directory / "reference.safetensors"
         _write_reference(run, quantized, plans, reference)
         found = verify_in_fresh_process(exported / CHECKPOINT, reference)

@@ -8,9 +8,10 @@ import torch
 
 from quant_engine.calibration import RESERVOIR_TOKENS, record_bytes, split_samples
 from quant_engine.errors import DiskFull, InsufficientMemory
-from quant_engine.models import passage_bytes
-from quant_engine.stages.context import Run, norms_of, quantiles_of
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.models import hidden_states_bytes
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.statistics import norms_of, quantiles_of
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 MODEL_FILE = "model.json"
 
@@ -18,8 +19,8 @@ MODEL_FILE = "model.json"
 def load_stage(run: Run) -> Stage:
     """Writes the model's fingerprint and the number of threads. One unit per block."""
 
-    def produce(directory: Path, progress: Progress) -> None:
-        check_disk(run)
+    def produce(directory: Path, progress: StageProgress) -> None:
+        check_run_disk(run)
         check_memory(run)
         for block in range(run.model.blocks):
             with run.model.block(block):
@@ -48,7 +49,7 @@ def recorded_threads(directory: Path) -> int:
     return int(read_json(directory / MODEL_FILE)["threads"])
 
 
-def check_disk(run: Run) -> None:
+def check_run_disk(run: Run) -> None:
     """Refuse early a run whose files will not fit.
 
     Raises:
@@ -59,7 +60,7 @@ def check_disk(run: Run) -> None:
     records = sum(record_bytes(site, kept, statistics) for site in run.sites)
     calibration = run.spec.calibration
     tokens = calibration.samples * calibration.sequence_length
-    states = 2 * passage_bytes(run.model, tokens, streams=2)  # the latest, and the one before until that is whole
+    states = 2 * hidden_states_bytes(run.model, tokens, streams=2)  # the latest, and the one before until that is whole
     needed = records + states + 2 * run.source.weight_bytes  # quantized blocks, and the checkpoint made of them
     free = shutil.disk_usage(run.work_dir).free
     if needed > free:

@@ -21,10 +21,10 @@ from quant_engine.search import (
     search_shared,
 )
 from quant_engine.selection import choose_layers
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.plans import write_plan
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import write_plan
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 CHOICE: Final = "choice.json"
 
@@ -35,7 +35,7 @@ def search_stage(run: Run, search: GridSearch, records: Path, upstream: str) -> 
     One unit per site for its baseline, and one for its policy.
     """
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         baselines = site_baselines(run, records, directory, None, progress.advance)
         scaled = [site for site in run.sites if is_scaled(run, site)]
         grid = _Grid(run, search, records, directory)

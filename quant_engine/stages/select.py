@@ -19,7 +19,7 @@ from quant_engine.models import Site
 from quant_engine.policy import AnySelection, Differentiable, Kurtosis
 from quant_engine.selection import (
     ROLE_GROUPS,
-    Choices,
+    CandidateMeasurements,
     Mixture,
     Tails,
     Verdict,
@@ -27,7 +27,7 @@ from quant_engine.selection import (
     by_kurtosis,
     candidate_name,
     candidates_of,
-    choose,
+    choose_candidate,
     differentiable,
     distinct,
     finite_or_infinite,
@@ -36,11 +36,11 @@ from quant_engine.selection import (
     wanted,
     weight_kurtosis,
 )
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, read_rows, write_json, write_rows
-from quant_engine.stages.measure import BASELINE, NO_TRANSFORM, OpenSite, site_error
-from quant_engine.stages.plans import PlanReader, read_plan, write_plan
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import BASELINE, NO_TRANSFORM, OpenSite, site_error
+from quant_engine.stages.plan_files import PlanReader, read_plan, write_plan
 from quant_engine.stages.search import selected_layers
+from quant_engine.stages.stage import Stage, StageProgress, read_json, read_rows, write_json, write_rows
 from quant_engine.transforms import SitePlan
 
 
@@ -67,7 +67,7 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
         found: the plan of the stages before, for the sites that they looked at.
     """
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         baselines = _test_baselines(run, records, directory, progress)
         selected = selected_layers(run, {name: site_error(errors) for name, errors in baselines.items()})
         tails = _tails(run, directory)
@@ -99,7 +99,9 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
     )
 
 
-def _test_baselines(run: Run, records: Path, directory: Path, progress: Progress) -> dict[str, tuple[LayerErrors, ...]]:
+def _test_baselines(
+    run: Run, records: Path, directory: Path, progress: StageProgress
+) -> dict[str, tuple[LayerErrors, ...]]:
     """The errors of each linear under SmoothRot(0.5, max) on test tokens, by site name; one file each."""
     found = {}
     for site in run.sites:
@@ -181,9 +183,9 @@ def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tu
         plans = [plan for index in usable if (plan := candidates[index].plan) is not None]
         return _mixture(opened, plans, settings)
 
-    verdict = choose(
+    verdict = choose_candidate(
         selection,
-        Choices(
+        CandidateMeasurements(
             errors=[each.error for each in candidates],
             costs=[each.cost or 0.0 for each in candidates],
             places=places,
@@ -234,8 +236,8 @@ def _with_errors(each: _Candidate, opened: OpenSite, error: float, test_error: f
 
 def _mixture(opened: OpenSite, plans: Sequence[SitePlan], settings: Differentiable) -> Mixture:
     x_FD = opened.record.fit_FD.to(opened.run.model.device)
-    grids = opened.settings.weights, opened.settings.activations
-    return differentiable(x_FD, opened.linears, plans, *grids, settings)
+    own = opened.settings
+    return differentiable(x_FD, opened.linears, plans, own.weights, own.activations, settings)
 
 
 def _choice(selection: AnySelection, candidates: Sequence[_Candidate], verdict: Verdict) -> dict[str, Any]:

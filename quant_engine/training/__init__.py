@@ -1,19 +1,19 @@
 """Learned transforms: scales, whole blocks and rotations, trained straight through the rounding."""
 
 from quant_engine.training.block_loss import BlockBatch
-from quant_engine.training.blocks import BlockPoint, TrainedBlock, train_block
+from quant_engine.training.blocks import BlockPoint, BlockUnderTraining, TrainedBlock, train_block
 from quant_engine.training.cayley import CayleySGD
-from quant_engine.training.learnable import LearnablePlan, SiteSettings
+from quant_engine.training.learnable import LearnablePlan
 from quant_engine.training.rotation import train_rotation
 from quant_engine.training.scales import CurvePoint, TrainedScales, train_scales
 
 __all__ = [
     "BlockBatch",
     "BlockPoint",
+    "BlockUnderTraining",
     "CayleySGD",
     "CurvePoint",
     "LearnablePlan",
-    "SiteSettings",
     "TrainedBlock",
     "TrainedScales",
     "train_block",

@@ -9,7 +9,6 @@ and is the start itself where nothing beat it. Shapes: B samples, T tokens, D hi
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quant_engine.errors import NumericalInstability
+from quant_engine.execution import IN_MEMORY, Execution
 from quant_engine.models import Site
-from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
+from quant_engine.policy import BlockTraining, SiteQuantization
 from quant_engine.training.block_loss import BlockBatch, WeightedBatch, median_square, weighted
-from quant_engine.training.learnable import LearnablePlan, SiteSettings, plan_inputs, plan_weights
+from quant_engine.training.learnable import LearnablePlan, quantized_site
 from quant_engine.training.readers import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan
 
@@ -56,37 +56,72 @@ class TrainedBlock:
     best_step: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockUnderTraining:
+    """The part of a decoder block that stays as it is: its layer, its sites, their weights and their quantization.
+
+    Attributes:
+        layer: the decoder layer with its parameters in fp32, none of which require a gradient; called as
+            ``layer(hidden_BTD, **arguments)``.
+        prefix: of the layer's names: ``model.layers.3.``.
+        weights: [O, I] of every linear that reads a site, by its full name.
+        quantization: of each site, by its name.
+    """
+
+    layer: nn.Module
+    prefix: str
+    sites: Sequence[Site]
+    weights: Mapping[str, Tensor]
+    quantization: Mapping[str, SiteQuantization]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the block is computed."""
+        return next(iter(self.weights.values())).device
+
+    def linears(self, site: Site) -> tuple[Tensor, ...]:
+        """The weight [O, I] of each linear that reads ``site``."""
+        return tuple(self.weights[reader] for reader in site.readers)
+
+    def learnable(self, start: Mapping[str, SitePlan], training: BlockTraining) -> dict[str, LearnablePlan]:
+        """Each site's plan with its parameters exposed, by the site's name."""
+        return {
+            site.name: LearnablePlan(
+                start[site.name], training, self.linears(site), self.quantization[site.name], tied=site.tied > 1
+            )
+            for site in self.sites
+        }
+
+    def quantized(self, plans: Mapping[str, SitePlan]) -> dict[str, QuantizedSite]:
+        """Every site under its finished plan, by the site's name."""
+        return {
+            site.name: quantized_site(self.linears(site), plans[site.name], self.quantization[site.name])
+            for site in self.sites
+        }
+
+
 def train_block(
-    layer: nn.Module,
-    prefix: str,
-    sites: Sequence[Site],
-    weights_by_reader: Mapping[str, Tensor],
+    block: BlockUnderTraining,
     start: Mapping[str, SitePlan],
     batches: Sequence[BlockBatch],
     validation: Sequence[BlockBatch],
     training: BlockTraining,
-    settings: Mapping[str, tuple[WeightQuantization, ActivationQuantization]],
     *,
     seed: int,
     on_step: Callable[[int], None] | None = None,
-    low_memory: bool = False,
+    execution: Execution = IN_MEMORY,
 ) -> TrainedBlock:
-    """Train the transforms of one block's ``sites`` together.
+    """Train the transforms of all sites of a block together. The block's layer is left as it was.
 
     Args:
-        layer: the decoder layer with its parameters in fp32, none of which require a gradient; called as
-            ``layer(hidden_BTD, **arguments)`` and left as it was.
-        prefix: of the layer's names: ``model.layers.3.``.
-        weights_by_reader: [O, I] of every reader, by its full name.
         start: a plan for each site, by its name.
         batches: samples to take steps on, best one to a batch: ``training.batch_samples`` of them are drawn for a
             step, each once before any comes again.
         validation: samples that steps are judged on.
-        settings: the grids of each site, by its name.
         seed: of the draws. Equal arguments and thread counts give equal bits.
         on_step: called with the number of the step that is done; may raise to stop.
-        low_memory: hold one batch's activations at a time, and compute them a second time for their gradients: the same
-            bits, more slowly. Batches may lie in the memory of the CPU.
+        execution: with little memory, one batch's activations are held at a time; the bits are the same. Batches may
+            lie in the memory of the CPU. No state is kept: a block is trained again from its start.
 
     Raises:
         ValueError: there are no batches, or no validation.
@@ -95,45 +130,9 @@ def train_block(
     """
     if not batches or not validation:
         raise ValueError(f"{len(batches)} training and {len(validation)} validation batches; one of each is needed")
-    block = _Block(sites=sites, weights=weights_by_reader, settings=settings)
-    with SwappedReaders(layer, prefix, sites) as readers:
-        descent = _Descent(block, readers, start, batches, validation, training, low_memory=low_memory)
+    with SwappedReaders(block.layer, block.prefix, block.sites) as readers:
+        descent = _Descent(block, readers, start, batches, validation, training, execution)
         return descent.run(seed, on_step or (lambda _: None))
-
-
-class _Block:
-    """The constant part: sites, the weights that read them, their grids."""
-
-    def __init__(
-        self,
-        *,
-        sites: Sequence[Site],
-        weights: Mapping[str, Tensor],
-        settings: Mapping[str, tuple[WeightQuantization, ActivationQuantization]],
-    ) -> None:
-        self.sites = sites
-        self.device = next(iter(weights.values())).device
-        self.linears = {site.name: tuple(weights[reader] for reader in site.readers) for site in sites}
-        self.settings = {
-            site.name: SiteSettings(weights=settings[site.name][0], activations=settings[site.name][1])
-            for site in sites
-        }
-
-    def learnable(self, start: Mapping[str, SitePlan], training: BlockTraining) -> dict[str, LearnablePlan]:
-        return {
-            site.name: LearnablePlan(
-                start[site.name], training, self.linears[site.name], self.settings[site.name], tied=site.tied > 1
-            )
-            for site in self.sites
-        }
-
-    def quantized(self, name: str, plan: SitePlan) -> QuantizedSite:
-        """A site under a finished plan."""
-        settings = self.settings[name]
-        return QuantizedSite(
-            rounder=partial(plan_inputs, plan=plan, settings=settings),
-            weights=plan_weights(self.linears[name], plan, settings),
-        )
 
 
 class _Descent:
@@ -141,16 +140,15 @@ class _Descent:
 
     def __init__(
         self,
-        block: _Block,
+        block: BlockUnderTraining,
         readers: SwappedReaders,
         start: Mapping[str, SitePlan],
         batches: Sequence[BlockBatch],
         validation: Sequence[BlockBatch],
         training: BlockTraining,
-        *,
-        low_memory: bool,
+        execution: Execution,
     ) -> None:
-        self._block, self._readers, self._training, self._low_memory = block, readers, training, low_memory
+        self._block, self._readers, self._training, self._execution = block, readers, training, execution
         self._start = {site.name: start[site.name] for site in block.sites}
         median = median_square(batches)
         self._batches, self._validation = weighted(batches, median), weighted(validation, median)
@@ -202,7 +200,7 @@ class _Descent:
 
     def _judge(self, plans: Mapping[str, SitePlan]) -> float:
         with torch.no_grad():
-            self._readers.use({name: self._block.quantized(name, plan) for name, plan in plans.items()})
+            self._readers.use(self._block.quantized(plans))
             return _finite(float(self._loss(self._validation)))
 
     def _loss(self, batches: Sequence[WeightedBatch]) -> Tensor:
@@ -212,7 +210,7 @@ class _Descent:
 
     def _outputs(self, batch: BlockBatch) -> Tensor:
         inputs_BTD = batch.inputs_BTD.to(self._block.device)
-        if not self._low_memory:
+        if not self._execution.recomputes_activations:
             return self._readers.forward(inputs_BTD, batch.arguments)
         outputs_BTD: Tensor = checkpoint(
             self._readers.forward, inputs_BTD, batch.arguments, use_reentrant=False, preserve_rng_state=False

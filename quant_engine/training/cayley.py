@@ -11,11 +11,20 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from quant_engine.training.matrices import cayley
-
 _LARGEST_TURN: Final = 1.0
 """Bound on α ‖W‖_F, 2q with the paper's q = ½: a step turns no plane by more than about a radian."""
 _EPSILON: Final = 1e-8
+
+
+def cayley(skew_KK: Tensor) -> Tensor:
+    """(I − A/2)⁻¹ (I + A/2) with A the skew part of ``skew_KK``: orthogonal, and I for A = 0.
+
+    In the dtype of ``skew_KK``. Differentiable. (Cayley 1846.)
+    """
+    half_KK = 0.25 * (skew_KK - skew_KK.mT)
+    eye_KK = torch.eye(skew_KK.shape[-1], dtype=skew_KK.dtype, device=skew_KK.device)
+    orthogonal_KK: Tensor = torch.linalg.solve(eye_KK - half_KK, eye_KK + half_KK)
+    return orthogonal_KK
 
 
 class CayleySGD(torch.optim.Optimizer):

@@ -8,7 +8,8 @@ Shapes: T tokens, O outputs of every linear that reads the site, I = D channels,
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -16,27 +17,19 @@ from torch import Tensor, nn
 
 from quant_engine.evaluation.layer_errors import rounded_weights
 from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
-from quant_engine.policy import ActivationQuantization, BlockTraining, WeightQuantization
-from quant_engine.training.matrices import MATRICES, CayleyMatrix, LearnedMatrix, Parametrization, inverse_transpose
-from quant_engine.training.parameter import scales_from, theta_from
+from quant_engine.policy import BlockTraining, SiteQuantization, WeightQuantization
+from quant_engine.training.learned_matrices import LearnedMatrix, inverse_transpose
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.training.runtime_grid import fake_quantize_at_run_time
+from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 from quant_engine.transforms.composition import apply_all
-from quant_engine.transforms.primitives import Block, Dense, Diagonal, Kronecker, Primitive
+from quant_engine.transforms.primitives import Block, Dense, Kronecker, Primitive
 
 _MATRIX_KINDS: Final = (Block, Dense, Kronecker)
 _GRADUAL_KINDS: Final = (Block, Dense)
 _WIDEST: Final = 0.982
 """Largest ratio that clipping starts from, sigmoid(4) as in FlatQuant: at 1 the sigmoid would have no gradient."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SiteSettings:
-    """The grids of a site's linears and of their input."""
-
-    weights: WeightQuantization
-    activations: ActivationQuantization
 
 
 class LearnablePlan(nn.Module):
@@ -46,9 +39,8 @@ class LearnablePlan(nn.Module):
         start: where learning starts.
         training: ``learn`` and ``gradual`` count.
         linears: the weights [O, I] of the linears that read the site, in their order.
-        settings: their grids.
+        quantization: of these linears and of their input.
         tied: channels of neighbouring heads share one diagonal (:attr:`Site.tied` > 1), which then is not learned.
-        parametrization: of matrices. Their entries trained as well as FlatQuant's factors, and steps are quicker.
     """
 
     def __init__(
@@ -56,16 +48,15 @@ class LearnablePlan(nn.Module):
         start: SitePlan,
         training: BlockTraining,
         linears: Iterable[Tensor],
-        settings: SiteSettings,
+        quantization: SiteQuantization,
         *,
         tied: bool = False,
-        parametrization: Parametrization = "direct",
     ) -> None:
         super().__init__()
         self._weights = tuple(linears)
         self._joined_OI = torch.cat(self._weights)
         start = start.to(self._joined_OI.device)
-        self._start, self._settings = start, settings
+        self._start, self._quantization = start, quantization
         learn = frozenset(training.learn)
         # A common factor of s changes nothing; without it one learning rate means the same on every site.
         self._mean = 1.0 if start.scales_D is None else float(start.scales_D.double().log().mean().exp())
@@ -73,8 +64,7 @@ class LearnablePlan(nn.Module):
         if start.scales_D is not None and "scales" in learn and not tied:
             self._theta_D = nn.Parameter(theta_from(start.scales_D / self._mean))
         self._online = tuple(
-            _learner(each, training.gradual, parametrization) if "transform" in learn else _Fixed(each)
-            for each in start.online
+            _learner(each, training.gradual) if "transform" in learn else _Fixed(each) for each in start.online
         )
         self._registered = nn.ModuleList(self._online)  # a tuple alone hides its parameters
         self._weight_logit_OG = self._weight_logits() if "weight_clip" in learn else None
@@ -98,7 +88,7 @@ class LearnablePlan(nn.Module):
         """The site's rounder and rounded weights, attached to the parameters."""
         live = self.live()
         ratio = None if self._activation_logit is None else self._activation_logit.sigmoid()
-        activations = self._settings.activations
+        activations = self._quantization.activations
         fixed = self._start.runtime_clip(activations)
 
         def rounder(x_TI: Tensor) -> Tensor:
@@ -127,7 +117,7 @@ class LearnablePlan(nn.Module):
         w_OI = apply_all([each.contragredient() for each in self._online], w_OI)
         moved = torch.split(w_OI, [each.shape[0] for each in self._weights])
         clips = zip(moved, self._clip_rows(), strict=True)
-        return tuple(_quantized(each_OI, self._settings.weights, ratio_OG) for each_OI, ratio_OG in clips)
+        return tuple(_quantized(each_OI, self._quantization.weights, ratio_OG) for each_OI, ratio_OG in clips)
 
     @torch.no_grad()
     def plan(self) -> SitePlan:
@@ -161,7 +151,7 @@ class LearnablePlan(nn.Module):
 
     def _activation_logits(self) -> nn.Parameter | None:
         """One for the site; None where its input is not rounded to integers."""
-        activations = self._settings.activations
+        activations = self._quantization.activations
         if not isinstance(grid_of(activations.format), IntegerGrid):
             return None
         ratio = self._start.runtime_clip(activations)
@@ -169,7 +159,7 @@ class LearnablePlan(nn.Module):
 
     def _weight_logits(self) -> nn.Parameter | None:
         """From the ratios of the start or else of the least squared error; None where a scale has no row of its own."""
-        weights = self._settings.weights
+        weights = self._quantization.weights
         if grid_of(weights.format) is None or weights.granularity == "tensor":
             return None
         if self._start.weight_clip_OG is not None:
@@ -179,20 +169,28 @@ class LearnablePlan(nn.Module):
         return nn.Parameter(_logit(weight_scale(moved_OI, clipped) / weight_scale(moved_OI, whole)))
 
 
-def plan_inputs(x_TI: Tensor, plan: SitePlan, settings: SiteSettings) -> Tensor:
+def quantized_site(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQuantization) -> QuantizedSite:
+    """A site with the weights ``linears`` [O, I] under a finished plan."""
+    return QuantizedSite(
+        rounder=partial(plan_inputs, plan=plan, quantization=quantization),
+        weights=plan_weights(linears, plan, quantization),
+    )
+
+
+def plan_inputs(x_TI: Tensor, plan: SitePlan, quantization: SiteQuantization) -> Tensor:
     """Q(X A) [..., I] of a finished plan, on the grid of the run time."""
-    activations = settings.activations
+    activations = quantization.activations
     moved_TI = transform_activation(x_TI, plan)
     return fake_quantize_at_run_time(moved_TI, activations, plan.runtime_clip(activations), plan.input_peak)
 
 
-def plan_weights(linears: Iterable[Tensor], plan: SitePlan, settings: SiteSettings) -> tuple[Tensor, ...]:
+def plan_weights(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQuantization) -> tuple[Tensor, ...]:
     """Q(W A⁻ᵀ) of each linear of a finished plan, as layer errors measure them.
 
     Raises:
         NumericalInstability: A can not be inverted.
     """
-    return tuple(rounded_weights(tuple(linears), plan, settings.weights))
+    return tuple(rounded_weights(tuple(linears), plan, quantization.weights))
 
 
 def split_clip(clip_OG: Tensor | None, linears: Iterable[Tensor]) -> list[Tensor | None]:
@@ -228,12 +226,12 @@ class _Fixed(nn.Module):
 class _Learned(nn.Module):
     """A primitive made of matrices, each a parameter."""
 
-    def __init__(self, primitive: Primitive, gradual: bool, parametrization: Parametrization) -> None:
+    def __init__(self, primitive: Primitive, gradual: bool) -> None:
         super().__init__()
         self._start = primitive
         gradual = gradual and isinstance(primitive, _GRADUAL_KINDS)
-        self._matrices: dict[str, LearnedMatrix | CayleyMatrix] = {
-            key: MATRICES[parametrization](value, gradual=gradual) for key, value in primitive.tensors().items()
+        self._matrices: dict[str, LearnedMatrix] = {
+            key: LearnedMatrix(value, gradual=gradual) for key, value in primitive.tensors().items()
         }
         self._registered = nn.ModuleDict(self._matrices)  # a dict alone hides its parameters
 
@@ -251,16 +249,14 @@ class _Learned(nn.Module):
         return replace(self._start, **{key: each.inverse_transpose() for key, each in self._matrices.items()})
 
 
-def _learner(primitive: Primitive, gradual: bool, parametrization: Parametrization) -> "_Fixed | _Learned":
+def _learner(primitive: Primitive, gradual: bool) -> "_Fixed | _Learned":
     if isinstance(primitive, _MATRIX_KINDS):
-        return _Learned(primitive, gradual, parametrization)
+        return _Learned(primitive, gradual)
     return _Fixed(primitive)
 
 
 def _contragredient(primitive: Primitive) -> Primitive:
     """P⁻ᵀ as a primitive; that of a Hadamard or a permutation is itself."""
-    if isinstance(primitive, Diagonal):
-        return Diagonal(scales_D=primitive.scales_D.reciprocal())
     inverted = isinstance(primitive, _MATRIX_KINDS)
     return _with_tensors(primitive, inverse_transpose) if inverted else primitive
 

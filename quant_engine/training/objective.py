@@ -12,19 +12,11 @@ from torch import Tensor
 from quant_engine.errors import NumericalInstability
 from quant_engine.evaluation.layer_errors import EPSILON
 from quant_engine.grids import fake_quantize_activation, fake_quantize_weight
-from quant_engine.policy import ActivationQuantization, WeightQuantization
+from quant_engine.policy import SiteQuantization
 from quant_engine.training.sampling import inclusion_probabilities, systematic_draw
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 
 _CHUNK_TOKENS = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grids:
-    """The two grids that the error is measured on."""
-
-    weights: WeightQuantization
-    activations: ActivationQuantization
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,10 +35,10 @@ class Batch:
     root_T1: Tensor
     root_O: Tensor
 
-    def error(self, plan: SitePlan, grids: Grids) -> Tensor:
+    def error(self, plan: SitePlan, quantization: SiteQuantization) -> Tensor:
         """The estimate of E = ‖Y − Ŷ‖_F under ``plan``; differentiable in ``plan.scales_D``."""
-        x_TI = fake_quantize_activation(transform_activation(self.x_TI, plan), plan.clipped(grids.activations))
-        w_OI = fake_quantize_weight(transform_weight(self.w_OI, plan), grids.weights)
+        x_TI = fake_quantize_activation(transform_activation(self.x_TI, plan), plan.clipped(quantization.activations))
+        w_OI = fake_quantize_weight(transform_weight(self.w_OI, plan), quantization.weights)
         error: Tensor = torch.linalg.vector_norm((self.y_TO - x_TI @ w_OI.T) * self.root_T1 * self.root_O)
         return error
 
@@ -83,19 +75,23 @@ class Batches:
         )
 
 
-def prepare_batches(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids, *, tokens: int, outputs: int) -> Batches:
+def prepare_batches(
+    x_TI: Tensor, w_OI: Tensor, plan: SitePlan, quantization: SiteQuantization, *, tokens: int, outputs: int
+) -> Batches:
     """Batches of about ``tokens`` and ``outputs``, drawn by their squared error under ``plan``.
 
     Raises:
         NumericalInstability: Y is not finite.
     """
     with torch.no_grad():
-        rounded_OI = fake_quantize_weight(transform_weight(w_OI, plan), grids.weights)
+        rounded_OI = fake_quantize_weight(transform_weight(w_OI, plan), quantization.weights)
         by_token, y_TO = [], []
         by_output = torch.zeros(w_OI.shape[0], dtype=torch.float64, device=w_OI.device)
         for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
             y_TO.append(chunk_TI @ w_OI.T)
-            inputs_TI = fake_quantize_activation(transform_activation(chunk_TI, plan), plan.clipped(grids.activations))
+            inputs_TI = fake_quantize_activation(
+                transform_activation(chunk_TI, plan), plan.clipped(quantization.activations)
+            )
             square_TO = (y_TO[-1] - inputs_TI @ rounded_OI.T).square_()
             by_token.append(square_TO.sum(dim=1))
             by_output += square_TO.sum(dim=0)

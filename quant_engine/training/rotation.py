@@ -17,9 +17,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.models import Site
-from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
-from quant_engine.resume_state import State, StateFile
+from quant_engine.execution import IN_MEMORY, Execution
+from quant_engine.models import ResidualRotation, Site
+from quant_engine.policy import RotationTraining, SiteQuantization
+from quant_engine.resume_state import State
 from quant_engine.training.cayley import CayleySGD
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
 
@@ -27,50 +28,48 @@ from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
 def train_rotation(
     model: PreTrainedModel,
     sites: Sequence[Site],
-    r1_DD: Tensor,
-    r2_LKK: Tensor | None,
+    start: ResidualRotation,
     windows_ST: Tensor,
     training: RotationTraining,
-    settings: Mapping[str, tuple[WeightQuantization, ActivationQuantization]],
+    quantization: Mapping[str, SiteQuantization],
     *,
     online: bool,
     seed: int,
     on_step: Callable[[int], None] | None = None,
-    states: StateFile | None = None,
-    low_memory: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    execution: Execution = IN_MEMORY,
+) -> ResidualRotation:
     """Learn R1 and R2 from where they are.
 
     Args:
         model: the whole model, fp32, none of whose parameters requires a gradient; left as it was.
         sites: those whose readers are quantized.
-        r1_DD, r2_LKK: orthogonal; None for no R2.
+        start: orthogonal; without an R2 none is learned.
         windows_ST: token ids to learn on; ``training.batch_samples`` are drawn for a step, each once before any
             comes again.
-        settings: the grids of each site by its name; those of the activations count.
+        quantization: of each site by its name; that of the activations counts.
         online: whether the attention's output and the feed-forward's inner tensor get an online Hadamard.
         seed: of the draws. Equal arguments and thread counts give equal bits.
         on_step: called with the number of the step that is done; may raise to stop. Learning that is taken up begins
             with the steps of the attempt before.
-        states: keeps what is learned after every step, with its momentum; where it has some, learning goes on from it.
-        low_memory: one window at a time goes through the model, and gradients are added up: the same up to rounding,
-            and the same bits where a step draws one window.
+        execution: keeps what is learned after every step, with its momentum; where it has some, learning goes on from
+            it. With little memory, windows go through the model one at a time and their gradients are added up: the
+            same up to rounding, and the same bits where a step draws one window.
 
     Returns:
-        (R1, R2) in fp64, orthogonal to rounding, on the device of ``model``; what they were where learning did not
+        R1 and R2 in fp64, orthogonal to rounding, on the device of ``model``; what they were where learning did not
         lower the loss on the windows.
 
     Raises:
         NumericalInstability: the loss is not finite.
     """
     windows_ST = windows_ST.to(model.device)
-    start = [each.to(model.device, torch.float64) for each in (r1_DD, r2_LKK) if each is not None]
-    learned = [each.clone().requires_grad_() for each in start]
+    given = [each.to(model.device, torch.float64) for each in (start.r1_DD, start.r2_LKK) if each is not None]
+    learned = [each.clone().requires_grad_() for each in given]
     optimizer = CayleySGD(learned, lr=training.learning_rate)
     draws = _draws(windows_ST, training.batch_samples, torch.Generator().manual_seed(seed))
-    rotations = _live(start, model.dtype)
-    activations = {name: each for name, (_, each) in settings.items()}
-    state = None if states is None else states.read()
+    rotations = _live(given, model.dtype)
+    activations = {name: each.activations for name, each in quantization.items()}
+    state = execution.latest()
     done = 0 if state is None else state.done
     with rounded_inputs(model, sites, rotations, activations, online=online):
         start_loss = _mean_loss(model, windows_ST) if state is None else _restore(state, optimizer, learned)
@@ -80,17 +79,16 @@ def train_rotation(
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * (1.0 - (step - 1) / training.steps)
             optimizer.zero_grad()
-            for part_ST in torch.split(drawn_ST, 1 if low_memory else len(drawn_ST)):
+            for part_ST in torch.split(drawn_ST, execution.together(len(drawn_ST))):
                 _descend(model, rotations, learned, part_ST, share=len(part_ST) / len(drawn_ST))
             optimizer.step()
-            if states is not None:
-                states.keep(step, _kept(optimizer, learned, start_loss))
+            execution.keep(step, _kept(optimizer, learned, start_loss))
             if on_step is not None:
                 on_step(step)
         found = [each.detach() for each in learned]
         _follow(rotations, found)
-        best = found if _mean_loss(model, windows_ST) < start_loss else start
-    return best[0], best[1] if len(best) > 1 else None
+        best = found if _mean_loss(model, windows_ST) < start_loss else given
+    return ResidualRotation(r1_DD=best[0], r2_LKK=best[1] if len(best) > 1 else None)
 
 
 def next_token_loss(model: PreTrainedModel, windows_ST: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from quant_engine.evaluation.layer_errors import layer_errors
-from quant_engine.policy import ActivationQuantization, Training, WeightQuantization
-from quant_engine.training.objective import Batch, Batches, Grids, prepare_batches
-from quant_engine.training.parameter import scales_from, theta_from
+from quant_engine.policy import SiteQuantization, Training, WeightQuantization
+from quant_engine.training.objective import Batch, Batches, prepare_batches
+from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan
 
 # Chosen on SmolLM2-135M's down_proj: all 576 outputs in a step gave the same error at more than twice the time, and a
@@ -82,8 +82,7 @@ def train_scales(
     w_OI: Tensor,
     start_plan: SitePlan,
     training: Training,
-    weights: WeightQuantization,
-    activations: ActivationQuantization,
+    quantization: SiteQuantization,
     *,
     seed: int,
     on_step: Callable[[int], None] | None = None,
@@ -104,21 +103,27 @@ def train_scales(
         NumericalInstability: the inputs, or what training made of them, are not finite.
         UnsupportedPolicy: ``weights.group_size`` does not divide I.
     """
-    grids = Grids(weights=weights, activations=activations)
-    start = _Candidate(plan=start_plan, error=_error(x_val_TI, w_OI, start_plan, grids))
+    start = _Candidate(plan=start_plan, error=_error(x_val_TI, w_OI, start_plan, quantization))
     generator = torch.Generator().manual_seed(seed)
     judge = prepare_batches(
-        x_val_TI, w_OI, start_plan, grids, tokens=_JUDGE_TOKENS, outputs=_outputs(_JUDGE_OUTPUTS, w_OI, weights)
+        x_val_TI,
+        w_OI,
+        start_plan,
+        quantization,
+        tokens=_JUDGE_TOKENS,
+        outputs=_outputs(_JUDGE_OUTPUTS, w_OI, quantization.weights),
     ).draw(generator)
-    batches = _training_batches(x_fit_TI, w_OI, start_plan, grids, training)
+    batches = _training_batches(x_fit_TI, w_OI, start_plan, quantization, training)
 
     finalists: list[_Candidate] = []
     curve: list[CurvePoint] = []
     for rate in training.learning_rates:
-        descent = _Descent(start=start_plan, training=training, grids=grids, judge=judge, learning_rate=rate)
+        descent = _Descent(
+            start=start_plan, training=training, quantization=quantization, judge=judge, learning_rate=rate
+        )
         finalists += descent.run(batches, generator, on_step or (lambda _: None))
         curve += descent.curve
-    judged = [replace(each, error=_error(x_val_TI, w_OI, each.plan, grids)) for each in finalists]
+    judged = [replace(each, error=_error(x_val_TI, w_OI, each.plan, quantization)) for each in finalists]
     best = min([start, *judged], key=lambda each: each.error)
     return TrainedScales(
         plan=best.plan,
@@ -134,9 +139,9 @@ class _Descent:
     """One run of the optimizer from ``start``, remembering its best judged steps."""
 
     def __init__(
-        self, *, start: SitePlan, training: Training, grids: Grids, judge: Batch, learning_rate: float
+        self, *, start: SitePlan, training: Training, quantization: SiteQuantization, judge: Batch, learning_rate: float
     ) -> None:
-        self._start, self._training, self._grids = start, training, grids
+        self._start, self._training, self._quantization = start, training, quantization
         self._judge, self._rate = judge, learning_rate
         start_D = _scales_of(start)
         self._mean = float(start_D.double().log().mean().exp())
@@ -172,7 +177,7 @@ class _Descent:
             group["lr"] = self._rate * learning_rate_factor(step - 1, self._training)
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = batch.error(self._start.with_scales(self._scales(), "learned"), self._grids) / norm
+            loss = batch.error(self._start.with_scales(self._scales(), "learned"), self._quantization) / norm
             loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
         optimizer.step()
         if self._bounds is not None:
@@ -185,7 +190,7 @@ class _Descent:
 
     def _validation_error(self, plan: SitePlan) -> float:
         with torch.no_grad():
-            return float(self._judge.error(plan, self._grids))
+            return float(self._judge.error(plan, self._quantization))
 
 
 def learning_rate_factor(step: int, training: Training) -> float:
@@ -196,15 +201,17 @@ def learning_rate_factor(step: int, training: Training) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def _error(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids) -> float:
-    return layer_errors(x_TI, w_OI, plan, grids.weights, grids.activations).error
+def _error(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, quantization: SiteQuantization) -> float:
+    return layer_errors(x_TI, w_OI, plan, quantization.weights, quantization.activations).error
 
 
-def _training_batches(x_TI: Tensor, w_OI: Tensor, plan: SitePlan, grids: Grids, training: Training) -> Batches:
+def _training_batches(
+    x_TI: Tensor, w_OI: Tensor, plan: SitePlan, quantization: SiteQuantization, training: Training
+) -> Batches:
     tokens, outputs = x_TI.shape[0], w_OI.shape[0]
     if training.batch_tokens is not None:
-        tokens, outputs = training.batch_tokens, _outputs(_BATCH_OUTPUTS, w_OI, grids.weights)
-    return prepare_batches(x_TI, w_OI, plan, grids, tokens=tokens, outputs=outputs)
+        tokens, outputs = training.batch_tokens, _outputs(_BATCH_OUTPUTS, w_OI, quantization.weights)
+    return prepare_batches(x_TI, w_OI, plan, quantization, tokens=tokens, outputs=outputs)
 
 
 def _outputs(wanted: int, w_OI: Tensor, weights: WeightQuantization) -> int:

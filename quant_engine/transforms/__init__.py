@@ -4,12 +4,7 @@ from quant_engine.transforms.closed_form import capped_tokens, cat_blocks, covar
 from quant_engine.transforms.composition import (
     apply_all,
     apply_online_all,
-    covariance_all,
-    dense_matrix,
-    inverse_transpose_all,
-    merge_diagonals,
     online_cost,
-    split_fusable,
 )
 from quant_engine.transforms.kronecker import kronecker_hadamard, kronecker_sizes
 from quant_engine.transforms.permutation import correlated_groups, duquant, zigzag_permutation
@@ -19,7 +14,6 @@ from quant_engine.transforms.primitives import (
     PRIMITIVES,
     Block,
     Dense,
-    Diagonal,
     Hadamard,
     Kronecker,
     Permutation,
@@ -27,7 +21,7 @@ from quant_engine.transforms.primitives import (
     primitive_from,
 )
 from quant_engine.transforms.scales import SMALLEST_SCALE, scale_policy
-from quant_engine.transforms.statistics import ChannelStatistics, abs_quantile, channel_statistics
+from quant_engine.transforms.statistics import ChannelStatistics
 
 __all__ = [
     "PRIMITIVES",
@@ -35,33 +29,25 @@ __all__ = [
     "Block",
     "ChannelStatistics",
     "Dense",
-    "Diagonal",
     "Hadamard",
     "Kronecker",
     "Permutation",
     "Primitive",
     "SitePlan",
     "Tie",
-    "abs_quantile",
     "apply_all",
     "apply_online_all",
     "build_plan",
     "capped_tokens",
     "cat_blocks",
-    "channel_statistics",
     "correlated_groups",
-    "covariance_all",
     "covariance_of",
-    "dense_matrix",
     "duquant",
-    "inverse_transpose_all",
     "kronecker_hadamard",
     "kronecker_sizes",
-    "merge_diagonals",
     "online_cost",
     "primitive_from",
     "scale_policy",
-    "split_fusable",
     "transform_activation",
     "transform_weight",
     "wush_blocks",

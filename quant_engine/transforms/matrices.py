@@ -10,8 +10,6 @@ from torch import Tensor
 
 from quant_engine.errors import NumericalInstability, UnsupportedPolicy
 
-ORTHOGONAL_WITHIN: Final = 1e-5
-"""Largest entry of P Pᵀ − I of a rotation, which may be stored in float32."""
 _INVERSE_WITHIN: Final = 1e-6
 """Largest relative error of W' Pᵀ against W, hence of a layer's unquantized output, that an inverse may cause."""
 
@@ -40,13 +38,6 @@ def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
     q_KK, r_KK = torch.linalg.qr(gauss_KK)
     # QR alone leaves the signs to the library; the diagonal of R makes them part of the draw.
     return q_KK * torch.where(r_KK.diagonal() < 0, -1.0, 1.0)
-
-
-def is_orthogonal(matrix_KK: Tensor) -> bool:
-    """Whether P Pᵀ = I to 1e-5, for every matrix of a batch."""
-    matrix_KK = matrix_KK.double()
-    identity_KK = torch.eye(matrix_KK.shape[-1], dtype=torch.float64, device=matrix_KK.device)
-    return bool((matrix_KK @ matrix_KK.mT - identity_KK).abs().le(ORTHOGONAL_WITHIN).all())
 
 
 def times_inverse_transpose(w_OK: Tensor, matrix_KK: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.policy import ActivationQuantization, Statistic, TransformKind
-from quant_engine.transforms.primitives import Hadamard, Primitive
+from quant_engine.transforms.primitives import Primitive
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,13 +38,6 @@ class SitePlan:
     clip_ratio: float | None = None
     input_peak: float | None = None
     weight_clip_OG: Tensor | None = None
-
-    @property
-    def order(self) -> int | None:
-        """The order of the Hadamard, where that is all there is online."""
-        if len(self.online) == 1 and isinstance(self.online[0], Hadamard):
-            return self.online[0].order
-        return None
 
     def with_scales(self, scales_D: Tensor, label: str) -> "SitePlan":
         """The same transform with other scales."""

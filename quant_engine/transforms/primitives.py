@@ -1,7 +1,7 @@
 """The primitives that a site's transform is composed of: each an invertible P that turns X into X P and W into W P⁻ᵀ.
 
-X' W'ᵀ = X P (W P⁻ᵀ)ᵀ = X Wᵀ, whatever P is. A primitive knows how to act on either side, on a covariance, what it costs
-online, and how to be written to a file and read again.
+X' W'ᵀ = X P (W P⁻ᵀ)ᵀ = X Wᵀ, whatever P is. A primitive knows how to act on either side, what it costs online, and
+how to be written to a file and read again.
 
 Shapes: T tokens, O outputs, I = D channels, N blocks of K channels, A·B the factorization of a Kronecker product.
 """
@@ -11,14 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor
 
 from quant_engine.hadamard import hadamard_cores, hadamard_transform, online_hadamard
-from quant_engine.transforms.matrices import ORTHOGONAL_WITHIN, is_orthogonal, not_invertible, times_inverse_transpose
+from quant_engine.transforms.matrices import times_inverse_transpose
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,11 +33,6 @@ class Primitive(ABC):
     @abstractmethod
     def width(self) -> int | None:
         """The one width I that P acts on; None where it acts on every width that its block divides."""
-
-    @property
-    @abstractmethod
-    def orthogonal(self) -> bool:
-        """Whether P Pᵀ = I, to 1e-5: it then leaves the norm of every token as it is."""
 
     @abstractmethod
     def cost(self, width: int) -> int:
@@ -68,15 +62,6 @@ class Primitive(ABC):
         self._check(w_OI.shape[-1])
         return self._apply_inverse_transpose(w_OI)
 
-    def covariance(self, s_II: Tensor) -> Tensor:
-        """Pᵀ S P, the covariance of X P where S is that of X; in the dtype of ``s_II``."""
-        return self.apply(self.apply(s_II).mT).mT
-
-    def matrix(self, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The dense P [I, I], on the device of the parameters."""
-        device = next((tensor.device for tensor in self.tensors().values()), None)
-        return self.apply(torch.eye(width, dtype=dtype, device=device))
-
     def to(self, device: torch.device | str) -> Self:
         """The same P with its parameters on ``device``."""
         return dataclasses.replace(self, **{key: tensor.to(device) for key, tensor in self.tensors().items()})
@@ -98,37 +83,6 @@ class Primitive(ABC):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Diagonal(Primitive):
-    """P = diag(1 / s): activations are divided by ``scales_D``, and weights multiplied by it."""
-
-    name = "diagonal"
-    scales_D: Tensor
-
-    def __post_init__(self) -> None:
-        _expect_float("scales_D", self.scales_D, dims=1)
-
-    @property
-    def width(self) -> int:
-        return self.scales_D.shape[0]
-
-    @cached_property
-    def orthogonal(self) -> bool:
-        return bool((self.scales_D.abs() - 1).abs().le(ORTHOGONAL_WITHIN).all())
-
-    def cost(self, width: int) -> int:
-        return width
-
-    def _apply(self, x_TI: Tensor) -> Tensor:
-        return x_TI / self.scales_D.to(x_TI)
-
-    def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
-        broken = int((~self.scales_D.isfinite() | self.scales_D.eq(0)).sum())
-        if broken:
-            raise not_invertible(f"{broken} of its {self.width} scales are zero or not finite")
-        return w_OI * self.scales_D.to(w_OI)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Hadamard(Primitive):
     """P = Hᵀ of that order, orthonormal; block-diagonal, with equal blocks, where the order is below the width."""
 
@@ -142,10 +96,6 @@ class Hadamard(Primitive):
     @property
     def width(self) -> None:
         return None
-
-    @property
-    def orthogonal(self) -> bool:
-        return True
 
     def apply_online(self, x_TI: Tensor) -> Tensor:
         self._check(x_TI.shape[-1])
@@ -178,10 +128,6 @@ class Block(Primitive):
     @property
     def width(self) -> int:
         return self.blocks_NKK.shape[0] * self.blocks_NKK.shape[1]
-
-    @cached_property
-    def orthogonal(self) -> bool:
-        return is_orthogonal(self.blocks_NKK)
 
     def cost(self, width: int) -> int:
         return width * self.blocks_NKK.shape[-1]
@@ -216,10 +162,6 @@ class Kronecker(Primitive):
     def width(self) -> int:
         return self.left_AA.shape[0] * self.right_BB.shape[0]
 
-    @cached_property
-    def orthogonal(self) -> bool:
-        return is_orthogonal(self.left_AA) and is_orthogonal(self.right_BB)
-
     def cost(self, width: int) -> int:
         return width * (self.left_AA.shape[0] + self.right_BB.shape[0])
 
@@ -252,10 +194,6 @@ class Permutation(Primitive):
     def width(self) -> int:
         return self.index_D.shape[0]
 
-    @property
-    def orthogonal(self) -> bool:
-        return True
-
     def cost(self, width: int) -> int:  # noqa: ARG002 -- moving channels multiplies nothing, at any width
         return 0
 
@@ -280,10 +218,6 @@ class Dense(Primitive):
     def width(self) -> int:
         return self.matrix_DD.shape[0]
 
-    @cached_property
-    def orthogonal(self) -> bool:
-        return is_orthogonal(self.matrix_DD)
-
     def cost(self, width: int) -> int:
         return width * width
 
@@ -295,7 +229,7 @@ class Dense(Primitive):
 
 
 PRIMITIVES: Final[dict[str, type[Primitive]]] = {
-    kind.name: kind for kind in (Diagonal, Hadamard, Block, Kronecker, Permutation, Dense)
+    kind.name: kind for kind in (Hadamard, Block, Kronecker, Permutation, Dense)
 }
 """Every primitive by its name."""
 
@@ -322,7 +256,7 @@ def primitive_from(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def _expect_float(field: str, tensor: Tensor, *, dims: int) -> None:
-    square = dims == 1 or tensor.shape[-1:] == tensor.shape[-2:-1]
+    square = tensor.shape[-1:] == tensor.shape[-2:-1]
     if tensor.ndim != dims or not square or tensor.numel() == 0 or not tensor.is_floating_point():
-        wanted = {1: "[D]", 2: "[K, K]", 3: "[N, K, K]"}[dims]
+        wanted = {2: "[K, K]", 3: "[N, K, K]"}[dims]
         raise ValueError(f"{field} is {tensor.dtype} {list(tensor.shape)}, not floating point {wanted}")

@@ -13,7 +13,7 @@ _PACKAGES = ("api", "jobs", "quant_engine", "quantry", "worker")
 _PLANTED = {
     "jobs/kit/ids.py": "import jobs.job.lease",
     "worker/subprocesses/messages.py": "import worker.attempts.supervisor",
-    "quant_engine/grids/quantize.py": "import quant_engine.stages.files",
+    "quant_engine/grids/quantize.py": "import quant_engine.stages.stage",
     "quant_engine/interface/spec.py": "import torch",
     "quantry/results.py": "import jobs.settings",
     "api/log.py": "import worker.app",

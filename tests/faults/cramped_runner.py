@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant_engine.models.hidden_states import Passage
+from quant_engine.models.hidden_states import HiddenStates
 from worker.runner import __main__ as runner
 
-_init = Passage.__init__
+_init = HiddenStates.__init__
 
 
-def _cramped(self: Passage, model: Any, batches: Sequence[Tensor], *args: Any, **options: Any) -> None:
+def _cramped(self: HiddenStates, model: Any, batches: Sequence[Tensor], *args: Any, **options: Any) -> None:
     if any(len(batch) > 1 for batch in batches):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     _init(self, model, batches, *args, **options)
 
 
 if __name__ == "__main__":
-    Passage.__init__ = _cramped  # type: ignore[method-assign]  # the one edge that this program is about
+    HiddenStates.__init__ = _cramped  # type: ignore[method-assign]  # the one edge that this program is about
     sys.exit(runner.main())

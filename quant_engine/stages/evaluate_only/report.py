@@ -6,11 +6,11 @@ import torch
 
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
-from quant_engine.stages.context import Run
-from quant_engine.stages.summary import REPORT_VERSION, described_model
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.report.summary import REPORT_VERSION, described_model
 
 
-def as_is_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, Any] | None) -> dict[str, Any]:
+def evaluate_only_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, Any] | None) -> dict[str, Any]:
     """The ``summary``: what needs a reference is null. A dense model is its own original."""
     transforms = [row.transform for row in rows]
     return {
@@ -35,7 +35,7 @@ def as_is_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, Any] | N
     }
 
 
-def as_is_report(
+def evaluate_only_report(
     run: Run, summary: dict[str, Any], rows: list[LayerRow], perplexity: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""

@@ -24,7 +24,7 @@ from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
 from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
     STATE_SHARE,
@@ -33,14 +33,14 @@ from quant_engine.stages.evaluate import (
     window_shapes,
     windows_of,
 )
-from quant_engine.stages.files import Progress, Stage, read_rows, write_json, write_rows
 from quant_engine.stages.load import MODEL_FILE
+from quant_engine.stages.stage import Stage, StageProgress, read_rows, write_json, write_rows
 from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"
 
 
-def prepare_as_is(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
+def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
     """Open the model. No site is to be quantized.
 
     Raises:
@@ -84,10 +84,10 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     return source
 
 
-def load_as_is_stage(run: Run) -> Stage:
+def evaluate_only_load_stage(run: Run) -> Stage:
     """Reads every block once, and writes ``model.json`` and the layers' rows. One unit per block."""
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         _check_memory(run)
         for block in range(run.model.blocks):
             with run.model.block(block):
@@ -112,17 +112,16 @@ def loaded_rows(directory: Path) -> list[LayerRow]:
     return read_rows(directory / _ROWS)
 
 
-def evaluate_as_is_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
+def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
     """Writes ``perplexity.json``. One unit per block and pass. The model runs in its checkpoint's own type."""
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         result = perplexity(
             model,
             windows_of(run, settings),
             on_block=progress.advance,
-            states=StateFile(directory, share=STATE_SHARE),
-            low_memory=run.spec.low_memory,
+            execution=run.execution(StateFile(directory, share=STATE_SHARE)),
         )
         measured = perplexity_fields(result)
         original = None if run.base.is_quantized else measured

@@ -33,11 +33,11 @@ from quant_engine.paper import (
 )
 from quant_engine.policy import PaperExperiment
 from quant_engine.selection import choose_layers
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
+from quant_engine.stages.context.run import Run
 from quant_engine.stages.paper.trials import Bench, Phases
-from quant_engine.stages.plans import write_plan
+from quant_engine.stages.plan_files import write_plan
 from quant_engine.stages.search import CHOICE, is_scaled
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 REPORT: Final = "experiment.json"
 FIGURES: Final = "figures"
@@ -60,7 +60,7 @@ def paper_stage(run: Run, experiment: PaperExperiment, records: Path, upstream: 
         )
     budget = unit_budget(experiment, len(scaled))
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         bench = Bench(run, experiment, records, directory, Phases(progress, budget))
         report = _write_results(bench, _experiment(bench, scaled))
         for family, error in report["table"]["mean"].items():

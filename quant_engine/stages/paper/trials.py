@@ -15,10 +15,10 @@ from quant_engine.evaluation.layer_errors import plan_errors
 from quant_engine.models import Site
 from quant_engine.paper import BASELINE_POINT, Configuration, Family, Layer, ScalePoint, Score, profile_report
 from quant_engine.policy import PaperExperiment, Training
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, read_json, write_json
-from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.plans import read_plan, write_plan
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import read_plan, write_plan
+from quant_engine.stages.stage import StageProgress, read_json, write_json
 from quant_engine.training import train_scales
 from quant_engine.transforms import SitePlan
 
@@ -29,7 +29,7 @@ _TOGETHER: Final = 4
 class Phases:
     """A stage's progress in phases with budgets of units; what a phase does not use is skipped at its end."""
 
-    def __init__(self, progress: Progress, budget: dict[str, int]) -> None:
+    def __init__(self, progress: StageProgress, budget: dict[str, int]) -> None:
         self._progress = progress
         self._ends: dict[str, int] = {}
         for name, units in budget.items():
@@ -128,8 +128,7 @@ class Bench:
                 opened.rows,
                 plan,
                 self._training(configuration.learning_rate),
-                opened.settings.weights,
-                opened.settings.activations,
+                opened.settings,
                 seed=self._seed(site),
             )
             plan, best_step = trained.plan, trained.best_step

@@ -10,11 +10,11 @@ import torch
 
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Policy, TransformKind
-from quant_engine.stages.blocks import Plans, block_linears, quantized_reader
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.stages.export import CHECKPOINT, export_stage
-from quant_engine.stages.files import run_stage
-from quant_engine.stages.quantize import quantize_stage
+from quant_engine.stages.quantize.block_files import Plans, block_linears, quantized_reader
+from quant_engine.stages.quantize.stage import quantize_stage
+from quant_engine.stages.stage import run_stage
 from quant_engine.transforms.primitives import Block, Dense, Hadamard, Kronecker, Permutation, Primitive
 from tests.integration.quant_engine.helpers import fixed_ids, random_plans, streamed_logits
 

@@ -12,7 +12,7 @@ from quant_engine.interface.layers import LayerRow
 from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Site, StreamedModel
 from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Policy, TransformKind
-from quant_engine.stages.context import Run, prepare_run
+from quant_engine.stages.context.run import Run, prepare_run
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import Hadamard
 

@@ -38,7 +38,7 @@ SPEC: Final = small(perplexity=True)
 def cut_batches(patch: pytest.MonkeyPatch) -> None:
     """Let so little text be several batches in each stage, and two passes of an evaluation, which keeps every state."""
     patch.setattr("quant_engine.calibration.capture.BATCH_TOKENS", 64)
-    patch.setattr("quant_engine.stages.streams._BATCH_TOKENS", 64)
+    patch.setattr("quant_engine.stages.sample_streams._BATCH_TOKENS", 64)
     patch.setattr("quant_engine.evaluation.perplexity._BATCH_TOKENS", 32)
     patch.setattr("quant_engine.evaluation.perplexity.PASS_TOKENS", 64)
     patch.setattr("quant_engine.stages.evaluate.STATE_SHARE", None)

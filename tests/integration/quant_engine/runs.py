@@ -15,12 +15,12 @@ from quant_engine.checkpoint.verify import compare
 from quant_engine.models import StreamedModel
 from quant_engine.pipeline import RunResult, run
 from quant_engine.policy import Calibration, Evaluation, InlineTexts, Perplexity, Policy, resolve_policy
-from quant_engine.stages.blocks import block_linears, quantized_reader
 from quant_engine.stages.calibrate import RECORDS, read_windows
-from quant_engine.stages.context import Run, prepare_run
+from quant_engine.stages.context.run import Run, prepare_run
 from quant_engine.stages.export import CHECKPOINT
+from quant_engine.stages.quantize.block_files import block_linears, quantized_reader
 from quant_engine.stages.select import read_selection
-from quant_engine.stages.train_rotation import read_rotation
+from quant_engine.stages.train.rotation import read_rotation
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.helpers import RecordingObserver, fixed_ids, run_spec, streamed_logits
 

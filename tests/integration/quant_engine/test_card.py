@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 
 from quant_engine.checkpoint.hashes import changed_files
 from quant_engine.policy import Policy, TransformKind, policy_hash
-from quant_engine.stages.card import Measured
 from quant_engine.stages.export import CHECKPOINT, export_stage
-from quant_engine.stages.files import run_stage
-from quant_engine.stages.quantize import quantize_stage
+from quant_engine.stages.quantize.stage import quantize_stage
+from quant_engine.stages.report.card import Measured
+from quant_engine.stages.stage import run_stage
 from tests.integration.quant_engine.exports import every_linear, export, in_memory_logits, logits_of, online_plans
 from tests.integration.quant_engine.helpers import open_run, random_plans
 from tests.integration.quant_engine.runs import policy_of, run_until, small

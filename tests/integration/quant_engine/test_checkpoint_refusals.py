@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from quant_engine.checkpoint import load
 from quant_engine.checkpoint.verify import main, verify_in_fresh_process
 from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, VerificationFailed
-from quant_engine.stages.blocks import Plans
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.stages.export import verify_stage
-from quant_engine.stages.files import run_stage
+from quant_engine.stages.quantize.block_files import Plans
+from quant_engine.stages.stage import run_stage
 from tests.integration.quant_engine.exports import config_of, every_linear, export, logits_of, online_plans
 from tests.integration.quant_engine.helpers import open_run, random_plans
 from tests.tiny_models import write_tiny_model
+from tests.unit.quant_engine.definitions import order_of
 
 
 def test_the_gate_passes_an_honest_checkpoint_and_fails_one_flipped_byte(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_checkpoint_of_the_first_version_still_loads(tmp_path: Path) -> None:
     _, checkpoint = export(run, random_plans(run))
     expected = logits_of(load(checkpoint))
     online = {
-        site_reader: {"hadamard_order": plan.order, "clip_ratio": 0.9}
+        site_reader: {"hadamard_order": order_of(plan), "clip_ratio": 0.9}
         for site in run.sites
         for plan in [random_plans(run)[site.name]]
         for site_reader in site.readers

@@ -10,8 +10,8 @@ from quant_engine.checkpoint import OnlineInput, attach_online
 from quant_engine.errors import NumericalInstability
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Policy, TransformKind
-from quant_engine.stages.blocks import Plans, transformed_block
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.quantize.block_files import Plans, transformed_block
 from tests.integration.quant_engine.helpers import (
     ALL_LINEARS,
     fixed_ids,

@@ -16,11 +16,11 @@ from quant_engine.errors import UnsupportedPolicy
 from quant_engine.hadamard import hadamard_matrix
 from quant_engine.policy import PaperExperiment, Policy, resolve_policy
 from quant_engine.stages.calibrate import RECORDS, calibrate_stage
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import run_stage
-from quant_engine.stages.measure import OpenSite
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
 from quant_engine.stages.paper.stage import paper_figures, paper_report, paper_stage
-from quant_engine.stages.plans import read_plan
+from quant_engine.stages.plan_files import read_plan
+from quant_engine.stages.stage import run_stage
 from tests.integration.quant_engine.helpers import RecordingObserver, open_run
 from tests.tiny_models import write_tiny_model
 

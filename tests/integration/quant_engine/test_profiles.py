@@ -17,9 +17,9 @@ from quant_engine.checkpoint.verify import compare, main, verify_in_fresh_proces
 from quant_engine.errors import UnsupportedPolicy, VerificationFailed
 from quant_engine.hadamard import hadamard_order
 from quant_engine.policy import NumberFormat, Output, Policy, TransformKind
-from quant_engine.stages.blocks import Plans
-from quant_engine.stages.context import Run
-from quant_engine.stages.quantize import quantize_stage
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.quantize.block_files import Plans
+from quant_engine.stages.quantize.stage import quantize_stage
 from quant_engine.transforms.primitives import Hadamard
 from tests.integration.quant_engine.exports import config_of, every_linear, export, in_memory_logits, logits_of
 from tests.integration.quant_engine.helpers import fixed_ids, open_run, random_plans

@@ -12,11 +12,11 @@ from quant_engine.models import Site
 from quant_engine.policy import Policy, Statistic, Transform, TransformKind
 from quant_engine.selection import ROLE_GROUPS, grouped_z, weight_kurtosis
 from quant_engine.stages.calibrate import RECORDS, calibrate_stage
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import run_stage
-from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.plans import PlanReader
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import PlanReader
 from quant_engine.stages.select import Selection, read_selection, select_stage
+from quant_engine.stages.stage import run_stage
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.helpers import ALL_LINEARS, RecordingObserver, open_run
 from tests.tiny_models import write_tiny_model

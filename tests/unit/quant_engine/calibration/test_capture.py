@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quant_engine.calibration import Split, capture_records, read_record, self_windows, split_samples
+from quant_engine.calibration import Recording, Split, capture_records, read_record, self_windows, split_samples
 from quant_engine.errors import DiskFull, NumericalInstability
 from quant_engine.models import CheckpointSource, StreamedModel, model_sites, target_sites
 from quant_engine.policy import Policy
@@ -37,9 +37,8 @@ def _capture(directory: Path, out: Path, windows: Tensor, split: Split, **option
     out.mkdir(exist_ok=True)
     model = StreamedModel(CheckpointSource(directory))
     sites = target_sites(model_sites(model.config, model.architecture), Policy(targets=TARGETS))
-    capture_records(
-        model, windows, sites, out, split=split, quantiles=QUANTILES, seed=0, on_block=lambda _: None, **options
-    )
+    recording = Recording(split=split, quantiles=QUANTILES, seed=0, **options)
+    capture_records(model, windows, sites, out, recording, on_block=lambda _: None)
     return model
 
 

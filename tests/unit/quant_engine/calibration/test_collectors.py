@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant_engine.calibration.collectors import Moments, TailQuantiles, TokenReservoir
+from quant_engine.calibration.collectors import ChannelMoments, TailQuantiles, TokenReservoir
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_the_tail_is_no_longer_than_the_lowest_quantile_needs() -> None:
 
 def test_moments_equal_their_definitions() -> None:
     x_TP = _tokens() + 0.5
-    moments = Moments(7, CPU)
+    moments = ChannelMoments(7, CPU)
     for part in x_TP.split(130):
         moments.add(part, part.abs())
     x = x_TP.double()
@@ -47,7 +47,7 @@ def test_moments_equal_their_definitions() -> None:
 
 
 def test_a_constant_has_no_kurtosis() -> None:
-    moments = Moments(2, CPU)
+    moments = ChannelMoments(2, CPU)
     moments.add(torch.zeros(4, 2), torch.zeros(4, 2))
     assert moments.kurtosis == 0.0
 

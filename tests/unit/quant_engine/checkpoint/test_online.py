@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from quant_engine.checkpoint import OnlineInput, attach_online, transformed_input
 from quant_engine.transforms.primitives import Block, Dense, Hadamard, Kronecker, Permutation, Primitive
+from tests.unit.quant_engine.definitions import matrix_of
 
 WIDTH = 48
 _KINDS: dict[str, Callable[[], Primitive]] = {
@@ -26,7 +27,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 def _dense(primitives: tuple[Primitive, ...]) -> Tensor:
     product = torch.eye(WIDTH, dtype=torch.float64)
     for primitive in primitives:
-        product = product @ primitive.matrix(WIDTH)
+        product = product @ matrix_of(primitive, WIDTH)
     return product
 
 

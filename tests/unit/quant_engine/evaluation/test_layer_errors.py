@@ -11,7 +11,8 @@ from quant_engine.evaluation import layer_errors as module
 from quant_engine.evaluation.layer_errors import layer_errors, plan_errors, site_errors
 from quant_engine.hadamard import hadamard_matrix
 from quant_engine.policy import ActivationQuantization, NumberFormat, Transform, TransformKind, WeightQuantization
-from quant_engine.transforms import SitePlan, build_plan, channel_statistics
+from quant_engine.transforms import SitePlan, build_plan
+from tests.unit.quant_engine.definitions import channel_statistics
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 INT4, TOKEN4 = WeightQuantization(), ActivationQuantization()

@@ -6,7 +6,8 @@ import torch
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.policy import NumberFormat, Transform, TransformKind, WeightQuantization
 from quant_engine.rounding import round_to_nearest
-from quant_engine.transforms import build_plan, channel_statistics, transform_weight
+from quant_engine.transforms import build_plan, transform_weight
+from tests.unit.quant_engine.definitions import channel_statistics
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 

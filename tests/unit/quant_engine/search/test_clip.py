@@ -16,6 +16,7 @@ from quant_engine.search import search_clip
 from quant_engine.search.clip import RATIOS
 from quant_engine.transforms import SitePlan, transform_activation
 from quant_engine.transforms.primitives import Hadamard
+from tests.unit.quant_engine.definitions import matrix_of
 
 TOKENS, WIDTH = 96, 64
 
@@ -44,7 +45,7 @@ def _dense_errors(x_TI: Tensor, plan: SitePlan, bits: int) -> list[float]:
     """‖(X' − Q(X')) W'ᵀ‖_F of every ratio, in fp64, the scale that of the run time."""
     assert plan.scales_D is not None
     scales_D = plan.scales_D.double()
-    rotation_II = plan.online[0].matrix(WIDTH, torch.float64)
+    rotation_II = matrix_of(plan.online[0], WIDTH, torch.float64)
     rotated_TI = x_TI.double() / scales_D @ rotation_II
     w_OI = torch.cat(_linears()).double() * scales_D @ torch.linalg.inv(rotation_II).T
     errors = []

@@ -13,7 +13,8 @@ from quant_engine.policy import (
     WeightQuantization,
 )
 from quant_engine.search import baseline_transform, candidate_transforms
-from quant_engine.transforms import build_plan, channel_statistics
+from quant_engine.transforms import build_plan
+from tests.unit.quant_engine.definitions import channel_statistics
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 INT4, TOKEN4 = WeightQuantization(), ActivationQuantization()

@@ -11,8 +11,9 @@ from quant_engine.errors import NumericalInstability
 from quant_engine.evaluation.layer_errors import layer_errors
 from quant_engine.policy import ActivationQuantization, LayerChoice, Transform, TransformKind, WeightQuantization
 from quant_engine.selection import choose_layers, lowest_error
-from quant_engine.transforms import SitePlan, build_plan, channel_statistics
+from quant_engine.transforms import SitePlan, build_plan
 from quant_engine.transforms.primitives import Hadamard
+from tests.unit.quant_engine.definitions import channel_statistics
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 

@@ -9,19 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from quant_engine.errors import NumericalInstability, UnsupportedPolicy
+from quant_engine.execution import Execution
 from quant_engine.hadamard import hadamard_matrix
 from quant_engine.models import CheckpointSource, Site, StreamedModel, model_sites
-from quant_engine.policy import ActivationQuantization, BlockTraining, NumberFormat, TransformKind, WeightQuantization
-from quant_engine.training import BlockBatch, TrainedBlock, train_block
+from quant_engine.policy import (
+    ActivationQuantization,
+    BlockTraining,
+    NumberFormat,
+    SiteQuantization,
+    TransformKind,
+    WeightQuantization,
+)
+from quant_engine.training import BlockBatch, BlockUnderTraining, TrainedBlock, train_block
 from quant_engine.training.block_loss import median_square, weighted
 from quant_engine.training.blocks import learning_rate_factor
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import Kronecker
 from tests.tiny_models import write_tiny_model
+from tests.unit.quant_engine.definitions import matrix_of
 
 PREFIX = "model.layers.0."
 # At a ratio of 1 half of the tokens have their peak on a tie, −7.5, which the last bit decides.
-INT4 = (WeightQuantization(), ActivationQuantization(clip_ratio=0.9))
+INT4 = SiteQuantization(weights=WeightQuantization(), activations=ActivationQuantization(clip_ratio=0.9))
 SHORT = BlockTraining(steps=24, batch_samples=2)
 
 
@@ -37,25 +46,27 @@ class Example:
     def train(
         self,
         training: BlockTraining = SHORT,
-        settings: tuple[WeightQuantization, ActivationQuantization] = INT4,
+        quantization: SiteQuantization = INT4,
         *,
         seed: int = 0,
         on_step: Callable[[int], None] | None = None,
         low_memory: bool = False,
     ) -> TrainedBlock:
         return train_block(
-            self.layer,
-            PREFIX,
-            self.sites,
-            self.weights,
+            BlockUnderTraining(
+                layer=self.layer,
+                prefix=PREFIX,
+                sites=self.sites,
+                weights=self.weights,
+                quantization={site.name: quantization for site in self.sites},
+            ),
             self.start,
             self.batches,
             self.validation,
             training,
-            {site.name: settings for site in self.sites},
             seed=seed,
             on_step=on_step,
-            low_memory=low_memory,
+            execution=Execution(low_memory=low_memory),
         )
 
 
@@ -106,7 +117,7 @@ def dense_loss(example: Example, plans: dict[str, SitePlan]) -> float:
     for site in example.sites:
         plan = plans[site.name]
         assert plan.scales_D is not None
-        matrix = torch.diag(1 / plan.scales_D.double()) @ plan.online[0].matrix(site.features)
+        matrix = torch.diag(1 / plan.scales_D.double()) @ matrix_of(plan.online[0], site.features)
         clip = plan.weight_clip_OG
         for name in site.readers:
             weight = example.weights[name].double() @ torch.linalg.inv(matrix).mT
@@ -246,12 +257,12 @@ def test_targets_that_are_not_finite_are_named(example: Callable[[str], Example]
 def test_a_group_that_does_not_fit_is_named(example: Callable[[str], Example]) -> None:
     weights = WeightQuantization(granularity="group", group_size=40)
     with pytest.raises(UnsupportedPolicy, match="40"):
-        example("llama").train(settings=(weights, INT4[1]))
+        example("llama").train(quantization=replace(INT4, weights=weights))
 
 
 def test_nothing_to_learn_gives_the_start_back(example: Callable[[str], Example]) -> None:
     block = example("llama")
-    unrounded = (INT4[0], ActivationQuantization(format=NumberFormat.NONE))
+    unrounded = replace(INT4, activations=ActivationQuantization(format=NumberFormat.NONE))
     trained = block.train(BlockTraining(learn=("activation_clip",)), unrounded)
     assert (trained.best_step, trained.curve, trained.plans) == (0, (), block.start)
 

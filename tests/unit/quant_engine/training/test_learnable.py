@@ -11,20 +11,22 @@ from quant_engine.policy import (
     ActivationQuantization,
     BlockTraining,
     NumberFormat,
+    SiteQuantization,
     TransformKind,
     WeightQuantization,
 )
-from quant_engine.training import LearnablePlan, SiteSettings
+from quant_engine.training import LearnablePlan
 from quant_engine.training.learnable import plan_inputs, plan_weights
 from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 from quant_engine.transforms import SitePlan
-from quant_engine.transforms.primitives import Block, Dense, Diagonal, Hadamard, Kronecker, Permutation, Primitive
+from quant_engine.transforms.primitives import Block, Dense, Hadamard, Kronecker, Permutation, Primitive
+from tests.unit.quant_engine.definitions import matrix_of
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 D = 48
 X = massive_input(64, D, massive=60.0)
 LINEARS = (weight(20, D), weight(12, D, seed=2))
-INT4 = SiteSettings(weights=WeightQuantization(), activations=ActivationQuantization())
+INT4 = SiteQuantization(weights=WeightQuantization(), activations=ActivationQuantization())
 GENERATOR = torch.Generator().manual_seed(0)
 SCALES = torch.rand(D, generator=GENERATOR) + 0.5
 BLOCKS = torch.randn(4, 12, 12, generator=GENERATOR) * 0.1 + torch.eye(12)
@@ -37,7 +39,7 @@ ONLINE: dict[str, tuple[Primitive, ...]] = {
         Permutation(index_D=torch.randperm(D, generator=GENERATOR)),
         Block(blocks_NKK=BLOCKS.flip(0)),
     ),
-    "dense": (Diagonal(scales_D=SCALES.flip(0)), Dense(matrix_DD=torch.block_diag(*BLOCKS) + 0.01)),
+    "dense": (Permutation(index_D=torch.arange(D).flip(0)), Dense(matrix_DD=torch.block_diag(*BLOCKS) + 0.01)),
 }
 
 
@@ -58,11 +60,11 @@ def error(inputs: Tensor, weights: tuple[Tensor, ...]) -> float:
     return float(torch.cat([X @ w.T - inputs @ q.T for w, q in zip(LINEARS, weights, strict=True)], dim=1).norm())
 
 
-def dense_error(plan: SitePlan, settings: SiteSettings) -> float:
+def dense_error(plan: SitePlan, settings: SiteQuantization) -> float:
     """E in fp64 from dense matrices, integers and the clips, on the run time's activation grid."""
     matrix = torch.diag(1 / plan.scales_D.double()) if plan.scales_D is not None else torch.eye(D, dtype=torch.float64)
     for primitive in plan.online:
-        matrix = matrix @ primitive.matrix(D)
+        matrix = matrix @ matrix_of(primitive, D)
 
     def grid(v: Tensor, bits: int, ratio: Tensor, steps: float) -> Tensor:
         scale = ratio * v.abs().amax(dim=-1, keepdim=True) / steps
@@ -98,13 +100,14 @@ def test_what_is_trained_is_what_is_exported(online: str, group_size: int | None
     assert trained == pytest.approx(dense_error(exported, settings), rel=1e-3)
 
 
-@pytest.mark.parametrize("parametrization", ["direct", "cayley"])
-def test_it_starts_from_its_plan(parametrization: str) -> None:
+def test_it_starts_from_its_plan() -> None:
     learn = BlockTraining(learn=("scales", "transform"))
-    learnable = LearnablePlan(plan("kronecker"), learn, LINEARS, INT4, parametrization=parametrization)
+    learnable = LearnablePlan(plan("kronecker"), learn, LINEARS, INT4)
     exported = learnable.plan()
     torch.testing.assert_close(exported.scales_D, SCALES, rtol=1e-4, atol=0)
-    torch.testing.assert_close(exported.online[0].matrix(D), ONLINE["kronecker"][0].matrix(D), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        matrix_of(exported.online[0], D), matrix_of(ONLINE["kronecker"][0], D), rtol=0, atol=1e-5
+    )
     assert exported.clip_ratio is None
     assert exported.weight_clip_OG is None
 
@@ -134,7 +137,7 @@ def test_only_what_is_asked_for_is_learned(learn: tuple[str, ...], tied: bool, c
 
 def test_unquantized_sites_and_per_tensor_scales_have_no_clips() -> None:
     none = ActivationQuantization(format=NumberFormat.NONE)
-    settings = SiteSettings(weights=WeightQuantization(granularity="tensor"), activations=none)
+    settings = SiteQuantization(weights=WeightQuantization(granularity="tensor"), activations=none)
     learnable = LearnablePlan(plan("nothing"), BlockTraining(), LINEARS, settings)
     assert learnable.clip_parameters() == []
     assert torch.equal(fake_quantize_at_run_time(X, none), X)

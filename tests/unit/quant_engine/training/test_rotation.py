@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from quant_engine.errors import NumericalInstability
+from quant_engine.execution import Execution
 from quant_engine.hadamard import hadamard_matrix
 from quant_engine.models import (
     CheckpointSource,
@@ -20,7 +21,7 @@ from quant_engine.models import (
     hadamard_rotation,
     model_sites,
 )
-from quant_engine.policy import ActivationQuantization, RotationTraining, WeightQuantization
+from quant_engine.policy import ActivationQuantization, RotationTraining, SiteQuantization, WeightQuantization
 from quant_engine.resume_state import StateFile
 from quant_engine.training import train_rotation
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
@@ -29,7 +30,7 @@ from tests.tiny_models import write_tiny_model
 
 # At a ratio of 1 half of the tokens have their peak on a tie, −7.5, which the last bit decides.
 CLIP = 0.9
-SETTINGS = (WeightQuantization(), ActivationQuantization(clip_ratio=CLIP))
+SETTINGS = SiteQuantization(weights=WeightQuantization(), activations=ActivationQuantization(clip_ratio=CLIP))
 
 
 def load(
@@ -87,7 +88,7 @@ def test_rounding_is_that_of_the_rotated_checkpoint(
     with torch.no_grad():
         plain = float(next_token_loss(model, windows))
         rotation = hadamard_rotation(model.config, seed=3, value_heads=heads)
-        activations = {site.name: SETTINGS[1] for site in sites}
+        activations = {site.name: SETTINGS.activations for site in sites}
         live = LiveRotations(rotation.r1_DD, rotation.r2_LKK)
         with rounded_inputs(model.double(), sites, live, activations, online=online):
             loss = float(next_token_loss(model, windows))
@@ -104,12 +105,11 @@ def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> Non
     settings = {site.name: SETTINGS for site in sites}
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def train() -> tuple[Tensor, Tensor | None]:
+    def train() -> ResidualRotation:
         return train_rotation(
             model,
             sites,
-            rotation.r1_DD,
-            rotation.r2_LKK,
+            rotation,
             windows,
             RotationTraining(steps=30, batch_samples=4),
             settings,
@@ -119,7 +119,8 @@ def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> Non
         )
 
     steps: list[int] = []
-    r1, r2 = train()
+    found = train()
+    r1, r2 = found.r1_DD, found.r2_LKK
     assert steps == list(range(1, 31))
     assert r2 is not None
     assert r1.dtype is r2.dtype is torch.float64
@@ -130,18 +131,17 @@ def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> Non
     assert learned < 0.85 * start
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     again = train()
-    assert torch.equal(again[0], r1)
-    assert torch.equal(again[1], r2)
+    assert again.r2_LKK is not None
+    assert torch.equal(again.r1_DD, r1)
+    assert torch.equal(again.r2_LKK, r2)
 
 
 def _train(model: PreTrainedModel, sites: list[Site], training: RotationTraining, **options: Any) -> list[Tensor]:
     rotation = hadamard_rotation(model.config, seed=1)
     windows_ST = torch.randint(2, 512, (6, 16), generator=torch.Generator().manual_seed(3))
     settings = {site.name: SETTINGS for site in sites}
-    learned = train_rotation(
-        model, sites, rotation.r1_DD, rotation.r2_LKK, windows_ST, training, settings, online=True, seed=0, **options
-    )
-    return [each for each in learned if each is not None]
+    learned = train_rotation(model, sites, rotation, windows_ST, training, settings, online=True, seed=0, **options)
+    return [each for each in (learned.r1_DD, learned.r2_LKK) if each is not None]
 
 
 class _StoppedError(Exception):
@@ -159,9 +159,9 @@ def test_learning_goes_on_from_its_state(last: int, tmp_path: Path) -> None:
             raise _StoppedError
 
     with pytest.raises(_StoppedError):
-        _train(model, sites, training, states=StateFile(tmp_path), on_step=stop)
+        _train(model, sites, training, execution=Execution(states=StateFile(tmp_path)), on_step=stop)
     steps: list[int] = []
-    resumed = _train(model, sites, training, states=StateFile(tmp_path), on_step=steps.append)
+    resumed = _train(model, sites, training, execution=Execution(states=StateFile(tmp_path)), on_step=steps.append)
     assert steps == list(range(last, 6))
     for found, expected in zip(resumed, whole, strict=True):
         assert torch.equal(found, expected)
@@ -172,7 +172,7 @@ def test_windows_one_by_one_add_up_to_the_step(tmp_path: Path) -> None:
     _, model, sites = load(tmp_path)
     for windows, tolerance in ((1, 0.0), (3, 1e-5)):
         training = RotationTraining(steps=2, batch_samples=windows)
-        usual, frugal = (_train(model, sites, training, low_memory=low) for low in (False, True))
+        usual, frugal = (_train(model, sites, training, execution=Execution(low_memory=low)) for low in (False, True))
         for found, expected in zip(frugal, usual, strict=True):
             torch.testing.assert_close(found, expected, rtol=0.0, atol=tolerance)
 
@@ -185,6 +185,15 @@ def test_a_broken_model_is_named_and_left_alone(tmp_path: Path) -> None:
     settings = {site.name: SETTINGS for site in sites}
     norm = model.get_submodule(sites[0].producer).weight
     with pytest.raises(NumericalInstability):
-        train_rotation(model, sites, rotation.r1_DD, None, windows, RotationTraining(), settings, online=True, seed=0)
+        train_rotation(
+            model,
+            sites,
+            ResidualRotation(r1_DD=rotation.r1_DD),
+            windows,
+            RotationTraining(),
+            settings,
+            online=True,
+            seed=0,
+        )
     assert model.get_submodule(sites[0].producer).weight is norm
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -14,6 +14,7 @@ from quant_engine.evaluation.layer_errors import layer_errors
 from quant_engine.hadamard import hadamard_matrix
 from quant_engine.policy import (
     ActivationQuantization,
+    SiteQuantization,
     Statistic,
     Training,
     Transform,
@@ -21,14 +22,15 @@ from quant_engine.policy import (
     WeightQuantization,
 )
 from quant_engine.training import TrainedScales, train_scales
-from quant_engine.training.objective import Grids, prepare_batches
+from quant_engine.training.objective import prepare_batches
 from quant_engine.training.scales import learning_rate_factor
-from quant_engine.transforms import SitePlan, build_plan, channel_statistics
+from quant_engine.transforms import SitePlan, build_plan
 from quant_engine.transforms.primitives import Hadamard
+from tests.unit.quant_engine.definitions import channel_statistics, order_of
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 INT4, TOKEN4 = WeightQuantization(), ActivationQuantization()
-GRIDS = Grids(weights=INT4, activations=TOKEN4)
+GRIDS = SiteQuantization(weights=INT4, activations=TOKEN4)
 X_ALL, W = massive_input(448, 96, massive=60.0), weight(24, 96)
 X_FIT, X_VAL = X_ALL[:320], X_ALL[320:]
 START = build_plan(Transform(), channel_statistics(X_FIT), W)
@@ -43,7 +45,16 @@ def train(
     weights: WeightQuantization = INT4,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainedScales:
-    return train_scales(X_FIT, X_VAL, W, start, training, weights, TOKEN4, seed=seed, on_step=on_step)
+    return train_scales(
+        X_FIT,
+        X_VAL,
+        W,
+        start,
+        training,
+        SiteQuantization(weights=weights, activations=TOKEN4),
+        seed=seed,
+        on_step=on_step,
+    )
 
 
 def validation_error(plan: SitePlan) -> float:
@@ -98,7 +109,7 @@ def test_training_lowers_the_validation_error(kind: TransformKind) -> None:
     assert found.validation_error == pytest.approx(validation_error(found.plan))
     assert found.validation_error < 0.995 * found.start_error
     assert found.plan.label == "learned"
-    assert (found.plan.kind, found.plan.order, found.plan.alpha) == (start.kind, start.order, start.alpha)
+    assert (found.plan.kind, order_of(found.plan), found.plan.alpha) == (start.kind, order_of(start), start.alpha)
     assert found.best_step in {point.step for point in found.curve}
     assert found.learning_rate == 0.02
     assert found.plan.scales_D is not None
@@ -210,9 +221,9 @@ def test_broken_inputs_are_errors() -> None:
     broken_W, broken_X = W.clone(), X_FIT.clone()
     broken_W[0, 0] = broken_X[0, 0] = float("nan")
     with pytest.raises(NumericalInstability):
-        train_scales(X_FIT, X_VAL, broken_W, START, SHORT, INT4, TOKEN4, seed=0)
+        train_scales(X_FIT, X_VAL, broken_W, START, SHORT, GRIDS, seed=0)
     with pytest.raises(NumericalInstability):
-        train_scales(broken_X, X_VAL, W, START, SHORT, INT4, TOKEN4, seed=0)
+        train_scales(broken_X, X_VAL, W, START, SHORT, GRIDS, seed=0)
 
 
 def test_schedule() -> None:

@@ -17,10 +17,9 @@ from quant_engine.transforms import (
     capped_tokens,
     cat_blocks,
     covariance_of,
-    dense_matrix,
-    inverse_transpose_all,
     wush_blocks,
 )
+from tests.unit.quant_engine.definitions import dense_matrix, inverse_transpose_all, matrix_of
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 WIDTH = 48
@@ -263,7 +262,7 @@ def test_alpha_moves_the_difficulty(build: Callable[..., tuple[Primitive, ...]],
     x_TI, w_OI = (torch.randn(200, 16, generator=generator, dtype=torch.float64) for _ in range(2))
     sigma_x, sigma_w = covariance_of(x_TI * torch.linspace(0.2, 3.0, 16)), covariance_of(w_OI)
     (primitive,) = build(sigma_x, sigma_w, block_size=None, damping=1e-12, alpha=alpha)
-    a_II = primitive.matrix(16)
+    a_II = matrix_of(primitive, 16)
 
     def power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
         values, vectors = torch.linalg.eigh(matrix)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from quant_engine.hadamard import hadamard_matrix, hadamard_order
 from quant_engine.policy import Statistic, Transform, TransformKind
-from quant_engine.transforms import SitePlan, build_plan, channel_statistics, transform_activation, transform_weight
+from quant_engine.transforms import SitePlan, build_plan, transform_activation, transform_weight
 from quant_engine.transforms.primitives import Hadamard
+from tests.unit.quant_engine.definitions import channel_statistics, order_of
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 STATISTICS = [
@@ -67,15 +68,15 @@ def test_plans_say_what_they_are() -> None:
     x_TI, w_OI = massive_input(32, 96), weight(8, 96)
     stats = channel_statistics(x_TI)
     none = build_plan(Transform(kind=TransformKind.NONE), stats, w_OI)
-    assert (none.scales_D, none.order, none.alpha, none.statistic, none.label) == (None, None, None, None, "none")
+    assert (none.scales_D, order_of(none), none.alpha, none.statistic, none.label) == (None, None, None, None, "none")
     rotation = build_plan(Transform(kind=TransformKind.ROTATION, block_size=32), stats, w_OI)
-    assert (rotation.scales_D, rotation.order, rotation.label) == (None, 32, "none")
+    assert (rotation.scales_D, order_of(rotation), rotation.label) == (None, 32, "none")
     smooth = build_plan(Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")), stats, w_OI)
-    assert (smooth.order, smooth.alpha, smooth.label) == (None, 0.5, "l2")
+    assert (order_of(smooth), smooth.alpha, smooth.label) == (None, 0.5, "l2")
     both = build_plan(Transform(), stats, w_OI)
-    assert (both.order, both.alpha, both.statistic, both.label) == (96, 0.5, Statistic(), "absmax")
+    assert (order_of(both), both.alpha, both.statistic, both.label) == (96, 0.5, Statistic(), "absmax")
     learned = both.with_scales(torch.ones(96), "learned")
-    assert (learned.order, learned.alpha, learned.label) == (96, 0.5, "learned")
+    assert (order_of(learned), learned.alpha, learned.label) == (96, 0.5, "learned")
 
 
 def test_none_is_the_identity() -> None:

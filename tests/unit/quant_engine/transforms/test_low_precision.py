@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from quant_engine.policy import Transform, TransformKind
-from quant_engine.transforms import Block, Dense, Hadamard, apply_all, build_plan, inverse_transpose_all
+from quant_engine.transforms import Block, Dense, Hadamard, apply_all, build_plan
 from quant_engine.transforms.low_precision import narrowed
 from quant_engine.transforms.statistics import ChannelStatistics
+from tests.unit.quant_engine.definitions import inverse_transpose_all
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16

@@ -9,11 +9,10 @@ from quant_engine.transforms import (
     Permutation,
     apply_all,
     correlated_groups,
-    dense_matrix,
     duquant,
-    inverse_transpose_all,
     zigzag_permutation,
 )
+from tests.unit.quant_engine.definitions import dense_matrix, inverse_transpose_all, is_orthogonal, matrix_of
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 
@@ -60,7 +59,7 @@ def test_duquant_is_orthogonal_and_changes_no_output(size: int, measured: bool) 
     x_TI, w_OI = massive_input(64, 240, dtype=torch.float64), weight(8, 240, dtype=torch.float64)
     transform = duquant(x_TI.abs().amax(dim=0), block_size=size, steps=4, x_TI=x_TI if measured else None)
     assert [type(primitive) for primitive in transform] == [Block, Permutation, Block]
-    assert all(primitive.orthogonal for primitive in transform)
+    assert all(is_orthogonal(matrix_of(primitive, 240)) for primitive in transform)
     p_II = dense_matrix(transform, 240)
     torch.testing.assert_close(p_II @ p_II.T, torch.eye(240, dtype=torch.float64), rtol=0, atol=2e-6)
     y_TO = x_TI @ w_OI.T
@@ -96,7 +95,7 @@ def test_one_step_is_a_swap_a_spread_and_a_swap(size: int) -> None:
     peak_D = torch.ones(size)
     peak_D[5] = 1000.0
     first, *_ = duquant(peak_D, block_size=size, steps=1)
-    r_KK = first.matrix(size)
+    r_KK = matrix_of(first, size)
     torch.testing.assert_close(r_KK[:, 5].abs(), torch.full((size,), size**-0.5, dtype=torch.float64))
     assert float((peak_D.double() @ r_KK).abs().max()) < 800.0
 

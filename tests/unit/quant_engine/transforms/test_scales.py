@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from quant_engine.errors import NumericalInstability, UnsupportedPolicy
 from quant_engine.policy import Statistic, Transform
-from quant_engine.transforms import abs_quantile, build_plan, channel_statistics, scale_policy
+from quant_engine.transforms import build_plan, scale_policy
+from tests.unit.quant_engine.definitions import abs_quantile, channel_statistics
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 

@@ -19,13 +19,22 @@ from quant_engine.calibration import read_record
 from quant_engine.checkpoint import load
 from quant_engine.models import Site
 from quant_engine.policy import ActivationQuantization, Policy
-from quant_engine.stages.blocks import block_linears, quantized_reader, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import training_windows
-from quant_engine.stages.quantize import _rounder, _settled, _unrounded
-from quant_engine.stages.streams import ORIGINAL, QUANTIZED, TOKEN_CAP, Moments, Streams, open_block
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.quantize import stage
+from quant_engine.stages.quantize.block_files import (
+    Plans,
+    block_linears,
+    quantized_reader,
+    stored_weights,
+    transformed_block,
+)
+from quant_engine.stages.quantize.stage import _rounder, _settled, _unrounded
+from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, TOKEN_CAP, InputMoments, Streams, open_block
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
+from tests.unit.quant_engine.definitions import matrix_of
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "phi3")
 SMALL = small(samples=16)
@@ -58,14 +67,14 @@ def _windows(left: Left) -> Tensor:
     return training_windows(left.run, left.windows)
 
 
-def _moments(left: Left, *, corrected: bool) -> tuple[dict[str, Moments], list[Tensor]]:
+def _moments(left: Left, *, corrected: bool) -> tuple[dict[str, InputMoments], list[Tensor]]:
     """Every site's moments in the order of the stage, and the quantized stream behind the last block."""
     run, plans = left.run, left.plans
     streams = Streams(run.model, _windows(left), quantized=corrected)
     found = {}
     for block in range(run.model.blocks):
         state = transformed_block(run, block, plans)
-        stored = rounded_weights(run, left.quantized, block, plans)
+        stored = stored_weights(run, left.quantized, block, plans)
         sites = [site for site in run.sites if site.block == block]
         with open_block(run, streams, block, state) as opened:
             opened.unrounded({site.name: _unrounded(site, state, plans[site.name]) for site in sites})
@@ -74,7 +83,7 @@ def _moments(left: Left, *, corrected: bool) -> tuple[dict[str, Moments], list[T
                 found[site.name] = opened.moments(site, plan, _rounder(run, site, plan) if corrected else None)
                 opened.settle(site, _settled(run, site, plan, stored))
             opened.advance()
-    return found, streams.passage.batches(QUANTIZED) if corrected else []
+    return found, streams.hidden_states.batches(QUANTIZED) if corrected else []
 
 
 @contextmanager
@@ -101,7 +110,7 @@ def _dense(plan: SitePlan, width: int) -> Tensor:
     if plan.scales_D is not None:
         matrix = matrix / plan.scales_D.double()
     for primitive in plan.online:
-        matrix = matrix @ primitive.matrix(width, torch.float64)
+        matrix = matrix @ matrix_of(primitive, width, torch.float64)
     return matrix
 
 
@@ -260,6 +269,20 @@ def test_gptq_lowers_the_errors_of_layers(tmp_path: Path) -> None:
     assert sum(gains) / len(gains) > 0.02
 
 
+@pytest.mark.parametrize("correction", [None, 1.0])
+def test_a_block_is_transformed_once(correction: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformed: list[int] = []
+
+    def counted(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
+        transformed.append(block)
+        return transformed_block(run, block, plans)
+
+    monkeypatch.setattr(stage, "transformed_block", counted)
+    model = write_tiny_model(tmp_path / "model")
+    run_until("export", model, _gptq(correction), tmp_path, **SMALL)
+    assert transformed == [0, 1]
+
+
 def _stream_error(left: Left) -> float:
     """How far what the quantized blocks make of the training samples is from what the original ones do."""
     run = left.run
@@ -268,7 +291,7 @@ def _stream_error(left: Left) -> float:
     for block in range(run.model.blocks):
         with open_block(run, streams, block) as opened:
             opened.advance()
-    return _relative(torch.cat(stream), torch.cat(streams.passage.batches(ORIGINAL)))
+    return _relative(torch.cat(stream), torch.cat(streams.hidden_states.batches(ORIGINAL)))
 
 
 def test_a_correction_lowers_the_error_of_the_blocks_outputs(runs: Any) -> None:

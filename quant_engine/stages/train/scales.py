@@ -16,11 +16,11 @@ from quant_engine.models import Site
 from quant_engine.policy import Statistic, Training
 from quant_engine.search import baseline_transform
 from quant_engine.selection import lowest_error
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage, read_json, write_json
-from quant_engine.stages.measure import OpenSite
-from quant_engine.stages.plans import PlanReader, plan_path, read_plan, write_plan
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import PlanReader, plan_path, read_plan, write_plan
 from quant_engine.stages.search import is_scaled, selected_sites, site_baselines
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 from quant_engine.training import TrainedScales, train_scales
 from quant_engine.transforms import SitePlan
 
@@ -40,7 +40,7 @@ def train_stage(
     scaled = [site for site in run.sites if is_scaled(run, site)]
     rates = training.learning_rates
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         trials = _Trials(run, training, records, directory, found)
         allowed = rates
         if training.scope == "shared" and len(rates) > 1:
@@ -115,7 +115,7 @@ class _Trials:
         return float(read_json(numbers)["error"])
 
     def _train(self, opened: OpenSite, plan: SitePlan, rate: float) -> TrainedScales:
-        settings, record, device = opened.settings, opened.record, self._run.model.device
+        record, device = opened.record, self._run.model.device
         seed = int.from_bytes(hashlib.sha256(f"{self._seed}:{opened.site.name}".encode()).digest()[:6])
         return train_scales(
             record.fit_FD.to(device),
@@ -123,8 +123,7 @@ class _Trials:
             opened.rows,
             plan,
             self._training.model_copy(update={"learning_rates": (rate,)}),
-            settings.weights,
-            settings.activations,
+            opened.settings,
             seed=seed,
         )
 

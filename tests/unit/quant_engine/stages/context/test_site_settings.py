@@ -9,9 +9,10 @@ import torch
 from quant_engine.errors import InsufficientMemory, NoMatchingLayer, UnsupportedArchitecture, UnsupportedPolicy
 from quant_engine.models import CheckpointSource
 from quant_engine.policy import Calibration, Policy
-from quant_engine.stages.context import prepare_run, quantiles_of
+from quant_engine.stages.context.run import prepare_run
+from quant_engine.stages.context.statistics import quantiles_of
 from quant_engine.stages.load import check_memory
-from quant_engine.stages.plans import plan_fields, read_plan, write_plan
+from quant_engine.stages.plan_files import plan_fields, read_plan, write_plan
 from tests.integration.quant_engine.helpers import (
     ALL_LINEARS,
     RecordingObserver,

@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.models import Site
 from quant_engine.policy import Statistic, TransformKind
 from quant_engine.transforms import SitePlan
 from quant_engine.transforms.primitives import primitive_from
-from quant_engine.whole_files import whole_file
 
 PlanReader = Callable[[Site], SitePlan | None]
 """A site's plan from an earlier stage; None where there is none."""
@@ -58,7 +58,7 @@ def write_plan(directory: Path, site: Site, plan: SitePlan) -> None:
     if plan.weight_clip_OG is not None:
         tensors["weight_clip"] = plan.weight_clip_OG.float()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file(plan_path(directory, site)) as temporary:
+    with atomic_write(plan_path(directory, site)) as temporary:
         save_file(tensors, temporary, metadata={"plan": json.dumps(plan_fields(plan), sort_keys=True)})
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.models import ResidualRotation, StreamedModel, model_sites, target_sites
 from quant_engine.policy import RotationTraining
 from quant_engine.resume_state import SUFFIX, StateFile
 from quant_engine.stages.calibrate import kept_windows, training_windows
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import Progress, Stage
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.stage import Stage, StageProgress
 from quant_engine.training import train_rotation
-from quant_engine.whole_files import whole_file
 
 _FILE = "rotation.safetensors"
 
@@ -25,26 +25,23 @@ def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRo
     One unit per step, which is also what a kill loses at most, and the judgement of the start or of the end.
     """
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         model = StreamedModel(run.base, device=run.spec.device)
         sites = target_sites(model_sites(model.config, model.architecture), run.spec.policy)
-        settings = {name: (each.weights, each.activations) for name, each in run.settings.items()}
-        r1_DD, r2_LKK = train_rotation(
+        learned = train_rotation(
             model.whole(),
             sites,
-            start.r1_DD,
-            start.r2_LKK,
+            start,
             training_windows(run, kept_windows(run, directory / f"windows{SUFFIX}")),
             training,
-            settings,
+            run.settings,
             online=run.spec.policy.online != "none",
             seed=run.spec.calibration.seed,
             on_step=progress.reach,
-            states=StateFile(directory),
-            low_memory=run.spec.low_memory,
+            execution=run.execution(StateFile(directory)),
         )
-        tensors = {"r1": r1_DD} if r2_LKK is None else {"r1": r1_DD, "r2": r2_LKK}
-        with whole_file(directory / _FILE) as temporary:
+        tensors = {"r1": learned.r1_DD} | ({} if learned.r2_LKK is None else {"r2": learned.r2_LKK})
+        with atomic_write(directory / _FILE) as temporary:
             save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
 
     return Stage(

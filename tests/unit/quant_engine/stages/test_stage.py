@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.errors import DiskFull
 from quant_engine.interface.stages import UnknownStage
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.files import Progress, Stage, manifest_digest, read_json, run_stage, write_json
-from quant_engine.whole_files import whole_file
+from quant_engine.stages.stage import Stage, StageProgress, read_json, run_stage, stage_digest, write_json
 from tests.integration.quant_engine.helpers import RecordingObserver
 
 
-def _stage(produce: Callable[[Path, Progress], None], *, resumable: bool = False, **inputs: Any) -> Stage:
+def _stage(produce: Callable[[Path, StageProgress], None], *, resumable: bool = False, **inputs: Any) -> Stage:
     return Stage(name="export", unit="part", total=3, inputs=inputs, produce=produce, resumable=resumable)
 
 
@@ -27,7 +27,7 @@ class _Parts:
         self.dies_before = dies_before
         self.written: list[int] = []
 
-    def __call__(self, directory: Path, progress: Progress) -> None:
+    def __call__(self, directory: Path, progress: StageProgress) -> None:
         for part in range(3):
             if part == self.dies_before:
                 (directory / f"{part}.json.tmp").write_text("half")
@@ -42,10 +42,10 @@ def test_a_finished_stage_is_reused_and_says_so(tmp_path: Path) -> None:
     first, second = _Parts(), _Parts()
     observer = RecordingObserver()
     directory = run_stage(_stage(first, a=1), tmp_path, observer)
-    digest = manifest_digest(directory)
+    digest = stage_digest(directory)
     assert run_stage(_stage(second, a=1), tmp_path, observer) == directory
     assert (first.written, second.written) == ([0, 1, 2], [])
-    assert manifest_digest(directory) == digest
+    assert stage_digest(directory) == digest
     assert [event for event in observer.events if event[0] == "finished"] == [
         ("finished", "export", False),
         ("finished", "export", True),
@@ -88,7 +88,7 @@ def test_a_partial_stage_is_dropped_when_it_can_not_be_taken_up(resumable: bool,
 
 
 def test_states_end_with_their_stage(tmp_path: Path) -> None:
-    def produce(directory: Path, _progress: Progress) -> None:
+    def produce(directory: Path, _progress: StageProgress) -> None:
         StateFile(directory).keep(3, {})
         write_json(directory / "0.json", 0)
 
@@ -124,7 +124,7 @@ def test_a_stage_killed_behind_its_manifest_is_complete(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_becomes_a_problem_with_a_remedy(number: int, tmp_path: Path) -> None:
-    def produce(_directory: Path, _progress: Progress) -> None:
+    def produce(_directory: Path, _progress: StageProgress) -> None:
         raise OSError(number, "full")
 
     with pytest.raises(DiskFull) as caught:
@@ -136,7 +136,7 @@ def test_a_full_disk_becomes_a_problem_with_a_remedy(number: int, tmp_path: Path
 def test_a_really_full_device_is_seen(tmp_path: Path) -> None:
     """/dev/full answers every write with ENOSPC."""
 
-    def produce(directory: Path, _progress: Progress) -> None:
+    def produce(directory: Path, _progress: StageProgress) -> None:
         (directory / "link").symlink_to("/dev/full")
         with (directory / "link").open("w") as file:
             file.write("x")
@@ -146,7 +146,7 @@ def test_a_really_full_device_is_seen(tmp_path: Path) -> None:
 
 
 def test_other_errors_pass_through(tmp_path: Path) -> None:
-    def produce(_directory: Path, _progress: Progress) -> None:
+    def produce(_directory: Path, _progress: StageProgress) -> None:
         raise PermissionError(errno.EACCES, "no")
 
     with pytest.raises(PermissionError):
@@ -155,7 +155,7 @@ def test_other_errors_pass_through(tmp_path: Path) -> None:
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with whole_file(tmp_path / "a") as temporary:
+        with atomic_write(tmp_path / "a") as temporary:
             temporary.write_text("half")
             raise KeyboardInterrupt
 

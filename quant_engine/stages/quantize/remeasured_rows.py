@@ -5,10 +5,10 @@ from pathlib import Path
 
 from quant_engine.evaluation.report import with_errors
 from quant_engine.interface.layers import LayerRow
-from quant_engine.stages.blocks import Plans, rounded_weights, unfused_rows
-from quant_engine.stages.context import Run
-from quant_engine.stages.files import read_rows, write_rows
-from quant_engine.stages.measure import OpenSite
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.quantize.block_files import Plans, stored_weights, unfused_rows
+from quant_engine.stages.stage import read_rows, write_rows
 
 
 def remeasure(run: Run, block: int, plans: Plans, rows: Sequence[LayerRow], records: Path, directory: Path) -> None:
@@ -25,7 +25,7 @@ def remeasure(run: Run, block: int, plans: Plans, rows: Sequence[LayerRow], reco
             opened = OpenSite(run, site, records)
             rounded = {
                 name: w_OI.to(run.model.device, run.model.dtype)
-                for name, w_OI in rounded_weights(run, directory, block, plans).items()
+                for name, w_OI in stored_weights(run, directory, block, plans).items()
             }
             original = unfused_rows(run, block, plans, rounded)
             weights = [original[f"{reader}.weight"] for reader in site.readers]

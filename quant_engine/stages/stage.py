@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from quant_engine.atomic_write import TEMPORARY, atomic_write
 from quant_engine.errors import disk_full_as_error
 from quant_engine.interface.layers import LayerRow
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.stages import require_stage
 from quant_engine.resume_state import SUFFIX, remove_states
-from quant_engine.whole_files import TEMPORARY, whole_file
 
 FORMAT: Final = 1
 """Raised whenever the meaning of a stage's files changes, so that no old file is reused."""
@@ -32,7 +32,7 @@ _INPUTS: Final = "taken-up.digest"
 """The inputs of a stage under way; what was left before states were kept had another name, and is not taken up."""
 
 
-class Progress:
+class StageProgress:
     """A stage's own way to advance."""
 
     def __init__(self, observer: Observer, name: str, total: int) -> None:
@@ -71,7 +71,7 @@ class Stage:
     unit: str
     total: int
     inputs: dict[str, Any]
-    produce: Callable[[Path, Progress], None]
+    produce: Callable[[Path, StageProgress], None]
     resumable: bool = False
     retell: Callable[[Path], None] | None = None
 
@@ -101,7 +101,7 @@ def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
     else:
         with disk_full_as_error(f"the files of stage {stage.name}"):
             _prepare(partial, digest, stage.resumable)
-            stage.produce(partial, Progress(observer, stage.name, stage.total))
+            stage.produce(partial, StageProgress(observer, stage.name, stage.total))
             _describe(partial, digest)
             _put_in_place(partial, final)
     observer.stage_finished(stage.name, time.monotonic() - started, reused)
@@ -113,14 +113,14 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def manifest_digest(stage_directory: Path) -> str:
+def stage_digest(stage_directory: Path) -> str:
     """What names a finished stage's content: the input of the stages after it."""
     return hashlib.sha256((stage_directory / _MANIFEST).read_bytes()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -155,7 +155,7 @@ def _prepare(partial: Path, digest: str, resumable: bool) -> None:
     if not (resumable and marker.is_file() and marker.read_text() == digest):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with whole_file(marker) as temporary:
+        with atomic_write(marker) as temporary:
             temporary.write_text(digest)
     for leftover in partial.rglob(f"*{TEMPORARY}"):
         leftover.unlink()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_engine.training.parameter import scales_from, theta_from
+from quant_engine.training.scale_parameter import scales_from, theta_from
 
 
 @given(st.floats(2e-5, 1e8))

@@ -9,8 +9,8 @@ import torch
 from quant_engine.evaluation.report import chosen_policy, selection_regret, summarize
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
-from quant_engine.stages.choose import Choices
-from quant_engine.stages.context import Run
+from quant_engine.stages.choose_plans import ChosenPlans
+from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan
 
 REPORT_VERSION = 1
@@ -41,7 +41,7 @@ def run_report(
     *,
     perplexity: dict[str, Any] | None,
     verification: dict[str, Any],
-    choices: Choices,
+    choices: ChosenPlans,
 ) -> dict[str, Any]:
     """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""
     spec = run.spec

@@ -1,8 +1,8 @@
 """Stage ``quantize``: each block with its scales fused, its weights transformed and rounded, as a checkpoint stores it.
 
 Round to nearest needs the weights alone. GPTQ streams the calibration samples through the blocks, and with a correction
-through the quantized blocks too (:mod:`quant_engine.stages.streams`); layer rows are then measured once more, with the
-weights that are shipped.
+through the quantized blocks too (:mod:`quant_engine.stages.sample_streams`); layer rows are then measured once more,
+with the weights that are shipped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quant_engine.atomic_write import atomic_write
 from quant_engine.checkpoint import packed_tensors
 from quant_engine.checkpoint.section import check_profile_of
 from quant_engine.evaluation.layer_errors import weight_clips
@@ -21,16 +22,21 @@ from quant_engine.interface.layers import LayerRow
 from quant_engine.models import Site
 from quant_engine.resume_state import StateFile
 from quant_engine.rounding import corrected_weight, factorise, round_weight
-from quant_engine.stages.blocks import Plans, block_linears, block_path, rounded_weights, transformed_block
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
-from quant_engine.stages.context import Run
-from quant_engine.stages.exported_input import run_time_input
-from quant_engine.stages.files import Progress, Stage
-from quant_engine.stages.rows import remeasure
-from quant_engine.stages.streams import OpenBlock, Streams, open_block
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.quantize.block_files import (
+    Plans,
+    block_linears,
+    block_path,
+    stored_weights,
+    transformed_block,
+)
+from quant_engine.stages.quantize.exported_input import run_time_input
+from quant_engine.stages.quantize.remeasured_rows import remeasure
+from quant_engine.stages.sample_streams import OpenBlock, Streams, open_block
+from quant_engine.stages.stage import Stage, StageProgress
 from quant_engine.training.readers import QuantizedSite
 from quant_engine.transforms import SitePlan, transform_activation
-from quant_engine.whole_files import whole_file
 
 
 def quantize_stage(run: Run, plans: Plans, rows: Sequence[LayerRow], calibrated: Path, upstream: str) -> Stage:
@@ -46,7 +52,7 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[LayerRow], calibrated:
     linears = [each for block in block_linears(run, plans).values() for each in block.values()]
     check_profile_of(linears, run.spec.output.profile)
 
-    def produce(directory: Path, progress: Progress) -> None:
+    def produce(directory: Path, progress: StageProgress) -> None:
         streams = _streams(run, calibrated, directory)
         done = 0 if streams is None else streams.first
         for block in range(run.model.blocks):
@@ -57,7 +63,7 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[LayerRow], calibrated:
                 streams.keep(block + 1, last=block + 1 == run.model.blocks)
             progress.reach(block + 1)
         ends = run.source.read(run.model.end_names, dtype=run.source.dtype)
-        with whole_file(directory / "ends.safetensors") as temporary:
+        with atomic_write(directory / "ends.safetensors") as temporary:
             save_file(ends, temporary)
 
     return Stage(
@@ -80,8 +86,7 @@ def _streams(run: Run, calibrated: Path, directory: Path) -> Streams | None:
         run.model,
         training_windows(run, read_windows(calibrated)),
         quantized=any(each.correction > 0 for each in gptq),
-        states=StateFile(directory),
-        low_memory=run.spec.low_memory,
+        execution=run.execution(StateFile(directory)),
     )
 
 
@@ -91,7 +96,7 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
     sites = [site for site in run.sites if site.block == block]
     if streams is None or not sites:
         if not path.is_file():
-            _write_block(path, quantized_block(run, block, plans, {}))
+            _write_block(path, quantized_block(run, block, plans, transformed_block(run, block, plans), {}))
         if streams is not None:
             with open_block(run, streams, block) as opened:
                 opened.advance()
@@ -103,8 +108,8 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
             tensors: dict[str, Tensor] = {}
             for site in sites:
                 tensors |= _rounded_site(run, site, state, plans[site.name], opened)
-            _write_block(path, quantized_block(run, block, plans, tensors))
-        stored = rounded_weights(run, directory, block, plans)
+            _write_block(path, quantized_block(run, block, plans, state, tensors))
+        stored = stored_weights(run, directory, block, plans)
         for site in sites:
             opened.settle(site, _settled(run, site, plans[site.name], stored))
         opened.advance()
@@ -168,18 +173,20 @@ def _online_part(plan: SitePlan) -> SitePlan:
 
 
 def _write_block(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
 
 
-def quantized_block(run: Run, block: int, plans: Plans, rounded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def quantized_block(
+    run: Run, block: int, plans: Plans, state: Mapping[str, Tensor], rounded: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """A block's tensors as the checkpoint stores them, dense ones and scales in its own type.
 
     Args:
+        state: the block as :func:`transformed_block` gives it. It is left as it is.
         rounded: packed weights that are known already; the others are rounded to nearest here.
     """
-    dtype = run.source.dtype
-    state = transformed_block(run, block, plans)
+    dtype, state = run.source.dtype, dict(state)
     tensors = dict(rounded)
     for site in run.sites:
         if site.block == block:

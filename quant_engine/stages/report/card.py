@@ -14,8 +14,9 @@ from quant_engine.checkpoint.license import source_license
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import InlineTexts
 from quant_engine.stages.calibrate import read_windows
-from quant_engine.stages.context import Run, resolved_dataset
-from quant_engine.stages.files import digest_of
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.text import resolved_dataset
+from quant_engine.stages.stage import digest_of
 
 _PACKAGES: Final = ("quantry", "torch", "transformers", "compressed-tensors")
 

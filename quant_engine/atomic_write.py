@@ -13,7 +13,7 @@ TEMPORARY: Final = ".tmp"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it when the block ends well: ``path`` is whole or absent."""
     temporary = path.with_name(path.name + TEMPORARY)
     yield temporary

@@ -16,9 +16,10 @@ from typing import Final, NoReturn
 import torch
 from torch import Tensor, nn
 
-from quant_engine.models import Passage, Site, StreamedModel, first_of, passage_bytes
-from quant_engine.resume_state import StateFile, check_disk
-from quant_engine.stages.context import Run
+from quant_engine.execution import IN_MEMORY, Execution
+from quant_engine.models import HiddenStates, Site, StreamedModel, hidden_states_bytes, next_block
+from quant_engine.resume_state import check_disk
+from quant_engine.stages.context.run import Run
 from quant_engine.training.readers import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan, transform_activation
 
@@ -32,7 +33,7 @@ QUANTIZED: Final = "quantized"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Moments:
+class InputMoments:
     """X̂ᵀX̂ of a site's input as the rounding sees it, and XᵀX̂ with the original's; fp64 [I, I]."""
 
     hessian_II: Tensor
@@ -46,10 +47,9 @@ class Streams:
         windows_ST: token ids.
         quantized: whether to follow the quantized model too.
         batch_samples: how many samples go through a block at a time; as many as are good for it where None.
-        states: keeps both streams behind the last finished block; where it has some, they go on from there.
-        low_memory: one sample at a time, the hidden states in the memory of the CPU. Moments are still summed over as
-            many samples together, so they are the same wherever a row of a smaller product rounds the same; that is
-            not promised.
+        execution: keeps both streams after each finished block; where it has some, they go on from there. With little
+            memory, moments are still summed over as many samples together, so they are the same wherever a row of a
+            smaller product rounds the same; that is not promised.
 
     Raises:
         DiskFull: the states will not fit.
@@ -62,23 +62,24 @@ class Streams:
         *,
         quantized: bool,
         batch_samples: int | None = None,
-        states: StateFile | None = None,
-        low_memory: bool = False,
+        execution: Execution = IN_MEMORY,
     ) -> None:
         names = (ORIGINAL, QUANTIZED) if quantized else (ORIGINAL,)
         together = batch_samples or max(1, _BATCH_TOKENS // windows_ST.shape[1])
-        batches = torch.split(windows_ST, 1 if low_memory else together)
-        state = None if states is None else states.read()
-        if states is not None:
-            needed = states.more_bytes(passage_bytes(model, windows_ST.numel(), len(names)))
-            check_disk(states.directory, needed, "The hidden states of the samples")
-        self.first = first_of(state)
+        batches = torch.split(windows_ST, execution.together(together))
+        state = execution.latest()
+        if execution.states is not None:
+            needed = execution.more_bytes(hidden_states_bytes(model, windows_ST.numel(), len(names)))
+            check_disk(execution.states.directory, needed, "The hidden states of the samples")
+        self.first = next_block(state)
         self.follows_quantized = quantized
-        self.passage = Passage(model, batches, names, state=state, low_memory=low_memory)
-        self._states, self._together = states, together if low_memory else 1
+        self.hidden_states = HiddenStates(model, batches, names, state=state, place=execution.place(model.device))
+        self._execution = execution
+        # Batches whose moments are summed as one: together they hold as many samples, however large each batch is.
+        self._together = together // execution.together(together)
 
     def __len__(self) -> int:
-        return len(self.passage)
+        return len(self.hidden_states)
 
     @property
     def together(self) -> list[range]:
@@ -87,8 +88,7 @@ class Streams:
 
     def keep(self, done: int, *, last: bool) -> None:
         """The first ``done`` blocks are finished, and ``last`` if none follows: let no later attempt do them again."""
-        if self._states is not None:
-            self._states.keep(done, {} if last else self.passage.tensors())
+        self._execution.keep(done, {} if last else self.hidden_states.tensors())
 
 
 @contextmanager
@@ -138,7 +138,7 @@ class OpenBlock:
         self._use()
 
     @torch.no_grad()
-    def moments(self, site: Site, plan: SitePlan, rounder: Callable[[Tensor], Tensor] | None) -> Moments:
+    def moments(self, site: Site, plan: SitePlan, rounder: Callable[[Tensor], Tensor] | None) -> InputMoments:
         """Second moments of the site's transformed input over every sample, massive tokens capped.
 
         Args:
@@ -157,24 +157,24 @@ class OpenBlock:
             quantized_TI = rounder(_rows(self._quantized_input(site, batch) for batch in batches)) * factor_T1
             hessian += (quantized_TI.mT @ quantized_TI).double()
             cross += (original_TI.mT @ quantized_TI).double()
-        return Moments(hessian_II=hessian, cross_II=cross)
+        return InputMoments(hessian_II=hessian, cross_II=cross)
 
     @torch.no_grad()
     def original_output(self, batch: int) -> Tensor:
         """What the original block makes of a batch of the original stream."""
-        passage = self._streams.passage
-        return _hidden(self._original(passage.hidden(batch, ORIGINAL), **passage.arguments(self._block, batch)))
+        stream = self._streams.hidden_states
+        return _hidden(self._original(stream.hidden(batch, ORIGINAL), **stream.arguments(self._block, batch)))
 
     @torch.no_grad()
     def advance(self, originals: Sequence[Tensor] | None = None) -> None:
         """Send every sample through the block, in both streams; ``originals`` are its outputs where they are known."""
-        passage = self._streams.passage
-        for batch in range(len(passage)):
-            passage.put(batch, self.original_output(batch) if originals is None else originals[batch], ORIGINAL)
+        hidden_states = self._streams.hidden_states
+        for batch in range(len(hidden_states)):
+            hidden_states.put(batch, self.original_output(batch) if originals is None else originals[batch], ORIGINAL)
             if self._readers is not None:
-                arguments = passage.arguments(self._block, batch)
-                output_BTD = self._readers.forward(passage.hidden(batch, QUANTIZED), arguments)
-                passage.put(batch, output_BTD, QUANTIZED)
+                arguments = hidden_states.arguments(self._block, batch)
+                output_BTD = self._readers.forward(hidden_states.hidden(batch, QUANTIZED), arguments)
+                hidden_states.put(batch, output_BTD, QUANTIZED)
 
     def _use(self) -> None:
         if self._readers is not None:
@@ -184,9 +184,9 @@ class OpenBlock:
         reader = self._original.get_submodule(site.all_readers[0].removeprefix(self._prefix))
         handle = reader.register_forward_pre_hook(lambda _module, arguments: _stop(arguments[0]))
         try:
-            passage = self._streams.passage
-            arguments = passage.arguments(self._block, batch)
-            return _reached(partial(self._original, passage.hidden(batch, ORIGINAL), **arguments))
+            hidden_states = self._streams.hidden_states
+            arguments = hidden_states.arguments(self._block, batch)
+            return _reached(partial(self._original, hidden_states.hidden(batch, ORIGINAL), **arguments))
         finally:
             handle.remove()
 
@@ -194,10 +194,10 @@ class OpenBlock:
         assert self._readers is not None  # noqa: S101  # a rounder needs the quantized stream
         listening = QuantizedSite(rounder=_stop, weights=self._state[site.name].weights)
         self._readers.use({**self._state, site.name: listening})
-        passage = self._streams.passage
-        arguments = passage.arguments(self._block, batch)
+        hidden_states = self._streams.hidden_states
+        arguments = hidden_states.arguments(self._block, batch)
         try:
-            return _reached(partial(self._readers.forward, passage.hidden(batch, QUANTIZED), arguments))
+            return _reached(partial(self._readers.forward, hidden_states.hidden(batch, QUANTIZED), arguments))
         finally:
             self._use()
 

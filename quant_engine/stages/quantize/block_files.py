@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quant_engine.checkpoint import QuantizedLinear, prepare_quantized, unpacked_state
 from quant_engine.models import StreamedModel, fuse_scales
-from quant_engine.stages.context import Run
+from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan
 
 Plans = Mapping[str, SitePlan]
@@ -42,7 +42,7 @@ def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
     return state
 
 
-def rounded_weights(run: Run, directory: Path, block: int, plans: Plans) -> dict[str, Tensor]:
+def stored_weights(run: Run, directory: Path, block: int, plans: Plans) -> dict[str, Tensor]:
     """Q(W') of a quantized block's linears as its file holds them, by ``<name>.weight``."""
     state = unpacked_state(load_file(block_path(directory, block)), block_linears(run, plans)[block])
     readers = [reader for site in run.sites if site.block == block for reader in site.readers]

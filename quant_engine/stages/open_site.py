@@ -18,9 +18,9 @@ from quant_engine.calibration import SiteRecord, read_record
 from quant_engine.evaluation.layer_errors import LayerErrors, plan_errors, site_errors
 from quant_engine.grids import shared_peak
 from quant_engine.models import Site
-from quant_engine.policy import Transform, TransformKind
+from quant_engine.policy import SiteSettings, Transform, TransformKind
 from quant_engine.search import search_clip
-from quant_engine.stages.context import Run, SiteSettings
+from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan, Tie, build_plan, transform_activation
 
 BASELINE: Final = Transform(kind=TransformKind.SMOOTH_ROTATION, alpha=0.5)

@@ -1,0 +1,1 @@
+"""What the stages of one run share: the run, the settings of its sites, its text, its statistics."""

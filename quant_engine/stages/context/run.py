@@ -1,0 +1,142 @@
+"""One run: the model, the sites to quantize, each site's settings, and how the run computes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant_engine.checkpoint import OnlineInput, QuantizedLinear
+from quant_engine.errors import UnsupportedPolicy
+from quant_engine.execution import Execution
+from quant_engine.grids import export_dtype
+from quant_engine.interface.observer import Observer
+from quant_engine.interface.spec import RunSpec
+from quant_engine.models import (
+    CheckpointSource,
+    ResidualRotation,
+    RotatedSource,
+    Site,
+    StreamedModel,
+    WeightSource,
+    hadamard_rotation,
+    model_configuration,
+    model_sites,
+    target_sites,
+)
+from quant_engine.policy import Policy, Residual, SiteSettings, Transform
+from quant_engine.resume_state import StateFile
+from quant_engine.stages.context.site_settings import allowed_transform, site_settings
+from quant_engine.transforms import SitePlan
+
+
+def start_rotation(base: CheckpointSource, residual: Residual) -> ResidualRotation:
+    """The rotation that a policy's ``residual`` draws."""
+    return hadamard_rotation(model_configuration(base.config), seed=residual.seed, value_heads=residual.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run's invariants.
+
+    Attributes:
+        base: the checkpoint as it is; ``source`` is what is quantized, the same unless the residual stream is rotated.
+        model: streams ``source`` in fp32, for calibration and for everything that is computed on weights.
+        every_site: all sites of the model; ``sites`` are those that the policy quantizes.
+        settings: by site name.
+    """
+
+    spec: RunSpec
+    work_dir: Path
+    observer: Observer
+    base: CheckpointSource
+    source: WeightSource
+    model: StreamedModel
+    every_site: list[Site]
+    sites: list[Site]
+    settings: dict[str, SiteSettings]
+
+    def site_weights(self, site: Site) -> list[Tensor]:
+        """The fp32 weight [O, I] of each linear to quantize, memory-mapped where the checkpoint is fp32."""
+        names = [f"{reader}.weight" for reader in site.readers]
+        stored = self.source.read(names, dtype=self.model.dtype, device=self.model.device)
+        return [stored[name] for name in names]
+
+    def quantized_linears(self, site: Site, plan: SitePlan) -> list[QuantizedLinear]:
+        """How each linear of a site is exported under ``plan``."""
+        settings = self.settings[site.name]
+        online = OnlineInput(
+            primitives=plan.to(self.model.device).online,
+            clip_ratio=plan.runtime_clip(settings.activations),
+        )
+        return [
+            QuantizedLinear(
+                name=name,
+                weights=settings.weights,
+                activations=settings.activations,
+                online=online,
+                input_peak=plan.input_peak,
+            )
+            for name in site.readers
+        ]
+
+    def allowed(self, site: Site, transform: Transform) -> Transform:
+        """``transform`` reduced to what ``policy.online`` lets this site compute: the diagonal, or nothing."""
+        return allowed_transform(transform, site.role, self.spec.policy.online)
+
+    def execution(self, states: StateFile | None = None) -> Execution:
+        """How this run carries out a pass or a training that keeps its latest state in ``states``."""
+        return Execution(states=states, low_memory=self.spec.low_memory)
+
+    def policy_inputs(self) -> dict[str, Any]:
+        """The policy as an input of a stage; its preset's name does not count."""
+        return self.spec.policy.model_dump(mode="json", exclude={"preset"})
+
+
+def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: ResidualRotation | None = None) -> Run:
+    """Open the model and settle what the policy means for it.
+
+    Args:
+        rotation: the learned rotation of the residual stream; the policy's own start where it is None.
+
+    Raises:
+        ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
+        NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
+    """
+    base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
+    source: WeightSource = base
+    if spec.policy.residual is not None:
+        source = RotatedSource(base, rotation or start_rotation(base, spec.policy.residual))
+    model = StreamedModel(source, device=spec.device)
+    every_site = model_sites(model.config, model.architecture)
+    sites = target_sites(every_site, spec.policy)
+    return Run(
+        spec=spec,
+        work_dir=work_dir,
+        observer=observer,
+        base=base,
+        source=source,
+        model=model,
+        every_site=every_site,
+        sites=sites,
+        settings={site.name: site_settings(site, spec.policy) for site in sites},
+    )
+
+
+def _export_dtype(policy: Policy) -> torch.dtype | None:
+    """The only type that readers run some of the policy's weights in (fp4's); None for the model's own.
+
+    Raises:
+        UnsupportedPolicy: two of its formats are run in different types.
+    """
+    weights = [policy.weights, *(each.weights for each in policy.overrides if each.weights is not None)]
+    wanted = {each.format: export_dtype(each.format) for each in weights}
+    found = {dtype for dtype in wanted.values() if dtype is not None}
+    if len(found) > 1:
+        raise UnsupportedPolicy(
+            detail=f"Readers run {', '.join(f'{each.value} in {dtype}' for each, dtype in wanted.items())}; "
+            "a checkpoint has one type.",
+            hint="Use formats that are run in the same type.",
+        )
+    return next(iter(found), None)

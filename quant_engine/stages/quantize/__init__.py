@@ -1,0 +1,1 @@
+"""Stage ``quantize``, and the files of the blocks that it leaves."""

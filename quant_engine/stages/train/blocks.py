@@ -1,0 +1,140 @@
+"""Stage ``train`` of kind ``block``: every block's transforms learned together, block by block and file by file.
+
+Streams the fit and the validation samples; a block's targets are the original block's outputs, its inputs the
+original's too, or what the quantized blocks before it give, rounded to nearest under the transforms learned for them.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quant_engine.calibration import split_samples
+from quant_engine.models import Site
+from quant_engine.policy import BlockTraining
+from quant_engine.resume_state import StateFile
+from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
+from quant_engine.stages.context.run import Run
+from quant_engine.stages.open_site import OpenSite
+from quant_engine.stages.plan_files import PlanReader, plan_path, read_plan, write_plan
+from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, Streams, open_block
+from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
+from quant_engine.training import BlockBatch, BlockUnderTraining, TrainedBlock, train_block
+from quant_engine.training.learnable import quantized_site
+from quant_engine.training.readers import QuantizedSite
+from quant_engine.transforms import SitePlan
+
+
+def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, found: PlanReader, upstream: str) -> Stage:
+    """Writes a plan for each site and ``<block>.curve.json``. One unit per block that has sites.
+
+    Args:
+        calibrated: the directory of ``calibrate``.
+        found: the plan that a search settled on.
+    """
+    blocks = sorted({site.block for site in run.sites})
+
+    def produce(directory: Path, progress: StageProgress) -> None:
+        windows_ST = training_windows(run, read_windows(calibrated))
+        streams = Streams(
+            run.model,
+            windows_ST,
+            quantized=training.inputs == "quantized",
+            batch_samples=1,
+            execution=run.execution(StateFile(directory)),
+        )
+        trainer = _Trainer(run=run, training=training, records=calibrated / RECORDS, found=found, directory=directory)
+        if streams.first:
+            progress.reach(sum(block < streams.first for block in blocks))
+        for block in range(streams.first, max(blocks) + 1):
+            trainer.pass_block(block, streams)
+            streams.keep(block + 1, last=block == max(blocks))
+            if block in blocks:
+                progress.advance()
+
+    return Stage(
+        name="train",
+        unit="block",
+        total=len(blocks),
+        inputs={"upstream": upstream, "policy": run.policy_inputs(), "seed": run.spec.calibration.seed},
+        produce=produce,
+        resumable=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trainer:
+    """Trains one block at a time, and leaves its files in ``directory``."""
+
+    run: Run
+    training: BlockTraining
+    records: Path
+    found: PlanReader
+    directory: Path
+
+    def pass_block(self, block: int, streams: Streams) -> None:
+        """Train the block unless a killed attempt did, and take the streams through it."""
+        sites = [site for site in self.run.sites if site.block == block]
+        hidden_states = streams.hidden_states
+        with open_block(self.run, streams, block) as opened:
+            targets = [opened.original_output(batch).to(hidden_states.place) for batch in range(len(hidden_states))]
+            if sites and not all(plan_path(self.directory, site).is_file() for site in sites):
+                inputs = hidden_states.batches(QUANTIZED if streams.follows_quantized else ORIGINAL)
+                batches = [
+                    BlockBatch(
+                        inputs_BTD=inputs[i], targets_BTD=targets[i], arguments=hidden_states.arguments(block, i)
+                    )
+                    for i in range(len(hidden_states))
+                ]
+                self._write(block, sites, self._trained(block, sites, batches))
+            if streams.follows_quantized:
+                # All at once: a layer of which only some sites are known can not be computed with.
+                opened.unrounded({site.name: self._settled(site) for site in sites})
+            opened.advance(targets)
+
+    def _trained(self, block: int, sites: list[Site], batches: list[BlockBatch]) -> TrainedBlock:
+        run, calibration = self.run, self.run.spec.calibration
+        fit = split_samples(calibration.samples, calibration.holdout).fit
+        start = {site.name: self._start(site) for site in sites}
+        digest = hashlib.sha256(f"{calibration.seed}:{block}".encode()).digest()
+        linears = {
+            name: w_OI for site in sites for name, w_OI in zip(site.readers, run.site_weights(site), strict=True)
+        }
+        with run.model.block(block) as layer:
+            return train_block(
+                BlockUnderTraining(
+                    layer=layer,
+                    prefix=run.model.architecture.block_prefix(block),
+                    sites=sites,
+                    weights=linears,
+                    quantization={site.name: run.settings[site.name] for site in sites},
+                ),
+                start,
+                batches[:fit],
+                batches[fit:],
+                self.training,
+                seed=int.from_bytes(digest[:6]),
+                execution=run.execution(),
+            )
+
+    def _start(self, site: Site) -> SitePlan:
+        found, opened = self.found(site), OpenSite(self.run, site, self.records)
+        return opened.plan(opened.settings.transform) if found is None else opened.clipped(found)
+
+    def _settled(self, site: Site) -> QuantizedSite:
+        """The site under its learned plan, its weights to nearest."""
+        plan = read_plan(self.directory, site).to(self.run.model.device)
+        return quantized_site(self.run.site_weights(site), plan, self.run.settings[site.name])
+
+    def _write(self, block: int, sites: list[Site], trained: TrainedBlock) -> None:
+        self.run.observer.metric("train.validation_loss", trained.best_loss)
+        curve = [asdict(point) for point in trained.curve]
+        numbers = {"start_loss": trained.start_loss, "best_loss": trained.best_loss, "best_step": trained.best_step}
+        write_json(self.directory / f"{block:05d}.curve.json", numbers | {"curve": curve})
+        for site in sites:
+            write_plan(self.directory, site, trained.plans[site.name])
+
+
+def read_curves(directory: Path) -> dict[str, Any]:
+    """Each block's losses, by its number; validation samples, relative to the block's output."""
+    return {str(int(path.name.split(".")[0])): read_json(path) for path in sorted(directory.glob("*.curve.json"))}
