@@ -26,20 +26,20 @@ from jobs.kit.errors import InstallationError, Unavailable
 from jobs.observability.logs import configure_logging
 from jobs.observability.opening import open_tracing
 from jobs.observability.tracing import NoTracing, Tracing
-from jobs.publications.lease import PublicationKeeper
+from jobs.publications.lease import PublicationLeases
 from jobs.repository.database import Database
 from jobs.settings import Settings
-from worker.attempts.attempt import Equipment, Programs
+from worker.attempts.attempt import AttemptDependencies, Programs
 from worker.attempts.supervisor import Supervisor
-from worker.claims.measured import MeasuredKeeper
+from worker.claims.measured import MeasuredJobLeases
 from worker.devices import devices
 from worker.draining import Draining
 from worker.nudge import CeleryNudger, make_celery
-from worker.polling import Looker
-from worker.publishing.attempt import PublishEquipment
+from worker.polling import Poller
+from worker.publishing.attempt import PublishDependencies
 from worker.publishing.publisher import Publisher, hub_tokens
 from worker.subprocesses.parent_death import die_with_parent
-from worker.sweeper.restarter import SweeperKeeper
+from worker.sweeper.restarter import SweeperRestarter
 from worker.telemetry.metrics import open_metrics
 from worker.telemetry.ports import Telemetry
 
@@ -75,13 +75,13 @@ class Worker:
         self._database = Database(settings.database_url.get_secret_value() if settings.database_url else _NO_DATABASE)
         self._device = self._devices[0]
         self._publisher: Publisher | None = None
-        self._looker: Looker | None = None
+        self._poller: Poller | None = None
         self._supervisor: Supervisor | None = None
         self._running = threading.Lock()  # one job at a time, whether a nudge or a look found it
         self._tracing: Tracing = NoTracing()  # of a process; the pool's come after the fork
         self.meters, self.metrics = open_metrics(settings)
         self.draining = Draining(settings.drain_seconds)
-        self.sweeper = SweeperKeeper(self._owner)
+        self.sweeper = SweeperRestarter(self._owner)
         self.celery = make_celery(settings)
         self.celery.conf.update(
             worker_pool=_handing_back(self.draining),
@@ -165,11 +165,11 @@ class Worker:
         self.enter_pool_process(getattr(billiard.current_process(), "index", 0))
         self._publisher = self._make_publisher()
         self._publisher.start()
-        self._looker = Looker(self._look, every_seconds=self._settings.sweep_seconds)
-        self._looker.start()
+        self._poller = Poller(self._look, every_seconds=self._settings.sweep_seconds)
+        self._poller.start()
 
     def _on_process_shutdown(self, **_: object) -> None:
-        """No task runs: the main process asked for this, was killed, or terminated this child. The looker may be busy.
+        """No task runs: the main process asked for this, was killed, or terminated this child. The poller may be busy.
 
         billiard puts its own handler of SIGTERM over any that a starting child installs. That handler leads here, and
         a second SIGTERM would end the process in the middle of handing back.
@@ -177,8 +177,8 @@ class Worker:
         with self.draining.yielding_on_sigterm():
             if terminate_handler_fired() or os.getppid() != self._main_pid:
                 self.draining.yield_now()
-            if self._looker is not None:
-                self._looker.stop(self._settings.drain_seconds + _HAND_BACK_SECONDS)
+            if self._poller is not None:
+                self._poller.stop(self._settings.drain_seconds + _HAND_BACK_SECONDS)
             if self._publisher is not None:
                 self._publisher.stop()
             self._tracing.stop()
@@ -192,8 +192,8 @@ class Worker:
         self.metrics.stop()
 
     def _make_supervisor(self) -> Supervisor:
-        equipment = Equipment(
-            keeper=MeasuredKeeper(self._database, self._settings, self.meters),
+        dependencies = AttemptDependencies(
+            leases=MeasuredJobLeases(self._database, self._settings, self.meters),
             store=open_store(self._settings),
             credentials=CredentialService(self._database, Vault.open(self._settings)),
             settings=self._settings,
@@ -202,20 +202,20 @@ class Worker:
             must_yield=self.draining.must_yield,
         )
         return Supervisor(
-            equipment=equipment,
+            dependencies=dependencies,
             owner=self._owner,
             nudger=CeleryNudger(self.celery, self.meters.nudge_failed),
             telemetry=Telemetry(self.meters, self._tracing),
         )
 
     def _make_publisher(self) -> Publisher:
-        equipment = PublishEquipment(
-            keeper=PublicationKeeper(self._database, self._settings),
+        dependencies = PublishDependencies(
+            leases=PublicationLeases(self._database, self._settings),
             store=open_store(self._settings),
             token_for=hub_tokens(CredentialService(self._database, Vault.open(self._settings)), os.environ),
             settings=self._settings,
         )
-        return Publisher(equipment, self._owner, is_draining=self.draining.has_begun)
+        return Publisher(dependencies, self._owner, is_draining=self.draining.has_begun)
 
     def _sweeper_step(self) -> type[bootsteps.StartStopStep]:
         sweeper, metrics = self.sweeper, self.metrics

@@ -14,14 +14,14 @@ from worker.jitter import jittered
 logger = structlog.get_logger(__name__)
 
 
-class Looker:
+class Poller:
     """A thread of each pool process. ``look`` runs what it finds and returns when there is no more."""
 
     def __init__(self, look: Callable[[], None], *, every_seconds: float) -> None:
         self._look = look
         self._every_seconds = every_seconds
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="looker", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="poller", daemon=True)
 
     def start(self) -> None:
         """Look from now on; returns at once."""

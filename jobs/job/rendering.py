@@ -16,7 +16,7 @@ from jobs.job.views import (
     StageView,
 )
 from jobs.kit.states import JobStatus
-from jobs.kit.storable import clean_json
+from jobs.kit.storable import storable_json
 from jobs.repository.models import Artifact, Job, JobEvent, JobLayer
 
 
@@ -34,7 +34,9 @@ LAYER_NUMBERS = tuple(
 
 def layer_values(row: Mapping[str, Any]) -> dict[str, Any]:
     """One reported row as column values. Raises: pydantic.ValidationError for a row without its required columns."""
-    return LayerRow.model_validate(clean_json({"alpha": None, "statistic": None, "selected": None, **row})).model_dump()
+    return LayerRow.model_validate(
+        storable_json({"alpha": None, "statistic": None, "selected": None, **row})
+    ).model_dump()
 
 
 def job_view(job: Job, queue_position: int | None = None) -> JobView:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactStore
 from jobs.credentials import require_credentials_of
-from jobs.idempotency import Once
+from jobs.idempotency import IdempotentRequest
 from jobs.job.artifact_files import ArtifactFile, ArtifactFiles
 from jobs.job.lifecycle import Origin, RetryRequest, cancel, enqueue, find_job, retry
 from jobs.job.nudge import Nudger
@@ -22,7 +22,7 @@ from jobs.kit import cursors
 from jobs.kit.errors import ArtifactNotFound, ArtifactsExpired, InvalidQuery, InvalidState, JobNotFound, ReportNotFound
 from jobs.kit.ids import is_id
 from jobs.kit.states import JobStatus
-from jobs.kit.storable import clean_text, is_storable
+from jobs.kit.storable import is_storable, storable_text
 from jobs.kit.views import Item, Page, QueueHealth
 from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.repository import jobs, overview, schema, turns
@@ -61,15 +61,15 @@ class JobService:
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
         kept = self._settings.idempotency_seconds
-        once = Once.of(tenant, "POST /v1/jobs", idempotency_key, request, keep_seconds=kept)
+        idempotent = IdempotentRequest.of(tenant, "POST /v1/jobs", idempotency_key, request, keep_seconds=kept)
         with self._database.transaction() as session:
-            stored = once.replay(session, JobView)
+            stored = idempotent.replay(session, JobView)
             if stored is not None:
                 return stored, False
             require_credentials_of(session, tenant, request)
             job = enqueue(session, request, tenant, self._settings, Origin(request_id, traceparent))
             view = self._views(session, [job])[0]
-            once.remember(session, view)
+            idempotent.remember(session, view)
         self._nudger.nudge()
         return view, True
 
@@ -107,13 +107,15 @@ class JobService:
     def cancel_job(self, job_id: str, *, tenant: str, idempotency_key: str | None = None) -> JobView:
         """Raises: JobNotFound, InvalidState on a terminal job, IdempotencyConflict, IdempotencyInFlight."""
         kept = self._settings.idempotency_seconds
-        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None, keep_seconds=kept)
+        idempotent = IdempotentRequest.of(
+            tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None, keep_seconds=kept
+        )
         with self._database.transaction() as session:
-            stored = once.replay(session, JobView)
+            stored = idempotent.replay(session, JobView)
             if stored is not None:
                 return stored
             view = self._views(session, [cancel(session, tenant, job_id)])[0]
-            once.remember(session, view)
+            idempotent.remember(session, view)
             return view
 
     def retry_job(
@@ -134,15 +136,17 @@ class JobService:
         """
         wanted = RetryRequest(from_stage=from_stage)
         kept = self._settings.idempotency_seconds
-        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/retry", idempotency_key, wanted, keep_seconds=kept)
+        idempotent = IdempotentRequest.of(
+            tenant, f"POST /v1/jobs/{job_id}/retry", idempotency_key, wanted, keep_seconds=kept
+        )
         with self._database.transaction() as session:
-            stored = once.replay(session, JobView)
+            stored = idempotent.replay(session, JobView)
             if stored is not None:
                 return stored
             origin = Origin(request_id, traceparent)
             job = retry(session, tenant, job_id, wanted, self._settings.max_attempts, origin)
             view = self._views(session, [job])[0]
-            once.remember(session, view)
+            idempotent.remember(session, view)
         self._nudger.nudge()
         return view
 
@@ -255,7 +259,7 @@ def _check_storable(parameters: dict[str, str]) -> None:
     for name, value in parameters.items():
         if not is_storable(value):
             raise InvalidQuery(
-                "The value has characters that no stored value can have.", pointer=f"?{clean_text(name)}"
+                "The value has characters that no stored value can have.", pointer=f"?{storable_text(name)}"
             )
 
 

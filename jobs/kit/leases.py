@@ -7,7 +7,7 @@ ClaimKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Beat:
+class HeartbeatResult:
     """What a heartbeat learnt. ``ok`` false: the claim is lost, kill the runner and write nothing more.
 
     ``run_seconds_left``: of the job's time, where it is limited; 0 or less once it is used up.

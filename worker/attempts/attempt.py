@@ -16,7 +16,7 @@ import structlog
 
 from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, total_bytes
 from jobs.credentials import CredentialService
-from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.job.stages import stages_from
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.settings import Settings
@@ -29,7 +29,7 @@ from worker.attempts.reporter import Reporter
 from worker.attempts.store_output import store_output, store_refused
 from worker.attempts.watch import Ended, Watch
 from worker.attempts.workspace import Workspace
-from worker.claims.heartbeat import Ledger
+from worker.claims.heartbeat import ClaimHeartbeat
 from worker.devices import Device
 from worker.outcomes import Outcome
 from worker.subprocesses.child import Command
@@ -54,10 +54,10 @@ class Programs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Equipment:
+class AttemptDependencies:
     """What every attempt of this process works with. ``must_yield``: the worker has to let its job go now."""
 
-    keeper: LeaseKeeper
+    leases: JobLeases
     store: ArtifactStore
     credentials: CredentialService
     settings: Settings
@@ -71,16 +71,16 @@ class Equipment:
 class Attempt:
     """Made for one claim, used once."""
 
-    equipment: Equipment
+    dependencies: AttemptDependencies
     claim: Claim
     request: JobRequest
-    ledger: Ledger
+    heartbeat: ClaimHeartbeat
     reporter: Reporter
-    space: Workspace
+    workspace: Workspace
 
     def run(self) -> Ending:
         """Do the work; the ending is not written yet."""
-        self.ledger.allow(self.claim.run_seconds_left)
+        self.heartbeat.allow(self.claim.run_seconds_left)
         try:
             self._watch.require_right()  # earlier attempts may have used the job's time up
             self._begin_retry()
@@ -99,27 +99,27 @@ class Attempt:
         if ending.outcome is not Outcome.SUCCEEDED:
             self.reporter.fail_stage()
         self.reporter.flush(force=True)
-        final = FinalWrite(self.equipment.keeper, self.claim, ending)
-        outcome = self.ledger.settle(final) or Outcome.LOST
+        final = FinalWrite(self.dependencies.leases, self.claim, ending)
+        outcome = self.heartbeat.settle(final) or Outcome.LOST
         # Published bytes are in the store; what was put there for nothing, garbage collection finds.
-        self.space.discard_output()
+        self.workspace.discard_output()
         # Any other job may be tried again, and a sweep removes what nobody came back for; a full disk can not wait.
         if outcome is Outcome.SUCCEEDED or (ending.problem is not None and ending.problem.code == DISK_FULL):
-            self.space.discard()
+            self.workspace.discard()
         return outcome
 
     def _begin_retry(self) -> None:
         """Remove the stages that a retry wants computed anew. Until that is noted, every attempt does it."""
         if self.claim.retry_from is not None:
-            self.space.drop_stages(stages_from(self.claim.retry_from, self.request.policy))
-            self.ledger.post(lambda: self.equipment.keeper.record_retry_begun(self.claim))
+            self.workspace.drop_stages(stages_from(self.claim.retry_from, self.request.policy))
+            self.heartbeat.post(lambda: self.dependencies.leases.record_retry_begun(self.claim))
 
     def _resolve(self) -> Path:
         """The model's directory on this machine."""
         began = time.monotonic()
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=_RESOLVE, unit="model", total=1))
-            directory = resolve_local(self.equipment.settings.models_dir, self.request.model.id)
+            directory = resolve_local(self.dependencies.settings.models_dir, self.request.model.id)
         else:
             self.reporter.handle(StageStarted(name=_RESOLVE, unit="byte", total=0))
             directory = self._download()
@@ -127,12 +127,12 @@ class Attempt:
         return directory
 
     def _download(self) -> Path:
-        settings = self.equipment.settings
+        settings = self.dependencies.settings
         request = download_file(self.request.model, settings, self._pin.commit())
-        file = self.space.root / "download.json"
+        file = self.workspace.root / "download.json"
         file.write_text(request.model_dump_json())
-        environment = download_environment(self.space.scratch)
-        command = self._command(self.equipment.programs.download, file, environment)
+        environment = download_environment(self.workspace.scratch)
+        command = self._command(self.dependencies.programs.download, file, environment)
         payload = self._watch.follow(replace(command, token=self._hub_token()))
         self._keep_revision(str(payload["revision"]))
         return require_inside(Path(str(payload["path"])), models_cache(settings))
@@ -140,7 +140,7 @@ class Attempt:
     def _hub_token(self) -> str | None:
         while True:
             try:
-                return hub_token(self.claim, self.equipment.credentials)
+                return hub_token(self.claim, self.dependencies.credentials)
             except Unavailable:
                 self._watch.wait(_DATABASE_SECONDS)
             except (CredentialNotFound, CredentialUnreadable) as error:
@@ -149,24 +149,24 @@ class Attempt:
     @property
     def _watch(self) -> Watch:
         return Watch(
-            ledger=self.ledger,
+            heartbeat=self.heartbeat,
             reporter=self.reporter,
-            must_yield=self.equipment.must_yield,
-            oom_kills=self.equipment.oom_kills,
+            must_yield=self.dependencies.must_yield,
+            oom_kills=self.dependencies.oom_kills,
             keep_revision=self._keep_revision,
             max_run_seconds=self.request.limits.max_run_seconds,
         )
 
     @property
     def _pin(self) -> RevisionPin:
-        return RevisionPin(self.space.revision, self.claim.resolved_revision)
+        return RevisionPin(self.workspace.revision, self.claim.resolved_revision)
 
     def _keep_revision(self, commit: str) -> None:
         if self._pin.keep(commit):
-            self.ledger.post(lambda: self.equipment.keeper.record_resolved_revision(self.claim, commit))
+            self.heartbeat.post(lambda: self.dependencies.leases.record_resolved_revision(self.claim, commit))
 
     def _compute(self, model_dir: Path) -> None:
-        settings, device = self.equipment.settings, self.equipment.device
+        settings, device = self.dependencies.settings, self.dependencies.device
         run_file = RunFile(
             job_id=self.claim.job_id,
             parent_pid=os.getpid(),
@@ -182,26 +182,26 @@ class Attempt:
             device=device.name,
             threads=device.threads,
             low_memory=self.claim.low_memory,
-            work_dir=self.space.stages,
-            output_dir=self.space.output,
+            work_dir=self.workspace.stages,
+            output_dir=self.workspace.output,
         )
-        file = self.space.root / "run.json"
+        file = self.workspace.root / "run.json"
         file.write_text(run_file.model_dump_json())
-        environment = runner_environment(self.space.scratch, threads=device.threads, gpu=device.gpu)
-        self._watch.follow(self._command(self.equipment.programs.runner, file, environment))
+        environment = runner_environment(self.workspace.scratch, threads=device.threads, gpu=device.gpu)
+        self._watch.follow(self._command(self.dependencies.programs.runner, file, environment))
 
     def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:
         return Command(
             arguments=[*program, str(file)],
             environment=environment,
-            directory=self.space.scratch,
-            log=self.space.log,
+            directory=self.workspace.scratch,
+            log=self.workspace.log,
         )
 
     def _collect(self) -> Manifest:
         """Read the output and put it into the store. What is left then of ``publish`` is one transaction."""
         began = time.monotonic()
-        output = self.space.output
+        output = self.workspace.output
         try:
             manifest = Manifest(
                 summary=json.loads((output / "summary.json").read_bytes()),
@@ -228,7 +228,7 @@ class Attempt:
             self.reporter.flush()
             self._watch.require_right()
 
-        return store_output(self.equipment.store, output, told=told, wait=self._watch.wait)
+        return store_output(self.dependencies.store, output, told=told, wait=self._watch.wait)
 
 
 def _failed(error: Error) -> Ending:

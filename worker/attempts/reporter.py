@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from jobs.job.lease import Claim, LeaseKeeper, Progress
+from jobs.job.lease import Claim, JobLeases, ProgressReport
 from jobs.kit.states import StageStatus
 from worker.attempts.progress import ProgressTracker
-from worker.claims.heartbeat import Ledger
+from worker.claims.heartbeat import ClaimHeartbeat
 from worker.subprocesses.messages import (
     LayerCompleted,
     Log,
@@ -28,17 +28,17 @@ class Reporter:
 
     def __init__(
         self,
-        keeper: LeaseKeeper,
+        leases: JobLeases,
         claim: Claim,
-        ledger: Ledger,
+        heartbeat: ClaimHeartbeat,
         tracker: ProgressTracker,
         *,
         watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keeper = keeper
+        self._leases = leases
         self._claim = claim
-        self._ledger = ledger
+        self._heartbeat = heartbeat
         self._tracker = tracker
         self._watch = watch or Telemetry.unwatched()
         self._clock = clock
@@ -96,12 +96,12 @@ class Reporter:
         self._tracker.start(name, message.unit, message.total)
         self._watch.stage_started(name)
         self._stage, self._stage_began, self._stale = name, self._clock(), True
-        self._ledger.post(lambda: self._keeper.record_stage(self._claim, name, StageStatus.RUNNING))
+        self._heartbeat.post(lambda: self._leases.record_stage(self._claim, name, StageStatus.RUNNING))
 
     def _end(self, name: str, status: StageStatus, seconds: float) -> None:
         self._flush_rows()
         self._stage, self._stale = None, True
-        self._ledger.post(lambda: self._keeper.record_stage(self._claim, name, status, round(seconds, 3)))
+        self._heartbeat.post(lambda: self._leases.record_stage(self._claim, name, status, round(seconds, 3)))
 
     def _log(self, line: str) -> None:
         if len(self._logs) < _LOG_LINES_AN_INTERVAL:
@@ -112,7 +112,7 @@ class Reporter:
     def _flush_rows(self) -> None:
         if self._rows:
             rows, self._rows = self._rows, []
-            self._ledger.post(lambda: self._keeper.record_layers(self._claim, rows))
+            self._heartbeat.post(lambda: self._leases.record_layers(self._claim, rows))
 
     def _flush_events(self) -> None:
         events: list[tuple[str, dict[str, Any]]] = [
@@ -126,14 +126,14 @@ class Reporter:
             self._post_event(kind, data)
 
     def _post_event(self, kind: str, data: dict[str, Any]) -> None:
-        self._ledger.post(lambda: self._keeper.append_event(self._claim, kind, data))
+        self._heartbeat.post(lambda: self._leases.append_event(self._claim, kind, data))
 
     def _flush_progress(self) -> None:
         reading = self._tracker.snapshot()
         if reading.stage is None:
             return  # between two stages; the next one reports at once
         self._stale = False
-        progress = Progress(
+        progress = ProgressReport(
             fraction=round(reading.fraction, 4),
             stage=reading.stage,
             unit=reading.unit,
@@ -142,7 +142,7 @@ class Reporter:
             eta_p50=_seconds(reading.eta_p50),
             eta_p90=_seconds(reading.eta_p90),
         )
-        self._ledger.post(lambda: self._keeper.record_progress(self._claim, progress))
+        self._heartbeat.post(lambda: self._leases.record_progress(self._claim, progress))
 
 
 def _seconds(value: float | None) -> float | None:

@@ -15,7 +15,7 @@ import structlog
 from jobs.kit.errors import run_deadline
 from worker.attempts.outcome import Ending
 from worker.attempts.reporter import Reporter
-from worker.claims.heartbeat import Ledger, Standing
+from worker.claims.heartbeat import ClaimHeartbeat, ClaimState
 from worker.outcomes import Outcome
 from worker.subprocesses.child import Child, Command
 from worker.subprocesses.messages import Error, Message, Resolved, Result
@@ -39,7 +39,7 @@ class Ended(Exception):
 class Watch:
     """One attempt's eyes. ``oom_kills`` counts what the kernel killed for memory; None where nobody counts."""
 
-    ledger: Ledger
+    heartbeat: ClaimHeartbeat
     reporter: Reporter
     must_yield: Callable[[], bool]
     oom_kills: Callable[[], int | None]
@@ -48,15 +48,15 @@ class Watch:
 
     def require_right(self) -> None:
         """Raises: Ended: the claim or the worker's end demands that this attempt stop."""
-        standing = self.ledger.standing()
-        if standing is Standing.LOST:
-            logger.warning("claim_given_up", silent_seconds=round(self.ledger.silent_seconds(), 1))
+        state = self.heartbeat.state()
+        if state is ClaimState.LOST:
+            logger.warning("claim_given_up", silent_seconds=round(self.heartbeat.silent_seconds(), 1))
             raise Ended(Ending(Outcome.LOST))
         if self.must_yield():
             raise Ended(Ending(Outcome.DRAINED))
-        if standing is Standing.CANCEL:
+        if state is ClaimState.CANCEL:
             raise Ended(Ending(Outcome.CANCELLED))
-        if standing is Standing.DEADLINE:
+        if state is ClaimState.DEADLINE:
             raise Ended(Ending(Outcome.FAILED, run_deadline(self.max_run_seconds)))
 
     def wait(self, seconds: float) -> None:

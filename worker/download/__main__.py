@@ -30,7 +30,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from jobs.observability.logs import configure_logging
 from worker.download import problems
-from worker.download.hub_retry import Patience, patiently
+from worker.download.hub_retry import HubBackoff, retry_with_backoff
 from worker.download.transfer import UNFINISHED, Abandoned, HubFile, fetch_file
 from worker.subprocesses.messages import DownloadFile, EventWriter, Log, Resolved, Result, StageAdvanced
 from worker.subprocesses.parent_death import die_with_parent
@@ -112,14 +112,14 @@ class Download:
             if not directory.is_dir():
                 self._fetch_files(info, commit, directory, restricted=restricted)
             elif restricted:  # it came with somebody's token: that does not open it to this one
-                patiently(lambda: api.auth_check(self.request.model_id), self._patience())
+                retry_with_backoff(lambda: api.auth_check(self.request.model_id), self._backoff())
         return directory, commit
 
     def _resolve(self, api: HfApi) -> tuple[ModelInfo, str]:
         model_id, revision = self.request.model_id, self.request.revision
-        info = patiently(
+        info = retry_with_backoff(
             lambda: api.model_info(model_id, revision=revision, files_metadata=True, timeout=_HUB_SECONDS),
-            self._patience(),
+            self._backoff(),
         )
         if info.sha is None or _COMMIT.fullmatch(info.sha) is None:
             raise problems.Refused(problems.unreachable("The Hub named no commit for the revision."))
@@ -146,8 +146,8 @@ class Download:
         stop = threading.Event()
 
         def take(file: HubFile) -> None:
-            patience = Patience(self.request.patience_seconds, on_wait=self._say_why, sleep=stop.wait)
-            fetch_file(file, partial, headers=headers, patience=patience, stop=stop)
+            backoff = HubBackoff(self.request.patience_seconds, on_wait=self._say_why, sleep=stop.wait)
+            fetch_file(file, partial, headers=headers, backoff=backoff, stop=stop)
 
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             transfers = [pool.submit(take, file) for file in files]
@@ -166,8 +166,8 @@ class Download:
             blob_id=file.blob_id if lfs is None else None,
         )
 
-    def _patience(self) -> Patience:
-        return Patience(self.request.patience_seconds, on_wait=self._say_why)
+    def _backoff(self) -> HubBackoff:
+        return HubBackoff(self.request.patience_seconds, on_wait=self._say_why)
 
     def _say_why(self, why: str, seconds: float) -> None:
         self.events.send(Log(message=f"Waiting {seconds:.1f} s: {why}."))

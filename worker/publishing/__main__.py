@@ -17,7 +17,7 @@ from typing import Final
 from huggingface_hub import HfApi
 
 from jobs.observability.logs import configure_logging
-from worker.publishing.commit import Publication
+from worker.publishing.commit import HubUpload
 from worker.publishing.errors import publish_error
 from worker.publishing.http import Meter, install
 from worker.publishing.request import PublishFile
@@ -48,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     events = EventWriter(options.events_fd)
     meter = Meter()
     install(meter)
-    publication = Publication(HfApi(token=token, library_name="quantry"), request, meter)
+    upload = HubUpload(HfApi(token=token, library_name="quantry"), request, meter)
     try:
-        with _reporting(publication, events):
-            published = publication.run()
+        with _reporting(upload, events):
+            published = upload.run()
     except Exception as error:  # noqa: BLE001 — the process's edge: whatever it is, the supervisor must hear of it
         told = publish_error(error, request)
         events.send(told)
@@ -63,13 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _reporting(publication: Publication, events: EventWriter) -> Iterator[None]:
+def _reporting(upload: HubUpload, events: EventWriter) -> Iterator[None]:
     """Report the bytes that the Hub has, about twice a second."""
     over = threading.Event()
 
     def report() -> None:
-        total = publication.request.bytes
-        events.send(StageAdvanced(name=STAGE, done=publication.bytes_done(), total=total))
+        total = upload.request.bytes
+        events.send(StageAdvanced(name=STAGE, done=upload.bytes_done(), total=total))
 
     def watch() -> None:
         while not over.wait(_PROGRESS_SECONDS):

@@ -14,13 +14,13 @@ import structlog
 
 from jobs.artifacts import ArtifactStore, DamagedBlob, LegacyFiles
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreUnavailable, Unavailable
-from jobs.publications.lease import Commit, PublicationClaim, PublicationKeeper, PublishedFile
+from jobs.publications.lease import Commit, PublicationClaim, PublicationLeases, PublishedFile
 from jobs.publications.problems import crashed
 from jobs.publications.queueing import CHECKPOINT_PREFIX
 from jobs.settings import Settings
-from worker.claims.heartbeat import Ledger, Standing
+from worker.claims.heartbeat import ClaimHeartbeat, ClaimState
 from worker.publishing.request import PublishFile, UploadedFile
-from worker.publishing.workspace import PublishSpace
+from worker.publishing.workspace import PublishWorkspace
 from worker.subprocesses.child import Child, Command
 from worker.subprocesses.environment import PUBLISH, publish_environment
 from worker.subprocesses.messages import Error, Message, Result, StageAdvanced
@@ -49,13 +49,13 @@ class _Ended(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishEquipment:
+class PublishDependencies:
     """What every attempt of this process works with.
 
     ``token_for`` gives the Hub token of a claim, None where there is none.
     """
 
-    keeper: PublicationKeeper
+    leases: PublicationLeases
     store: ArtifactStore
     token_for: Callable[[PublicationClaim], str | None]
     settings: Settings
@@ -66,10 +66,10 @@ class PublishEquipment:
 class PublishAttempt:
     """Made for one claim, used once. ``must_yield``: the worker has to let its publication go now."""
 
-    equipment: PublishEquipment
+    dependencies: PublishDependencies
     claim: PublicationClaim
-    ledger: Ledger
-    space: PublishSpace
+    heartbeat: ClaimHeartbeat
+    workspace: PublishWorkspace
     must_yield: Callable[[], bool]
     _shown: int = field(default=-1)
 
@@ -92,7 +92,7 @@ class PublishAttempt:
     def _token(self) -> str:
         """Raises: _Ended: there is none, or it can not be read."""
         try:
-            token = self.equipment.token_for(self.claim)
+            token = self.dependencies.token_for(self.claim)
         except (CredentialNotFound, CredentialUnreadable) as error:
             raise _Ended(self._failed(_no_token(error.code, error.detail))) from error
         except OSError as error:
@@ -106,13 +106,15 @@ class PublishAttempt:
         """Where the file lies on this machine, fetched from the store unless an earlier attempt did that."""
         self._go_on()
         path = CHECKPOINT_PREFIX + file.path
-        legacy = LegacyFiles(self.equipment.settings.artifacts_dir).find(self.claim.job_id, file.artifact_fence, path)
+        legacy = LegacyFiles(self.dependencies.settings.artifacts_dir).find(
+            self.claim.job_id, file.artifact_fence, path
+        )
         if legacy is not None:
             return legacy
-        target = self.space.file(file.sha256)
+        target = self.workspace.file(file.sha256)
         if not target.exists():
             partial = target.with_suffix(".partial")
-            self.equipment.store.fetch(file.sha256, partial, on_bytes=lambda _: self._go_on())
+            self.dependencies.store.fetch(file.sha256, partial, on_bytes=lambda _: self._go_on())
             partial.rename(target)
         return target
 
@@ -131,13 +133,13 @@ class PublishAttempt:
                 for file, source in files
             ),
         )
-        publish_file = self.space.root / "publish.json"
+        publish_file = self.workspace.root / "publish.json"
         publish_file.write_text(request.model_dump_json())
         command = Command(
-            arguments=[*self.equipment.program, str(publish_file)],
-            environment=publish_environment(self.space.scratch),
-            directory=self.space.scratch,
-            log=self.space.log,
+            arguments=[*self.dependencies.program, str(publish_file)],
+            environment=publish_environment(self.workspace.scratch),
+            directory=self.workspace.scratch,
+            log=self.workspace.log,
             token=token,
         )
         with Child(command) as child:
@@ -160,17 +162,17 @@ class PublishAttempt:
             return message
         if isinstance(message, StageAdvanced) and message.done != self._shown:
             self._shown = message.done
-            keeper, done, total = self.equipment.keeper, message.done, message.total
-            self.ledger.post(lambda: keeper.record_progress(self.claim, done, total))
+            leases, done, total = self.dependencies.leases, message.done, message.total
+            self.heartbeat.post(lambda: leases.record_progress(self.claim, done, total))
         return None
 
     def _go_on(self) -> None:
         """Raises: _Ended: the claim is lost, or the worker stops. Leaving the child's block then kills the upload."""
-        if self.ledger.standing() is Standing.LOST:
-            logger.warning("claim_given_up", silent_seconds=round(self.ledger.silent_seconds(), 1))
+        if self.heartbeat.state() is ClaimState.LOST:
+            logger.warning("claim_given_up", silent_seconds=round(self.heartbeat.silent_seconds(), 1))
             raise _Ended(Ending("lost", None))
         if self.must_yield():
-            raise _Ended(Ending("drained", lambda: self.equipment.keeper.release(self.claim)))
+            raise _Ended(Ending("drained", lambda: self.dependencies.leases.release(self.claim)))
 
     def _judge(self, child: Child, verdict: Result | Error | None) -> Ending:
         code = child.exit_code()
@@ -186,20 +188,20 @@ class PublishAttempt:
 
     def _succeeded(self, payload: dict[str, Any]) -> Ending:
         commit = Commit(str(payload["sha"]), str(payload["url"]), created_repo=bool(payload["created_repo"]))
-        return Ending("succeeded", lambda: self.equipment.keeper.succeed(self.claim, commit))
+        return Ending("succeeded", lambda: self.dependencies.leases.succeed(self.claim, commit))
 
     def _failed(self, error: Error) -> Ending:
-        return Ending("failed", lambda: self.equipment.keeper.fail(self.claim, as_problem(error)))
+        return Ending("failed", lambda: self.dependencies.leases.fail(self.claim, as_problem(error)))
 
     def _later(self, error: Error, retry_after: float) -> Ending:
-        keeper, problem = self.equipment.keeper, as_problem(error)
+        leases, problem = self.dependencies.leases, as_problem(error)
         word = "postponed" if self.claim.attempt < self.claim.max_attempts else "failed"
-        return Ending(word, lambda: keeper.postpone(self.claim, problem, retry_after=retry_after))
+        return Ending(word, lambda: leases.postpone(self.claim, problem, retry_after=retry_after))
 
     def _crashed(self) -> Ending:
-        keeper, problem = self.equipment.keeper, crashed(self.claim.attempt)
+        leases, problem = self.dependencies.leases, crashed(self.claim.attempt)
         word = "crashed" if self.claim.attempt < self.claim.max_attempts else "failed"
-        return Ending(word, lambda: keeper.postpone(self.claim, problem))
+        return Ending(word, lambda: leases.postpone(self.claim, problem))
 
 
 def _away(detail: str) -> Error:

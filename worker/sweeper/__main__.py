@@ -14,15 +14,15 @@ from collections.abc import Callable
 
 import structlog
 
-from jobs.job.lease import LeaseKeeper
+from jobs.job.lease import JobLeases
 from jobs.job.nudge import Nudger
 from jobs.kit.errors import InstallationError, Unavailable
 from jobs.observability.logs import configure_logging
 from jobs.repository.database import Database
 from jobs.settings import Settings, get_settings
 from worker.attempts.workspace import abandoned_jobs, discard, put_aside
-from worker.claims.measured import MeasuredKeeper
-from worker.claims.process_lock import orphaned
+from worker.claims.measured import MeasuredJobLeases
+from worker.claims.process_lock import claims_of_dead_processes
 from worker.devices import devices
 from worker.jitter import jittered
 from worker.nudge import CeleryNudger, make_celery
@@ -39,7 +39,7 @@ class Sweeper:
 
     def __init__(
         self,
-        keeper: LeaseKeeper,
+        leases: JobLeases,
         nudger: Nudger,
         settings: Settings,
         *,
@@ -47,7 +47,7 @@ class Sweeper:
         worker_pid: int,
         collect: Callable[[], None] = lambda: None,
     ) -> None:
-        self._keeper = keeper
+        self._leases = leases
         self._nudger = nudger
         self._settings = settings
         self._owner = owner
@@ -67,9 +67,9 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round. Raises: Unavailable."""
-        self._keeper.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
-        with orphaned(self._settings.work_dir, self._settings.publishing_dir) as orphans:
-            swept = self._keeper.sweep(orphans)
+        self._leases.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
+        with claims_of_dead_processes(self._settings.work_dir, self._settings.publishing_dir) as orphans:
+            swept = self._leases.sweep(orphans)
         if swept.requeued or swept.failed or swept.cancelled or swept.publications:
             logger.info(
                 "swept",
@@ -90,7 +90,7 @@ class Sweeper:
         if not found:
             return
         # A rename, while no retry can come between: removing takes longer than a transaction may.
-        with self._keeper.holding_finished(found) as finished:
+        with self._leases.locking_finished_jobs(found) as finished:
             aside = {job_id: put_aside(work_dir, job_id) for job_id in sorted(finished)}
         for job_id, directory in aside.items():
             if directory is not None:
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     database = Database(database_url, pool_size=1)
     collector = BackgroundCollector(database_url, settings)
     sweeper = Sweeper(
-        MeasuredKeeper(database, settings, meters),
+        MeasuredJobLeases(database, settings, meters),
         CeleryNudger(make_celery(settings), meters.nudge_failed),
         settings,
         owner=options.owner,

@@ -15,7 +15,7 @@ from jobs.kit.errors import InstallationError, Unavailable
 from jobs.repository.database import Database
 from jobs.settings import Settings
 from jobs.webhooks.addresses import address_policy
-from jobs.webhooks.lease import DeliveryClaim, DeliveryKeeper, Refusal
+from jobs.webhooks.lease import DeliveryClaim, DeliveryLeases, Refusal
 from jobs.webhooks.signing import signed_headers
 from worker.webhooks.resolving import SystemResolver
 from worker.webhooks.transport import Answer, Messenger, Undeliverable
@@ -46,13 +46,13 @@ class Deliverer:
 
     def __init__(
         self,
-        keeper: DeliveryKeeper,
+        leases: DeliveryLeases,
         messenger: Poster,
         *,
         concurrency: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keeper = keeper
+        self._leases = leases
         self._messenger = messenger
         self._clock = clock
         self._turn = threading.Lock()
@@ -77,7 +77,7 @@ class Deliverer:
     def deliver_next(self) -> str | None:
         """Claim a message and make one attempt: how that ended, or None when none was due. Raises: Unavailable."""
         claimed_at = self._clock()
-        claim = self._keeper.claim()
+        claim = self._leases.claim()
         return None if claim is None else self._attempt(claim, claimed_at)
 
     def _work(self) -> None:
@@ -99,10 +99,10 @@ class Deliverer:
             return None
         if self._clock() >= self._next_tidy:
             self._next_tidy = self._clock() + _TIDY_SECONDS
-            given_up = self._keeper.tidy()
+            given_up = self._leases.tidy()
             if given_up:
                 logger.info("webhooks_given_up", messages=given_up)
-        claim = self._keeper.claim()
+        claim = self._leases.claim()
         if claim is None:
             self._stopping.wait(_IDLE_SECONDS)
         return claim
@@ -110,7 +110,7 @@ class Deliverer:
     def _attempt(self, claim: DeliveryClaim, claimed_at: float) -> str:
         ids = {"message_id": claim.delivery_id, "webhook_id": claim.endpoint_id}
         with structlog.contextvars.bound_contextvars(**ids, attempt=claim.attempt):
-            if self._clock() - claimed_at > self._keeper.lease_seconds / 2:
+            if self._clock() - claimed_at > self._leases.lease_seconds / 2:
                 logger.warning("webhook_claim_too_old")  # this process stood still: the lease may be another's soon
                 return "late"
             outcome, landed, http_status = self._send(claim)
@@ -121,16 +121,16 @@ class Deliverer:
         """(what came of it, whether that could be written, the HTTP status)."""
         if not claim.secrets:
             error = "Not sent: this worker does not have the key that the secret is stored under. Tell the operator."
-            return "unreadable", self._keeper.refuse(claim, Refusal(error)), None
+            return "unreadable", self._leases.refuse(claim, Refusal(error)), None
         headers = signed_headers(claim.delivery_id, int(time.time()), claim.body, claim.secrets)
         try:
             answer = self._messenger.post(claim.url, {**_FIXED_HEADERS, **headers}, claim.body)
         except Undeliverable as error:
-            return "undeliverable", self._keeper.refuse(claim, Refusal(str(error))), None
+            return "undeliverable", self._leases.refuse(claim, Refusal(str(error))), None
         refusal = refusal_of(answer, datetime.now(UTC))
         if refusal is None:
-            return "succeeded", self._keeper.succeed(claim, answer.status), answer.status
-        return "gone" if refusal.gone else "refused", self._keeper.refuse(claim, refusal), answer.status
+            return "succeeded", self._leases.succeed(claim, answer.status), answer.status
+        return "gone" if refusal.gone else "refused", self._leases.refuse(claim, refusal), answer.status
 
 
 @contextmanager
@@ -165,8 +165,8 @@ def open_deliverer(database: Database, settings: Settings) -> Deliverer:
         allow_http=settings.webhook_allow_private,
         ca_file=settings.webhook_ca_file,
     )
-    keeper = DeliveryKeeper(database, Vault.open(settings), settings)
-    return Deliverer(keeper, messenger, concurrency=settings.webhook_concurrency)
+    leases = DeliveryLeases(database, Vault.open(settings), settings)
+    return Deliverer(leases, messenger, concurrency=settings.webhook_concurrency)
 
 
 def refusal_of(answer: Answer, now: datetime) -> Refusal | None:

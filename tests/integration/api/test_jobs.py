@@ -166,7 +166,7 @@ def test_presets_are_what_a_job_resolves_to(client: httpx.Client, submit: Submit
 
 
 def test_capabilities(client: httpx.Client, hands: Hands) -> None:
-    hands.keeper.beat_worker("w1", hostname="node", pid=1, device="cpu")
+    hands.leases.beat_worker("w1", hostname="node", pid=1, device="cpu")
     capabilities = client.get("/v1/capabilities").json()
     assert "LlamaForCausalLM" in capabilities["architectures"]
     assert capabilities["weights"]["formats"] == [*(f"int{bits}" for bits in range(2, 9)), "fp8", "nvfp4", "mxfp4"]
@@ -192,7 +192,7 @@ def test_ready_only_with_a_worker(client: httpx.Client, hands: Hands) -> None:
     problem = client.get("/readyz").json()
     assert problem["checks"]["database"]["status"] == "ok"
     assert problem["checks"]["workers"]["status"] == "missing"
-    hands.keeper.beat_worker("w1", hostname="node", pid=1, device="cpu")
+    hands.leases.beat_worker("w1", hostname="node", pid=1, device="cpu")
     response = client.get("/readyz")
     assert (response.status_code, response.json()["status"]) == (200, "ready")
     assert response.json()["checks"]["workers"]["workers"] == 1

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from jobs.artifacts import ArtifactStore, open_store
-from jobs.job.lease import Claim, LeaseKeeper
+from jobs.job.lease import Claim, JobLeases
 from jobs.job.service import JobService
 from jobs.repository.database import Database
 from jobs.repository.models import Job
@@ -39,7 +39,7 @@ class House:
     store: ArtifactStore
     nudger: CountingNudger
     service: JobService
-    keeper: LeaseKeeper
+    leases: JobLeases
     created: list[str] = field(default_factory=list)
 
     def submit(self, **fields: Any) -> str:
@@ -50,7 +50,7 @@ class House:
 
     def claim(self, owner: str = "w1") -> Claim:
         """Claim a job that must be there."""
-        claim = self.keeper.claim(owner)
+        claim = self.leases.claim(owner)
         assert claim is not None
         return claim
 
@@ -121,5 +121,5 @@ def house(database: Database, settings: Settings) -> House:
         store=store,
         nudger=nudger,
         service=JobService(database, settings, store, nudger),
-        keeper=LeaseKeeper(database, settings),
+        leases=JobLeases(database, settings),
     )

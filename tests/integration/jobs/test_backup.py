@@ -21,11 +21,11 @@ from jobs.backup.restoring import Restore
 from jobs.credentials import CredentialService, Vault
 from jobs.embedded import embedded_database, embedded_services
 from jobs.embedded.postgres import embedded_programs
-from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.job.service import JobService
 from jobs.kit.errors import ArtifactsExpired, InstallationError, Unavailable
 from jobs.kit.states import JobStatus
-from jobs.publications.lease import PublicationKeeper
+from jobs.publications.lease import PublicationLeases
 from jobs.publications.service import PublicationService
 from jobs.repository import blobs, migrate
 from jobs.repository.database import Database
@@ -48,7 +48,7 @@ def house_on(url: str, settings: Settings) -> Iterator[House]:
     database, store, nudger = Database(url), open_store(settings), CountingNudger()
     service = JobService(database, settings, store, nudger)
     try:
-        yield House(database, settings, store, nudger, service, LeaseKeeper(database, settings))
+        yield House(database, settings, store, nudger, service, JobLeases(database, settings))
     finally:
         database.close()
 
@@ -59,7 +59,7 @@ def publish(house: House, claim: Claim, **files: str) -> None:
     for name, content in {"config": "{}", **files}.items():
         (output / "checkpoint" / name).write_text(content)
     artifacts = house.store.put(output)
-    assert house.keeper.publish(
+    assert house.leases.publish(
         claim, Manifest(summary={"a": 1}, report={"b": 2}, layers=[layer()], artifacts=artifacts)
     )
 
@@ -129,7 +129,7 @@ def assert_whole(house: House, before: Filled, stale: list[Claim]) -> None:
         house.service.archive_files(before.expired, tenant=TENANT)
     credentials = CredentialService(house.database, Vault.open(house.settings))
     assert credentials.hub_token(before.credential, tenant=TENANT) == TOKEN
-    publication = PublicationKeeper(house.database, house.settings).claim("w9")
+    publication = PublicationLeases(house.database, house.settings).claim("w9")
     assert publication is not None
     assert publication.publication_id == before.publication
     assert_goes_on(house, before, stale)
@@ -138,10 +138,10 @@ def assert_whole(house: House, before: Filled, stale: list[Claim]) -> None:
 def assert_goes_on(house: House, before: Filled, stale: list[Claim]) -> None:
     """Queued and running jobs resume, and nobody of before the restore has a say in it."""
     for claim in stale:
-        assert not house.keeper.heartbeat(claim).ok
-        assert not house.keeper.append_event(claim, "log", {"message": "from beyond"})
+        assert not house.leases.heartbeat(claim).ok
+        assert not house.leases.append_event(claim, "log", {"message": "from beyond"})
     house.expire(before.running.job_id)
-    assert house.keeper.sweep().requeued == 1
+    assert house.leases.sweep().requeued == 1
     claims = {claim.job_id: claim for claim in (house.claim("w8"), house.claim("w8"))}
     assert claims.keys() == {before.running.job_id, before.queued}
     assert claims[before.running.job_id].fence > max((before.running, *stale), key=lambda claim: claim.fence).fence
@@ -179,7 +179,7 @@ def settings_of(data_dir: Path, **fields: Any) -> Settings:
 def time_goes_on(house: House, before: Filled) -> list[Claim]:
     """After the backup: the running job is given to another worker. The claims that then go stale."""
     house.expire(before.running.job_id)
-    house.keeper.sweep()
+    house.leases.sweep()
     later = house.claim("w2")
     assert (later.job_id, later.fence) == (before.running.job_id, before.running.fence + 1)
     return [before.running, later]

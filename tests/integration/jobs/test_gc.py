@@ -55,7 +55,7 @@ def publish(house: House, store: ArtifactStore, **files: str) -> str:
     """A job that has published these files."""
     job = house.submit()
     claim = house.claim()
-    assert house.keeper.publish(claim, manifest(put(store, house.settings.work_dir / job, **files)))
+    assert house.leases.publish(claim, manifest(put(store, house.settings.work_dir / job, **files)))
     return job
 
 
@@ -127,7 +127,7 @@ def test_a_publication_beside_a_collection_loses_nothing(house: House, store: Ar
     job, claim = house.submit(), house.claim()
 
     def publish_now() -> None:
-        assert house.keeper.publish(claim, manifest(put(store, tmp_path / "now", weights="equal")))
+        assert house.leases.publish(claim, manifest(put(store, tmp_path / "now", weights="equal")))
 
     collector = collector_of(house, Publishing)
     vars(collector)["beside"] = publish_now

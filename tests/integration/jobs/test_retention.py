@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text
 from jobs.job.lease import Claim, Manifest
 from jobs.kit.errors import ArtifactNotFound, ArtifactsExpired, InvalidState, JobNotFound
 from jobs.kit.states import JobStatus
-from jobs.publications.lease import Commit, PublicationKeeper
+from jobs.publications.lease import Commit, PublicationLeases
 from jobs.publications.service import PublicationService
 from jobs.repository.models import Artifact, Base, IdempotencyKey, Job, JobEvent, WebhookDelivery, WebhookEndpoint
 from jobs.repository.retention import Gone
@@ -52,7 +52,7 @@ def publish(house: House, claim: Claim, **files: str) -> None:
     for name, content in {"config": "{}", "weights": "shared", **files}.items():
         (output / name).write_text(content)
     artifacts = house.store.put(output.parent)
-    assert house.keeper.publish(
+    assert house.leases.publish(
         claim, Manifest(summary={"a": 1}, report={"b": 2}, layers=[layer()], artifacts=artifacts)
     )
 
@@ -94,8 +94,8 @@ def publications(house: House) -> PublicationService:
 
 
 @pytest.fixture
-def keeper(house: House) -> PublicationKeeper:
-    return PublicationKeeper(house.database, house.settings)
+def leases(house: House) -> PublicationLeases:
+    return PublicationLeases(house.database, house.settings)
 
 
 def test_by_default_jobs_files_and_events_stay_for_ever(house: House) -> None:
@@ -166,25 +166,25 @@ def test_a_download_that_began_ends_after_the_files_expired(house: House) -> Non
 
 
 def test_a_publication_that_waits_or_runs_holds_expiry_back(
-    house: House, publications: PublicationService, keeper: PublicationKeeper
+    house: House, publications: PublicationService, leases: PublicationLeases
 ) -> None:
     job = finished(house)
     publications.create(job, TARGET, tenant=TENANT)
     both = {"retention_artifacts_seconds": DAY, "retention_jobs_seconds": DAY}
     assert would_expire(house, **both)["jobs"] == Gone(0)
     assert expire(house, **both)["jobs"] == Gone(0)
-    claim = keeper.claim("w1")
+    claim = leases.claim("w1")
     assert claim is not None
     assert expire(house, **both)["jobs' files"] == Gone(0)
     assert len(claim.files) == 2
-    assert keeper.succeed(claim, Commit("c" * 40, "https://hub"))
+    assert leases.succeed(claim, Commit("c" * 40, "https://hub"))
     assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Gone(1, 8)
     assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Gone(1, 8)
     assert snapshot(house)["publications"] == []
 
 
 def test_an_expired_job_is_not_published_nor_a_failed_publication_of_it_retried(
-    house: House, publications: PublicationService, keeper: PublicationKeeper
+    house: House, publications: PublicationService, leases: PublicationLeases
 ) -> None:
     job = finished(house)
     failed = publications.create(job, TARGET, tenant=TENANT).id
@@ -196,7 +196,7 @@ def test_an_expired_job_is_not_published_nor_a_failed_publication_of_it_retried(
     with pytest.raises(ArtifactsExpired):
         publications.retry(failed, tenant=TENANT)
     assert publications.get(failed, tenant=TENANT).status == "failed"
-    assert keeper.claim("w1") is None
+    assert leases.claim("w1") is None
 
 
 def test_expiry_and_publications_beside_each_other_never_publish_what_expired(
@@ -248,7 +248,7 @@ def test_events_go_but_the_last_and_ids_go_on(house: House) -> None:
     job = house.submit()
     claim = house.claim()
     for number in range(20):
-        assert house.keeper.append_event(claim, "log", {"message": str(number)})
+        assert house.leases.append_event(claim, "log", {"message": str(number)})
     publish(house, claim)
     other = finished(house, days=0.5)
     house.shift(job, "finished_at", -2 * DAY)

@@ -300,7 +300,7 @@ def test_events_come_in_pages_after_an_id(house: House) -> None:
     job = house.submit()
     claim = house.claim()
     for number in range(5):
-        house.keeper.append_event(claim, "log", {"n": number})
+        house.leases.append_event(claim, "log", {"n": number})
     first = house.service.list_events(job, tenant=TENANT, limit=3)
     assert [event.id for event in first.data] == [1, 2, 3]
     assert (first.has_more, first.next_cursor) == (True, "3")
@@ -329,7 +329,7 @@ def test_layers_are_sorted_with_missing_values_last_and_paged(
     job = house.submit()
     claim = house.claim()
     rows = [("a", 1.0, 1), ("b", 2.5, 2), ("c", 2.5, 3), ("d", 4.0, 0), ("x", None, 9), ("y", None, 9)]
-    house.keeper.record_layers(claim, [layer(name, error=error, block=block) for name, error, block in rows])
+    house.leases.record_layers(claim, [layer(name, error=error, block=block) for name, error, block in rows])
     names: list[str] = []
     after = None
     while True:
@@ -350,7 +350,7 @@ def test_layers_are_sorted_by_numbers_only(house: House, sort: str) -> None:
 
 def test_a_layer_cursor_belongs_to_its_order(house: House) -> None:
     job = house.submit()
-    house.keeper.record_layers(house.claim(), [layer("a"), layer("b")])
+    house.leases.record_layers(house.claim(), [layer("a"), layer("b")])
     cursor = house.service.list_layers(job, tenant=TENANT, sort="error", limit=1).next_cursor
     with pytest.raises(InvalidQuery):
         house.service.list_layers(job, tenant=TENANT, sort="-error", limit=1, after=cursor)
@@ -378,7 +378,7 @@ def test_only_a_job_that_is_over_can_be_deleted_and_its_files_go_too(house: Hous
     with pytest.raises(InvalidState) as refused:
         house.service.delete_job(job, tenant=TENANT)
     assert "Retry-After" in refused.value.headers
-    assert house.keeper.publish(claim, EMPTY)
+    assert house.leases.publish(claim, EMPTY)
     with pytest.raises(JobNotFound):
         house.service.delete_job(job, tenant="another")
     house.service.delete_job(job, tenant=TENANT)
@@ -387,7 +387,7 @@ def test_only_a_job_that_is_over_can_be_deleted_and_its_files_go_too(house: Hous
     assert not work.exists()
     assert not older.parent.exists()
     assert not (house.store.root / job).exists()
-    assert not house.keeper.heartbeat(claim).ok
+    assert not house.leases.heartbeat(claim).ok
 
 
 def test_a_database_that_does_not_answer_is_unavailable(house: House) -> None:

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from jobs.artifacts import ArtifactStore, open_store
 from jobs.credentials import CredentialService, Vault
-from jobs.job.lease import LeaseKeeper
+from jobs.job.lease import JobLeases
 from jobs.job.nudge import SilentNudger
 from jobs.job.service import JobService
 from jobs.job.views import EventView, JobView
@@ -25,7 +25,7 @@ from jobs.settings import Settings
 from quant_engine.policy import JobRequest
 from tests.scripted_runner import BEHAVIOURS
 from tests.scripted_worker import SCRIPTED
-from worker.attempts.attempt import Equipment, Programs
+from worker.attempts.attempt import AttemptDependencies, Programs
 from worker.attempts.supervisor import Supervisor
 from worker.devices import Device
 from worker.nudge import CeleryNudger, make_celery
@@ -42,7 +42,7 @@ class Office:
     database: Database
     settings: Settings
     service: JobService
-    keeper: LeaseKeeper
+    leases: JobLeases
     store: ArtifactStore
     credentials: CredentialService
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
@@ -69,8 +69,8 @@ class Office:
     def supervisor(self, **programs: Any) -> Supervisor:
         """A supervisor in this process, with the scripted runner unless told otherwise."""
         return Supervisor(
-            equipment=Equipment(
-                keeper=self.keeper,
+            dependencies=AttemptDependencies(
+                leases=self.leases,
                 store=self.store,
                 credentials=self.credentials,
                 settings=self.settings,
@@ -191,7 +191,7 @@ def working_office(database: Database, settings: Settings) -> Iterator[Office]:
         database=database,
         settings=settings,
         service=JobService(database, settings, store, CeleryNudger(celery)),
-        keeper=LeaseKeeper(database, settings),
+        leases=JobLeases(database, settings),
         store=store,
         credentials=CredentialService(database, Vault.open(settings)),
     )

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from jobs.artifacts import OnBytes
-from jobs.job.lease import LeaseKeeper
+from jobs.job.lease import JobLeases
 from jobs.job.stages import StageName
 from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
 from tests.integration.worker.test_store_output import Trying
@@ -89,10 +89,10 @@ def test_the_stages_are_dropped_once(office: Office) -> None:
 def test_an_attempt_that_dies_before_the_drop_is_noted_does_no_harm(office: Office) -> None:
     job_id = failed_after_stages(office)
     retry(office, job_id, "train")
-    claim = office.keeper.claim("dead:1")
+    claim = office.leases.claim("dead:1")
     assert claim is not None
     open_workspace(office.settings.work_dir, job_id, claim.fence).drop_stages(["train"])
-    assert office.keeper.release(claim, "crash")
+    assert office.leases.release(claim, "crash")
     time.sleep(office.settings.retry_delay_seconds * 3)
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
     assert reused(office, job_id) == ["load", "calibrate"]
@@ -148,8 +148,8 @@ def killed_by_the_kernel(office: Office) -> Supervisor:
     vmstat.parent.mkdir()
     vmstat.write_text("pgfault 1\noom_kill 7\n")
     supervisor = office.supervisor()
-    equipment = replace(supervisor.equipment, oom_kills=partial(oom_kills, office.settings.data_dir))
-    return replace(supervisor, equipment=equipment)
+    dependencies = replace(supervisor.dependencies, oom_kills=partial(oom_kills, office.settings.data_dir))
+    return replace(supervisor, dependencies=dependencies)
 
 
 @pytest.mark.parametrize("behaviour", ["be_killed", "bereaved"])
@@ -184,7 +184,7 @@ def test_another_kill_is_a_crash(office: Office, in_background: Any) -> None:
 def unhurried(office: Office) -> None:
     """Too long a time between two beats for a deadline to wait for one."""
     office.settings = office.settings.model_copy(update={"lease_seconds": 90.0, "heartbeat_seconds": 30.0})
-    office.keeper = LeaseKeeper(office.database, office.settings)
+    office.leases = JobLeases(office.database, office.settings)
 
 
 def test_a_deadline_counts_earlier_attempts_and_waits_for_no_heartbeat_nor_for_a_deaf_runner(

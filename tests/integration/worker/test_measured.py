@@ -12,7 +12,7 @@ from jobs.kit.errors import Unavailable
 from jobs.repository.database import Database
 from jobs.repository.models import Job
 from tests.integration.worker.conftest import Office
-from worker.claims.measured import MeasuredKeeper
+from worker.claims.measured import MeasuredJobLeases
 from worker.nudge import CeleryNudger, make_celery
 from worker.telemetry.ports import NoMeters
 
@@ -52,23 +52,23 @@ def shift(office: Office, **seconds: float) -> None:
 
 def test_claims_beats_and_sweeps_are_counted(office: Office) -> None:
     book = Book()
-    keeper = MeasuredKeeper(office.database, office.settings, book)
-    assert keeper.claim("w") is None
+    leases = MeasuredJobLeases(office.database, office.settings, book)
+    assert leases.claim("w") is None
     job_id = office.submit("succeed")
     shift(office, queued_at=-100.0, available_at=-40.0)
-    claim = keeper.claim("w")
+    claim = leases.claim("w")
     assert claim is not None
     assert claim.job_id == job_id
     [waited] = book.waits
     assert 40 <= waited < 70, "a retry's delay is no waiting"
-    assert keeper.heartbeat(claim).ok
+    assert leases.heartbeat(claim).ok
     assert (book.missed, book.lost) == (0, 0)
     shift(office, lease_until=-1.0)
-    assert keeper.sweep().requeued == 1
+    assert leases.sweep().requeued == 1
     assert [swept.requeued for swept in book.sweeps] == [1]
-    assert not keeper.heartbeat(claim).ok
+    assert not leases.heartbeat(claim).ok
     assert (book.missed, book.lost) == (0, 1)
-    away = MeasuredKeeper(Database("postgresql://nobody@127.0.0.1:1/x"), office.settings, book)
+    away = MeasuredJobLeases(Database("postgresql://nobody@127.0.0.1:1/x"), office.settings, book)
     with pytest.raises(Unavailable):
         away.heartbeat(claim)
     assert (book.missed, book.lost) == (1, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.job.lease import Claim, Progress
+from jobs.job.lease import Claim, ProgressReport
 from jobs.kit.states import StageStatus
 from worker.attempts.progress import ProgressTracker
 from worker.attempts.reporter import Reporter
@@ -16,7 +16,7 @@ CLAIM = Claim(job_id="job_1", fence=3, attempt=1, max_attempts=3, tenant="defaul
 
 
 class Book:
-    """Keeper, ledger and clock in one: fakes at the ports, with what was written in order."""
+    """Keeper, heartbeat and clock in one: fakes at the ports, with what was written in order."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
@@ -29,7 +29,7 @@ class Book:
         self.lines.append(("stage", name, status, seconds))
         return True
 
-    def record_progress(self, _: Claim, progress: Progress) -> bool:
+    def record_progress(self, _: Claim, progress: ProgressReport) -> bool:
         self.lines.append(("progress", progress))
         return True
 
