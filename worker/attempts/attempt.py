@@ -1,16 +1,17 @@
-"""One attempt of one job: resolve the model, watch the runner, collect what it made; then write how it ended.
+"""One attempt of one job: resolve the model, follow the runner, collect what it made; then store how it ended.
 
 Every step that can not go on raises; :meth:`Attempt.run` turns that into an :class:`Ending`, and :meth:`Attempt.settle`
-writes it with the claim's fence. An attempt that lost its claim writes nothing more.
+stores it with the claim's fence. An attempt that lost its claim writes nothing more.
 """
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -22,21 +23,22 @@ from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefus
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
 from quant_engine.policy import JobRequest
+from worker.attempt_machine.ending import Ended, Ending
+from worker.attempt_machine.follow import Follower
+from worker.attempts.endings import JobEndings
 from worker.attempts.hub_model import RevisionPin, credential_problem, download_file, hub_token, models_cache
 from worker.attempts.local_model import require_inside, resolve_local
-from worker.attempts.outcome import Ending, FinalWrite
 from worker.attempts.reporter import Reporter
 from worker.attempts.store_output import store_output, store_refused
-from worker.attempts.watch import Ended, Watch
 from worker.attempts.workspace import Workspace
-from worker.claims.heartbeat import ClaimHeartbeat
+from worker.claims.heartbeat import ClaimHeartbeat, ClaimState
 from worker.devices import Device
 from worker.outcomes import Outcome
 from worker.subprocesses.child import Command
 from worker.subprocesses.environment import DOWNLOAD, RUNNER, download_environment, runner_environment
-from worker.subprocesses.messages import Error, RunFile, StageAdvanced, StageFinished, StageStarted
+from worker.subprocesses.messages import Error, Message, Resolved, RunFile, StageAdvanced, StageFinished, StageStarted
 from worker.subprocesses.oom_kills import oom_kills
-from worker.subprocesses.problems import DISK_FULL, as_error, as_problem, internal_error
+from worker.subprocesses.problems import DISK_FULL, as_error, insufficient_memory, internal_error
 
 _RESOLVE: Final = "resolve"
 _PUBLISH: Final = "publish"
@@ -55,7 +57,11 @@ class Programs:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptDependencies:
-    """What every attempt of this process works with. ``must_yield``: the worker has to let its job go now."""
+    """What every attempt of this process works with.
+
+    ``must_yield``: whether the worker has to let its job go now. ``oom_kills``: how many processes the kernel has
+    killed for memory; None where nobody counts.
+    """
 
     leases: JobLeases
     store: ArtifactStore
@@ -79,28 +85,27 @@ class Attempt:
     workspace: Workspace
 
     def run(self) -> Ending:
-        """Do the work; the ending is not written yet."""
+        """Do the work; the ending is not stored yet."""
         self.heartbeat.allow(self.claim.run_seconds_left)
         try:
-            self._watch.require_right()  # earlier attempts may have used the job's time up
+            self._follower.require_claim()  # earlier attempts may have used the job's time up
             self._begin_retry()
             self._compute(self._resolve())
-            return Ending(Outcome.SUCCEEDED, manifest=self._collect())
+            return self._endings.succeeded(self._collect())
         except Ended as ended:
             return ended.ending
         except EngineError as error:
-            return _failed(as_error(error))
+            return self._endings.reported(as_error(error))
         except OSError as error:
             logger.exception("attempt_broke")
-            return _failed(as_error(error))
+            return self._endings.reported(as_error(error))
 
     def settle(self, ending: Ending) -> Outcome:
-        """Write the ending, and clean up what nobody will need."""
+        """Store the ending, and remove the files that nobody will need."""
         if ending.outcome is not Outcome.SUCCEEDED:
             self.reporter.fail_stage()
         self.reporter.flush(force=True)
-        final = FinalWrite(self.dependencies.leases, self.claim, ending)
-        outcome = self.heartbeat.settle(final) or Outcome.LOST
+        outcome = ending.settle(self.heartbeat)
         # Published bytes are in the store; what was put there for nothing, garbage collection finds.
         self.workspace.discard_output()
         # Any other job may be tried again, and a sweep removes what nobody came back for; a full disk can not wait.
@@ -133,7 +138,7 @@ class Attempt:
         file.write_text(request.model_dump_json())
         environment = download_environment(self.workspace.scratch)
         command = self._command(self.dependencies.programs.download, file, environment)
-        payload = self._watch.follow(replace(command, token=self._hub_token()))
+        payload = self._follow(replace(command, token=self._hub_token()))
         self._keep_revision(str(payload["revision"]))
         return require_inside(Path(str(payload["path"])), models_cache(settings))
 
@@ -142,20 +147,45 @@ class Attempt:
             try:
                 return hub_token(self.claim, self.dependencies.credentials)
             except Unavailable:
-                self._watch.wait(_DATABASE_SECONDS)
+                self._follower.wait(_DATABASE_SECONDS)
             except (CredentialNotFound, CredentialUnreadable) as error:
-                raise Ended(Ending(Outcome.FAILED, credential_problem(error))) from error
+                raise Ended(self._endings.failed(credential_problem(error))) from error
 
     @property
-    def _watch(self) -> Watch:
-        return Watch(
+    def _endings(self) -> JobEndings:
+        seconds = self.request.limits.max_run_seconds
+        return JobEndings(leases=self.dependencies.leases, claim=self.claim, max_run_seconds=seconds)
+
+    @property
+    def _follower(self) -> Follower:
+        endings = self._endings
+        return Follower(
             heartbeat=self.heartbeat,
-            reporter=self.reporter,
+            endings=endings,
             must_yield=self.dependencies.must_yield,
-            oom_kills=self.dependencies.oom_kills,
-            keep_revision=self._keep_revision,
-            max_run_seconds=self.request.limits.max_run_seconds,
+            stops={ClaimState.CANCEL: endings.cancelled, ClaimState.DEADLINE: endings.overdue},
+            on_message=self._receive,
+            on_poll=self.reporter.flush,
         )
+
+    def _receive(self, message: Message) -> None:
+        if isinstance(message, Resolved):
+            self._keep_revision(message.revision)
+        else:
+            self.reporter.handle(message)
+
+    def _follow(self, command: Command) -> dict[str, Any]:
+        """The payload of the subprocess's result. Raises: Ended."""
+        kills_before = self.dependencies.oom_kills()
+
+        def explain(error: Error | None, exit_code: int) -> Error | None:
+            # The kernel may have taken a process of the run, which then reports a failure that it can not explain.
+            unexplained = exit_code == -signal.SIGKILL if error is None else error.category == "platform"
+            if unexplained and _has_risen(kills_before, self.dependencies.oom_kills()):
+                return insufficient_memory("The machine ran out of memory, and the kernel ended the run.")
+            return error
+
+        return self._follower.follow(command, explain=explain)
 
     @property
     def _pin(self) -> RevisionPin:
@@ -188,7 +218,7 @@ class Attempt:
         file = self.workspace.root / "run.json"
         file.write_text(run_file.model_dump_json())
         environment = runner_environment(self.workspace.scratch, threads=device.threads, gpu=device.gpu)
-        self._watch.follow(self._command(self.dependencies.programs.runner, file, environment))
+        self._follow(self._command(self.dependencies.programs.runner, file, environment))
 
     def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:
         return Command(
@@ -211,10 +241,11 @@ class Attempt:
             )
         except (FileNotFoundError, ValueError, DamagedBlob) as error:
             logger.exception("output_unusable")
-            raise Ended(_failed(internal_error("The run ended without a usable result."))) from error
+            unusable = internal_error("The run ended without a usable result.")
+            raise Ended(self._endings.reported(unusable)) from error
         except StoreRefused as error:
             logger.exception("store_refused")
-            raise Ended(Ending(Outcome.FAILED, store_refused())) from error
+            raise Ended(self._endings.failed(store_refused())) from error
         self.reporter.handle(StageFinished(name=_PUBLISH, seconds=time.monotonic() - began))
         return manifest
 
@@ -223,13 +254,13 @@ class Attempt:
         self.reporter.handle(StageStarted(name=_PUBLISH, unit="byte", total=total))
         self.reporter.flush(force=True)
 
-        def told(done: int) -> None:
+        def on_progress(done: int) -> None:
             self.reporter.handle(StageAdvanced(name=_PUBLISH, done=min(done, total), total=total))
             self.reporter.flush()
-            self._watch.require_right()
+            self._follower.require_claim()
 
-        return store_output(self.dependencies.store, output, told=told, wait=self._watch.wait)
+        return store_output(self.dependencies.store, output, on_progress=on_progress, wait=self._follower.wait)
 
 
-def _failed(error: Error) -> Ending:
-    return Ending(Outcome.FAILED, as_problem(error))
+def _has_risen(before: int | None, now: int | None) -> bool:
+    return before is not None and now is not None and now > before

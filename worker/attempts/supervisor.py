@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from jobs.job.lease import Claim
 from jobs.job.nudge import Nudger
+from worker.attempt_machine.ending import Ending
 from worker.attempts.attempt import Attempt, AttemptDependencies
 from worker.attempts.progress import ProgressTracker, stage_weights
 from worker.attempts.reporter import Reporter
@@ -44,7 +45,7 @@ class Supervisor:
             logger.info("job_claimed", owner=self.owner)
             outcome = self._run(claim, claimed_at, watch)
             watch.ended(outcome)
-            logger.info("attempt_ended", outcome=outcome.name.lower())
+            logger.info("attempt_ended", outcome=outcome)
         if outcome is Outcome.DRAINED:
             self.nudger.nudge()  # for another worker; after a crash the loop, or the sweep, takes the job up again
         return outcome
@@ -60,8 +61,8 @@ class Supervisor:
             except (OSError, ValidationError) as error:
                 logger.exception("attempt_not_opened")
                 problem = as_problem(as_error(error))
-                landed = heartbeat.settle(lambda: self.dependencies.leases.fail(claim, problem))
-                return Outcome.FAILED if landed else Outcome.LOST
+                unopened = Ending.fenced(Outcome.FAILED, lambda: self.dependencies.leases.fail(claim, problem))
+                return unopened.settle(heartbeat)
             return attempt.settle(attempt.run())
 
     def _open(self, claim: Claim, heartbeat: ClaimHeartbeat, watch: Watch) -> Attempt:

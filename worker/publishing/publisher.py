@@ -12,14 +12,14 @@ from jobs.kit.errors import Unavailable
 from jobs.publications.lease import PublicationClaim
 from worker.claims.heartbeat import ClaimHeartbeat
 from worker.claims.process_lock import hold_process_lock
-from worker.publishing.attempt import Ending, PublishAttempt, PublishDependencies
-from worker.publishing.workspace import PublishWorkspace, discard_abandoned, open_publish_workspace
+from worker.outcomes import Outcome
+from worker.publishing.attempt import PublishAttempt, PublishDependencies
+from worker.publishing.workspace import discard_abandoned, open_publish_workspace
 from worker.subprocesses.token_pipe import operator_token
 
 _IDLE_SECONDS: Final = 1.0
 _TIDY_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 15.0
-_OVER: Final = frozenset({"succeeded", "failed"})
 
 logger = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class Publisher:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
-    def run_next(self) -> str | None:
+    def run_next(self) -> Outcome | None:
         """Claim a publication and run one attempt of it: how that ended, or None when there was none to claim.
 
         Raises:
@@ -65,7 +65,7 @@ class Publisher:
             logger.info("publication_attempt_ended", outcome=outcome)
         return outcome
 
-    def _run(self, claim: PublicationClaim, claimed_at: float) -> str:
+    def _run(self, claim: PublicationClaim, claimed_at: float) -> Outcome:
         with (
             ClaimHeartbeat.of(
                 self._dependencies.leases, claim, self._dependencies.settings, claimed_at=claimed_at
@@ -80,7 +80,7 @@ class Publisher:
                 workspace=workspace,
                 must_yield=self._must_stop,
             )
-            return _settle(attempt.run(), heartbeat, workspace)
+            return attempt.settle(attempt.run())
 
     def _work(self) -> None:
         while not self._must_stop():
@@ -118,12 +118,3 @@ def hub_tokens(
         return credentials.hub_token(claim.credential_id, tenant=claim.tenant)
 
     return token_for
-
-
-def _settle(ending: Ending, heartbeat: ClaimHeartbeat, workspace: PublishWorkspace) -> str:
-    """Write the ending, and clean up what nobody will need."""
-    landed = ending.write is not None and heartbeat.settle(ending.write)
-    outcome = ending.word if landed else "lost"
-    if outcome in _OVER:
-        workspace.discard()
-    return outcome

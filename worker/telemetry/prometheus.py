@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 from wsgiref.simple_server import WSGIServer
 
 import psutil
@@ -25,7 +25,8 @@ _OTHER: Final = "other"
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 28_800)
 _WORK: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 _BYTES: Final = tuple(float(1 << power) for power in range(28, 39))  # 256 MiB to 256 GiB
-_ROLES: Final = re.compile(r"\bworker\.(runner|download|publish|sweeper)\b")
+_PROGRAMS: Final = re.compile(r"\bworker\.(runner|download|publishing|sweeper)\b")
+_ROLES: Final = {"publishing": "publish"}  # a label's value outlives the module's name
 
 logger = structlog.get_logger(__name__)
 
@@ -156,7 +157,7 @@ class _Family(Collector):
 
 
 def _role(process: psutil.Process) -> str:
-    found: Any = _ROLES.search(" ".join(process.cmdline()))
-    if found is not None:
-        return str(found.group(1))
+    program = _PROGRAMS.search(" ".join(process.cmdline()))
+    if program is not None:
+        return _ROLES.get(program.group(1), program.group(1))
     return "pool" if process.ppid() == os.getpid() else _OTHER
