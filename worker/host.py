@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from typing import Final
 
 import billiard
@@ -40,6 +41,7 @@ from worker.publishing.attempt import PublishDependencies
 from worker.publishing.publisher import Publisher, hub_tokens
 from worker.subprocesses.parent_death import die_with_parent
 from worker.sweeper.restarter import SweeperRestarter
+from worker.telemetry.measurements import NudgeFailed
 from worker.telemetry.metrics import open_metrics
 from worker.telemetry.ports import Telemetry
 
@@ -79,7 +81,7 @@ class Worker:
         self._supervisor: Supervisor | None = None
         self._running = threading.Lock()  # one job at a time, whether a nudge or a look found it
         self._tracing: Tracing = NoTracing()  # of a process; the pool's come after the fork
-        self.meters, self.metrics = open_metrics(settings)
+        self.metrics = open_metrics(settings)
         self.draining = Draining(settings.drain_seconds)
         self.sweeper = SweeperRestarter(self._owner)
         self.celery = make_celery(settings)
@@ -118,7 +120,8 @@ class Worker:
     def enter_pool_process(self, index: int) -> None:
         """In a pool child, right after the fork: its own connections and device, and SIGTERM when its parent dies."""
         self._database.after_fork()
-        self.metrics.leave()
+        if self.metrics.server is not None:
+            self.metrics.server.leave()
         self._device = self._devices[index % len(self._devices)]
         # Celery asks for SIGKILL; on SIGTERM the child hands its job back, which is quicker than an expiring lease.
         die_with_parent(self._main_pid, signal.SIGTERM)
@@ -189,11 +192,12 @@ class Worker:
     def _on_shutdown(self, **_: object) -> None:
         # The pool has let its last job go; until then this worker is alive, and others may need its sweeps.
         self.sweeper.stop()
-        self.metrics.stop()
+        if self.metrics.server is not None:
+            self.metrics.server.stop()
 
     def _make_supervisor(self) -> Supervisor:
         dependencies = AttemptDependencies(
-            leases=MeasuredJobLeases(self._database, self._settings, self.meters),
+            leases=MeasuredJobLeases(self._database, self._settings, self.metrics.measure),
             store=open_store(self._settings),
             credentials=CredentialService(self._database, Vault.open(self._settings)),
             settings=self._settings,
@@ -204,8 +208,8 @@ class Worker:
         return Supervisor(
             dependencies=dependencies,
             owner=self._owner,
-            nudger=CeleryNudger(self.celery, self.meters.nudge_failed),
-            telemetry=Telemetry(self.meters, self._tracing),
+            nudger=CeleryNudger(self.celery, on_failure=partial(self.metrics.measure, NudgeFailed())),
+            telemetry=Telemetry(self.metrics.measure, self._tracing),
         )
 
     def _make_publisher(self) -> Publisher:
@@ -218,7 +222,7 @@ class Worker:
         return Publisher(dependencies, self._owner, is_draining=self.draining.has_begun)
 
     def _sweeper_step(self) -> type[bootsteps.StartStopStep]:
-        sweeper, metrics = self.sweeper, self.metrics
+        sweeper, server = self.sweeper, self.metrics.server
 
         class SweeperStep(bootsteps.StartStopStep):
             """Starts the sweeper and the metrics' server once the pool has forked, also without a broker."""
@@ -227,6 +231,7 @@ class Worker:
 
             def start(self, _: object) -> None:
                 sweeper.start()
-                metrics.start()
+                if server is not None:
+                    server.start()
 
         return SweeperStep

@@ -17,7 +17,7 @@ from worker.subprocesses.messages import (
     StageFinished,
     StageStarted,
 )
-from worker.telemetry.ports import MEMORY_METRICS, Telemetry, Watch
+from worker.telemetry.ports import MEMORY_METRICS, AttemptTelemetry
 
 _INTERVAL_SECONDS: Final = 1.0
 _LOG_LINES_AN_INTERVAL: Final = 20
@@ -33,14 +33,14 @@ class Reporter:
         heartbeat: ClaimHeartbeat,
         tracker: ProgressTracker,
         *,
-        watch: Watch | None = None,
+        telemetry: AttemptTelemetry,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._leases = leases
         self._claim = claim
         self._heartbeat = heartbeat
         self._tracker = tracker
-        self._watch = watch or Telemetry.unwatched()
+        self._telemetry = telemetry
         self._clock = clock
         self._flushed_at = float("-inf")
         self._stage: str | None = None
@@ -61,12 +61,12 @@ class Reporter:
                 self._stale = True
             case StageFinished(name=name, seconds=seconds, reused=reused):
                 self._tracker.finish(name, reused=reused)
-                self._watch.stage_ended(name, seconds, reused=reused)
+                self._telemetry.stage_ended(name, seconds, reused=reused)
                 self._end(name, StageStatus.REUSED if reused else StageStatus.SUCCEEDED, seconds)
             case LayerCompleted(row=row):
                 self._rows.append(row)
             case Metric(name=name, value=value) if name in MEMORY_METRICS:
-                self._watch.memory(MEMORY_METRICS[name], value or 0.0)
+                self._telemetry.memory(MEMORY_METRICS[name], value or 0.0)
             case Metric(name=name, value=value):
                 self._metrics[name] = value
             case Log(message=line):
@@ -77,7 +77,7 @@ class Reporter:
     def fail_stage(self) -> None:
         """The run ends inside the running stage, if one is running."""
         if self._stage is not None:
-            self._watch.stage_failed(self._stage)
+            self._telemetry.stage_failed(self._stage)
             self._end(self._stage, StageStatus.FAILED, self._clock() - self._stage_began)
         self.flush(force=True)
 
@@ -94,7 +94,7 @@ class Reporter:
 
     def _start(self, name: str, message: StageStarted) -> None:
         self._tracker.start(name, message.unit, message.total)
-        self._watch.stage_started(name)
+        self._telemetry.stage_started(name)
         self._stage, self._stage_began, self._stale = name, self._clock(), True
         self._heartbeat.post(lambda: self._leases.record_stage(self._claim, name, StageStatus.RUNNING))
 

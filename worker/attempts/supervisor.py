@@ -17,7 +17,7 @@ from worker.claims.heartbeat import ClaimHeartbeat
 from worker.claims.process_lock import hold_process_lock
 from worker.outcomes import Outcome
 from worker.subprocesses.problems import as_error, as_problem
-from worker.telemetry.ports import Telemetry, Watch
+from worker.telemetry.ports import AttemptTelemetry, Telemetry
 
 logger = structlog.get_logger(__name__)
 
@@ -41,23 +41,23 @@ class Supervisor:
         claim = self.dependencies.leases.claim(self.owner)
         if claim is None:
             return None
-        with structlog.contextvars.bound_contextvars(**_ids(claim)), self.telemetry.attempt(claim) as watch:
+        with structlog.contextvars.bound_contextvars(**_ids(claim)), self.telemetry.attempt(claim) as telemetry:
             logger.info("job_claimed", owner=self.owner)
-            outcome = self._run(claim, claimed_at, watch)
-            watch.ended(outcome)
+            outcome = self._run(claim, claimed_at, telemetry)
+            telemetry.ended(outcome)
             logger.info("attempt_ended", outcome=outcome)
         if outcome is Outcome.DRAINED:
             self.nudger.nudge()  # for another worker; after a crash the loop, or the sweep, takes the job up again
         return outcome
 
-    def _run(self, claim: Claim, claimed_at: float, watch: Watch) -> Outcome:
+    def _run(self, claim: Claim, claimed_at: float, telemetry: AttemptTelemetry) -> Outcome:
         settings = self.dependencies.settings
         with (
             ClaimHeartbeat.of(self.dependencies.leases, claim, settings, claimed_at=claimed_at) as heartbeat,
             hold_process_lock(settings.work_dir, claim.job_id, claim.fence),
         ):
             try:
-                attempt = self._open(claim, heartbeat, watch)
+                attempt = self._open(claim, heartbeat, telemetry)
             except (OSError, ValidationError) as error:
                 logger.exception("attempt_not_opened")
                 problem = as_problem(as_error(error))
@@ -65,15 +65,15 @@ class Supervisor:
                 return unopened.settle(heartbeat)
             return attempt.settle(attempt.run())
 
-    def _open(self, claim: Claim, heartbeat: ClaimHeartbeat, watch: Watch) -> Attempt:
+    def _open(self, claim: Claim, heartbeat: ClaimHeartbeat, telemetry: AttemptTelemetry) -> Attempt:
         settings, request = self.dependencies.settings, claim.request
-        weights = stage_weights(request.policy, request.calibration, request.evaluation)
+        tracker = ProgressTracker(stage_weights(request.policy, request.calibration, request.evaluation))
         return Attempt(
             dependencies=self.dependencies,
             claim=claim,
             request=request,
             heartbeat=heartbeat,
-            reporter=Reporter(self.dependencies.leases, claim, heartbeat, ProgressTracker(weights), watch=watch),
+            reporter=Reporter(self.dependencies.leases, claim, heartbeat, tracker, telemetry=telemetry),
             workspace=open_workspace(settings.work_dir, claim.job_id, claim.fence),
         )
 

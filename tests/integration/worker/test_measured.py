@@ -1,6 +1,5 @@
 """What passes through a worker's ports is counted, and nothing about it changes."""
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
@@ -14,33 +13,37 @@ from jobs.repository.models import Job
 from tests.integration.worker.conftest import Office
 from worker.claims.measured import MeasuredJobLeases
 from worker.nudge import CeleryNudger, make_celery
-from worker.telemetry.ports import NoMeters
+from worker.telemetry.measurements import ClaimLost, HeartbeatMissed, JobClaimed, Measurement, NudgeFailed, SweepDone
 
 
-@dataclass
-class Book(NoMeters):
-    """Meters that remember."""
+class Book:
+    """Remembers what is measured."""
 
-    waits: list[float] = field(default_factory=list)
-    sweeps: list[Swept] = field(default_factory=list)
-    missed: int = 0
-    lost: int = 0
-    unsent: int = 0
+    def __init__(self) -> None:
+        self.measured: list[Measurement] = []
 
-    def claimed(self, waited_seconds: float) -> None:
-        self.waits.append(waited_seconds)
+    def __call__(self, measurement: Measurement) -> None:
+        self.measured.append(measurement)
 
-    def swept(self, swept: Swept) -> None:
-        self.sweeps.append(swept)
+    @property
+    def waits(self) -> list[float]:
+        return [each.waited_seconds for each in self.measured if isinstance(each, JobClaimed)]
 
-    def beat_missed(self) -> None:
-        self.missed += 1
+    @property
+    def sweeps(self) -> list[Swept]:
+        return [each.swept for each in self.measured if isinstance(each, SweepDone)]
 
-    def claim_lost(self) -> None:
-        self.lost += 1
+    @property
+    def missed(self) -> int:
+        return self.measured.count(HeartbeatMissed())
 
-    def nudge_failed(self) -> None:
-        self.unsent += 1
+    @property
+    def lost(self) -> int:
+        return self.measured.count(ClaimLost())
+
+    @property
+    def unsent(self) -> int:
+        return self.measured.count(NudgeFailed())
 
 
 def shift(office: Office, **seconds: float) -> None:
@@ -78,5 +81,5 @@ def test_a_nudge_that_the_broker_does_not_take_is_counted(office: Office) -> Non
     book = Book()
     deaf = office.settings.model_copy(update={"broker_url": SecretStr("redis://127.0.0.1:1/0")})
     with make_celery(deaf) as celery:
-        CeleryNudger(celery, book.nudge_failed).nudge()
+        CeleryNudger(celery, lambda: book(NudgeFailed())).nudge()
     assert book.unsent == 1

@@ -15,8 +15,8 @@ from jobs.kit.errors import Unavailable
 from jobs.kit.leases import ClaimKey
 from tests.integration.worker.conftest import Office, eventually
 from worker.attempts.workspace import open_workspace
-from worker.sweeper.__main__ import Sweeper
 from worker.sweeper.garbage import BackgroundCollector
+from worker.sweeper.sweeper import Sweeper
 
 
 @dataclass
