@@ -43,7 +43,7 @@ def ids(office: Office, url: str) -> dict[str, str]:
     finished, failed, queued = office.submit("succeed"), office.submit("succeed"), office.submit("succeed")
     hands.publish(hands.claim())
     assert office.leases.fail(hands.claim(), PROBLEM)
-    files = office.service.list_artifacts(finished, tenant=TENANT).data
+    files = office.queries.list_artifacts(finished, tenant=TENANT).data
     hook = httpx.post(f"{url}/v1/webhooks", json={"url": "https://example.com/hook"}).json()
     test = httpx.post(f"{url}/v1/webhooks/{hook['id']}/test").json()
     return {

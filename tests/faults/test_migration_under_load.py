@@ -212,7 +212,7 @@ def test_a_migration_under_the_running_release_before_is_noticed_by_nobody(
     office.start_worker()
     over = {"succeeded", "cancelled"}
     eventually(lambda: {office.job(job_id).status for job_id in customers.jobs} <= over, seconds=120)
-    listed = office.service.list_jobs(tenant=TENANT, limit=100).data
+    listed = office.queries.list_jobs(tenant=TENANT, limit=100).data
     assert {job.id for job in listed} <= set(customers.jobs)
 
 

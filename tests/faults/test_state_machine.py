@@ -26,8 +26,9 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 
 from jobs.artifacts import ManifestEntry, open_store
+from jobs.job.commands import JobCommands
 from jobs.job.lease import Claim, JobLeases, Manifest, ProgressReport
-from jobs.job.service import JobService
+from jobs.job.queries import JobQueries
 from jobs.kit.errors import InvalidState, JobProblem
 from jobs.kit.states import StageStatus
 from jobs.repository.database import Database
@@ -121,7 +122,7 @@ class JobLife(RuleBasedStateMachine):
         return self._submit(tenant)
 
     def _submit(self, tenant: str) -> JobKey:
-        view, created = self.house.service.create_job(request(), tenant=tenant)
+        view, created = self.house.commands.create_job(request(), tenant=tenant)
         assert (view.status, created) == ("queued", True)
         return JobKey(view.id, tenant)
 
@@ -130,29 +131,29 @@ class JobLife(RuleBasedStateMachine):
         before = self.rows[job.id].status
         if before in OVER:
             with pytest.raises(InvalidState):
-                self.house.service.cancel_job(job.id, tenant=job.tenant)
+                self.house.commands.cancel_job(job.id, tenant=job.tenant)
             return
-        after = self.house.service.cancel_job(job.id, tenant=job.tenant).status
+        after = self.house.commands.cancel_job(job.id, tenant=job.tenant).status
         assert after == ("cancelled" if before == "queued" else "cancelling")
 
     @rule(job=jobs, from_stage=st.sampled_from([None, "train"]))
     def retry(self, job: JobKey, from_stage: Literal["train"] | None) -> None:
         if self.rows[job.id].status in {"failed", "cancelled"}:
-            after = self.house.service.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
+            after = self.house.commands.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
             assert after.status == "queued"
             self.retried = job.id
             return
         with pytest.raises(InvalidState):
-            self.house.service.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
+            self.house.commands.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
 
     @rule(target=jobs, job=consumes(jobs))
     def delete(self, job: JobKey) -> Any:
         if self.rows[job.id].status in OVER:
-            self.house.service.delete_job(job.id, tenant=job.tenant)
+            self.house.commands.delete_job(job.id, tenant=job.tenant)
             del self.rows[job.id]
             return multiple()
         with pytest.raises(InvalidState):
-            self.house.service.delete_job(job.id, tenant=job.tenant)
+            self.house.commands.delete_job(job.id, tenant=job.tenant)
         return job
 
     # What workers do.
@@ -303,8 +304,17 @@ def house(database: Database, tmp_path: Path) -> House:
     (model / "config.json").write_text("{}")
     settings = Settings(data_dir=tmp_path, lease_seconds=3600, retry_delay_seconds=600, max_attempts=2)
     store, nudger = open_store(settings), CountingNudger()
-    service, leases = JobService(database, settings, store, nudger), JobLeases(database, settings)
-    return House(database=database, settings=settings, store=store, nudger=nudger, service=service, leases=leases)
+    commands, queries = JobCommands(database, settings, store, nudger), JobQueries(database, settings, store)
+    leases = JobLeases(database, settings)
+    return House(
+        database=database,
+        settings=settings,
+        store=store,
+        nudger=nudger,
+        commands=commands,
+        queries=queries,
+        leases=leases,
+    )
 
 
 @pytest.mark.timeout(scaled(600, 7200))

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Protocol
@@ -36,6 +37,15 @@ class Poster(Protocol):
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """The receiver's answer. Raises: Undeliverable."""
         ...
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """One attempt: its outcome, whether that could be stored, and the receiver's HTTP status where it answered."""
+
+    outcome: str
+    landed: bool
+    http_status: int | None = None
 
 
 class Deliverer:
@@ -113,24 +123,25 @@ class Deliverer:
             if self._clock() - claimed_at > self._leases.lease_seconds / 2:
                 logger.warning("webhook_claim_too_old")  # this process stood still: the lease may be another's soon
                 return "late"
-            outcome, landed, http_status = self._send(claim)
-            logger.info("webhook_attempt_ended", type=claim.type, outcome=outcome, http_status=http_status)
-        return outcome if landed else "lost"
+            sent = self._send(claim)
+            logger.info("webhook_attempt_ended", type=claim.type, outcome=sent.outcome, http_status=sent.http_status)
+        return sent.outcome if sent.landed else "lost"
 
-    def _send(self, claim: DeliveryClaim) -> tuple[str, bool, int | None]:
-        """(what came of it, whether that could be written, the HTTP status)."""
+    def _send(self, claim: DeliveryClaim) -> _Sent:
         if not claim.secrets:
             error = "Not sent: this worker does not have the key that the secret is stored under. Tell the operator."
-            return "unreadable", self._leases.refuse(claim, Refusal(error)), None
+            return _Sent("unreadable", landed=self._leases.refuse(claim, Refusal(error)))
         headers = signed_headers(claim.delivery_id, int(time.time()), claim.body, claim.secrets)
         try:
             answer = self._messenger.post(claim.url, {**_FIXED_HEADERS, **headers}, claim.body)
         except Undeliverable as error:
-            return "undeliverable", self._leases.refuse(claim, Refusal(str(error))), None
+            return _Sent("undeliverable", landed=self._leases.refuse(claim, Refusal(str(error))))
         refusal = refusal_of(answer, datetime.now(UTC))
         if refusal is None:
-            return "succeeded", self._leases.succeed(claim, answer.status), answer.status
-        return "gone" if refusal.gone else "refused", self._leases.refuse(claim, refusal), answer.status
+            landed = self._leases.succeed(claim, answer.status)
+            return _Sent("succeeded", landed=landed, http_status=answer.status)
+        outcome = "gone" if refusal.gone else "refused"
+        return _Sent(outcome, landed=self._leases.refuse(claim, refusal), http_status=answer.status)
 
 
 @contextmanager

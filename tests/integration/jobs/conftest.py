@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import func, select, update
 
 from jobs.artifacts import ArtifactStore, open_store
+from jobs.job.commands import JobCommands
 from jobs.job.lease import Claim, JobLeases
-from jobs.job.service import JobService
+from jobs.job.queries import JobQueries
 from jobs.repository.database import Database
 from jobs.repository.models import Job
 from jobs.settings import Settings
@@ -38,13 +39,14 @@ class House:
     settings: Settings
     store: ArtifactStore
     nudger: CountingNudger
-    service: JobService
+    commands: JobCommands
+    queries: JobQueries
     leases: JobLeases
     created: list[str] = field(default_factory=list)
 
     def submit(self, **fields: Any) -> str:
         """Create a job and return its id."""
-        view, _ = self.service.create_job(request(**fields), tenant=TENANT)
+        view, _ = self.commands.create_job(request(**fields), tenant=TENANT)
         self.created.append(view.id)
         return view.id
 
@@ -120,6 +122,7 @@ def house(database: Database, settings: Settings) -> House:
         settings=settings,
         store=store,
         nudger=nudger,
-        service=JobService(database, settings, store, nudger),
+        commands=JobCommands(database, settings, store, nudger),
+        queries=JobQueries(database, settings, store),
         leases=JobLeases(database, settings),
     )

@@ -30,7 +30,7 @@ def manifest(house: House, claim: Claim, **summary: Any) -> Manifest:
 
 
 def event_types(house: House, job_id: str) -> list[str]:
-    return [event.type for event in house.service.list_events(job_id, tenant=TENANT, limit=1000).data]
+    return [event.type for event in house.queries.list_events(job_id, tenant=TENANT, limit=1000).data]
 
 
 def test_nothing_to_claim_in_an_empty_queue(house: House) -> None:
@@ -95,7 +95,7 @@ def test_progress_stages_layers_and_events_are_recorded(house: House) -> None:
     assert leases.record_layers(claim, [layer(error=3.0)])
     assert leases.append_event(claim, "log", {"message": "nul \x00 and \ud800", "value": math.inf})
 
-    shown = house.service.get_job(job, tenant=TENANT).model_dump(mode="json")
+    shown = house.queries.get_job(job, tenant=TENANT).model_dump(mode="json")
     assert shown["model"]["resolved_revision"] == "abc123"
     assert shown["stages"] == [
         {"name": "calibrate", "status": "succeeded", "seconds": 12.1},
@@ -104,10 +104,10 @@ def test_progress_stages_layers_and_events_are_recorded(house: House) -> None:
     progress = shown["progress"]
     assert progress["eta_seconds"] == {"p50": 126.0, "p90": 170.0}
     assert (progress["fraction"], progress["stage"], progress["done"], progress["total"]) == (0.41, "search", 13, 30)
-    layers = house.service.list_layers(job, tenant=TENANT).data
+    layers = house.queries.list_layers(job, tenant=TENANT).data
     assert [(row.name, row.error) for row in layers] == [("b", None), ("model.layers.0.mlp.down_proj", 3.0)]
 
-    events = house.service.list_events(job, tenant=TENANT).data
+    events = house.queries.list_events(job, tenant=TENANT).data
     assert [event.id for event in events] == list(range(1, len(events) + 1))
     assert [event.type for event in events] == [
         "job.status",
@@ -135,7 +135,7 @@ def test_every_change_bumps_the_version(house: House) -> None:
         lambda: house.leases.record_progress(claim, ProgressReport(fraction=0.1, stage="load")),
         lambda: house.leases.record_stage(claim, "load", StageStatus.RUNNING),
         lambda: house.leases.record_layers(claim, [layer()]),
-        lambda: house.service.cancel_job(job, tenant=TENANT),
+        lambda: house.commands.cancel_job(job, tenant=TENANT),
         lambda: house.leases.cancelled(claim),
     ):
         write()
@@ -149,18 +149,18 @@ def test_publishing_makes_everything_visible_at_once(house: House) -> None:
     house.leases.record_layers(claim, [layer("left over by an earlier attempt")])
     assert house.leases.publish(claim, manifest(house, claim, broken=math.nan))
 
-    shown = house.service.get_job(job, tenant=TENANT)
+    shown = house.queries.get_job(job, tenant=TENANT)
     assert (shown.status, shown.is_terminal, shown.progress.fraction) == ("succeeded", True, 1.0)
     assert shown.finished_at is not None
     assert shown.summary == {"full_mean_error": 1.5, "broken": None}
-    assert house.service.get_report(job, tenant=TENANT) == {"layers": []}
-    assert [row.name for row in house.service.list_layers(job, tenant=TENANT).data] == ["model.layers.0.mlp.down_proj"]
-    artifacts = house.service.list_artifacts(job, tenant=TENANT).data
+    assert house.queries.get_report(job, tenant=TENANT) == {"layers": []}
+    assert [row.name for row in house.queries.list_layers(job, tenant=TENANT).data] == ["model.layers.0.mlp.down_proj"]
+    artifacts = house.queries.list_artifacts(job, tenant=TENANT).data
     assert [artifact.path for artifact in artifacts] == ["checkpoint/config.json", "report.json"]
-    opened = house.service.open_artifact(artifacts[0].id, tenant=TENANT)
+    opened = house.queries.open_artifact(artifacts[0].id, tenant=TENANT)
     assert b"".join(opened.read()) == b"{}"
     assert opened.view.name == "config.json"
-    assert [file.view.path for file in house.service.archive_files(job, tenant=TENANT)] == ["checkpoint/config.json"]
+    assert [file.view.path for file in house.queries.archive_files(job, tenant=TENANT)] == ["checkpoint/config.json"]
     assert event_types(house, job)[-2:] == ["job.status", "done"]
 
 
@@ -189,12 +189,12 @@ def test_a_stale_fence_changes_no_row(house: House) -> None:
     columns = [column.key for column in Job.__table__.columns if column.key not in {"spec", "report", "metadata"}]
     assert [getattr(after, column) for column in columns] == [getattr(before, column) for column in columns]
     assert event_types(house, job) == events_before
-    assert not house.service.list_artifacts(job, tenant=TENANT).data
-    assert not house.service.list_layers(job, tenant=TENANT).data
+    assert not house.queries.list_artifacts(job, tenant=TENANT).data
+    assert not house.queries.list_layers(job, tenant=TENANT).data
 
     assert leases.publish(fresh, manifest(house, fresh))
     assert not leases.publish(fresh, manifest(house, fresh))
-    assert len(house.service.list_artifacts(job, tenant=TENANT).data) == 2
+    assert len(house.queries.list_artifacts(job, tenant=TENANT).data) == 2
 
 
 def test_a_poison_job_stops_after_exactly_max_attempts(house: House) -> None:
@@ -205,7 +205,7 @@ def test_a_poison_job_stops_after_exactly_max_attempts(house: House) -> None:
         assert claim.attempt == attempts
         assert house.leases.release(claim, "crash")
     assert attempts == house.settings.max_attempts
-    shown = house.service.get_job(poison, tenant=TENANT)
+    shown = house.queries.get_job(poison, tenant=TENANT)
     assert shown.status == "failed"
     assert shown.error is not None
     assert shown.error["code"] == "crash_loop"
@@ -253,7 +253,7 @@ def test_a_failure_is_shown_with_category_and_hint(house: House) -> None:
     claim = house.claim()
     assert house.leases.fail(claim, PROBLEM)
     assert not house.leases.fail(claim, PROBLEM)
-    assert house.service.get_job(job, tenant=TENANT).error == {
+    assert house.queries.get_job(job, tenant=TENANT).error == {
         "type": "urn:quantry:problem:unsafe_checkpoint",
         "title": "Unsafe checkpoint",
         "status": 422,
@@ -277,9 +277,9 @@ def test_an_artifact_whose_file_is_gone_is_not_found(house: House) -> None:
     job = house.submit()
     claim = house.claim()
     assert house.leases.publish(claim, manifest(house, claim))
-    artifact = house.service.list_artifacts(job, tenant=TENANT).data[0]
+    artifact = house.queries.list_artifacts(job, tenant=TENANT).data[0]
     assert house.store.delete(artifact.sha256)
-    file = house.service.open_artifact(artifact.id, tenant=TENANT)
-    for ask in (file.require, file.read, lambda: house.service.archive_files(job, tenant=TENANT)):
+    file = house.queries.open_artifact(artifact.id, tenant=TENANT)
+    for ask in (file.require, file.read, lambda: house.queries.archive_files(job, tenant=TENANT)):
         with pytest.raises(ArtifactNotFound):
             ask()

@@ -26,7 +26,7 @@ PROBLEM = JobProblem(code="unsafe_checkpoint", category="user", detail="Corrupt.
 
 
 def submit(house: House, tenant: str) -> str:
-    view, _ = house.service.create_job(request(), tenant=tenant)
+    view, _ = house.commands.create_job(request(), tenant=tenant)
     return view.id
 
 

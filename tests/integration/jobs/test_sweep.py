@@ -124,7 +124,7 @@ def test_the_oldest_waiting_jobs_are_nudged_for_a_few_at_a_time(house: House) ->
 
 
 def test_yesterdays_keys_and_workers_are_forgotten(house: House) -> None:
-    house.service.create_job(request(), tenant=TENANT, idempotency_key="old")
+    house.commands.create_job(request(), tenant=TENANT, idempotency_key="old")
     house.leases.beat_worker("w1", hostname="h", pid=1, device="cpu")
     past = func.clock_timestamp() - timedelta(days=2)
     with house.database.transaction() as session:
@@ -137,7 +137,7 @@ def test_yesterdays_keys_and_workers_are_forgotten(house: House) -> None:
 
 
 def test_health_tells_whether_the_queue_moves(house: House) -> None:
-    empty = house.service.queue_health()
+    empty = house.queries.queue_health()
     assert (empty.queued, empty.running, empty.workers) == (0, 0, 0)
     assert empty.oldest_queued_seconds is None
     assert empty.seconds_since_claim is None
@@ -147,7 +147,7 @@ def test_health_tells_whether_the_queue_moves(house: House) -> None:
     waiting = house.submit()
     house.claim("w1")
     house.shift(waiting, "queued_at", -90)
-    health = house.service.queue_health()
+    health = house.queries.queue_health()
     assert (health.queued, health.running, health.workers) == (1, 1, 1)
     assert health.oldest_queued_seconds is not None
     assert 89 < health.oldest_queued_seconds < 100
@@ -165,7 +165,7 @@ def test_two_sweeps_at_once_requeue_once(house: House) -> None:
 
 def test_work_files_of_jobs_that_are_over_or_gone_are_known(house: House) -> None:
     waiting, over = house.submit(), house.submit()
-    house.service.cancel_job(over, tenant=TENANT)
+    house.commands.cancel_job(over, tenant=TENANT)
 
     def finished() -> frozenset[str]:
         with house.leases.locking_finished_jobs([waiting, over, "job_gone"]) as ids:
@@ -174,7 +174,7 @@ def test_work_files_of_jobs_that_are_over_or_gone_are_known(house: House) -> Non
     assert finished() == {"job_gone"}
     house.shift(over, "finished_at", -house.settings.work_retention_seconds - 1)
     assert finished() == {"job_gone", over}
-    house.service.retry_job(over, tenant=TENANT)
+    house.commands.retry_job(over, tenant=TENANT)
     assert finished() == {"job_gone"}
     with house.leases.locking_finished_jobs([]) as ids:
         assert ids == frozenset()

@@ -129,10 +129,10 @@ def test_every_status_that_is_subscribed_to_is_told_in_order(house: House, hooks
     claims = [house.claim() for _ in range(2)]
     assert house.leases.publish(claims[0], manifest())
     assert house.leases.fail(claims[1], BROKEN)
-    house.service.cancel_job(cancelled, tenant=TENANT)
+    house.commands.cancel_job(cancelled, tenant=TENANT)
     claim = house.claim()
     assert house.leases.release(claim, "drain")
-    house.service.cancel_job(house.claim().job_id, tenant=TENANT)
+    house.commands.cancel_job(house.claim().job_id, tenant=TENANT)
     told: dict[str, list[str]] = {}
     for view in hooks.deliveries(everything):
         told.setdefault(view.payload["data"]["id"], []).append(view.type.removeprefix("job."))

@@ -16,9 +16,10 @@ from pydantic import SecretStr
 
 from jobs.artifacts import ArtifactStore, open_store
 from jobs.credentials import CredentialService, Vault
+from jobs.job.commands import JobCommands
 from jobs.job.lease import JobLeases
 from jobs.job.nudge import SilentNudger
-from jobs.job.service import JobService
+from jobs.job.queries import JobQueries
 from jobs.job.views import EventView, JobView
 from jobs.repository.database import Database
 from jobs.settings import Settings
@@ -41,7 +42,8 @@ class Office:
 
     database: Database
     settings: Settings
-    service: JobService
+    commands: JobCommands
+    queries: JobQueries
     leases: JobLeases
     store: ArtifactStore
     credentials: CredentialService
@@ -51,16 +53,16 @@ class Office:
         """Create a job, on a local model if ``model`` is a name."""
         reference = {"source": "local", "id": model} if isinstance(model, str) else model
         request = JobRequest.model_validate({"model": reference, **fields})
-        view, _ = self.service.create_job(request, tenant=TENANT)
+        view, _ = self.commands.create_job(request, tenant=TENANT)
         return view.id
 
     def job(self, job_id: str) -> JobView:
         """The job as a client sees it."""
-        return self.service.get_job(job_id, tenant=TENANT)
+        return self.queries.get_job(job_id, tenant=TENANT)
 
     def events(self, job_id: str) -> list[EventView]:
         """Its whole event log."""
-        return list(self.service.list_events(job_id, tenant=TENANT, limit=1000).data)
+        return list(self.queries.list_events(job_id, tenant=TENANT, limit=1000).data)
 
     def work(self, job_id: str) -> Path:
         """Where its attempts work."""
@@ -190,7 +192,8 @@ def working_office(database: Database, settings: Settings) -> Iterator[Office]:
     office = Office(
         database=database,
         settings=settings,
-        service=JobService(database, settings, store, CeleryNudger(celery)),
+        commands=JobCommands(database, settings, store, CeleryNudger(celery)),
+        queries=JobQueries(database, settings, store),
         leases=JobLeases(database, settings),
         store=store,
         credentials=CredentialService(database, Vault.open(settings)),

@@ -33,7 +33,7 @@ def in_background() -> Iterator[Callable[[Supervisor], "Future[Outcome | None]"]
 
 
 def retry(office: Office, job_id: str, from_stage: StageName | None = None) -> None:
-    office.service.retry_job(job_id, tenant=TENANT, from_stage=from_stage)
+    office.commands.retry_job(job_id, tenant=TENANT, from_stage=from_stage)
 
 
 def failed_after_stages(office: Office) -> str:
@@ -103,7 +103,7 @@ def test_a_cancelled_job_keeps_its_work_for_a_retry(office: Office, in_backgroun
     supervisor = office.supervisor()
     running = in_background(supervisor)
     eventually(lambda: len(list(office.work(job_id).glob("*/stages/step-*"))) >= 3)
-    office.service.cancel_job(job_id, tenant=TENANT)
+    office.commands.cancel_job(job_id, tenant=TENANT)
     assert running.result(30) is Outcome.CANCELLED
     retry(office, job_id)
     assert supervisor.run_next() is Outcome.SUCCEEDED

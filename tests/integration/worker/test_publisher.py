@@ -293,7 +293,7 @@ def test_only_a_succeeded_job_and_only_a_failed_publication(press: Press, hub: W
     waiting = press.office.submit("succeed")
     with pytest.raises(InvalidState):
         press.create(waiting)
-    press.office.service.cancel_job(waiting, tenant=TENANT)
+    press.office.commands.cancel_job(waiting, tenant=TENANT)
     with pytest.raises(InvalidState):
         press.create(waiting)
     with pytest.raises(InvalidState, match="no checkpoint"):

@@ -56,7 +56,7 @@ def test_success_publishes_everything_and_cleans_up(office: Office) -> None:
         ("train", "succeeded"),
         ("publish", "succeeded"),
     ]
-    artifacts = office.service.list_artifacts(job_id, tenant="default").data
+    artifacts = office.queries.list_artifacts(job_id, tenant="default").data
     assert [artifact.path for artifact in artifacts] == [
         "checkpoint/config.json",
         "layers.json",
@@ -155,7 +155,7 @@ def test_cancel_stops_a_deaf_runner(office: Office, in_background: Any) -> None:
     running = in_background(office.supervisor())
     runner = office.runner_pid(job_id)
     began = time.monotonic()
-    assert office.service.cancel_job(job_id, tenant="default").status == "cancelling"
+    assert office.commands.cancel_job(job_id, tenant="default").status == "cancelling"
     assert running.result(30) is Outcome.CANCELLED
     assert time.monotonic() - began < 15
     assert not is_running(runner)
@@ -200,7 +200,7 @@ def test_losing_the_fence_at_publication_publishes_nothing(office: Office) -> No
     office.leases = StaleAtTheEnd(office.database, office.settings)
     assert office.supervisor().run_next() is Outcome.LOST
     assert office.job(job_id).status == "running"
-    assert office.service.list_artifacts(job_id, tenant="default").data == ()
+    assert office.queries.list_artifacts(job_id, tenant="default").data == ()
     assert not (office.work(job_id) / "1" / "output").exists()
 
 
@@ -210,7 +210,7 @@ class CancelledAtTheEnd(JobLeases):
     office: Office
 
     def publish(self, claim: Claim, manifest: Manifest) -> bool:
-        self.office.service.cancel_job(claim.job_id, tenant="default")
+        self.office.commands.cancel_job(claim.job_id, tenant="default")
         return super().publish(claim, manifest)
 
 
@@ -242,8 +242,8 @@ def test_a_published_output_is_kept_even_if_the_answer_is_lost(office: Office) -
     office.leases = AnswerLost(office.database, office.settings)
     office.supervisor().run_next()
     assert office.job(job_id).status == "succeeded"
-    (artifact, *_) = office.service.list_artifacts(job_id, tenant="default").data
-    assert b"".join(office.service.open_artifact(artifact.id, tenant="default").read()) == b"{}"
+    (artifact, *_) = office.queries.list_artifacts(job_id, tenant="default").data
+    assert b"".join(office.queries.open_artifact(artifact.id, tenant="default").read()) == b"{}"
 
 
 class Flaky(JobLeases):
@@ -314,7 +314,7 @@ def test_a_runner_sees_no_secret(office: Office, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, "hunter2")
     job_id = office.submit("show")
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
-    seen = office.service.get_report(job_id, tenant="default")
+    seen = office.queries.get_report(job_id, tenant="default")
     assert "hunter2" not in str(seen)
     assert not [name for name in seen["environment"] if name.startswith(("QUANTRY_", "PG", "HF_TOKEN"))]
     assert seen["environment"]["HF_HUB_OFFLINE"] == "1"
