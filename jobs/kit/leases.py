@@ -16,8 +16,3 @@ class HeartbeatResult:
     ok: bool
     cancel_requested: bool = False
     run_seconds_left: float | None = None
-
-    @property
-    def deadline_exceeded(self) -> bool:
-        """Whether the job's time was used up at this beat."""
-        return self.run_seconds_left is not None and self.run_seconds_left <= 0

@@ -12,6 +12,7 @@ from jobs.artifacts import ArtifactStore, open_store
 from jobs.job.commands import JobCommands
 from jobs.job.lease import Claim, JobLeases
 from jobs.job.queries import JobQueries
+from jobs.kit.leases import HeartbeatResult
 from jobs.repository.database import Database
 from jobs.repository.models import Job
 from jobs.settings import Settings
@@ -74,6 +75,11 @@ class House:
     def expire(self, job_id: str) -> None:
         """Let the lease run out."""
         self.shift(job_id, "lease_until", -1)
+
+
+def is_out_of_time(beat: HeartbeatResult) -> bool:
+    """Whether the job's time was used up at this heartbeat."""
+    return beat.run_seconds_left is not None and beat.run_seconds_left <= 0
 
 
 def request(**fields: Any) -> JobRequest:

@@ -218,7 +218,7 @@ def test_a_killed_broker_stops_nothing(office: Office, mortal_broker: EmbeddedSe
     worker = office.start_worker()
     running = office.submit("step")
     runner = office.runner_pid(running)
-    broker = mortal_broker.pids["Valkey"]
+    [broker] = [server.pid for server in mortal_broker._servers]
     assert broker is not None
     os.kill(broker, signal.SIGKILL)
     job = office.wait(running, "succeeded", "failed")
@@ -244,7 +244,7 @@ def test_a_killed_worker_hands_back_a_job_that_it_found_itself(office: Office, m
     office.commands = JobCommands(office.database, office.settings, office.store, SilentNudger())
     worker = office.start_worker()
     eventually(lambda: len(sweepers(worker.pid)) == 1)
-    broker = mortal_broker.pids["Valkey"]
+    [broker] = [server.pid for server in mortal_broker._servers]
     assert broker is not None
     os.kill(broker, signal.SIGKILL)
     job_id = office.submit("step")
