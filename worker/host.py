@@ -130,11 +130,11 @@ class Worker:
     def run_jobs(self) -> None:
         """Run jobs until none is left to claim, or this worker is stopping."""
         with self.draining.yielding_on_sigterm():
-            self._look()
+            self._poll()
         if self.draining.yields():
             sys.exit()  # told to end; where only this process was, the pool starts another
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         if not self._running.acquire(blocking=False):
             return
         try:
@@ -150,7 +150,7 @@ class Worker:
                 if supervisor.run_next() is None:
                     return
             except Unavailable:
-                logger.warning("claim_failed", reason="the database does not answer; this process looks again soon")
+                logger.warning("job_claim_failed", reason="the database does not answer; this process looks again soon")
                 return
         self._tracing.stop()  # this process may be killed before it ends by itself
 
@@ -168,7 +168,7 @@ class Worker:
         self.enter_pool_process(getattr(billiard.current_process(), "index", 0))
         self._publisher = self._make_publisher()
         self._publisher.start()
-        self._poller = Poller(self._look, every_seconds=self._settings.sweep_seconds)
+        self._poller = Poller(self._poll, every_seconds=self._settings.sweep_seconds)
         self._poller.start()
 
     def _on_process_shutdown(self, **_: object) -> None:

@@ -97,7 +97,7 @@ class Attempt:
         except EngineError as error:
             return self._endings.reported(as_error(error))
         except OSError as error:
-            logger.exception("attempt_broke")
+            logger.exception("attempt_failed")
             return self._endings.reported(as_error(error))
 
     def settle(self, ending: Ending) -> Outcome:
@@ -240,7 +240,7 @@ class Attempt:
                 artifacts=self._store(output),
             )
         except (FileNotFoundError, ValueError, DamagedBlob) as error:
-            logger.exception("output_unusable")
+            logger.exception("output_rejected")
             unusable = internal_error("The run ended without a usable result.")
             raise Ended(self._endings.reported(unusable)) from error
         except StoreRefused as error:

@@ -34,7 +34,7 @@ def store_output(
         except StoreRefused:
             raise
         except StoreUnavailable:
-            logger.warning("store_unavailable", next_try_seconds=seconds)
+            logger.warning("store_put_failed", next_try_seconds=seconds)
         wait(seconds)
         seconds = min(2 * seconds, _LONGEST_WAIT_SECONDS)
 

@@ -59,7 +59,7 @@ class Supervisor:
             try:
                 attempt = self._open(claim, heartbeat, telemetry)
             except (OSError, ValidationError) as error:
-                logger.exception("attempt_not_opened")
+                logger.exception("workspace_not_opened")
                 problem = as_problem(as_error(error))
                 unopened = Ending.fenced(Outcome.FAILED, lambda: self.dependencies.leases.fail(claim, problem))
                 return unopened.settle(heartbeat)

@@ -149,7 +149,7 @@ class ClaimHeartbeat:
             if self._is_overdue():
                 # Whoever watches the runner has given up. A beat now, of a process that was frozen or of a database
                 # that is back, would renew the lease of a job that nobody runs.
-                logger.warning("claim_overdue", silent_seconds=round(self.silent_seconds(), 1))
+                logger.warning("claim_timed_out", silent_seconds=round(self.silent_seconds(), 1))
                 break
             now = self._clock()
             if now >= next_beat:

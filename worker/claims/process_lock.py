@@ -35,7 +35,7 @@ def hold_process_lock(directory: Path, claimed_id: str, fence: int, *, boot_id: 
         try:
             _hold(stack, file, boot_id.read_bytes())
         except OSError as error:
-            logger.info("not_held", reason=str(error))
+            logger.info("process_lock_failed", reason=str(error))
         yield
 
 

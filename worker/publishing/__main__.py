@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import structlog
 from huggingface_hub import HfApi
 
 from jobs.observability.logs import configure_logging
@@ -29,7 +30,7 @@ STAGE: Final = "publish"
 _PROGRESS_SECONDS: Final = 0.5
 _EXIT_FAILED: Final = 1
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,10 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
         with _reporting(upload, events):
             published = upload.run()
     except Exception as error:  # noqa: BLE001 — the process's edge: whatever it is, the supervisor must hear of it
-        told = publish_error(error, request)
-        events.send(told)
+        reported = publish_error(error, request)
+        events.send(reported)
         # Tracebacks of the client carry presigned addresses too; of our own mistakes the place is worth having.
-        logger.error("not published: %s (%s)", told.code, _chain(error))
+        logger.error("publication_failed", code=reported.code, causes=_chain(error))
         return _EXIT_FAILED
     events.send(Result(payload={"sha": published.sha, "url": published.url, "created_repo": published.created_repo}))
     return os.EX_OK

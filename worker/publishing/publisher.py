@@ -89,9 +89,9 @@ class Publisher:
                 busy = self.run_next() is not None
                 self._tidy()
             except Unavailable:
-                logger.warning("publish_failed", reason="the database does not answer")
+                logger.warning("publication_claim_failed", reason="the database does not answer")
             except Exception:  # this thread must outlive any one publication; its lease runs out
-                logger.exception("publication_attempt_broke")
+                logger.exception("publication_attempt_crashed")
             if not busy:
                 self._stopping.wait(_IDLE_SECONDS)
 

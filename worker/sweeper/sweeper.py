@@ -55,7 +55,7 @@ class Sweeper:
             swept = self._leases.sweep(orphans)
         if swept.requeued or swept.failed or swept.cancelled or swept.publications:
             logger.info(
-                "swept",
+                "sweep_completed",
                 requeued=swept.requeued,
                 failed=swept.failed,
                 cancelled=swept.cancelled,

@@ -98,10 +98,10 @@ class Deliverer:
                 if claim is not None:
                     self._attempt(claim, claimed_at)
             except Unavailable:
-                logger.warning("webhooks_wait", reason="the database does not answer")
+                logger.warning("webhook_claim_failed", reason="the database does not answer")
                 self._stopping.wait(_IDLE_SECONDS)
             except Exception:  # this thread must outlive any one message; its lease runs out
-                logger.exception("webhook_attempt_broke")
+                logger.exception("webhook_attempt_crashed")
                 self._stopping.wait(_IDLE_SECONDS)
 
     def _next_claim(self) -> DeliveryClaim | None:
@@ -121,7 +121,7 @@ class Deliverer:
         ids = {"message_id": claim.delivery_id, "webhook_id": claim.endpoint_id}
         with structlog.contextvars.bound_contextvars(**ids, attempt=claim.attempt):
             if self._clock() - claimed_at > self._leases.lease_seconds / 2:
-                logger.warning("webhook_claim_too_old")  # this process stood still: the lease may be another's soon
+                logger.warning("webhook_claim_dropped")  # this process stood still: the lease may be another's soon
                 return "late"
             sent = self._send(claim)
             logger.info("webhook_attempt_ended", type=claim.type, outcome=sent.outcome, http_status=sent.http_status)
@@ -151,7 +151,7 @@ def delivering(database_url: str, settings: Settings) -> Iterator[None]:
     try:
         deliverer = open_deliverer(database, settings)
     except (InstallationError, OSError) as error:
-        logger.error("webhooks_off", reason=str(error))
+        logger.error("webhooks_disabled", reason=str(error))
         yield
         return
     deliverer.start()

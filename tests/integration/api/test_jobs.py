@@ -188,6 +188,15 @@ def test_capabilities(client: httpx.Client, hands: Hands) -> None:
     assert capabilities["limits"]["max_body_bytes"] == 100_000
 
 
+@pytest.mark.parametrize(("seconds", "shown"), [(86_400.0, 86_400), (3600.5, 3600)])
+def test_capabilities_show_how_long_an_idempotency_key_is_remembered(
+    settings: Settings, seconds: float, shown: int
+) -> None:
+    with serving(create_app(settings.model_copy(update={"idempotency_seconds": seconds}))) as url:
+        capabilities = httpx.get(f"{url}/v1/capabilities").json()
+    assert capabilities["limits"]["idempotency_key_seconds"] == shown
+
+
 def test_ready_only_with_a_worker(client: httpx.Client, hands: Hands) -> None:
     problem = client.get("/readyz").json()
     assert problem["checks"]["database"]["status"] == "ok"
