@@ -108,7 +108,7 @@ class Worker:
         """Look for what every job needs, before any is claimed.
 
         Raises:
-            InstallationError: the worker was not told where the database and the broker are, or its key is unusable.
+            InstallationError: the settings do not say where the database and the broker are, or its key is unusable.
         """
         if self._settings.database_url is None or self._settings.broker_url is None:
             raise InstallationError(

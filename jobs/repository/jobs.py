@@ -67,8 +67,8 @@ def restart(
     }
     if from_stage == "resolve":
         values["resolved_revision"] = None
-    told = {"reason": "retry"} if from_stage is None else {"reason": "retry", "from_stage": from_stage}
-    return move_job(session, JobStatus.QUEUED, Job.id == job.id, Job.status.in_(RETRIABLE), values=values, **told)
+    event_data = {"reason": "retry"} if from_stage is None else {"reason": "retry", "from_stage": from_stage}
+    return move_job(session, JobStatus.QUEUED, Job.id == job.id, Job.status.in_(RETRIABLE), values=values, **event_data)
 
 
 def find_report(session: Session, tenant: str, job_id: str) -> tuple[str, dict[str, Any] | None] | None:

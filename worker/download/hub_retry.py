@@ -53,9 +53,9 @@ class HubBackoff:
         """
         if not is_passing(error):
             raise error
-        told = retry_after_seconds(error)
+        retry_after = retry_after_seconds(error)
         backoff = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2**self._failures)
-        delay = backoff * random.uniform(0.5, 1.0) if told is None else max(told, _SHORTEST_SECONDS)  # noqa: S311 - jitter
+        delay = backoff * random.uniform(0.5, 1.0) if retry_after is None else max(retry_after, _SHORTEST_SECONDS)  # noqa: S311 - jitter
         if self._clock() + delay > self._deadline:
             raise error
         self._failures += 1
