@@ -110,7 +110,7 @@ def _find_job(session: Session, tenant: str, job_id: str) -> Job:
 
 def _with_files(session: Session, job_id: str) -> Job:
     """The job, whose files then stay until the transaction ends. Raises: JobNotFound, ArtifactsExpired."""
-    job = jobs.hold(session, job_id)
+    job = jobs.lock_for_share(session, job_id)
     if job is None:
         raise JobNotFound
     if job.expired_at is not None:

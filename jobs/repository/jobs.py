@@ -23,7 +23,7 @@ def lock(session: Session, tenant: str, job_id: str) -> Job | None:
     return session.scalars(statement).one_or_none()
 
 
-def hold(session: Session, job_id: str) -> Job | None:
+def lock_for_share(session: Session, job_id: str) -> Job | None:
     """The job as it is now, kept from expiring and from being deleted until the transaction ends.
 
     FOR KEY SHARE: what writes the row otherwise, a worker's heartbeat say, does not wait for it.

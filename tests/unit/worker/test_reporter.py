@@ -19,7 +19,7 @@ CLAIM = Claim(job_id="job_1", fence=3, attempt=1, max_attempts=3, tenant="defaul
 
 
 class Book:
-    """Keeper, heartbeat and clock in one: fakes at the ports, with what was written in order."""
+    """Leases, heartbeat and clock in one: fakes at the ports, with what was written in order."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
