@@ -11,7 +11,8 @@ from starlette.requests import Request
 from api.body import read_body, require_json
 from api.state import AppState
 from jobs.credentials import CredentialService
-from jobs.job.service import JobService
+from jobs.job.commands import JobCommands
+from jobs.job.queries import JobQueries
 from jobs.kit.errors import Unauthorized
 from jobs.publications.service import PublicationService
 from jobs.settings import SINGLE_TENANT, Settings
@@ -33,8 +34,12 @@ async def _settings(state: State) -> Settings:
     return state.settings
 
 
-async def _service(state: State) -> JobService:
-    return state.service
+async def _commands(state: State) -> JobCommands:
+    return state.commands
+
+
+async def _queries(state: State) -> JobQueries:
+    return state.queries
 
 
 async def _publications(state: State) -> PublicationService:
@@ -46,7 +51,8 @@ async def _credentials(state: State) -> CredentialService:
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
-Service = Annotated[JobService, Depends(_service)]
+Commands = Annotated[JobCommands, Depends(_commands)]
+Queries = Annotated[JobQueries, Depends(_queries)]
 Credentials = Annotated[CredentialService, Depends(_credentials)]
 Publications = Annotated[PublicationService, Depends(_publications)]
 

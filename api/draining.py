@@ -64,7 +64,7 @@ class Draining:
             self._stop(number, frame)
 
     def _stop_later(self, number: int) -> None:
-        log.info("http.unready", seconds=self._unready_seconds)
+        log.info("draining_began", seconds=self._unready_seconds)
         asyncio.get_running_loop().call_later(self._unready_seconds, self._stop, number, None)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:

@@ -29,9 +29,10 @@ from api.state import AppState
 from api.webhooks.endpoints import router as webhooks
 from jobs.artifacts import open_store
 from jobs.credentials import CredentialService, Vault
+from jobs.job.commands import JobCommands
 from jobs.job.nudge import Nudger, SilentNudger
 from jobs.job.overview import Overview
-from jobs.job.service import JobService
+from jobs.job.queries import JobQueries
 from jobs.kit.errors import InstallationError
 from jobs.observability.opening import open_tracing
 from jobs.publications.service import PublicationService
@@ -99,10 +100,12 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
     broker_url = None if settings.broker_url is None else settings.broker_url.get_secret_value()
     tracing = open_tracing(settings, "quantry-api")
     try:
+        store = open_store(settings)
         with _nudger(broker_url, metrics) as nudger:
             yield AppState(
                 settings=settings,
-                service=JobService(database, settings, open_store(settings), nudger),
+                commands=JobCommands(database, settings, store, nudger),
+                queries=JobQueries(database, settings, store),
                 publications=PublicationService(database, settings),
                 webhooks=WebhookService(database, vault, settings),
                 credentials=CredentialService(database, vault, idempotency_seconds=settings.idempotency_seconds),

@@ -57,7 +57,7 @@ class CeleryNudger:
         try:
             self._waiting.put(False, timeout=_DRAIN_SECONDS)
         except queue.Full:
-            log.warning("nudge.dropped", waiting=_MAX_WAITING)
+            log.warning("nudge_dropped", waiting=_MAX_WAITING)
         self._thread.join(timeout=_DRAIN_SECONDS)
 
     def nudge(self) -> None:
@@ -70,7 +70,7 @@ class CeleryNudger:
         except queue.Full:
             self._on_failure()
             if not self._dropping:
-                log.warning("nudge.dropped", waiting=_MAX_WAITING)
+                log.warning("nudge_dropped", waiting=_MAX_WAITING)
             self._dropping = True
         else:
             self._dropping = False
@@ -80,7 +80,7 @@ class CeleryNudger:
             try:
                 self._celery.send_task(TASK_NAME, queue=QUEUE_NAME, expires=NUDGE_EXPIRES_SECONDS, retry=False)
             except (OperationalError, OSError) as error:
-                log.warning("nudge.failed", error=type(error).__name__)
+                log.warning("nudge_failed", error=type(error).__name__)
                 self._on_failure()
         self._celery.close()
 

@@ -78,11 +78,11 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
-            log.info("http.client_left")
+            log.info("client_disconnected")
         except Exception:
             if status:  # too late for another answer: the server breaks the connection, and logs
                 raise
-            log.exception("http.bug")
+            log.exception("request_crashed")
             await self._on_bug(Request(scope))(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - began)
@@ -92,7 +92,7 @@ class RequestContext:
         route = route_template(scope)
         self._metrics.observe(method=scope["method"], route=route, status=status, seconds=seconds)
         log.info(
-            "http.request",
+            "request_ended",
             method=scope["method"][:16],
             route=route,
             status=status,

@@ -8,8 +8,9 @@ import anyio
 from api.draining import Draining
 from api.metrics import Metrics
 from jobs.credentials import CredentialService
+from jobs.job.commands import JobCommands
 from jobs.job.overview import Overview
-from jobs.job.service import JobService
+from jobs.job.queries import JobQueries
 from jobs.observability.tracing import Tracing
 from jobs.publications.service import PublicationService
 from jobs.settings import Settings
@@ -21,7 +22,8 @@ class AppState:
     """Made in the lifespan; endpoints reach it through ``api.deps``. ``broker_answers`` is None without a broker."""
 
     settings: Settings
-    service: JobService
+    commands: JobCommands
+    queries: JobQueries
     credentials: CredentialService
     publications: PublicationService
     webhooks: WebhookService

@@ -32,8 +32,8 @@ from benchmarks.queue_figures import ServedJob, figures
 from benchmarks.queue_runner import COMMAND
 from jobs.artifacts import open_store
 from jobs.embedded import Urls, embedded_services
+from jobs.job.commands import JobCommands
 from jobs.job.nudge import QUEUE_NAME, redis_url
-from jobs.job.service import JobService
 from jobs.kit.states import TERMINAL, JobStatus
 from jobs.repository.database import Database
 from jobs.repository.models import Job
@@ -74,14 +74,14 @@ def measure(
         stack.callback(database.close)
         celery = make_celery(settings)
         stack.callback(celery.close)
-        service = JobService(database, settings, open_store(settings), CeleryNudger(celery))
-        ids = [_submit(service, tenant) for tenant in _arrivals(jobs, tenants)]
+        commands = JobCommands(database, settings, open_store(settings), CeleryNudger(celery))
+        ids = [_submit(commands, tenant) for tenant in _arrivals(jobs, tenants)]
         for number in range(workers):
             stack.enter_context(_worker(settings, number))
         deadline = time.monotonic() + seconds
         bare = _bare_starts_until_done(database, ids, settings, deadline)
         _await_silence(urls)
-        single = [_serve_alone(service, database, deadline) for _ in range(singles)]
+        single = [_serve_alone(commands, database, deadline) for _ in range(singles)]
         served = _served(database, ids)
     return {"workers": workers, "cores": os.cpu_count(), **figures(served, bare, single)}
 
@@ -116,9 +116,9 @@ def _arrivals(jobs: int, tenants: int) -> Iterator[str]:
         yield f"tenant-{1 + number % (tenants - 1)}"
 
 
-def _submit(service: JobService, tenant: str) -> str:
+def _submit(commands: JobCommands, tenant: str) -> str:
     request = JobRequest.model_validate({"model": {"source": "local", "id": _MODEL}})
-    return service.create_job(request, tenant=tenant)[0].id
+    return commands.create_job(request, tenant=tenant).job.id
 
 
 @contextmanager
@@ -154,10 +154,10 @@ def _await_silence(urls: Urls) -> None:
             time.sleep(_PAUSE_SECONDS)
 
 
-def _serve_alone(service: JobService, database: Database, deadline: float) -> float:
+def _serve_alone(commands: JobCommands, database: Database, deadline: float) -> float:
     """From the submission of a job to its claim, by a worker with nothing to do."""
     time.sleep(_PAUSE_SECONDS)
-    job_id = _submit(service, "tenant-0")
+    job_id = _submit(commands, "tenant-0")
     while _unfinished(database, [job_id]):
         _require_time(deadline)
         time.sleep(_PAUSE_SECONDS)

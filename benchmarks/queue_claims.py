@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.queue_figures import spread
 from jobs.embedded import embedded_services
-from jobs.job.lease import LeaseKeeper
+from jobs.job.lease import JobLeases
 from jobs.repository import turns
 from jobs.repository.database import Database
 from jobs.repository.models import Job
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(database: Database, settings: Settings, jobs: int, tenants: int, claims: int) -> dict[str, Any]:
     """Fill the queue and time what is asked of it; the database is closed at the end."""
     _fill(database, jobs, tenants)
-    keeper = LeaseKeeper(database, settings)
+    leases = JobLeases(database, settings)
     with database.transaction() as session:
         page = list(session.scalars(select(Job.id).order_by(Job.created_at.desc(), Job.id.desc()).limit(100)))
 
@@ -72,10 +72,10 @@ def measure(database: Database, settings: Settings, jobs: int, tenants: int, cla
 
     ways: dict[str, tuple[int, Callable[[], object]]] = {
         "empty transaction": (claims, within(lambda session: session.execute(text("SELECT 1")))),
-        "claim": (claims, lambda: keeper.claim("benchmark")),
+        "claim": (claims, lambda: leases.claim("benchmark")),
         "place of one job": (20, within(lambda session: turns.queue_positions(session, page[:1]))),
         "places of 100 jobs": (20, within(lambda session: turns.queue_positions(session, page))),
-        "sweep": (10, keeper.sweep),
+        "sweep": (10, leases.sweep),
     }
     found = {name: spread([_timed(way) for _ in range(times)]) for name, (times, way) in ways.items()}
     found["choice of a job, server"] = spread([_server(database) for _ in range(20)])

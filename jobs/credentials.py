@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from jobs.idempotency import KEEP_SECONDS, Once
+from jobs.idempotency import KEEP_SECONDS, IdempotentRequest
 from jobs.kit import cursors
 from jobs.kit.errors import (
     CredentialNotFound,
@@ -133,9 +133,11 @@ class CredentialService:
         plain = token.get_secret_value()
         digest = self._vault.digest(name, kind, plain)
         kept = self._idempotency_seconds
-        once = Once.of(tenant, "POST /v1/credentials", idempotency_key, None, digest=digest, keep_seconds=kept)
+        idempotent = IdempotentRequest.of(
+            tenant, "POST /v1/credentials", idempotency_key, None, digest=digest, keep_seconds=kept
+        )
         with self._database.transaction() as session:
-            stored = once.replay(session, CredentialView)
+            stored = idempotent.replay(session, CredentialView)
             if stored is not None:
                 return stored
             if credentials.count(session, tenant) >= MAX_PER_TENANT:
@@ -145,7 +147,7 @@ class CredentialService:
             session.flush()
             session.refresh(row)
             view = _view(row)
-            once.remember(session, view)
+            idempotent.remember(session, view)
         return view
 
     def list(self, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[CredentialView]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from jobs.kit.errors import IdempotencyConflict, IdempotencyInFlight, InvalidRequest
-from jobs.kit.storable import clean_text
+from jobs.kit.storable import storable_text
 from jobs.kit.views import View
 from jobs.repository import idempotency
 
@@ -21,7 +21,7 @@ _MAX_KEY: Final = 255
 
 
 @dataclass(frozen=True)
-class Once:
+class IdempotentRequest:
     """One POST by one tenant; without a key it is answered anew every time. Its answer is kept ``keep_seconds``."""
 
     tenant: str
@@ -40,7 +40,7 @@ class Once:
         *,
         digest: str | None = None,
         keep_seconds: float = KEEP_SECONDS,
-    ) -> "Once":
+    ) -> "IdempotentRequest":
         """``digest`` identifies a body whose plain hash must not be stored, because it holds a secret.
 
         Raises:
@@ -52,7 +52,7 @@ class Once:
                 pointer="Idempotency-Key",
             )
         hashed = digest or request_hash(body)
-        named = clean_text(endpoint)  # a path from a request can hold what no id does, such as NUL
+        named = storable_text(endpoint)  # a path from a request can hold what no id does, such as NUL
         return cls(tenant=tenant, endpoint=named, key=key, request_hash=hashed, keep_seconds=keep_seconds)
 
     def replay(self, session: Session, view: type[AnyView]) -> AnyView | None:

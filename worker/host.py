@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from typing import Final
 
 import billiard
@@ -26,20 +27,21 @@ from jobs.kit.errors import InstallationError, Unavailable
 from jobs.observability.logs import configure_logging
 from jobs.observability.opening import open_tracing
 from jobs.observability.tracing import NoTracing, Tracing
-from jobs.publications.lease import PublicationKeeper
+from jobs.publications.lease import PublicationLeases
 from jobs.repository.database import Database
 from jobs.settings import Settings
-from worker.attempts.attempt import Equipment, Programs
+from worker.attempts.attempt import AttemptDependencies, Programs
 from worker.attempts.supervisor import Supervisor
-from worker.claims.measured import MeasuredKeeper
+from worker.claims.measured import MeasuredJobLeases
 from worker.devices import devices
 from worker.draining import Draining
 from worker.nudge import CeleryNudger, make_celery
-from worker.polling import Looker
-from worker.publishing.attempt import PublishEquipment
+from worker.polling import Poller
+from worker.publishing.attempt import PublishDependencies
 from worker.publishing.publisher import Publisher, hub_tokens
 from worker.subprocesses.parent_death import die_with_parent
-from worker.sweeper.restarter import SweeperKeeper
+from worker.sweeper.restarter import SweeperRestarter
+from worker.telemetry.measurements import NudgeFailed
 from worker.telemetry.metrics import open_metrics
 from worker.telemetry.ports import Telemetry
 
@@ -75,13 +77,13 @@ class Worker:
         self._database = Database(settings.database_url.get_secret_value() if settings.database_url else _NO_DATABASE)
         self._device = self._devices[0]
         self._publisher: Publisher | None = None
-        self._looker: Looker | None = None
+        self._poller: Poller | None = None
         self._supervisor: Supervisor | None = None
         self._running = threading.Lock()  # one job at a time, whether a nudge or a look found it
         self._tracing: Tracing = NoTracing()  # of a process; the pool's come after the fork
-        self.meters, self.metrics = open_metrics(settings)
+        self.metrics = open_metrics(settings)
         self.draining = Draining(settings.drain_seconds)
-        self.sweeper = SweeperKeeper(self._owner)
+        self.sweeper = SweeperRestarter(self._owner)
         self.celery = make_celery(settings)
         self.celery.conf.update(
             worker_pool=_handing_back(self.draining),
@@ -106,7 +108,7 @@ class Worker:
         """Look for what every job needs, before any is claimed.
 
         Raises:
-            InstallationError: the worker was not told where the database and the broker are, or its key is unusable.
+            InstallationError: the settings do not say where the database and the broker are, or its key is unusable.
         """
         if self._settings.database_url is None or self._settings.broker_url is None:
             raise InstallationError(
@@ -118,7 +120,8 @@ class Worker:
     def enter_pool_process(self, index: int) -> None:
         """In a pool child, right after the fork: its own connections and device, and SIGTERM when its parent dies."""
         self._database.after_fork()
-        self.metrics.leave()
+        if self.metrics.server is not None:
+            self.metrics.server.leave()
         self._device = self._devices[index % len(self._devices)]
         # Celery asks for SIGKILL; on SIGTERM the child hands its job back, which is quicker than an expiring lease.
         die_with_parent(self._main_pid, signal.SIGTERM)
@@ -127,11 +130,11 @@ class Worker:
     def run_jobs(self) -> None:
         """Run jobs until none is left to claim, or this worker is stopping."""
         with self.draining.yielding_on_sigterm():
-            self._look()
+            self._poll()
         if self.draining.yields():
             sys.exit()  # told to end; where only this process was, the pool starts another
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         if not self._running.acquire(blocking=False):
             return
         try:
@@ -147,7 +150,7 @@ class Worker:
                 if supervisor.run_next() is None:
                     return
             except Unavailable:
-                logger.warning("claim_failed", reason="the database does not answer; this process looks again soon")
+                logger.warning("job_claim_failed", reason="the database does not answer; this process looks again soon")
                 return
         self._tracing.stop()  # this process may be killed before it ends by itself
 
@@ -165,11 +168,11 @@ class Worker:
         self.enter_pool_process(getattr(billiard.current_process(), "index", 0))
         self._publisher = self._make_publisher()
         self._publisher.start()
-        self._looker = Looker(self._look, every_seconds=self._settings.sweep_seconds)
-        self._looker.start()
+        self._poller = Poller(self._poll, every_seconds=self._settings.sweep_seconds)
+        self._poller.start()
 
     def _on_process_shutdown(self, **_: object) -> None:
-        """No task runs: the main process asked for this, was killed, or terminated this child. The looker may be busy.
+        """No task runs: the main process asked for this, was killed, or terminated this child. The poller may be busy.
 
         billiard puts its own handler of SIGTERM over any that a starting child installs. That handler leads here, and
         a second SIGTERM would end the process in the middle of handing back.
@@ -177,8 +180,8 @@ class Worker:
         with self.draining.yielding_on_sigterm():
             if terminate_handler_fired() or os.getppid() != self._main_pid:
                 self.draining.yield_now()
-            if self._looker is not None:
-                self._looker.stop(self._settings.drain_seconds + _HAND_BACK_SECONDS)
+            if self._poller is not None:
+                self._poller.stop(self._settings.drain_seconds + _HAND_BACK_SECONDS)
             if self._publisher is not None:
                 self._publisher.stop()
             self._tracing.stop()
@@ -189,11 +192,12 @@ class Worker:
     def _on_shutdown(self, **_: object) -> None:
         # The pool has let its last job go; until then this worker is alive, and others may need its sweeps.
         self.sweeper.stop()
-        self.metrics.stop()
+        if self.metrics.server is not None:
+            self.metrics.server.stop()
 
     def _make_supervisor(self) -> Supervisor:
-        equipment = Equipment(
-            keeper=MeasuredKeeper(self._database, self._settings, self.meters),
+        dependencies = AttemptDependencies(
+            leases=MeasuredJobLeases(self._database, self._settings, self.metrics.measure),
             store=open_store(self._settings),
             credentials=CredentialService(self._database, Vault.open(self._settings)),
             settings=self._settings,
@@ -202,23 +206,23 @@ class Worker:
             must_yield=self.draining.must_yield,
         )
         return Supervisor(
-            equipment=equipment,
+            dependencies=dependencies,
             owner=self._owner,
-            nudger=CeleryNudger(self.celery, self.meters.nudge_failed),
-            telemetry=Telemetry(self.meters, self._tracing),
+            nudger=CeleryNudger(self.celery, on_failure=partial(self.metrics.measure, NudgeFailed())),
+            telemetry=Telemetry(self.metrics.measure, self._tracing),
         )
 
     def _make_publisher(self) -> Publisher:
-        equipment = PublishEquipment(
-            keeper=PublicationKeeper(self._database, self._settings),
+        dependencies = PublishDependencies(
+            leases=PublicationLeases(self._database, self._settings),
             store=open_store(self._settings),
             token_for=hub_tokens(CredentialService(self._database, Vault.open(self._settings)), os.environ),
             settings=self._settings,
         )
-        return Publisher(equipment, self._owner, is_draining=self.draining.has_begun)
+        return Publisher(dependencies, self._owner, is_draining=self.draining.has_begun)
 
     def _sweeper_step(self) -> type[bootsteps.StartStopStep]:
-        sweeper, metrics = self.sweeper, self.metrics
+        sweeper, server = self.sweeper, self.metrics.server
 
         class SweeperStep(bootsteps.StartStopStep):
             """Starts the sweeper and the metrics' server once the pool has forked, also without a broker."""
@@ -227,6 +231,7 @@ class Worker:
 
             def start(self, _: object) -> None:
                 sweeper.start()
-                metrics.start()
+                if server is not None:
+                    server.start()
 
         return SweeperStep

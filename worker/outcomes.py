@@ -1,15 +1,16 @@
-"""How attempts end, of jobs and of publications."""
+"""How attempts end, of jobs and of publications. The values are the words of logs, metrics and traces."""
 
-from enum import Enum, auto
+from enum import StrEnum
 
 
-class Outcome(Enum):
+class Outcome(StrEnum):
     """How an attempt ends."""
 
-    SUCCEEDED = auto()  # published
-    FAILED = auto()  # ended by a problem; the job is over
-    CANCELLED = auto()  # stopped by request; the job is over
-    STARVED = auto()  # ran out of memory for the first time; another attempt resumes, and runs with less
-    CRASHED = auto()  # the subprocess died; another attempt resumes, while there are any left
-    DRAINED = auto()  # this worker is being stopped; another one resumes, and the attempt does not count
-    LOST = auto()  # the claim went to someone else, or we can not know; nothing may be written
+    SUCCEEDED = "succeeded"  # the result is published
+    FAILED = "failed"  # a problem ended the job or publication for good
+    CANCELLED = "cancelled"  # stopped by request; the job is over
+    STARVED = "starved"  # ran out of memory for the first time; another attempt resumes, and runs with less
+    POSTPONED = "postponed"  # the Hub or the store refused for now; another attempt follows later
+    CRASHED = "crashed"  # the subprocess died; another attempt resumes, while there are any left
+    DRAINED = "drained"  # this worker is being stopped; another one resumes, and the attempt does not count
+    LOST = "lost"  # the claim went to someone else, or we can not know; nothing may be written

@@ -1,4 +1,4 @@
-"""Looking for jobs without being told: every few seconds, should no nudge get through.
+"""Polling for jobs: every few seconds, should no nudge get through.
 
 The broker may be away for as long as it likes; jobs do not wait for it. Celery knows nothing of a job that was found
 this way, so whatever ends the process must let it go first: see :mod:`worker.host`.
@@ -14,21 +14,21 @@ from worker.jitter import jittered
 logger = structlog.get_logger(__name__)
 
 
-class Looker:
-    """A thread of each pool process. ``look`` runs what it finds and returns when there is no more."""
+class Poller:
+    """A thread of each pool process. ``poll`` runs the jobs that it finds and returns when there is no more."""
 
-    def __init__(self, look: Callable[[], None], *, every_seconds: float) -> None:
-        self._look = look
+    def __init__(self, poll: Callable[[], None], *, every_seconds: float) -> None:
+        self._poll = poll
         self._every_seconds = every_seconds
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="looker", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="poller", daemon=True)
 
     def start(self) -> None:
-        """Look from now on; returns at once."""
+        """Poll from now on; returns at once."""
         self._thread.start()
 
     def stop(self, wait_seconds: float) -> None:
-        """Look no more, and wait for what is under way. Does nothing when it was never started."""
+        """Poll no more, and wait for what is under way. Does nothing when it was never started."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(wait_seconds)
@@ -36,6 +36,6 @@ class Looker:
     def _work(self) -> None:
         while not self._stopping.wait(jittered(self._every_seconds)):
             try:
-                self._look()
+                self._poll()
             except Exception:  # this thread must outlive any one job; its lease runs out
-                logger.exception("look_failed")
+                logger.exception("poll_failed")

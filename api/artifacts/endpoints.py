@@ -8,7 +8,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.artifacts.ranges import RangeNotSatisfiable, range_applies, requested_range
 from api.artifacts.tar import TarMember, tar_chunks, tar_length
-from api.deps import ArtifactId, Cursor, JobId, Service, Tenant
+from api.deps import ArtifactId, Cursor, JobId, Queries, Tenant
 from api.errors import UnsatisfiableRange
 from api.negotiation import none_match
 from api.responses import json_view
@@ -27,14 +27,14 @@ _OptionalHeader = Annotated[str | None, Header()]
 @router.get("/jobs/{job_id}/artifacts", responses={200: {"model": Page[ArtifactView]}})
 def list_artifacts(
     job_id: JobId,
-    service: Service,
+    queries: Queries,
     tenant: Tenant,
     *,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     after: Cursor = None,
 ) -> Response:
     """The published files of a job, by path; none before it has succeeded. Of expired ones (410) the list stays."""
-    artifacts = service.list_artifacts(job_id, tenant=tenant).data
+    artifacts = queries.list_artifacts(job_id, tenant=tenant).data
     start = _index_behind(artifacts, after) if after else 0
     data = artifacts[start : start + limit]
     has_more = start + limit < len(artifacts)
@@ -43,10 +43,10 @@ def list_artifacts(
 
 
 @router.get("/jobs/{job_id}/archive", responses={200: {"content": {"application/x-tar": {}}}})
-def get_archive(job_id: JobId, service: Service, tenant: Tenant) -> Response:
+def get_archive(job_id: JobId, queries: Queries, tenant: Tenant) -> Response:
     """The checkpoint directory as one tar, made while it is sent."""
-    job = service.get_job(job_id, tenant=tenant)
-    files = service.archive_files(job_id, tenant=tenant)
+    job = queries.get_job(job_id, tenant=tenant)
+    files = queries.archive_files(job_id, tenant=tenant)
     if not files:
         raise _no_checkpoint(job)
     members = [TarMember(file.view.path, file.view.bytes, file.read) for file in files]
@@ -61,10 +61,10 @@ def get_archive(job_id: JobId, service: Service, tenant: Tenant) -> Response:
 
 @router.head("/artifacts/{artifact_id}/content", include_in_schema=False)
 def head_content(
-    artifact_id: ArtifactId, service: Service, tenant: Tenant, if_none_match: _OptionalHeader = None
+    artifact_id: ArtifactId, queries: Queries, tenant: Tenant, if_none_match: _OptionalHeader = None
 ) -> Response:
     """What GET would say of the whole file; ``Range`` means nothing here (RFC 9110, section 14.2)."""
-    file = service.open_artifact(artifact_id, tenant=tenant)
+    file = queries.open_artifact(artifact_id, tenant=tenant)
     file.require()
     artifact = file.view
     headers = _content_headers(artifact)
@@ -80,7 +80,7 @@ def head_content(
 )
 def get_content(
     artifact_id: ArtifactId,
-    service: Service,
+    queries: Queries,
     tenant: Tenant,
     *,
     byte_range: Annotated[str | None, Header(alias="Range")] = None,
@@ -88,7 +88,7 @@ def get_content(
     if_none_match: _OptionalHeader = None,
 ) -> Response:
     """The bytes of one file, whole or one range of them. ``Repr-Digest`` is always of the whole file."""
-    file = service.open_artifact(artifact_id, tenant=tenant)
+    file = queries.open_artifact(artifact_id, tenant=tenant)
     artifact, size = file.view, file.view.bytes
     headers = _content_headers(artifact)
     if not none_match(if_none_match, headers["ETag"]):

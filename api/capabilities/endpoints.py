@@ -64,7 +64,7 @@ def get_capabilities(settings: SettingsDep, state: State) -> Response:
                 max_body_bytes=settings.max_body_bytes,
                 max_attempts=settings.max_attempts,
                 max_page_entries=MAX_PAGE,
-                idempotency_key_seconds=24 * 3600,
+                idempotency_key_seconds=int(settings.idempotency_seconds),  # whole seconds that are certain
             ),
         )
     )

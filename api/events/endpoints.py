@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from api.deps import Accept, JobId, Service, State, Tenant
+from api.deps import Accept, JobId, Queries, State, Tenant
 from api.events.stream import EventLog, event_stream
 from api.negotiation import VARY, preferred
 from api.responses import json_view
@@ -33,7 +33,7 @@ _SequenceNumber = Annotated[int, Query(ge=0, le=MAX_INT32, description="Only eve
 def list_events(
     job_id: JobId,
     state: State,
-    service: Service,
+    queries: Queries,
     tenant: Tenant,
     *,
     after: _SequenceNumber = 0,
@@ -43,13 +43,13 @@ def list_events(
 ) -> Response:
     """What happened to a job, in order. A stream resumes behind ``Last-Event-ID``."""
     if preferred(accept, ("application/json", "text/event-stream")) == "application/json":
-        return json_view(service.list_events(job_id, tenant=tenant, after=after, limit=limit), headers=VARY)
+        return json_view(queries.list_events(job_id, tenant=tenant, after=after, limit=limit), headers=VARY)
 
     def read(behind: int) -> tuple[EventView, ...]:
-        return service.list_events(job_id, tenant=tenant, after=behind, limit=_BATCH).data
+        return queries.list_events(job_id, tenant=tenant, after=behind, limit=_BATCH).data
 
     def is_over() -> bool:
-        return service.get_job(job_id, tenant=tenant).is_terminal
+        return queries.get_job(job_id, tenant=tenant).is_terminal
 
     behind = after if last_event_id is None else last_event_id
     if is_over() and not read(behind):

@@ -84,7 +84,7 @@ async def _next_batch(source: EventLog, after: int, idle: int) -> tuple[EventVie
     except NotFound:
         return None
     except Unavailable:
-        log.warning("events.database_unavailable")
+        log.warning("event_read_failed")
         await anyio.sleep(_OUTAGE_SECONDS)
         return ()
     return None if over and not events else events

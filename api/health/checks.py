@@ -4,16 +4,16 @@ from collections.abc import Callable
 from typing import Final
 
 from api.health.schemas import Check, Checks, WorkersCheck
-from jobs.job.service import JobService
+from jobs.job.queries import JobQueries
 from jobs.kit.errors import NotMigrated, Unavailable
 from jobs.kit.views import QueueHealth
 
 _STALLED_SECONDS: Final = 60.0
 
 
-def check_all(service: JobService, broker_answers: Callable[[], bool] | None) -> Checks:
+def check_all(queries: JobQueries, broker_answers: Callable[[], bool] | None) -> Checks:
     """Ask everything once. ``broker_answers`` is None where no broker is configured."""
-    database, health = _ask_database(service)
+    database, health = _ask_database(queries)
     return Checks(database=database, broker=_broker(broker_answers), workers=judge_workers(health))
 
 
@@ -41,9 +41,9 @@ def _is_stalled(health: QueueHealth) -> bool:
     return health.running == 0 and waited > _STALLED_SECONDS and idle
 
 
-def _ask_database(service: JobService) -> tuple[Check, QueueHealth | None]:
+def _ask_database(queries: JobQueries) -> tuple[Check, QueueHealth | None]:
     try:
-        return Check(status="ok", detail="PostgreSQL answers."), service.queue_health()
+        return Check(status="ok", detail="PostgreSQL answers."), queries.queue_health()
     except NotMigrated:
         detail = "The database's schema is not this release's. Run 'alembic upgrade head'."
         return Check(status="not_migrated", detail=detail), None

@@ -36,7 +36,7 @@ def ready(request: Request, state: State) -> Response:
             detail="This server is being stopped. Send requests to another one, or here again in a moment.",
             headers={"Retry-After": "5"},
         ).response(request)
-    checks = check_all(state.service, state.broker_answers)
+    checks = check_all(state.queries, state.broker_answers)
     if not checks.failing:
         return json_view(Ready(checks=checks), headers=_NOT_CACHED)
     remedies = " ".join(getattr(checks, name).detail for name in checks.failing)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from api.body import parse_json, validate
-from api.deps import Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBody, Service, Tenant
+from api.deps import Commands, Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBody, Queries, Tenant
 from api.jobs.schemas import METADATA_PARAMETER, NoFields, metadata_filter
 from api.negotiation import none_match
 from api.openapi import json_body_of
@@ -23,11 +23,11 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 @router.post("", status_code=202, responses={202: {"model": JobView}}, openapi_extra=json_body_of(JobRequest))
 def create_job(
-    request: Request, body: JsonBody, service: Service, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    request: Request, body: JsonBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Submit a job. It is durable when the response arrives; repeat the request safely with an Idempotency-Key."""
     wanted = validate(JobRequest, parse_json(body))
-    job, _ = service.create_job(
+    job, _ = commands.create_job(
         wanted,
         tenant=tenant,
         idempotency_key=idempotency_key,
@@ -40,7 +40,7 @@ def create_job(
 @router.get("", responses={200: {"model": Page[JobView]}}, openapi_extra={"parameters": [METADATA_PARAMETER]})
 def list_jobs(
     request: Request,
-    service: Service,
+    queries: Queries,
     tenant: Tenant,
     *,
     limit: Limit = 20,
@@ -49,7 +49,7 @@ def list_jobs(
     model: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._/:-]{1,200}$")] = None,
 ) -> Response:
     """Jobs, newest first. ``metadata[key]=value`` keeps those with that label."""
-    page = service.list_jobs(
+    page = queries.list_jobs(
         tenant=tenant, limit=limit, after=after, status=status, model=model, metadata=metadata_filter(request)
     )
     return json_view(page)
@@ -57,30 +57,30 @@ def list_jobs(
 
 @router.get("/{job_id}", responses={200: {"model": JobView}, 304: {"description": "Unchanged"}})
 def get_job(
-    job_id: JobId, service: Service, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
+    job_id: JobId, queries: Queries, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
     """One job. Send its ETag as If-None-Match to get 304 while nothing changed."""
-    job = service.get_job(job_id, tenant=tenant)
+    job = queries.get_job(job_id, tenant=tenant)
     if not none_match(if_none_match, job.etag):
         return Response(status_code=304, headers=job_headers(job))
     return json_view(job, headers=job_headers(job))
 
 
 @router.delete("/{job_id}", status_code=204)
-def delete_job(job_id: JobId, service: Service, tenant: Tenant) -> Response:
+def delete_job(job_id: JobId, commands: Commands, tenant: Tenant) -> Response:
     """Remove a finished job and its artifacts. A job that still runs answers 409: cancel it first."""
-    service.delete_job(job_id, tenant=tenant)
+    commands.delete_job(job_id, tenant=tenant)
     return Response(status_code=204)
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses={202: {"model": JobView}})
 def cancel_job(
-    job_id: JobId, body: OptionalBody, service: Service, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    job_id: JobId, body: OptionalBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Stop a job. Durable when the response arrives, also while no worker runs. Takes no body, or ``{}``."""
     if body:
         validate(NoFields, parse_json(body))
-    return accepted(service.cancel_job(job_id, tenant=tenant, idempotency_key=idempotency_key))
+    return accepted(commands.cancel_job(job_id, tenant=tenant, idempotency_key=idempotency_key))
 
 
 @router.post(
@@ -93,7 +93,7 @@ def retry_job(
     request: Request,
     job_id: JobId,
     body: OptionalBody,
-    service: Service,
+    commands: Commands,
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -103,7 +103,7 @@ def retry_job(
     those after it computed anew. Takes no body, or ``{}``, as well.
     """
     wanted = validate(RetryRequest, parse_json(body)) if body else RetryRequest()
-    job = service.retry_job(
+    job = commands.retry_job(
         job_id,
         tenant=tenant,
         from_stage=wanted.from_stage,

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.deps import Accept, Cursor, JobId, Service, Tenant
+from api.deps import Accept, Cursor, JobId, Queries, Tenant
 from api.layers.csv import csv_table
 from api.negotiation import VARY, preferred
 from api.responses import json_view
@@ -25,7 +25,7 @@ _Sort = Annotated[str, Query(pattern=r"^-?[a-z_]{1,40}$", description="A field; 
 )
 def list_layers(
     job_id: JobId,
-    service: Service,
+    queries: Queries,
     tenant: Tenant,
     *,
     sort: _Sort = "block",
@@ -36,11 +36,11 @@ def list_layers(
     """One row for each quantized linear: what was chosen for it and its held-out error."""
     if preferred(accept, ("application/json", "text/csv")) == "application/json":
         return json_view(
-            service.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _PAGE, after=after), headers=VARY
+            queries.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _PAGE, after=after), headers=VARY
         )
     rows: list[LayerView] = []
     while True:
-        page = service.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _MAX_PAGE, after=after)
+        page = queries.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _MAX_PAGE, after=after)
         rows.extend(page.data)
         if limit is not None or page.next_cursor is None:
             break

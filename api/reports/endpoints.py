@@ -3,12 +3,12 @@
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from api.deps import JobId, Service, Tenant
+from api.deps import JobId, Queries, Tenant
 
 router = APIRouter(prefix="/v1/jobs", tags=["report"])
 
 
 @router.get("/{job_id}/report", responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}})
-def get_report(job_id: JobId, service: Service, tenant: Tenant) -> Response:
+def get_report(job_id: JobId, queries: Queries, tenant: Tenant) -> Response:
     """Everything that was measured, once the job has succeeded."""
-    return JSONResponse(service.get_report(job_id, tenant=tenant))
+    return JSONResponse(queries.get_report(job_id, tenant=tenant))

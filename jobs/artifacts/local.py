@@ -28,10 +28,10 @@ class LocalStore:
 
     def put(self, directory: Path, *, on_bytes: OnBytes | None = None) -> tuple[ManifestEntry, ...]:
         """Store every file: linked where the file system can, copied otherwise; see the protocol."""
-        told = on_bytes or ignore_bytes
+        report_bytes = on_bytes or ignore_bytes
         entries = []
-        for path, entry in manifest_of(directory, told):
-            self._keep(path, entry, told)
+        for path, entry in manifest_of(directory, report_bytes):
+            self._keep(path, entry, report_bytes)
             entries.append(entry)
         return tuple(entries)
 
@@ -48,16 +48,16 @@ class LocalStore:
 
     def fetch(self, sha256: str, target: Path, *, on_bytes: OnBytes | None = None) -> None:
         """The blob as ``target``: a read-only hard link where the file system can, a copy otherwise."""
-        told = on_bytes or ignore_bytes
+        report_bytes = on_bytes or ignore_bytes
         source = self.path(sha256)
         target.unlink(missing_ok=True)
         if not _try_link(source, target):
-            _copy(source, target, told)
-        size, found = hash_file(target, told)
+            _copy(source, target, report_bytes)
+        size, found = hash_file(target, report_bytes)
         if found != sha256:
             target.unlink()
             raise DamagedBlob("a blob on the disk is not what its name says")
-        told(size)
+        report_bytes(size)
 
     def delete(self, sha256: str, *, unless_since: datetime | None = None) -> bool:
         """Remove a blob; no ``put`` can make it young between the look at its age and its end."""
@@ -109,19 +109,19 @@ class LocalStore:
     def _incoming(self) -> Path:
         return self.root / "incoming"
 
-    def _keep(self, path: Path, entry: ManifestEntry, told: OnBytes) -> None:
+    def _keep(self, path: Path, entry: ManifestEntry, report_bytes: OnBytes) -> None:
         blob = self.path(entry.sha256)
         if not self._refresh(blob, entry.bytes):
             blob.parent.mkdir(parents=True, exist_ok=True)
             self._incoming.mkdir(exist_ok=True)
             aside = self._incoming / f"{entry.sha256}.{secrets.token_hex(8)}"
             try:
-                _bring(path, aside, entry, told)
+                _bring(path, aside, entry, report_bytes)
                 aside.replace(blob)
             finally:
                 aside.unlink(missing_ok=True)
             _sync_directory(blob.parent)
-        told(entry.bytes)
+        report_bytes(entry.bytes)
 
     def _refresh(self, blob: Path, size: int) -> bool:
         """Make a blob that is there young again. False: it must be stored."""
@@ -166,11 +166,11 @@ def _chunks(path: Path, start: int, length: int | None) -> Iterator[bytes]:
         yield b""
 
 
-def _bring(path: Path, aside: Path, entry: ManifestEntry, told: OnBytes) -> None:
+def _bring(path: Path, aside: Path, entry: ManifestEntry, report_bytes: OnBytes) -> None:
     """The file under the name ``aside``: whole, durable, young and read-only."""
     if not _try_link(path, aside):
-        _copy(path, aside, told)
-        if hash_file(aside, told) != (entry.bytes, entry.sha256):
+        _copy(path, aside, report_bytes)
+        if hash_file(aside, report_bytes) != (entry.bytes, entry.sha256):
             raise DamagedBlob(f"{path.name!r} changed while it was stored")
     with aside.open("rb") as file:
         os.fsync(file.fileno())
@@ -188,11 +188,11 @@ def _try_link(source: Path, target: Path) -> bool:
     return True
 
 
-def _copy(source: Path, target: Path, told: OnBytes) -> None:
+def _copy(source: Path, target: Path, report_bytes: OnBytes) -> None:
     with source.open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
             writer.write(chunk)
-            told(0)
+            report_bytes(0)
 
 
 def _modified(path: Path) -> datetime:

@@ -55,19 +55,19 @@ class S3Store:
 
     def put(self, directory: Path, *, on_bytes: OnBytes | None = None) -> tuple[ManifestEntry, ...]:
         """Store every file, going on with parts that arrived before; see the protocol."""
-        told = on_bytes or ignore_bytes
+        report_bytes = on_bytes or ignore_bytes
         entries, found = [], []
         with asking():
-            for path, entry in manifest_of(directory, told):
+            for path, entry in manifest_of(directory, report_bytes):
                 entries.append(entry)
                 if self._refresh(entry):
                     found.append((path, entry))
-                    told(entry.bytes)
+                    report_bytes(entry.bytes)
                 else:
-                    self._send(path, entry, told)
+                    self._send(path, entry, report_bytes)
             for path, entry in found:
                 if not self._holds(entry):
-                    self._send(path, entry, lambda _: told(0))
+                    self._send(path, entry, lambda _: report_bytes(0))
         return tuple(entries)
 
     def size(self, sha256: str) -> int | None:
@@ -89,7 +89,7 @@ class S3Store:
 
     def fetch(self, sha256: str, target: Path, *, on_bytes: OnBytes | None = None) -> None:
         """The blob as ``target``; until it is whole, what has come is beside it in ``<target>.part``."""
-        told = on_bytes or ignore_bytes
+        report_bytes = on_bytes or ignore_bytes
         size = self.size(sha256)
         if size is None:
             raise FileNotFoundError("there is no such blob")
@@ -100,11 +100,11 @@ class S3Store:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
                 done += len(chunk)
-                told(len(chunk))
+                report_bytes(len(chunk))
             for chunk in self.read(sha256, start=done, length=max(size - done, 0)):
                 file.write(chunk)
                 digest.update(chunk)
-                told(len(chunk))
+                report_bytes(len(chunk))
         if digest.hexdigest() != sha256:
             part.unlink()
             raise DamagedBlob("what came of a blob is not what its name says; asked again, it starts anew")
@@ -149,7 +149,7 @@ class S3Store:
                             self._client.abort_multipart_upload(**target)
         return found
 
-    def _send(self, path: Path, entry: ManifestEntry, told: OnBytes) -> None:
+    def _send(self, path: Path, entry: ManifestEntry, report_bytes: OnBytes) -> None:
         upload = Upload(
             client=self._client,
             bucket=self._bucket,
@@ -157,7 +157,7 @@ class S3Store:
             path=path,
             entry=entry,
             part_bytes=self._part_bytes,
-            on_bytes=told,
+            on_bytes=report_bytes,
         )
         for _ in range(_SENDS):
             with suppress(Overtaken):

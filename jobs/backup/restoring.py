@@ -53,7 +53,7 @@ class Restore:
         except DBAPIError as error:
             raise Unavailable from error
         with self.database.transaction() as session:
-            backup.disown(session)
+            backup.invalidate_claims(session)
             jobs = backup.count_jobs(session)
         found = Collector.of(self.database, self.settings, dry_run=True).run()
         return Restored(jobs=jobs, files=files, missing=() if found is None else found.missing)

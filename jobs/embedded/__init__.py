@@ -70,11 +70,6 @@ class EmbeddedServices:
             server.start()
         return tuple(type(server).__name__ for server in dead)
 
-    @property
-    def pids(self) -> dict[str, int | None]:
-        """Process ids by server name."""
-        return {type(server).__name__: server.pid for server in self._servers}
-
     def _start_servers(self) -> Urls:
         given_database, given_broker = self._settings.database_url, self._settings.broker_url
         if given_database is not None and given_broker is not None:

@@ -5,7 +5,6 @@ SIGTERM or SIGINT, when its standard input (a pipe) closes, or when its parent d
 """
 
 import json
-import logging
 import os
 import select
 import signal
@@ -16,54 +15,56 @@ import time
 from collections import deque
 from typing import Final
 
+import structlog
 from pydantic import ValidationError
 
 from jobs.embedded import EmbeddedServices
 from jobs.kit.errors import InstallationError
+from jobs.observability.logs import configure_logging
 from jobs.settings import Settings
 
 _POLL_SECONDS: Final = 0.25
 _MAX_REVIVALS: Final = 20
 _REVIVAL_WINDOW_SECONDS: Final = 60.0
 
-_logger = logging.getLogger("jobs.embedded")
+logger = structlog.get_logger("jobs.embedded")
 
 
 def main() -> int:
     """The process's exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
-    told_to_stop = threading.Event()
+    configure_logging()
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told_to_stop.set())
+        signal.signal(number, lambda *_: stopping.set())
     try:
         services = EmbeddedServices(Settings())
         urls = services.start()
     except ValidationError as error:
-        _logger.error("%s", "; ".join(problem["msg"] for problem in error.errors(include_url=False)))
+        logger.error("settings_refused", problems=[problem["msg"] for problem in error.errors(include_url=False)])
         return 2
     except InstallationError as error:
-        _logger.error("%s", error.detail)
+        logger.error("start_failed", reason=error.detail)
         return 1
     try:
         sys.stdout.write(json.dumps({"database_url": urls.database_url, "broker_url": urls.broker_url}) + "\n")
         sys.stdout.flush()
-        _hold(services, told_to_stop)
+        _hold(services, stopping)
     except InstallationError as error:
-        _logger.error("%s", error.detail)
+        logger.error("services_ended", reason=error.detail)
         return 1
     finally:
         services.stop()
     return 0
 
 
-def _hold(services: EmbeddedServices, told_to_stop: threading.Event) -> None:
+def _hold(services: EmbeddedServices, stopping: threading.Event) -> None:
     parent = os.getppid()
     watched = _watched_input()
     revivals: deque[float] = deque(maxlen=_MAX_REVIVALS)
-    while not told_to_stop.is_set() and os.getppid() == parent and not _closed(watched, told_to_stop):
+    while not stopping.is_set() and os.getppid() == parent and not _closed(watched, stopping):
         for name in services.revive():
             revivals.append(time.monotonic())
-            _logger.warning("%s had died and was started again", name)
+            logger.warning("server_restarted", server=name)
             if len(revivals) == _MAX_REVIVALS and revivals[-1] - revivals[0] < _REVIVAL_WINDOW_SECONDS:
                 raise InstallationError(f"{name} keeps dying; its log is in the data directory under logs/.")
 
@@ -77,10 +78,10 @@ def _watched_input() -> int | None:
     return sys.stdin.fileno() if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
 
 
-def _closed(watched: int | None, told_to_stop: threading.Event) -> bool:
+def _closed(watched: int | None, stopping: threading.Event) -> bool:
     """Wait a moment; True when the watched input has ended."""
     if watched is None:
-        told_to_stop.wait(_POLL_SECONDS)
+        stopping.wait(_POLL_SECONDS)
         return False
     readable, _, _ = select.select([watched], [], [], _POLL_SECONDS)
     return bool(readable) and os.read(watched, 4096) == b""

@@ -62,7 +62,7 @@ def _make_account() -> None:
         ) from error
 
 
-def let_pass(account: Account | None, path: Path) -> None:
+def allow_traversal(account: Account | None, path: Path) -> None:
     """As root: let others search (not list) the directories that lead to ``path``, as the account must reach it."""
     if account is None:
         return
@@ -72,7 +72,7 @@ def let_pass(account: Account | None, path: Path) -> None:
             directory.chmod(mode | stat.S_IXOTH)
 
 
-def give(account: Account | None, directory: Path) -> None:
+def chown_to(account: Account | None, directory: Path) -> None:
     """As root: make the directory and all in it the account's, if it is not yet."""
     if account is None or directory.stat().st_uid == account.uid:
         return

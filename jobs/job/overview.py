@@ -47,9 +47,9 @@ class Overview:
     def __init__(self, database: Database, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._alive_seconds = settings.lease_seconds
-        self._finished = _Kept(overview.count_finished, clock)
-        self._publications = _Kept(overview.count_publications, clock)
-        self._deliveries = _Kept(overview.count_deliveries, clock)
+        self._finished = _CachedCount(overview.count_finished, clock)
+        self._publications = _CachedCount(overview.count_publications, clock)
+        self._deliveries = _CachedCount(overview.count_deliveries, clock)
 
     def installation(self) -> Installation:
         """Everything that is measured. What is final may be a little old where there is very much of it."""
@@ -76,7 +76,7 @@ class Overview:
             return tuple(view.model_copy(update={"busy": view.owner in busy}) for view in views)
 
 
-class _Kept:
+class _CachedCount:
     """A count that is asked again only when that is cheap."""
 
     def __init__(self, count: Callable[[Session], Counts], clock: Callable[[], float]) -> None:

@@ -16,7 +16,7 @@ from jobs.job.views import (
     StageView,
 )
 from jobs.kit.states import JobStatus
-from jobs.kit.storable import clean_json
+from jobs.kit.storable import storable_json
 from jobs.repository.models import Artifact, Job, JobEvent, JobLayer
 
 LAYER_NUMBERS = tuple(
@@ -32,7 +32,7 @@ def layer_values(row: Mapping[str, Any]) -> dict[str, Any]:
         pydantic.ValidationError: it lacks a column. Those that say what was chosen may be left out.
     """
     left_out = {"alpha": None, "statistic": None, "selected": None}
-    return LayerView.model_validate(clean_json({**left_out, **row})).model_dump()
+    return LayerView.model_validate(storable_json({**left_out, **row})).model_dump()
 
 
 def job_view(job: Job, queue_position: int | None = None) -> JobView:

@@ -7,7 +7,7 @@ ClaimKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Beat:
+class HeartbeatResult:
     """What a heartbeat learnt. ``ok`` false: the claim is lost, kill the runner and write nothing more.
 
     ``run_seconds_left``: of the job's time, where it is limited; 0 or less once it is used up.
@@ -16,8 +16,3 @@ class Beat:
     ok: bool
     cancel_requested: bool = False
     run_seconds_left: float | None = None
-
-    @property
-    def deadline_exceeded(self) -> bool:
-        """Whether the job's time was used up at this beat."""
-        return self.run_seconds_left is not None and self.run_seconds_left <= 0

@@ -7,27 +7,27 @@ from typing import Any, Final
 _MAX_TEXT: Final = 20_000
 
 
-def clean_text(value: str) -> str:
+def storable_text(value: str) -> str:
     """Valid Unicode without NUL, at most 20,000 characters."""
     text = value.replace("\x00", "").encode("utf-8", errors="replace").decode("utf-8")
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
-def clean_json(value: Any) -> Any:
+def storable_json(value: Any) -> Any:
     """The same JSON value with non-finite numbers as null and storable strings; other objects as their text."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return clean_text(value)
+        return storable_text(value)
     if isinstance(value, Mapping):
-        return {clean_text(str(key)): clean_json(item) for key, item in value.items()}
+        return {storable_text(str(key)): storable_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [clean_json(item) for item in value]
-    return clean_text(str(value))
+        return [storable_json(item) for item in value]
+    return storable_text(str(value))
 
 
 def is_storable(text: str) -> bool:
     """Whether PostgreSQL can be asked about this text at all."""
-    return clean_text(text) == text
+    return storable_text(text) == text

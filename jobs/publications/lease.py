@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session
 
 from jobs.kit.errors import JobProblem
-from jobs.kit.leases import Beat
+from jobs.kit.leases import HeartbeatResult
 from jobs.kit.states import PublicationStatus
 from jobs.publications.problems import shown
 from jobs.publications.queueing import CHECKPOINT_PREFIX
@@ -71,7 +71,7 @@ class Commit:
     created_repo: bool = False
 
 
-class PublicationKeeper:
+class PublicationLeases:
     """Claims publications for workers and writes what they learn. Methods are transactions; all raise Unavailable."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -84,11 +84,11 @@ class PublicationKeeper:
             row = publications.claim_oldest(session, owner, self._settings.lease_seconds)
             return None if row is None else _claim(session, row)
 
-    def heartbeat(self, claim: PublicationClaim) -> Beat:
+    def heartbeat(self, claim: PublicationClaim) -> HeartbeatResult:
         """Renew the lease."""
         with self._database.transaction() as session:
             lease = self._settings.lease_seconds
-            return Beat(ok=publications.renew(session, claim.publication_id, claim.fence, lease))
+            return HeartbeatResult(ok=publications.renew(session, claim.publication_id, claim.fence, lease))
 
     def record_progress(self, claim: PublicationClaim, done: int, total: int) -> bool:
         """How many bytes of the checkpoint the Hub has. The caller limits the rate."""

@@ -3,12 +3,12 @@
 from typing import Any
 
 from jobs.kit.errors import JobProblem
-from jobs.kit.storable import clean_json
+from jobs.kit.storable import storable_json
 
 
 def shown(problem: JobProblem, publication_id: str) -> dict[str, Any]:
     """The problem as JSON, of this publication."""
-    members: dict[str, Any] = clean_json(problem.as_json("") | {"instance": f"/v1/publications/{publication_id}"})
+    members: dict[str, Any] = storable_json(problem.as_json("") | {"instance": f"/v1/publications/{publication_id}"})
     return members
 
 

@@ -31,7 +31,7 @@ def queue(
         private=target.private,
         revision=target.revision,
         credential_id=target.credential,
-        manifest_sha256=manifest_digest(published),
+        manifest_sha256=published_files_digest(published),
         max_attempts=max_attempts,
         bytes_total=sum(size for _, _, size in published),
     )
@@ -52,7 +52,7 @@ def queue_output(
     queue(session, job_id=job.id, tenant=job.tenant, target=target, files=files, max_attempts=attempts)
 
 
-def manifest_digest(files: Iterable[tuple[str, str, int]]) -> str:
+def published_files_digest(files: Iterable[tuple[str, str, int]]) -> str:
     """Identifies a set of (path in the repository, SHA-256, bytes): equal sets have equal digests, in hexadecimal."""
     text = json.dumps(sorted(files), separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -3,7 +3,7 @@
 from sqlalchemy.orm import Session
 
 from jobs.credentials import require_credential
-from jobs.idempotency import Once
+from jobs.idempotency import IdempotentRequest
 from jobs.kit import cursors
 from jobs.kit.errors import ArtifactsExpired, InvalidState, JobNotFound, PublicationNotFound
 from jobs.kit.ids import is_id
@@ -38,9 +38,11 @@ class PublicationService:
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
         kept = self._settings.idempotency_seconds
-        once = Once.of(tenant, f"POST /v1/jobs/{job_id}/publications", idempotency_key, target, keep_seconds=kept)
+        idempotent = IdempotentRequest.of(
+            tenant, f"POST /v1/jobs/{job_id}/publications", idempotency_key, target, keep_seconds=kept
+        )
         with self._database.transaction() as session:
-            stored = once.replay(session, PublicationView)
+            stored = idempotent.replay(session, PublicationView)
             if stored is not None:
                 return stored
             _find_job(session, tenant, job_id)
@@ -58,7 +60,7 @@ class PublicationService:
                 max_attempts=self._settings.publish_max_attempts,
             )
             view = publication_view(row)
-            once.remember(session, view)
+            idempotent.remember(session, view)
         return view
 
     def list_of(self, job_id: str, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[PublicationView]:
@@ -84,9 +86,9 @@ class PublicationService:
             PublicationNotFound, InvalidState, ArtifactsExpired, IdempotencyConflict, IdempotencyInFlight.
         """
         endpoint, kept = f"POST /v1/publications/{publication_id}/retry", self._settings.idempotency_seconds
-        once = Once.of(tenant, endpoint, idempotency_key, None, keep_seconds=kept)
+        idempotent = IdempotentRequest.of(tenant, endpoint, idempotency_key, None, keep_seconds=kept)
         with self._database.transaction() as session:
-            stored = once.replay(session, PublicationView)
+            stored = idempotent.replay(session, PublicationView)
             if stored is not None:
                 return stored
             found = _find(session, tenant, publication_id)
@@ -95,7 +97,7 @@ class PublicationService:
             if restarted is None:
                 raise InvalidState(f"The publication is {found.status}. Only a failed one can be retried.")
             view = publication_view(restarted)
-            once.remember(session, view)
+            idempotent.remember(session, view)
         return view
 
 
@@ -108,7 +110,7 @@ def _find_job(session: Session, tenant: str, job_id: str) -> Job:
 
 def _with_files(session: Session, job_id: str) -> Job:
     """The job, whose files then stay until the transaction ends. Raises: JobNotFound, ArtifactsExpired."""
-    job = jobs.hold(session, job_id)
+    job = jobs.lock_for_share(session, job_id)
     if job is None:
         raise JobNotFound
     if job.expired_at is not None:

@@ -76,7 +76,7 @@ def drop_tables(engine: Engine) -> None:
             connection.execute(text(f"DROP TABLE IF EXISTS {name} CASCADE"))
 
 
-def disown(session: Session) -> None:
+def invalidate_claims(session: Session) -> None:
     """Let no write of before the restore count: skip the fences that were given out since the backup was made.
 
     A worker of that time may still run; without this, its fence could equal that of a claim to come.

@@ -49,7 +49,7 @@ def _kept(grace_seconds: float) -> ColumnElement[bool]:
     return or_(Job.expired_at.is_(None), Job.expired_at >= since)
 
 
-def take_turn(session: Session, chore: str, every_seconds: float) -> bool:
+def claim_chore(session: Session, chore: str, every_seconds: float) -> bool:
     """Whether nobody has begun this chore for so long; then it is begun, here."""
     now = func.clock_timestamp()
     begun = upsert(Chore).values(name=chore, begun_at=now)

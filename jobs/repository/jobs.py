@@ -24,7 +24,7 @@ def lock(session: Session, tenant: str, job_id: str) -> Job | None:
     return session.scalars(statement).one_or_none()
 
 
-def hold(session: Session, job_id: str) -> Job | None:
+def lock_for_share(session: Session, job_id: str) -> Job | None:
     """The job as it is now, kept from expiring and from being deleted until the transaction ends.
 
     FOR KEY SHARE: what writes the row otherwise, a worker's heartbeat say, does not wait for it.
@@ -68,8 +68,8 @@ def restart(
     }
     if from_stage == RESOLVE.name:
         values["resolved_revision"] = None
-    told = {"reason": "retry"} if from_stage is None else {"reason": "retry", "from_stage": from_stage}
-    return move_job(session, JobStatus.QUEUED, Job.id == job.id, Job.status.in_(RETRIABLE), values=values, **told)
+    event_data = {"reason": "retry"} if from_stage is None else {"reason": "retry", "from_stage": from_stage}
+    return move_job(session, JobStatus.QUEUED, Job.id == job.id, Job.status.in_(RETRIABLE), values=values, **event_data)
 
 
 def find_report(session: Session, tenant: str, job_id: str) -> tuple[str, dict[str, Any] | None] | None:

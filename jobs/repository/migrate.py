@@ -5,8 +5,6 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from jobs.kit.errors import InstallationError
 from jobs.repository.database import Database
@@ -33,13 +31,6 @@ def check(database: Database) -> None:
         config = _config()
         config.attributes["connection"] = connection
         command.check(config)
-
-
-def is_current(database: Database) -> bool:
-    """Whether the database is at the newest revision. Raises: Unavailable."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    with database.transaction() as session:
-        return MigrationContext.configure(session.connection()).get_current_revision() == head
 
 
 def _config() -> Config:

@@ -71,5 +71,5 @@ def test_data(endpoint_id: str) -> dict[str, Any]:
 
 def payload(event_type: str, moment: datetime, data: dict[str, Any]) -> str:
     """The body of a message: exactly these characters are stored, signed and sent, however often."""
-    told = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return json.dumps({"type": event_type, "timestamp": told, "data": data}, separators=(",", ":"))
+    timestamp = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"type": event_type, "timestamp": timestamp, "data": data}, separators=(",", ":"))

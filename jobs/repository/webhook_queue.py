@@ -132,9 +132,11 @@ def give_up(session: Session, max_attempts: int) -> int:
     ids = session.scalars(hopeless).all()
     if not ids:
         return 0
-    told = func.coalesce(WebhookDelivery.last_error, "The webhook was disabled, or its sender died, before an answer.")
+    reason = func.coalesce(
+        WebhookDelivery.last_error, "The webhook was disabled, or its sender died, before an answer."
+    )
     ended = {"status": DeliveryStatus.FAILED.value, "finished_at": func.clock_timestamp(), "lease_until": None}
-    session.execute(update(WebhookDelivery).where(WebhookDelivery.id.in_(ids)).values(last_error=told, **ended))
+    session.execute(update(WebhookDelivery).where(WebhookDelivery.id.in_(ids)).values(last_error=reason, **ended))
     return len(ids)
 
 

@@ -15,8 +15,8 @@ from jobs.repository.models import WebhookDelivery, WebhookEndpoint
 
 def moment(session: Session) -> datetime:
     """The database's clock, read."""
-    told: datetime = session.scalars(select(func.clock_timestamp())).one()
-    return told
+    now: datetime = session.scalars(select(func.clock_timestamp())).one()
+    return now
 
 
 def after(seconds: float) -> ColumnElement[Any]:

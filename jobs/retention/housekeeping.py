@@ -49,5 +49,5 @@ class Housekeeping:
     def run_if_due(self) -> Housekept | None:
         """A round, unless somebody began one within the last hour. Raises: Unavailable."""
         with self.database.transaction() as session:
-            due = blobs.take_turn(session, _CHORE, EVERY_SECONDS)
+            due = blobs.claim_chore(session, _CHORE, EVERY_SECONDS)
         return self.run() if due else None

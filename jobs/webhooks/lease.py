@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from jobs.credentials import Vault
 from jobs.kit.errors import CredentialUnreadable
 from jobs.kit.states import DeliveryStatus
-from jobs.kit.storable import clean_text
+from jobs.kit.storable import storable_text
 from jobs.repository import webhook_queue
 from jobs.repository.database import Database
 from jobs.repository.models import WebhookEndpoint
@@ -51,7 +51,7 @@ class Refusal:
     gone: bool = False
 
 
-class DeliveryKeeper:
+class DeliveryLeases:
     """Claims deliveries for workers and writes what they learn. Methods are transactions; all raise Unavailable."""
 
     def __init__(self, database: Database, vault: Vault, settings: Settings) -> None:
@@ -116,7 +116,7 @@ class DeliveryKeeper:
             claim.fence,
             DeliveryStatus.FAILED,
             http_status=refusal.http_status,
-            error=clean_text(refusal.error),
+            error=storable_text(refusal.error),
         )
 
     def _postpone(self, session: Session, claim: DeliveryClaim, refusal: Refusal) -> bool:
@@ -127,7 +127,7 @@ class DeliveryKeeper:
             claim.fence,
             delay_seconds=delay_seconds(claim.attempt, first_seconds=first, retry_after=refusal.retry_after),
             http_status=refusal.http_status,
-            error=clean_text(refusal.error),
+            error=storable_text(refusal.error),
         )
 
     def _judge(self, session: Session, endpoint: WebhookEndpoint, refusal: Refusal) -> None:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from jobs.credentials import Vault
-from jobs.idempotency import Once
+from jobs.idempotency import IdempotentRequest
 from jobs.kit import cursors
 from jobs.kit.errors import InvalidState
 from jobs.kit.ids import is_id, new_id
@@ -71,7 +71,7 @@ class WebhookService:
             webhooks.insert(session, row)
             return webhook_with_secret(row, secret)
 
-        return self._once_with_secret(self._once(tenant, "", idempotency_key, new), insert)
+        return self._answer_with_secret(self._idempotent(tenant, "", idempotency_key, new), insert)
 
     def list(self, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[WebhookView]:
         """Newest first, keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
@@ -124,7 +124,7 @@ class WebhookService:
                 raise WebhookNotFound
             return webhook_with_secret(row, secret)
 
-        return self._once_with_secret(self._once(tenant, f"/{endpoint_id}/rotate", idempotency_key), rotate)
+        return self._answer_with_secret(self._idempotent(tenant, f"/{endpoint_id}/rotate", idempotency_key), rotate)
 
     def test(self, endpoint_id: str, *, tenant: str, idempotency_key: str | None = None) -> DeliveryView:
         """Queue a ``webhook.test`` message. Raises: WebhookNotFound, InvalidState while it is disabled."""
@@ -134,7 +134,7 @@ class WebhookService:
             _enabled(_find(session, tenant, endpoint_id))
             return queue_test(session, endpoint_id)
 
-        return self._delivery_once(self._once(tenant, f"/{endpoint_id}/test", idempotency_key), queue)
+        return self._answer_with_delivery(self._idempotent(tenant, f"/{endpoint_id}/test", idempotency_key), queue)
 
     def list_deliveries(
         self,
@@ -182,8 +182,8 @@ class WebhookService:
                 raise InvalidState("The message is being sent right now. Look again in a moment.", retry_after=5)
             return row
 
-        once = self._once(tenant, f"/{endpoint_id}/deliveries/{delivery_id}/redeliver", idempotency_key)
-        return self._delivery_once(once, restart)
+        idempotent = self._idempotent(tenant, f"/{endpoint_id}/deliveries/{delivery_id}/redeliver", idempotency_key)
+        return self._answer_with_delivery(idempotent, restart)
 
     def _check_url(self, url: str) -> None:
         policy = address_policy(
@@ -191,27 +191,31 @@ class WebhookService:
         )
         read_url(url, policy, allow_http=self._settings.webhook_allow_private)
 
-    def _once(self, tenant: str, tail: str, key: str | None, body: BaseModel | None = None) -> Once:
+    def _idempotent(self, tenant: str, tail: str, key: str | None, body: BaseModel | None = None) -> IdempotentRequest:
         kept = self._settings.idempotency_seconds
-        return Once.of(tenant, f"POST {_PATH}{tail}", key, body, keep_seconds=kept)
+        return IdempotentRequest.of(tenant, f"POST {_PATH}{tail}", key, body, keep_seconds=kept)
 
-    def _once_with_secret(self, once: Once, act: Callable[[Session], WebhookWithSecretView]) -> WebhookWithSecretView:
+    def _answer_with_secret(
+        self, idempotent: IdempotentRequest, act: Callable[[Session], WebhookWithSecretView]
+    ) -> WebhookWithSecretView:
         """``act``, or its answer to the same key before; the kept answer has the secret sealed."""
         with self._database.transaction() as session:
-            stored = once.replay(session, WebhookWithSecretView)
+            stored = idempotent.replay(session, WebhookWithSecretView)
             if stored is not None:
                 return stored.model_copy(update={"secret": self._vault.unseal(stored.secret.encode())})
             view = act(session)
-            once.remember(session, view.model_copy(update={"secret": self._vault.seal(view.secret).decode()}))
+            idempotent.remember(session, view.model_copy(update={"secret": self._vault.seal(view.secret).decode()}))
         return view
 
-    def _delivery_once(self, once: Once, act: Callable[[Session], WebhookDelivery]) -> DeliveryView:
+    def _answer_with_delivery(
+        self, idempotent: IdempotentRequest, act: Callable[[Session], WebhookDelivery]
+    ) -> DeliveryView:
         with self._database.transaction() as session:
-            stored = once.replay(session, DeliveryView)
+            stored = idempotent.replay(session, DeliveryView)
             if stored is not None:
                 return stored
             view = delivery_view(act(session))
-            once.remember(session, view)
+            idempotent.remember(session, view)
         return view
 
 

@@ -8,7 +8,7 @@ import pytest
 _HEAVY = ("torch", "transformers", "safetensors", "quant_engine.pipeline", "quant_engine.models")
 
 
-@pytest.mark.parametrize("module", ["api.main", "jobs.job.service", "quant_engine.policy"])
+@pytest.mark.parametrize("module", ["api.main", "jobs.job.commands", "jobs.job.queries", "quant_engine.policy"])
 def test_it_loads_no_tensors(module: str) -> None:
     program = f"import sys, {module}; print(*(name for name in {_HEAVY!r} if name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)

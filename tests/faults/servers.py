@@ -22,7 +22,7 @@ import psycopg
 import pytest
 import redis
 
-from jobs.embedded.children import Account, give, let_pass, spawn, stop, unprivileged_account, wait_until
+from jobs.embedded.children import Account, allow_traversal, chown_to, spawn, stop, unprivileged_account, wait_until
 from jobs.embedded.postgres import Postgres, _initdb
 from jobs.embedded.valkey import Valkey
 from jobs.kit.errors import InstallationError
@@ -73,8 +73,8 @@ class DebianPostgres:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if not self._cluster.exists():
             self._cluster.mkdir(mode=0o700)
-            give(account, self._cluster)
-            let_pass(account, self._cluster)
+            chown_to(account, self._cluster)
+            allow_traversal(account, self._cluster)
             _initdb(POSTGRES, self._cluster, account)
         for last in (False,) * _RESTARTS + (True,):
             try:
@@ -95,8 +95,8 @@ class DebianPostgres:
         (self._cluster / "postmaster.pid").unlink(missing_ok=True)
         shutil.rmtree(self._socket_dir, ignore_errors=True)
         self._socket_dir.mkdir(mode=0o700)
-        give(account, self._socket_dir)
-        let_pass(account, self._socket_dir)
+        chown_to(account, self._socket_dir)
+        allow_traversal(account, self._socket_dir)
         command: list[str | Path] = [
             POSTGRES / "postgres",
             "-D",

@@ -39,11 +39,11 @@ def url(office: Office) -> Iterator[str]:
 @pytest.fixture
 def ids(office: Office, url: str) -> dict[str, str]:
     """Something real by each path parameter's name, and jobs in other states."""
-    hands = Hands(office.keeper, office.store, office.settings.work_dir)
+    hands = Hands(office.leases, office.store, office.settings.work_dir)
     finished, failed, queued = office.submit("succeed"), office.submit("succeed"), office.submit("succeed")
     hands.publish(hands.claim())
-    assert office.keeper.fail(hands.claim(), PROBLEM)
-    files = office.service.list_artifacts(finished, tenant=TENANT).data
+    assert office.leases.fail(hands.claim(), PROBLEM)
+    files = office.queries.list_artifacts(finished, tenant=TENANT).data
     hook = httpx.post(f"{url}/v1/webhooks", json={"url": "https://example.com/hook"}).json()
     test = httpx.post(f"{url}/v1/webhooks/{hook['id']}/test").json()
     return {

@@ -98,7 +98,7 @@ def test_a_cancel_that_races_the_end_has_one_winner(office: Office, client: http
         time.sleep(chance.uniform(0, 0.3))
         response = client.post(f"/v1/jobs/{job_id}/cancel")
         job = office.wait(job_id, "succeeded", "cancelled", "failed")
-        files = office.service.list_artifacts(job_id, tenant=TENANT).data
+        files = office.queries.list_artifacts(job_id, tenant=TENANT).data
         if response.status_code == 202:
             assert (job.status, job.summary, files) == ("cancelled", None, ())
         else:

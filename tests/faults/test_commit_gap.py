@@ -29,7 +29,7 @@ def test_every_job_of_an_api_killed_between_commit_and_nudge_starts(office: Offi
             body = {"model": {"source": "local", "id": "succeed"}, "metadata": {"number": str(number)}}
             apis.dies_while_asked(edge, moment, client, json=body)
     assert [process.poll() for process in apis.processes] == [-signal.SIGKILL] * KILLS
-    jobs = office.service.list_jobs(tenant=TENANT, limit=100).data
+    jobs = office.queries.list_jobs(tenant=TENANT, limit=100).data
     assert sorted(int(job.metadata["number"]) for job in jobs) == list(range(KILLS)), "each was taken, and once"
     assert {job.status for job in jobs} == {"queued"}
     office.start_worker()

@@ -71,10 +71,10 @@ def attempt(office: Office, place: str = NOWHERE) -> Outcome | None:
 
 def outcome_of(office: Office, job_id: str) -> tuple[Any, ...]:
     """All that a job published: every file by its digest, and what the service tells of them."""
-    artifacts = office.service.list_artifacts(job_id, tenant=TENANT).data
-    layers = office.service.list_layers(job_id, tenant=TENANT).data
+    artifacts = office.queries.list_artifacts(job_id, tenant=TENANT).data
+    layers = office.queries.list_layers(job_id, tenant=TENANT).data
     files = {artifact.path: artifact.sha256 for artifact in artifacts}
-    return files, layers, office.service.get_report(job_id, tenant=TENANT), office.job(job_id).summary
+    return files, layers, office.queries.get_report(job_id, tenant=TENANT), office.job(job_id).summary
 
 
 @pytest.fixture(scope="module")

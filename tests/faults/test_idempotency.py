@@ -72,15 +72,15 @@ def test_the_same_key_with_another_body_is_refused(client: httpx.Client) -> None
 def test_the_same_key_of_another_tenant_is_another_job(office: Office) -> None:
     request, other = JobRequest.model_validate(BODY), JobRequest.model_validate({**BODY, "metadata": {"a": "b"}})
     made = {
-        tenant: office.service.create_job(wanted, tenant=tenant, idempotency_key="k")
+        tenant: office.commands.create_job(wanted, tenant=tenant, idempotency_key="k")
         for tenant, wanted in (("anna", request), ("bert", request), ("carl", other))
     }
     assert [created for _, created in made.values()] == [True] * 3
     assert len({view.id for view, _ in made.values()}) == 3
     for tenant, (view, _) in made.items():
-        assert [job.id for job in office.service.list_jobs(tenant=tenant).data] == [view.id]
+        assert [job.id for job in office.queries.list_jobs(tenant=tenant).data] == [view.id]
     with pytest.raises(IdempotencyConflict):
-        office.service.create_job(other, tenant="anna", idempotency_key="k")
+        office.commands.create_job(other, tenant="anna", idempotency_key="k")
 
 
 def test_a_key_in_flight_is_answered_at_once_with_409_and_when_to_come_back(
@@ -92,7 +92,7 @@ def test_a_key_in_flight_is_answered_at_once_with_409_and_when_to_come_back(
         assert (response.status_code, response.json()["code"]) == (409, "idempotency_in_flight")
         assert response.headers["retry-after"] == "1"
         with pytest.raises(IdempotencyInFlight):
-            office.service.create_job(
+            office.commands.create_job(
                 JobRequest.model_validate(BODY), tenant=TENANT, idempotency_key=KEY["Idempotency-Key"]
             )
     assert client.post("/v1/jobs", json=BODY, headers=KEY).status_code == 202
@@ -110,4 +110,4 @@ def test_a_repetition_after_the_api_died_in_the_middle_is_the_same_one_job(offic
             found = client.get(f"{apis.url}/v1/jobs", params={"metadata[number]": str(number)}).json()["data"]
             assert [job["id"] for job in found] == [again.json()["id"]]
     assert apis.running == 1
-    assert len(office.service.list_jobs(tenant=TENANT).data) == len(edges)
+    assert len(office.queries.list_jobs(tenant=TENANT).data) == len(edges)

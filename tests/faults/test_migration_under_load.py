@@ -32,6 +32,7 @@ from tests.api_server import serving
 from tests.faults.offices import Apis, open_apis, open_office
 from tests.faults.scale import scaled
 from tests.integration.worker.conftest import ROOT, TENANT, Office, eventually
+from tests.migrations import is_current
 from worker.outcomes import Outcome
 
 PREVIOUS_COMMIT: Final = "6b0e0f1868d117230c00b594cd10a9e920af8f9f"
@@ -205,14 +206,14 @@ def test_a_migration_under_the_running_release_before_is_noticed_by_nobody(
             done = succeeded(office)
             customers.wait_for(5 * SECONDS)
             eventually(lambda: succeeded(office) > done, seconds=60)  # its worker goes on, too
-        assert (customers.errors, migrate.is_current(database)) == ([], True)
+        assert (customers.errors, is_current(database)) == ([], True)
         assert {status for _, status in customers.answers} <= {200, 202, 409}, customers.answers
     assert len(set(customers.jobs)) == len(customers.jobs)
     office.stop_workers()  # with jobs that wait: today's release takes them over
     office.start_worker()
     over = {"succeeded", "cancelled"}
     eventually(lambda: {office.job(job_id).status for job_id in customers.jobs} <= over, seconds=120)
-    listed = office.service.list_jobs(tenant=TENANT, limit=100).data
+    listed = office.queries.list_jobs(tenant=TENANT, limit=100).data
     assert {job.id for job in listed} <= set(customers.jobs)
 
 

@@ -26,8 +26,9 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 
 from jobs.artifacts import ManifestEntry, open_store
-from jobs.job.lease import Claim, LeaseKeeper, Manifest, Progress
-from jobs.job.service import JobService
+from jobs.job.commands import JobCommands
+from jobs.job.lease import Claim, JobLeases, Manifest, ProgressReport
+from jobs.job.queries import JobQueries
 from jobs.kit.errors import InvalidState, JobProblem
 from jobs.kit.states import StageStatus
 from jobs.repository.database import Database
@@ -85,12 +86,12 @@ class JobKey:
     tenant: str
 
 
-WRITES: Final[Mapping[str, Callable[[LeaseKeeper, Claim], bool]]] = {
-    "progress": lambda keeper, claim: keeper.record_progress(claim, Progress(fraction=0.5, stage="train")),
-    "stage": lambda keeper, claim: keeper.record_stage(claim, "train", StageStatus.RUNNING),
-    "layers": lambda keeper, claim: keeper.record_layers(claim, [layer()]),
-    "event": lambda keeper, claim: keeper.append_event(claim, "log", {"message": "half way"}),
-    "revision": lambda keeper, claim: keeper.record_resolved_revision(claim, "0" * 40),
+WRITES: Final[Mapping[str, Callable[[JobLeases, Claim], bool]]] = {
+    "progress": lambda leases, claim: leases.record_progress(claim, ProgressReport(fraction=0.5, stage="train")),
+    "stage": lambda leases, claim: leases.record_stage(claim, "train", StageStatus.RUNNING),
+    "layers": lambda leases, claim: leases.record_layers(claim, [layer()]),
+    "event": lambda leases, claim: leases.append_event(claim, "log", {"message": "half way"}),
+    "revision": lambda leases, claim: leases.record_resolved_revision(claim, "0" * 40),
 }
 
 
@@ -121,7 +122,7 @@ class JobLife(RuleBasedStateMachine):
         return self._submit(tenant)
 
     def _submit(self, tenant: str) -> JobKey:
-        view, created = self.house.service.create_job(request(), tenant=tenant)
+        view, created = self.house.commands.create_job(request(), tenant=tenant)
         assert (view.status, created) == ("queued", True)
         return JobKey(view.id, tenant)
 
@@ -130,29 +131,29 @@ class JobLife(RuleBasedStateMachine):
         before = self.rows[job.id].status
         if before in OVER:
             with pytest.raises(InvalidState):
-                self.house.service.cancel_job(job.id, tenant=job.tenant)
+                self.house.commands.cancel_job(job.id, tenant=job.tenant)
             return
-        after = self.house.service.cancel_job(job.id, tenant=job.tenant).status
+        after = self.house.commands.cancel_job(job.id, tenant=job.tenant).status
         assert after == ("cancelled" if before == "queued" else "cancelling")
 
     @rule(job=jobs, from_stage=st.sampled_from([None, "train"]))
     def retry(self, job: JobKey, from_stage: Literal["train"] | None) -> None:
         if self.rows[job.id].status in {"failed", "cancelled"}:
-            after = self.house.service.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
+            after = self.house.commands.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
             assert after.status == "queued"
             self.retried = job.id
             return
         with pytest.raises(InvalidState):
-            self.house.service.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
+            self.house.commands.retry_job(job.id, tenant=job.tenant, from_stage=from_stage)
 
     @rule(target=jobs, job=consumes(jobs))
     def delete(self, job: JobKey) -> Any:
         if self.rows[job.id].status in OVER:
-            self.house.service.delete_job(job.id, tenant=job.tenant)
+            self.house.commands.delete_job(job.id, tenant=job.tenant)
             del self.rows[job.id]
             return multiple()
         with pytest.raises(InvalidState):
-            self.house.service.delete_job(job.id, tenant=job.tenant)
+            self.house.commands.delete_job(job.id, tenant=job.tenant)
         return job
 
     # What workers do.
@@ -160,7 +161,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(target=claims, owner=st.sampled_from(["w1", "w2", "w3"]))
     def claim(self, owner: str) -> Any:
         waiting = {key: row for key, row in self._read().items() if row.available and not row.waited_too_long}
-        claim = self.house.keeper.claim(owner)
+        claim = self.house.leases.claim(owner)
         if claim is None:
             assert not waiting
             return multiple()
@@ -174,47 +175,47 @@ class JobLife(RuleBasedStateMachine):
     @rule(claim=claims)
     def heartbeat(self, claim: Claim) -> None:
         status = self._status_for(claim)
-        beat = self.house.keeper.heartbeat(claim)
+        beat = self.house.leases.heartbeat(claim)
         assert (beat.ok, beat.cancel_requested) == (status is not None, status == "cancelling")
 
     @rule(claim=claims, name=st.sampled_from(sorted(WRITES)))
     def write(self, claim: Claim, name: str) -> None:
-        assert WRITES[name](self.house.keeper, claim) == (self._status_for(claim) is not None)
+        assert WRITES[name](self.house.leases, claim) == (self._status_for(claim) is not None)
 
     @rule(claim=claims)
     def publish(self, claim: Claim) -> None:
-        assert self.house.keeper.publish(claim, _manifest(claim)) == (self._status_for(claim) == "running")
+        assert self.house.leases.publish(claim, _manifest(claim)) == (self._status_for(claim) == "running")
 
     @rule(claim=claims)
     def fail(self, claim: Claim) -> None:
-        assert self.house.keeper.fail(claim, PROBLEM) == (self._status_for(claim) is not None)
+        assert self.house.leases.fail(claim, PROBLEM) == (self._status_for(claim) is not None)
 
     @rule(claim=claims)
     def crash(self, claim: Claim) -> None:
-        assert self.house.keeper.release(claim, "crash") == (self._status_for(claim) is not None)
+        assert self.house.leases.release(claim, "crash") == (self._status_for(claim) is not None)
 
     @rule(claim=claims)
     def drain(self, claim: Claim) -> None:
-        assert self.house.keeper.release(claim, "drain") == (self._status_for(claim) is not None)
+        assert self.house.leases.release(claim, "drain") == (self._status_for(claim) is not None)
 
     @rule(claim=claims)
     def run_out_of_memory(self, claim: Claim) -> None:
         status, low_already = self._status_for(claim), claim.job_id in self.rows and self.rows[claim.job_id].low_memory
         taken = status == "cancelling" or (status == "running" and not low_already)
-        assert self.house.keeper.release(claim, "low_memory") == taken
+        assert self.house.leases.release(claim, "low_memory") == taken
 
     @rule(claim=claims)
     def stop_for_a_cancel(self, claim: Claim) -> None:
-        assert self.house.keeper.cancelled(claim) == (self._status_for(claim) == "cancelling")
+        assert self.house.leases.cancelled(claim) == (self._status_for(claim) == "cancelling")
 
     @rule()
     def sweep(self) -> None:
-        self.house.keeper.sweep()
+        self.house.leases.sweep()
         assert not [row for row in self._read().values() if row.expired or row.waited_too_long]
 
     @rule(claim=claims)
     def its_process_is_found_dead(self, claim: Claim) -> None:
-        self.house.keeper.sweep({(claim.job_id, claim.fence)})
+        self.house.leases.sweep({(claim.job_id, claim.fence)})
         row = self._read().get(claim.job_id)
         assert row is None or row.fence != claim.fence or row.status not in HELD
 
@@ -303,8 +304,17 @@ def house(database: Database, tmp_path: Path) -> House:
     (model / "config.json").write_text("{}")
     settings = Settings(data_dir=tmp_path, lease_seconds=3600, retry_delay_seconds=600, max_attempts=2)
     store, nudger = open_store(settings), CountingNudger()
-    service, keeper = JobService(database, settings, store, nudger), LeaseKeeper(database, settings)
-    return House(database=database, settings=settings, store=store, nudger=nudger, service=service, keeper=keeper)
+    commands, queries = JobCommands(database, settings, store, nudger), JobQueries(database, settings, store)
+    leases = JobLeases(database, settings)
+    return House(
+        database=database,
+        settings=settings,
+        store=store,
+        nudger=nudger,
+        commands=commands,
+        queries=queries,
+        leases=leases,
+    )
 
 
 @pytest.mark.timeout(scaled(600, 7200))

@@ -1,43 +1,45 @@
-"""One attempt of one job: resolve the model, watch the runner, collect what it made; then write how it ended.
+"""One attempt of one job: resolve the model, follow the runner, collect what it made; then store how it ended.
 
 Every step that can not go on raises; :meth:`Attempt.run` turns that into an :class:`Ending`, and :meth:`Attempt.settle`
-writes it with the claim's fence. An attempt that lost its claim writes nothing more.
+stores it with the claim's fence. An attempt that lost its claim writes nothing more.
 """
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, total_bytes
 from jobs.credentials import CredentialService
-from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
 from quant_engine.interface.spec import RunSpec
 from quant_engine.interface.stages import PUBLISH, RESOLVE, stages_from
 from quant_engine.policy import JobRequest
+from worker.attempt_machine.ending import Ended, Ending
+from worker.attempt_machine.follow import Follower
+from worker.attempts.endings import JobEndings
 from worker.attempts.hub_model import RevisionPin, credential_problem, download_file, hub_token, models_cache
 from worker.attempts.local_model import require_inside, resolve_local
-from worker.attempts.outcome import Ending, FinalWrite
 from worker.attempts.reporter import Reporter
 from worker.attempts.store_output import store_output, store_refused
-from worker.attempts.watch import Ended, Watch
 from worker.attempts.workspace import Workspace
-from worker.claims.heartbeat import Ledger
+from worker.claims.heartbeat import ClaimHeartbeat, ClaimState
 from worker.devices import Device
 from worker.outcomes import Outcome
 from worker.subprocesses.child import Command
 from worker.subprocesses.environment import DOWNLOAD, RUNNER, download_environment, runner_environment
-from worker.subprocesses.messages import Error, RunFile, StageAdvanced, StageFinished, StageStarted
+from worker.subprocesses.messages import Error, Message, Resolved, RunFile, StageAdvanced, StageFinished, StageStarted
 from worker.subprocesses.oom_kills import oom_kills
-from worker.subprocesses.problems import DISK_FULL, as_error, as_problem, internal_error
+from worker.subprocesses.problems import DISK_FULL, as_error, insufficient_memory, internal_error
 
 _DATABASE_SECONDS: Final = 1.0
 
@@ -53,10 +55,14 @@ class Programs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Equipment:
-    """What every attempt of this process works with. ``must_yield``: the worker has to let its job go now."""
+class AttemptDependencies:
+    """What every attempt of this process works with.
 
-    keeper: LeaseKeeper
+    ``must_yield``: whether the worker has to let its job go now. ``oom_kills``: how many processes the kernel has
+    killed for memory; None where nobody counts.
+    """
+
+    leases: JobLeases
     store: ArtifactStore
     credentials: CredentialService
     settings: Settings
@@ -70,55 +76,54 @@ class Equipment:
 class Attempt:
     """Made for one claim, used once."""
 
-    equipment: Equipment
+    dependencies: AttemptDependencies
     claim: Claim
     request: JobRequest
-    ledger: Ledger
+    heartbeat: ClaimHeartbeat
     reporter: Reporter
-    space: Workspace
+    workspace: Workspace
 
     def run(self) -> Ending:
-        """Do the work; the ending is not written yet."""
-        self.ledger.allow(self.claim.run_seconds_left)
+        """Do the work; the ending is not stored yet."""
+        self.heartbeat.allow(self.claim.run_seconds_left)
         try:
-            self._watch.require_right()  # earlier attempts may have used the job's time up
+            self._follower.require_claim()  # earlier attempts may have used the job's time up
             self._begin_retry()
             self._compute(self._resolve())
-            return Ending(Outcome.SUCCEEDED, manifest=self._collect())
+            return self._endings.succeeded(self._collect())
         except Ended as ended:
             return ended.ending
         except EngineError as error:
-            return _failed(as_error(error))
+            return self._endings.reported(as_error(error))
         except OSError as error:
-            logger.exception("attempt_broke")
-            return _failed(as_error(error))
+            logger.exception("attempt_failed")
+            return self._endings.reported(as_error(error))
 
     def settle(self, ending: Ending) -> Outcome:
-        """Write the ending, and clean up what nobody will need."""
+        """Store the ending, and remove the files that nobody will need."""
         if ending.outcome is not Outcome.SUCCEEDED:
             self.reporter.fail_stage()
         self.reporter.flush(force=True)
-        final = FinalWrite(self.equipment.keeper, self.claim, ending)
-        outcome = self.ledger.settle(final) or Outcome.LOST
+        outcome = ending.settle(self.heartbeat)
         # Published bytes are in the store; what was put there for nothing, garbage collection finds.
-        self.space.discard_output()
+        self.workspace.discard_output()
         # Any other job may be tried again, and a sweep removes what nobody came back for; a full disk can not wait.
         if outcome is Outcome.SUCCEEDED or (ending.problem is not None and ending.problem.code == DISK_FULL):
-            self.space.discard()
+            self.workspace.discard()
         return outcome
 
     def _begin_retry(self) -> None:
         """Remove the stages that a retry wants computed anew. Until that is noted, every attempt does it."""
         if self.claim.retry_from is not None:
-            self.space.drop_stages(stages_from(self.claim.retry_from, self.request.policy))
-            self.ledger.post(lambda: self.equipment.keeper.record_retry_begun(self.claim))
+            self.workspace.drop_stages(stages_from(self.claim.retry_from, self.request.policy))
+            self.heartbeat.post(lambda: self.dependencies.leases.record_retry_begun(self.claim))
 
     def _resolve(self) -> Path:
         """The model's directory on this machine."""
         began = time.monotonic()
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
-            directory = resolve_local(self.equipment.settings.models_dir, self.request.model.id)
+            directory = resolve_local(self.dependencies.settings.models_dir, self.request.model.id)
         else:
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
             directory = self._download()
@@ -126,62 +131,87 @@ class Attempt:
         return directory
 
     def _download(self) -> Path:
-        settings = self.equipment.settings
+        settings = self.dependencies.settings
         request = download_file(self.request.model, settings, self._pin.commit())
-        file = self.space.root / "download.json"
+        file = self.workspace.root / "download.json"
         file.write_text(request.model_dump_json())
-        environment = download_environment(self.space.scratch)
-        command = self._command(self.equipment.programs.download, file, environment)
-        payload = self._watch.follow(replace(command, token=self._hub_token()))
+        environment = download_environment(self.workspace.scratch)
+        command = self._command(self.dependencies.programs.download, file, environment)
+        payload = self._follow(replace(command, token=self._hub_token()))
         self._keep_revision(str(payload["revision"]))
         return require_inside(Path(str(payload["path"])), models_cache(settings))
 
     def _hub_token(self) -> str | None:
         while True:
             try:
-                return hub_token(self.claim, self.equipment.credentials)
+                return hub_token(self.claim, self.dependencies.credentials)
             except Unavailable:
-                self._watch.wait(_DATABASE_SECONDS)
+                self._follower.wait(_DATABASE_SECONDS)
             except (CredentialNotFound, CredentialUnreadable) as error:
-                raise Ended(Ending(Outcome.FAILED, credential_problem(error))) from error
+                raise Ended(self._endings.failed(credential_problem(error))) from error
 
     @property
-    def _watch(self) -> Watch:
-        return Watch(
-            ledger=self.ledger,
-            reporter=self.reporter,
-            must_yield=self.equipment.must_yield,
-            oom_kills=self.equipment.oom_kills,
-            keep_revision=self._keep_revision,
-            max_run_seconds=self.request.limits.max_run_seconds,
+    def _endings(self) -> JobEndings:
+        seconds = self.request.limits.max_run_seconds
+        return JobEndings(leases=self.dependencies.leases, claim=self.claim, max_run_seconds=seconds)
+
+    @property
+    def _follower(self) -> Follower:
+        endings = self._endings
+        return Follower(
+            heartbeat=self.heartbeat,
+            endings=endings,
+            must_yield=self.dependencies.must_yield,
+            stops={ClaimState.CANCEL: endings.cancelled, ClaimState.DEADLINE: endings.overdue},
+            on_message=self._receive,
+            on_poll=self.reporter.flush,
         )
+
+    def _receive(self, message: Message) -> None:
+        if isinstance(message, Resolved):
+            self._keep_revision(message.revision)
+        else:
+            self.reporter.handle(message)
+
+    def _follow(self, command: Command) -> dict[str, Any]:
+        """The payload of the subprocess's result. Raises: Ended."""
+        kills_before = self.dependencies.oom_kills()
+
+        def explain(error: Error | None, exit_code: int) -> Error | None:
+            # The kernel may have taken a process of the run, which then reports a failure that it can not explain.
+            unexplained = exit_code == -signal.SIGKILL if error is None else error.category == "platform"
+            if unexplained and _has_risen(kills_before, self.dependencies.oom_kills()):
+                return insufficient_memory("The machine ran out of memory, and the kernel ended the run.")
+            return error
+
+        return self._follower.follow(command, explain=explain)
 
     @property
     def _pin(self) -> RevisionPin:
-        return RevisionPin(self.space.revision, self.claim.resolved_revision)
+        return RevisionPin(self.workspace.revision, self.claim.resolved_revision)
 
     def _keep_revision(self, commit: str) -> None:
         if self._pin.keep(commit):
-            self.ledger.post(lambda: self.equipment.keeper.record_resolved_revision(self.claim, commit))
+            self.heartbeat.post(lambda: self.dependencies.leases.record_resolved_revision(self.claim, commit))
 
     def _compute(self, model_dir: Path) -> None:
-        device = self.equipment.device
+        device = self.dependencies.device
         run_file = RunFile(
             job_id=self.claim.job_id,
             parent_pid=os.getpid(),
             threads=device.threads,
             spec=self._spec(model_dir),
-            work_dir=self.space.stages,
-            output_dir=self.space.output,
+            work_dir=self.workspace.stages,
+            output_dir=self.workspace.output,
         )
-        file = self.space.root / "run.json"
+        file = self.workspace.root / "run.json"
         file.write_text(run_file.model_dump_json())
-        environment = runner_environment(self.space.scratch, threads=device.threads, gpu=device.gpu)
-        self._watch.follow(self._command(self.equipment.programs.runner, file, environment))
+        environment = runner_environment(self.workspace.scratch, threads=device.threads, gpu=device.gpu)
+        self._follow(self._command(self.dependencies.programs.runner, file, environment))
 
     def _spec(self, model_dir: Path) -> RunSpec:
         """What the engine is asked to do with the model in ``model_dir``."""
-        request, settings = self.request, self.equipment.settings
+        request, settings = self.request, self.dependencies.settings
         return RunSpec(
             model_dir=model_dir,
             policy=request.policy,
@@ -190,7 +220,7 @@ class Attempt:
             output=request.output,
             datasets_dir=settings.datasets_dir,
             default_dataset=settings.default_dataset,
-            device=self.equipment.device.name,
+            device=self.dependencies.device.name,
             model_id=request.model.id,
             revision=self._pin.commit() if request.model.source == "hub" else None,
             low_memory=self.claim.low_memory,
@@ -200,14 +230,14 @@ class Attempt:
         return Command(
             arguments=[*program, str(file)],
             environment=environment,
-            directory=self.space.scratch,
-            log=self.space.log,
+            directory=self.workspace.scratch,
+            log=self.workspace.log,
         )
 
     def _collect(self) -> Manifest:
         """Read the output and put it into the store. What is left then of ``publish`` is one transaction."""
         began = time.monotonic()
-        output = self.space.output
+        output = self.workspace.output
         try:
             manifest = Manifest(
                 summary=json.loads((output / "summary.json").read_bytes()),
@@ -216,11 +246,12 @@ class Attempt:
                 artifacts=self._store(output),
             )
         except (FileNotFoundError, ValueError, DamagedBlob) as error:
-            logger.exception("output_unusable")
-            raise Ended(_failed(internal_error("The run ended without a usable result."))) from error
+            logger.exception("output_rejected")
+            unusable = internal_error("The run ended without a usable result.")
+            raise Ended(self._endings.reported(unusable)) from error
         except StoreRefused as error:
             logger.exception("store_refused")
-            raise Ended(Ending(Outcome.FAILED, store_refused())) from error
+            raise Ended(self._endings.failed(store_refused())) from error
         self.reporter.handle(StageFinished(name=PUBLISH.name, seconds=time.monotonic() - began))
         return manifest
 
@@ -229,13 +260,13 @@ class Attempt:
         self.reporter.handle(StageStarted(name=PUBLISH.name, unit="byte", total=total))
         self.reporter.flush(force=True)
 
-        def told(done: int) -> None:
+        def on_progress(done: int) -> None:
             self.reporter.handle(StageAdvanced(name=PUBLISH.name, done=min(done, total), total=total))
             self.reporter.flush()
-            self._watch.require_right()
+            self._follower.require_claim()
 
-        return store_output(self.equipment.store, output, told=told, wait=self._watch.wait)
+        return store_output(self.dependencies.store, output, on_progress=on_progress, wait=self._follower.wait)
 
 
-def _failed(error: Error) -> Ending:
-    return Ending(Outcome.FAILED, as_problem(error))
+def _has_risen(before: int | None, now: int | None) -> bool:
+    return before is not None and now is not None and now > before

@@ -19,7 +19,7 @@ _UNSEEN_STAGE_SPREAD: Final = 1.5  # p90 over p50 of a stage that has not begun:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProgressReading:
     """One reading. ``fraction`` in [0, 1] never falls; the times are seconds, None until something was observed."""
 
     fraction: float
@@ -102,11 +102,11 @@ class ProgressTracker:
         self._finished.add(name)
         self._finish_before(name)
 
-    def snapshot(self) -> Progress:
+    def snapshot(self) -> ProgressReading:
         """The reading of this moment."""
         running = self._running
         p50, p90 = self._eta()
-        return Progress(
+        return ProgressReading(
             fraction=self._fraction(),
             stage=running.name if running else None,
             unit=running.unit if running else None,

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from jobs.job.lease import Claim, LeaseKeeper, Progress
+from jobs.job.lease import Claim, JobLeases, ProgressReport
 from jobs.kit.states import StageStatus
 from worker.attempts.progress import ProgressTracker
-from worker.claims.heartbeat import Ledger
+from worker.claims.heartbeat import ClaimHeartbeat
 from worker.subprocesses.messages import (
     LayerCompleted,
     Log,
@@ -17,7 +17,7 @@ from worker.subprocesses.messages import (
     StageFinished,
     StageStarted,
 )
-from worker.telemetry.ports import MEMORY_METRICS, Telemetry, Watch
+from worker.telemetry.ports import MEMORY_METRICS, AttemptTelemetry
 
 _INTERVAL_SECONDS: Final = 1.0
 _LOG_LINES_AN_INTERVAL: Final = 20
@@ -28,19 +28,19 @@ class Reporter:
 
     def __init__(
         self,
-        keeper: LeaseKeeper,
+        leases: JobLeases,
         claim: Claim,
-        ledger: Ledger,
+        heartbeat: ClaimHeartbeat,
         tracker: ProgressTracker,
         *,
-        watch: Watch | None = None,
+        telemetry: AttemptTelemetry,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keeper = keeper
+        self._leases = leases
         self._claim = claim
-        self._ledger = ledger
+        self._heartbeat = heartbeat
         self._tracker = tracker
-        self._watch = watch or Telemetry.unwatched()
+        self._telemetry = telemetry
         self._clock = clock
         self._flushed_at = float("-inf")
         self._stage: str | None = None
@@ -61,12 +61,12 @@ class Reporter:
                 self._stale = True
             case StageFinished(name=name, seconds=seconds, reused=reused):
                 self._tracker.finish(name, reused=reused)
-                self._watch.stage_ended(name, seconds, reused=reused)
+                self._telemetry.stage_ended(name, seconds, reused=reused)
                 self._end(name, StageStatus.REUSED if reused else StageStatus.SUCCEEDED, seconds)
             case LayerCompleted(row=row):
                 self._rows.append(row)
             case Metric(name=name, value=value) if name in MEMORY_METRICS:
-                self._watch.memory(MEMORY_METRICS[name], value or 0.0)
+                self._telemetry.memory(MEMORY_METRICS[name], value or 0.0)
             case Metric(name=name, value=value):
                 self._metrics[name] = value
             case Log(message=line):
@@ -77,7 +77,7 @@ class Reporter:
     def fail_stage(self) -> None:
         """The run ends inside the running stage, if one is running."""
         if self._stage is not None:
-            self._watch.stage_failed(self._stage)
+            self._telemetry.stage_failed(self._stage)
             self._end(self._stage, StageStatus.FAILED, self._clock() - self._stage_began)
         self.flush(force=True)
 
@@ -94,14 +94,14 @@ class Reporter:
 
     def _start(self, name: str, message: StageStarted) -> None:
         self._tracker.start(name, message.unit, message.total)
-        self._watch.stage_started(name)
+        self._telemetry.stage_started(name)
         self._stage, self._stage_began, self._stale = name, self._clock(), True
-        self._ledger.post(lambda: self._keeper.record_stage(self._claim, name, StageStatus.RUNNING))
+        self._heartbeat.post(lambda: self._leases.record_stage(self._claim, name, StageStatus.RUNNING))
 
     def _end(self, name: str, status: StageStatus, seconds: float) -> None:
         self._flush_rows()
         self._stage, self._stale = None, True
-        self._ledger.post(lambda: self._keeper.record_stage(self._claim, name, status, round(seconds, 3)))
+        self._heartbeat.post(lambda: self._leases.record_stage(self._claim, name, status, round(seconds, 3)))
 
     def _log(self, line: str) -> None:
         if len(self._logs) < _LOG_LINES_AN_INTERVAL:
@@ -112,7 +112,7 @@ class Reporter:
     def _flush_rows(self) -> None:
         if self._rows:
             rows, self._rows = self._rows, []
-            self._ledger.post(lambda: self._keeper.record_layers(self._claim, rows))
+            self._heartbeat.post(lambda: self._leases.record_layers(self._claim, rows))
 
     def _flush_events(self) -> None:
         events: list[tuple[str, dict[str, Any]]] = [
@@ -126,14 +126,14 @@ class Reporter:
             self._post_event(kind, data)
 
     def _post_event(self, kind: str, data: dict[str, Any]) -> None:
-        self._ledger.post(lambda: self._keeper.append_event(self._claim, kind, data))
+        self._heartbeat.post(lambda: self._leases.append_event(self._claim, kind, data))
 
     def _flush_progress(self) -> None:
         reading = self._tracker.snapshot()
         if reading.stage is None:
             return  # between two stages; the next one reports at once
         self._stale = False
-        progress = Progress(
+        progress = ProgressReport(
             fraction=round(reading.fraction, 4),
             stage=reading.stage,
             unit=reading.unit,
@@ -142,7 +142,7 @@ class Reporter:
             eta_p50=_seconds(reading.eta_p50),
             eta_p90=_seconds(reading.eta_p90),
         )
-        self._ledger.post(lambda: self._keeper.record_progress(self._claim, progress))
+        self._heartbeat.post(lambda: self._leases.record_progress(self._claim, progress))
 
 
 def _seconds(value: float | None) -> float | None:

@@ -16,12 +16,12 @@ logger = structlog.get_logger(__name__)
 
 
 def store_output(
-    store: ArtifactStore, directory: Path, *, told: Callable[[int], None], wait: Callable[[float], None]
+    store: ArtifactStore, directory: Path, *, on_progress: Callable[[int], None], wait: Callable[[float], None]
 ) -> tuple[ManifestEntry, ...]:
     """Put ``directory``, again and again while the store does not answer: hours of work hang on it.
 
-    ``told`` hears how many bytes are done, often. It and ``wait`` (seconds) raise what is to end the attempt; what has
-    been stored by then stays, and a later attempt goes on with it.
+    ``on_progress`` is called often, with the bytes that are done. It and ``wait`` (seconds) raise what is to end the
+    attempt; what has been stored by then stays, and a later attempt goes on with it.
 
     Raises:
         UnsafeArtifactError, OSError: the output is not fit to be published, or not readable.
@@ -30,11 +30,11 @@ def store_output(
     seconds = _FIRST_WAIT_SECONDS
     while True:
         try:
-            return store.put(directory, on_bytes=_Sum(told))
+            return store.put(directory, on_bytes=_Sum(on_progress))
         except StoreRefused:
             raise
         except StoreUnavailable:
-            logger.warning("store_unavailable", next_try_seconds=seconds)
+            logger.warning("store_put_failed", next_try_seconds=seconds)
         wait(seconds)
         seconds = min(2 * seconds, _LONGEST_WAIT_SECONDS)
 
@@ -53,10 +53,10 @@ def store_refused() -> JobProblem:
 class _Sum:
     """From bytes since the last call to bytes in all."""
 
-    def __init__(self, told: Callable[[int], None]) -> None:
-        self._told = told
+    def __init__(self, on_progress: Callable[[int], None]) -> None:
+        self._on_progress = on_progress
         self._done = 0
 
     def __call__(self, more: int) -> None:
         self._done += more
-        self._told(self._done)
+        self._on_progress(self._done)

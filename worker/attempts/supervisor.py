@@ -9,15 +9,16 @@ from pydantic import ValidationError
 from jobs.job.lease import Claim
 from jobs.job.nudge import Nudger
 from quant_engine.interface.stages import stage_weights
-from worker.attempts.attempt import Attempt, Equipment
+from worker.attempt_machine.ending import Ending
+from worker.attempts.attempt import Attempt, AttemptDependencies
 from worker.attempts.progress import ProgressTracker
 from worker.attempts.reporter import Reporter
 from worker.attempts.workspace import open_workspace
-from worker.claims.heartbeat import Ledger
-from worker.claims.process_lock import holding
+from worker.claims.heartbeat import ClaimHeartbeat
+from worker.claims.process_lock import hold_process_lock
 from worker.outcomes import Outcome
 from worker.subprocesses.problems import as_error, as_problem
-from worker.telemetry.ports import Telemetry, Watch
+from worker.telemetry.ports import AttemptTelemetry, Telemetry
 
 logger = structlog.get_logger(__name__)
 
@@ -26,7 +27,7 @@ logger = structlog.get_logger(__name__)
 class Supervisor:
     """One per worker process; runs one job at a time, in the thread that calls."""
 
-    equipment: Equipment
+    dependencies: AttemptDependencies
     owner: str
     nudger: Nudger
     telemetry: Telemetry = field(default_factory=Telemetry)
@@ -38,43 +39,43 @@ class Supervisor:
             Unavailable: the database did not answer the claim.
         """
         claimed_at = time.monotonic()
-        claim = self.equipment.keeper.claim(self.owner)
+        claim = self.dependencies.leases.claim(self.owner)
         if claim is None:
             return None
-        with structlog.contextvars.bound_contextvars(**_ids(claim)), self.telemetry.attempt(claim) as watch:
+        with structlog.contextvars.bound_contextvars(**_ids(claim)), self.telemetry.attempt(claim) as telemetry:
             logger.info("job_claimed", owner=self.owner)
-            outcome = self._run(claim, claimed_at, watch)
-            watch.ended(outcome)
-            logger.info("attempt_ended", outcome=outcome.name.lower())
+            outcome = self._run(claim, claimed_at, telemetry)
+            telemetry.ended(outcome)
+            logger.info("attempt_ended", outcome=outcome)
         if outcome is Outcome.DRAINED:
             self.nudger.nudge()  # for another worker; after a crash the loop, or the sweep, takes the job up again
         return outcome
 
-    def _run(self, claim: Claim, claimed_at: float, watch: Watch) -> Outcome:
-        settings = self.equipment.settings
+    def _run(self, claim: Claim, claimed_at: float, telemetry: AttemptTelemetry) -> Outcome:
+        settings = self.dependencies.settings
         with (
-            Ledger.of(self.equipment.keeper, claim, settings, claimed_at=claimed_at) as ledger,
-            holding(settings.work_dir, claim.job_id, claim.fence),
+            ClaimHeartbeat.of(self.dependencies.leases, claim, settings, claimed_at=claimed_at) as heartbeat,
+            hold_process_lock(settings.work_dir, claim.job_id, claim.fence),
         ):
             try:
-                attempt = self._open(claim, ledger, watch)
+                attempt = self._open(claim, heartbeat, telemetry)
             except (OSError, ValidationError) as error:
-                logger.exception("attempt_not_opened")
+                logger.exception("workspace_not_opened")
                 problem = as_problem(as_error(error))
-                landed = ledger.settle(lambda: self.equipment.keeper.fail(claim, problem))
-                return Outcome.FAILED if landed else Outcome.LOST
+                unopened = Ending.fenced(Outcome.FAILED, lambda: self.dependencies.leases.fail(claim, problem))
+                return unopened.settle(heartbeat)
             return attempt.settle(attempt.run())
 
-    def _open(self, claim: Claim, ledger: Ledger, watch: Watch) -> Attempt:
-        settings, request = self.equipment.settings, claim.request
-        weights = stage_weights(request.policy, request.calibration, request.evaluation)
+    def _open(self, claim: Claim, heartbeat: ClaimHeartbeat, telemetry: AttemptTelemetry) -> Attempt:
+        settings, request = self.dependencies.settings, claim.request
+        tracker = ProgressTracker(stage_weights(request.policy, request.calibration, request.evaluation))
         return Attempt(
-            equipment=self.equipment,
+            dependencies=self.dependencies,
             claim=claim,
             request=request,
-            ledger=ledger,
-            reporter=Reporter(self.equipment.keeper, claim, ledger, ProgressTracker(weights), watch=watch),
-            space=open_workspace(settings.work_dir, claim.job_id, claim.fence),
+            heartbeat=heartbeat,
+            reporter=Reporter(self.dependencies.leases, claim, heartbeat, tracker, telemetry=telemetry),
+            workspace=open_workspace(settings.work_dir, claim.job_id, claim.fence),
         )
 
 

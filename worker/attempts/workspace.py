@@ -80,16 +80,16 @@ def open_workspace(work_dir: Path, job_id: str, fence: int) -> Workspace:
         OSError: the disk is full or not writable.
     """
     home = work_dir / job_id
-    space = Workspace(root=home / str(fence))
+    workspace = Workspace(root=home / str(fence))
     home.mkdir(parents=True, exist_ok=True)
     earlier = _fences_below(home, fence)
-    if earlier and not space.root.exists():
-        earlier.pop().rename(space.root)
-    for stale in [*earlier, space.output, space.scratch]:
+    if earlier and not workspace.root.exists():
+        earlier.pop().rename(workspace.root)
+    for stale in [*earlier, workspace.output, workspace.scratch]:
         _remove(stale)
-    for directory in (space.stages, space.scratch):
+    for directory in (workspace.stages, workspace.scratch):
         directory.mkdir(parents=True, exist_ok=True)
-    return space
+    return workspace
 
 
 def put_aside(work_dir: Path, job_id: str) -> Path | None:

@@ -1,7 +1,7 @@
 """Everything one claim says to the database: heartbeats and fenced writes, from a thread of its own.
 
-The thread that watches the runner never waits for the database. It asks :meth:`Ledger.standing`, which answers from
-memory and by the monotonic clock alone, so a database that hangs can not keep a runner alive past its lease.
+The thread that watches the runner never waits for the database. It asks :meth:`ClaimHeartbeat.state`, which answers
+from memory and by the monotonic clock alone, so a database that hangs can not keep a runner alive past its lease.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.kit.errors import Unavailable
-from jobs.kit.leases import Beat
+from jobs.kit.leases import HeartbeatResult
 from jobs.settings import Settings
 
-_PATIENCE_OF_LEASE: Final = 5 / 6
+_GIVE_UP_PART_OF_LEASE: Final = 5 / 6
 """Without a good beat for this part of the lease (25 of 30 seconds) the runner is killed, before the lease ends."""
 
 _RETRY_SECONDS: Final = 0.5
@@ -33,15 +33,15 @@ Answer = TypeVar("Answer")
 logger = structlog.get_logger(__name__)
 
 
-class Beats(Protocol):
+class LeaseRenewer(Protocol):
     """Whoever renews leases: of jobs, or of publications."""
 
-    def heartbeat(self, claim: Any, /) -> Beat:
+    def heartbeat(self, claim: Any, /) -> HeartbeatResult:
         """Renew the lease of the claim. Raises: Unavailable."""
         ...
 
 
-class Standing(Enum):
+class ClaimState(Enum):
     """What the latest beat means for the runner."""
 
     HELD = auto()  # the job is ours, go on
@@ -56,42 +56,42 @@ class _Entry:
     written: Future[Any] | None = None
 
 
-class Ledger:
+class ClaimHeartbeat:
     """A context manager around one claim. ``claimed_at`` is the monotonic time just before the claim was asked for."""
 
     def __init__(
         self,
-        keeper: Beats,
+        leases: LeaseRenewer,
         claim: Any,
         *,
         claimed_at: float,
         heartbeat_seconds: float,
-        patience_seconds: float,
+        give_up_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keeper = keeper
+        self._leases = leases
         self._claim = claim
         self._heartbeat_seconds = heartbeat_seconds
-        self._patience_seconds = patience_seconds
+        self._give_up_seconds = give_up_seconds
         self._clock = clock
         self._beaten_at = claimed_at
-        self._beat = Beat(ok=True)
+        self._beat = HeartbeatResult(ok=True)
         self._ends_at = math.inf
         self._entries: queue.Queue[_Entry | None] = queue.Queue()
         self._closing = threading.Event()
         # In the caller's context, for the ids that are bound to its log events.
         context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._work,), name="ledger", daemon=True)
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name="heartbeat", daemon=True)
 
     @classmethod
-    def of(cls, keeper: Beats, claim: Any, settings: Settings, *, claimed_at: float) -> Self:
+    def of(cls, leases: LeaseRenewer, claim: Any, settings: Settings, *, claimed_at: float) -> Self:
         """With the operator's heartbeat and lease."""
         return cls(
-            keeper,
+            leases,
             claim,
             claimed_at=claimed_at,
             heartbeat_seconds=settings.heartbeat_seconds,
-            patience_seconds=settings.lease_seconds * _PATIENCE_OF_LEASE,
+            give_up_seconds=settings.lease_seconds * _GIVE_UP_PART_OF_LEASE,
         )
 
     def __enter__(self) -> Self:
@@ -103,13 +103,13 @@ class Ledger:
         self._entries.put(None)
         self._thread.join(_JOIN_SECONDS)
 
-    def standing(self) -> Standing:
+    def state(self) -> ClaimState:
         """Whether the runner may go on; never blocks."""
         if not self._beat.ok or self._is_overdue():
-            return Standing.LOST
+            return ClaimState.LOST
         if self._beat.cancel_requested:
-            return Standing.CANCEL
-        return Standing.DEADLINE if self._clock() >= self._ends_at else Standing.HELD
+            return ClaimState.CANCEL
+        return ClaimState.DEADLINE if self._clock() >= self._ends_at else ClaimState.HELD
 
     def allow(self, run_seconds: float | None) -> None:
         """The runner may go on for ``run_seconds`` from now, or without end, until the next beat says what is left.
@@ -140,7 +140,7 @@ class Ledger:
             self._serve()
         finally:
             # Whatever ended this thread: nobody renews the lease any more.
-            self._beat = Beat(ok=False)
+            self._beat = HeartbeatResult(ok=False)
 
     def _serve(self) -> None:
         entry: _Entry | None = None
@@ -149,7 +149,7 @@ class Ledger:
             if self._is_overdue():
                 # Whoever watches the runner has given up. A beat now, of a process that was frozen or of a database
                 # that is back, would renew the lease of a job that nobody runs.
-                logger.warning("claim_overdue", silent_seconds=round(self.silent_seconds(), 1))
+                logger.warning("claim_timed_out", silent_seconds=round(self.silent_seconds(), 1))
                 break
             now = self._clock()
             if now >= next_beat:
@@ -161,7 +161,7 @@ class Ledger:
         self._abandon(entry)
 
     def _is_overdue(self) -> bool:
-        return self.silent_seconds() > self._patience_seconds
+        return self.silent_seconds() > self._give_up_seconds
 
     def _next(self, timeout: float) -> _Entry | None:
         try:
@@ -172,7 +172,7 @@ class Ledger:
     def _try_beat(self, asked_at: float) -> bool:
         """One heartbeat. The lease counts from before the question: that is all we know of when it was renewed."""
         try:
-            beat = self._keeper.heartbeat(self._claim)
+            beat = self._leases.heartbeat(self._claim)
         except Unavailable:
             logger.warning("heartbeat_failed", silent_seconds=round(self.silent_seconds(), 1))
             return False
@@ -187,7 +187,7 @@ class Ledger:
     def _try_write(self, entry: _Entry) -> bool:
         """Whether the entry is done with; False means that it is worth another try."""
         answer = None
-        if self.standing() is not Standing.LOST:
+        if self.state() is not ClaimState.LOST:
             try:
                 answer = entry.write()
             except Unavailable:

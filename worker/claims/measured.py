@@ -2,41 +2,41 @@
 
 from collections.abc import Collection
 
-from jobs.job.lease import Claim, LeaseKeeper, Swept
+from jobs.job.lease import Claim, JobLeases, Swept
 from jobs.kit.errors import Unavailable
-from jobs.kit.leases import Beat, ClaimKey
+from jobs.kit.leases import ClaimKey, HeartbeatResult
 from jobs.repository.database import Database
 from jobs.settings import Settings
-from worker.telemetry.ports import Meters
+from worker.telemetry.measurements import ClaimLost, HeartbeatMissed, JobClaimed, Measure, SweepDone
 
 
-class MeasuredKeeper(LeaseKeeper):
-    """A :class:`LeaseKeeper` whose claims, beats and sweeps are counted."""
+class MeasuredJobLeases(JobLeases):
+    """A :class:`JobLeases` whose claims, beats and sweeps are counted."""
 
-    def __init__(self, database: Database, settings: Settings, meters: Meters) -> None:
+    def __init__(self, database: Database, settings: Settings, measure: Measure) -> None:
         super().__init__(database, settings)
-        self._meters = meters
+        self._measure = measure
 
     def claim(self, owner: str) -> Claim | None:
-        """Take a job, as :meth:`LeaseKeeper.claim` does."""
+        """Take a job, as :meth:`JobLeases.claim` does."""
         claim = super().claim(owner)
         if claim is not None:
-            self._meters.claimed(claim.waited_seconds)
+            self._measure(JobClaimed(claim.waited_seconds))
         return claim
 
-    def heartbeat(self, claim: Claim) -> Beat:
+    def heartbeat(self, claim: Claim) -> HeartbeatResult:
         """Renew the lease."""
         try:
             beat = super().heartbeat(claim)
         except Unavailable:
-            self._meters.beat_missed()
+            self._measure(HeartbeatMissed())
             raise
         if not beat.ok:
-            self._meters.claim_lost()
+            self._measure(ClaimLost())
         return beat
 
     def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
         """Repair what workers left behind."""
         swept = super().sweep(orphans)
-        self._meters.swept(swept)
+        self._measure(SweepDone(swept))
         return swept

@@ -25,7 +25,7 @@ logger = structlog.get_logger(__name__)
 
 
 @contextmanager
-def holding(directory: Path, claimed_id: str, fence: int, *, boot_id: Path = _BOOT_ID) -> Iterator[None]:
+def hold_process_lock(directory: Path, claimed_id: str, fence: int, *, boot_id: Path = _BOOT_ID) -> Iterator[None]:
     """For as long as this lasts, show this machine's sweepers that attempt ``fence`` has a living process.
 
     Where that can not be shown (a full disk, a file system without locks, no Linux), the lease alone does.
@@ -35,12 +35,12 @@ def holding(directory: Path, claimed_id: str, fence: int, *, boot_id: Path = _BO
         try:
             _hold(stack, file, boot_id.read_bytes())
         except OSError as error:
-            logger.info("not_held", reason=str(error))
+            logger.info("process_lock_failed", reason=str(error))
         yield
 
 
 @contextmanager
-def orphaned(*directories: Path, boot_id: Path = _BOOT_ID) -> Iterator[frozenset[ClaimKey]]:
+def claims_of_dead_processes(*directories: Path, boot_id: Path = _BOOT_ID) -> Iterator[frozenset[ClaimKey]]:
     """Every claim whose process died on this machine; other sweepers pass them over meanwhile.
 
     They stay until the next attempt here, or until the work files go: the fence tells which of them still matter.

@@ -19,7 +19,7 @@ _LONGEST_SECONDS: Final = 30.0
 _SHORTEST_SECONDS: Final = 0.05
 
 
-class Patience:
+class HubBackoff:
     """Of one exchange with the Hub: at most ``seconds`` without any progress. ``on_wait`` is told why, and how long.
 
     The Hub's own word (``Retry-After``, ``RateLimit``) is followed where it gives one; else the waits double, with
@@ -53,9 +53,9 @@ class Patience:
         """
         if not is_passing(error):
             raise error
-        told = told_seconds(error)
+        retry_after = retry_after_seconds(error)
         backoff = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2**self._failures)
-        delay = backoff * random.uniform(0.5, 1.0) if told is None else max(told, _SHORTEST_SECONDS)  # noqa: S311 - jitter
+        delay = backoff * random.uniform(0.5, 1.0) if retry_after is None else max(retry_after, _SHORTEST_SECONDS)  # noqa: S311 - jitter
         if self._clock() + delay > self._deadline:
             raise error
         self._failures += 1
@@ -64,7 +64,7 @@ class Patience:
         self._sleep(delay)
 
 
-def patiently(ask: Callable[[], Answer], patience: Patience) -> Answer:
+def retry_with_backoff(ask: Callable[[], Answer], backoff: HubBackoff) -> Answer:
     """What ``ask`` returns, asked again as long as it is worth it.
 
     Raises:
@@ -74,7 +74,7 @@ def patiently(ask: Callable[[], Answer], patience: Patience) -> Answer:
         try:
             return ask()
         except httpx.HTTPError as error:
-            patience.wait(error)
+            backoff.wait(error)
 
 
 def is_passing(error: httpx.HTTPError) -> bool:
@@ -91,7 +91,7 @@ def reason(error: httpx.HTTPError) -> str:
     return f"the connection to the Hub failed ({type(error).__name__})"
 
 
-def told_seconds(error: httpx.HTTPError) -> float | None:
+def retry_after_seconds(error: httpx.HTTPError) -> float | None:
     """How long the Hub asks to wait: ``Retry-After``, seconds or a date, or the reset of an empty ``RateLimit``."""
     if not isinstance(error, HfHubHTTPError):
         return None

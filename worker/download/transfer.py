@@ -16,7 +16,7 @@ import httpx
 from huggingface_hub import get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError
 
-from worker.download.hub_retry import Patience
+from worker.download.hub_retry import HubBackoff
 
 UNFINISHED: Final = ".unfinished"
 
@@ -48,13 +48,13 @@ class Abandoned(Exception):
 
 
 def fetch_file(
-    file: HubFile, directory: Path, *, headers: dict[str, str], patience: Patience, stop: threading.Event
+    file: HubFile, directory: Path, *, headers: dict[str, str], backoff: HubBackoff, stop: threading.Event
 ) -> None:
     """Put the whole, verified file at ``directory/name``; one that is there already is as it should be.
 
     Raises:
         DamagedFile: even a fresh copy is not what the Hub promises.
-        httpx.HTTPError: the Hub refuses, or patience is exhausted; what has arrived stays for the next one.
+        httpx.HTTPError: the Hub refuses, or backoff is exhausted; what has arrived stays for the next one.
         Abandoned: ``stop`` was set.
     """
     target, unfinished = directory / file.name, directory / UNFINISHED / file.name
@@ -69,9 +69,9 @@ def fetch_file(
                 _receive(file, unfinished, had, headers, stop)
         except httpx.HTTPError as error:
             if _bytes(unfinished) > had:
-                patience.progressed()
+                backoff.progressed()
             if not (_is_unsatisfiable(error) and had):
-                patience.wait(error)
+                backoff.wait(error)
                 continue
         if _is_whole(file, unfinished):
             unfinished.rename(target)

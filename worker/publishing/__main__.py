@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import structlog
 from huggingface_hub import HfApi
 
 from jobs.observability.logs import configure_logging
 from quant_engine.interface.stages import PUBLISH
-from worker.publishing.commit import Publication
+from worker.publishing.commit import HubUpload
 from worker.publishing.errors import publish_error
 from worker.publishing.http import Meter, install
 from worker.publishing.request import PublishFile
@@ -29,7 +30,7 @@ from worker.subprocesses.token_pipe import read_token
 _PROGRESS_SECONDS: Final = 0.5
 _EXIT_FAILED: Final = 1
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,28 +49,28 @@ def main(arguments: list[str] | None = None) -> int:
     events = EventWriter(options.events_fd)
     meter = Meter()
     install(meter)
-    publication = Publication(HfApi(token=token, library_name="quantry"), request, meter)
+    upload = HubUpload(HfApi(token=token, library_name="quantry"), request, meter)
     try:
-        with _reporting(publication, events):
-            published = publication.run()
+        with _reporting(upload, events):
+            published = upload.run()
     except Exception as error:  # noqa: BLE001 — the process's edge: whatever it is, the supervisor must hear of it
-        told = publish_error(error, request)
-        events.send(told)
+        reported = publish_error(error, request)
+        events.send(reported)
         # Tracebacks of the client carry presigned addresses too; of our own mistakes the place is worth having.
-        logger.error("not published: %s (%s)", told.code, _chain(error))
+        logger.error("publication_failed", code=reported.code, causes=_chain(error))
         return _EXIT_FAILED
     events.send(Result(payload={"sha": published.sha, "url": published.url, "created_repo": published.created_repo}))
     return os.EX_OK
 
 
 @contextmanager
-def _reporting(publication: Publication, events: EventWriter) -> Iterator[None]:
+def _reporting(upload: HubUpload, events: EventWriter) -> Iterator[None]:
     """Report the bytes that the Hub has, about twice a second."""
     over = threading.Event()
 
     def report() -> None:
-        total = publication.request.bytes
-        events.send(StageAdvanced(name=PUBLISH.name, done=publication.bytes_done(), total=total))
+        total = upload.request.bytes
+        events.send(StageAdvanced(name=PUBLISH.name, done=upload.bytes_done(), total=total))
 
     def watch() -> None:
         while not over.wait(_PROGRESS_SECONDS):

@@ -47,7 +47,7 @@ class Published:
 
 
 @dataclass
-class Publication:
+class HubUpload:
     """One attempt. ``meter`` counts what is being sent; ``done`` is what the Hub has for certain, in bytes."""
 
     api: HfApi

@@ -28,9 +28,9 @@ class Refused(Exception):
 def publish_error(error: BaseException, request: PublishFile) -> Error:
     """What to tell of ``error``: the first of its causes that says something about the Hub."""
     for cause in _causes(error):
-        told = _told(cause, request)
-        if told is not None:
-            return told
+        reported = _reported(cause, request)
+        if reported is not None:
+            return reported
     return as_error(error)
 
 
@@ -41,7 +41,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _told(error: BaseException, request: PublishFile) -> Error | None:
+def _reported(error: BaseException, request: PublishFile) -> Error | None:
     match error:
         case Refused():
             return error.error

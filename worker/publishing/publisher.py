@@ -10,16 +10,16 @@ import structlog
 from jobs.credentials import CredentialService
 from jobs.kit.errors import Unavailable
 from jobs.publications.lease import PublicationClaim
-from worker.claims.heartbeat import Ledger
-from worker.claims.process_lock import holding
-from worker.publishing.attempt import Ending, PublishAttempt, PublishEquipment
-from worker.publishing.workspace import PublishSpace, discard_abandoned, open_space
+from worker.claims.heartbeat import ClaimHeartbeat
+from worker.claims.process_lock import hold_process_lock
+from worker.outcomes import Outcome
+from worker.publishing.attempt import PublishAttempt, PublishDependencies
+from worker.publishing.workspace import discard_abandoned, open_publish_workspace
 from worker.subprocesses.token_pipe import operator_token
 
 _IDLE_SECONDS: Final = 1.0
 _TIDY_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 15.0
-_OVER: Final = frozenset({"succeeded", "failed"})
 
 logger = structlog.get_logger(__name__)
 
@@ -28,12 +28,12 @@ class Publisher:
     """One publication at a time. :meth:`run_next` in the caller's thread, or :meth:`start` for one of its own."""
 
     def __init__(
-        self, equipment: PublishEquipment, owner: str, *, is_draining: Callable[[], bool] = lambda: False
+        self, dependencies: PublishDependencies, owner: str, *, is_draining: Callable[[], bool] = lambda: False
     ) -> None:
-        self._equipment = equipment
+        self._dependencies = dependencies
         self._owner = owner
         self._is_draining = is_draining
-        self._directory = equipment.settings.publishing_dir
+        self._directory = dependencies.settings.publishing_dir
         self._stopping = threading.Event()
         self._tidied_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
@@ -48,14 +48,14 @@ class Publisher:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
-    def run_next(self) -> str | None:
+    def run_next(self) -> Outcome | None:
         """Claim a publication and run one attempt of it: how that ended, or None when there was none to claim.
 
         Raises:
             Unavailable: the database did not answer the claim.
         """
         claimed_at = time.monotonic()
-        claim = self._equipment.keeper.claim(self._owner)
+        claim = self._dependencies.leases.claim(self._owner)
         if claim is None:
             return None
         ids = {"publication_id": claim.publication_id, "job_id": claim.job_id, "fence": claim.fence}
@@ -65,16 +65,22 @@ class Publisher:
             logger.info("publication_attempt_ended", outcome=outcome)
         return outcome
 
-    def _run(self, claim: PublicationClaim, claimed_at: float) -> str:
+    def _run(self, claim: PublicationClaim, claimed_at: float) -> Outcome:
         with (
-            Ledger.of(self._equipment.keeper, claim, self._equipment.settings, claimed_at=claimed_at) as ledger,
-            holding(self._directory, claim.publication_id, claim.fence),
+            ClaimHeartbeat.of(
+                self._dependencies.leases, claim, self._dependencies.settings, claimed_at=claimed_at
+            ) as heartbeat,
+            hold_process_lock(self._directory, claim.publication_id, claim.fence),
         ):
-            space = open_space(self._directory, claim.publication_id, claim.fence)
+            workspace = open_publish_workspace(self._directory, claim.publication_id, claim.fence)
             attempt = PublishAttempt(
-                equipment=self._equipment, claim=claim, ledger=ledger, space=space, must_yield=self._must_stop
+                dependencies=self._dependencies,
+                claim=claim,
+                heartbeat=heartbeat,
+                workspace=workspace,
+                must_yield=self._must_stop,
             )
-            return _settle(attempt.run(), ledger, space)
+            return attempt.settle(attempt.run())
 
     def _work(self) -> None:
         while not self._must_stop():
@@ -83,9 +89,9 @@ class Publisher:
                 busy = self.run_next() is not None
                 self._tidy()
             except Unavailable:
-                logger.warning("publish_failed", reason="the database does not answer")
+                logger.warning("publication_claim_failed", reason="the database does not answer")
             except Exception:  # this thread must outlive any one publication; its lease runs out
-                logger.exception("publication_attempt_broke")
+                logger.exception("publication_attempt_crashed")
             if not busy:
                 self._stopping.wait(_IDLE_SECONDS)
 
@@ -96,9 +102,9 @@ class Publisher:
         if time.monotonic() - self._tidied_at < _TIDY_SECONDS:
             return
         self._tidied_at = time.monotonic()
-        equipment = self._equipment
-        lease = equipment.settings.lease_seconds
-        discard_abandoned(self._directory, equipment.keeper.unfinished, older_than_seconds=lease)
+        dependencies = self._dependencies
+        lease = dependencies.settings.lease_seconds
+        discard_abandoned(self._directory, dependencies.leases.unfinished, older_than_seconds=lease)
 
 
 def hub_tokens(
@@ -112,12 +118,3 @@ def hub_tokens(
         return credentials.hub_token(claim.credential_id, tenant=claim.tenant)
 
     return token_for
-
-
-def _settle(ending: Ending, ledger: Ledger, space: PublishSpace) -> str:
-    """Write the ending, and clean up what nobody will need."""
-    landed = ending.write is not None and ledger.settle(ending.write)
-    outcome = ending.word if landed else "lost"
-    if outcome in _OVER:
-        space.discard()
-    return outcome

@@ -16,7 +16,7 @@ _SCRATCH: Final = "scratch"
 
 
 @dataclass(frozen=True)
-class PublishSpace:
+class PublishWorkspace:
     """The directory of one attempt."""
 
     root: Path
@@ -40,20 +40,20 @@ class PublishSpace:
         shutil.rmtree(self.root.parent, ignore_errors=True)
 
 
-def open_space(publishing_dir: Path, publication_id: str, fence: int) -> PublishSpace:
+def open_publish_workspace(publishing_dir: Path, publication_id: str, fence: int) -> PublishWorkspace:
     """The directory of attempt ``fence``, with what the latest earlier one fetched. Raises: OSError."""
     home = publishing_dir / publication_id
-    space = PublishSpace(home / str(fence))
+    workspace = PublishWorkspace(home / str(fence))
     home.mkdir(parents=True, exist_ok=True)
     *stale, latest = [None, *sorted((path for path in home.iterdir() if _is_before(path, fence)), key=_fence_of)]
-    if latest is not None and not space.root.exists():
-        latest.rename(space.root)
-    for path in (*stale, space.scratch):
+    if latest is not None and not workspace.root.exists():
+        latest.rename(workspace.root)
+    for path in (*stale, workspace.scratch):
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)
-    for directory in (space.scratch, space.root / _FILES):
+    for directory in (workspace.scratch, workspace.root / _FILES):
         directory.mkdir(parents=True, exist_ok=True)
-    return space
+    return workspace
 
 
 def discard_abandoned(

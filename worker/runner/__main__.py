@@ -5,11 +5,12 @@ traceback go to standard error. Exit 0 after ``result``, 1 after ``error``.
 """
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from jobs.observability.logs import configure_logging
 from quant_engine.interface.layers import LayerRow
@@ -31,7 +32,8 @@ from worker.subprocesses.parent_death import die_with_parent
 from worker.subprocesses.problems import as_error
 
 _EXIT_FAILED: Final = 1
-logger = logging.getLogger(__name__)
+
+logger = structlog.get_logger(__name__)
 
 
 class PipeObserver:
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # the process's edge: whatever it is, the supervisor must hear of it
         # The message first: on a full disk the traceback may not fit any more.
         events.send(as_error(error))
-        logger.error("the run failed", exc_info=error)
+        logger.error("run_failed", exc_info=error)
         return _EXIT_FAILED
     events.send(Result(payload={}))
     return os.EX_OK

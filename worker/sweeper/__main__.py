@@ -7,95 +7,22 @@ sweepers collects the artifact store's garbage, beside its sweeps. Webhook messa
 
 import argparse
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable
+from functools import partial
 
-import structlog
-
-from jobs.job.lease import LeaseKeeper
-from jobs.job.nudge import Nudger
-from jobs.kit.errors import InstallationError, Unavailable
+from jobs.kit.errors import InstallationError
 from jobs.observability.logs import configure_logging
 from jobs.repository.database import Database
-from jobs.settings import Settings, get_settings
-from worker.attempts.workspace import abandoned_jobs, discard, put_aside
-from worker.claims.measured import MeasuredKeeper
-from worker.claims.process_lock import orphaned
-from worker.devices import devices
-from worker.jitter import jittered
+from jobs.settings import get_settings
+from worker.claims.measured import MeasuredJobLeases
 from worker.nudge import CeleryNudger, make_celery
 from worker.subprocesses.parent_death import die_with_parent
 from worker.sweeper.garbage import BackgroundCollector
+from worker.sweeper.sweeper import Sweeper
+from worker.telemetry.measurements import NudgeFailed
 from worker.telemetry.metrics import join_metrics
 from worker.webhooks.deliverer import delivering
-
-logger = structlog.get_logger(__name__)
-
-
-class Sweeper:
-    """One sweep at a time, on behalf of the worker named ``owner``."""
-
-    def __init__(
-        self,
-        keeper: LeaseKeeper,
-        nudger: Nudger,
-        settings: Settings,
-        *,
-        owner: str,
-        worker_pid: int,
-        collect: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._keeper = keeper
-        self._nudger = nudger
-        self._settings = settings
-        self._owner = owner
-        self._worker_pid = worker_pid
-        self._collect = collect
-        self._device = devices(settings.device)[0].name
-
-    def run(self, wait: Callable[[float], bool]) -> None:
-        """Sweep until ``wait`` (seconds) says that it is time to stop; tried again when the database is down."""
-        while True:
-            try:
-                self.sweep()
-            except Unavailable:
-                logger.warning("sweep_failed", reason="the database does not answer")
-            if wait(jittered(self._settings.sweep_seconds)):
-                return
-
-    def sweep(self) -> None:
-        """One round. Raises: Unavailable."""
-        self._keeper.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
-        with orphaned(self._settings.work_dir, self._settings.publishing_dir) as orphans:
-            swept = self._keeper.sweep(orphans)
-        if swept.requeued or swept.failed or swept.cancelled or swept.publications:
-            logger.info(
-                "swept",
-                requeued=swept.requeued,
-                failed=swept.failed,
-                cancelled=swept.cancelled,
-                publications=swept.publications,
-            )
-        for _ in range(swept.nudges):
-            self._nudger.nudge()
-        self._discard_leftovers()
-        self._collect()
-
-    def _discard_leftovers(self) -> None:
-        """Work files of jobs that are over and will not be retried with them."""
-        work_dir = self._settings.work_dir
-        found = abandoned_jobs(work_dir, older_than_seconds=self._settings.lease_seconds)
-        if not found:
-            return
-        # A rename, while no retry can come between: removing takes longer than a transaction may.
-        with self._keeper.holding_finished(found) as finished:
-            aside = {job_id: put_aside(work_dir, job_id) for job_id in sorted(finished)}
-        for job_id, directory in aside.items():
-            if directory is not None:
-                logger.info("work_discarded", job_id=job_id)
-                discard(directory)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = get_settings()
     if settings.database_url is None:
         raise InstallationError("QUANTRY_DATABASE_URL is not set; the sweeper needs the service's database.")
-    meters = join_metrics()
+    measure = join_metrics()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the worker decides
@@ -117,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     database = Database(database_url, pool_size=1)
     collector = BackgroundCollector(database_url, settings)
     sweeper = Sweeper(
-        MeasuredKeeper(database, settings, meters),
-        CeleryNudger(make_celery(settings), meters.nudge_failed),
+        MeasuredJobLeases(database, settings, measure),
+        CeleryNudger(make_celery(settings), on_failure=partial(measure, NudgeFailed())),
         settings,
         owner=options.owner,
         worker_pid=options.parent_pid,

@@ -52,12 +52,12 @@ class BackgroundCollector:
             self._discard_downloads()
             done = Housekeeping.of(database, self._settings, stopped=self._stopping.is_set).run_if_due()
             if done is not None:
-                _tell_expired(done.expired)
-                _tell_collected(done.collected)
+                _log_expired(done.expired)
+                _log_collected(done.collected)
         except Unavailable as error:
-            logger.warning("garbage_not_collected", reason=error.detail)
+            logger.warning("garbage_collection_failed", reason=error.detail)
         except Exception:  # the thread's edge: the next hour tries again, and somebody must hear of it
-            logger.exception("garbage_not_collected")
+            logger.exception("garbage_collection_failed")
         finally:
             database.close()
 
@@ -68,13 +68,13 @@ class BackgroundCollector:
             logger.info("downloads_discarded", downloads=discarded.downloads, bytes=discarded.bytes)
 
 
-def _tell_expired(expired: tuple[Expired, ...]) -> None:
+def _log_expired(expired: tuple[Expired, ...]) -> None:
     for each in expired:
         if each.gone is not None and each.gone.rows:
-            logger.info("expired", what=each.rule, rows=each.gone.rows, bytes=each.gone.bytes)
+            logger.info("rows_expired", what=each.rule, rows=each.gone.rows, bytes=each.gone.bytes)
 
 
-def _tell_collected(collected: Collected | None) -> None:
+def _log_collected(collected: Collected | None) -> None:
     if collected is None:
         return
     logger.info(
@@ -85,4 +85,4 @@ def _tell_collected(collected: Collected | None) -> None:
         legacy=collected.legacy,
     )
     for file in collected.missing:
-        logger.error("artifact_missing", job_id=file.job_id, artifact_id=file.artifact_id, path=file.path)
+        logger.error("artifact_lost", job_id=file.job_id, artifact_id=file.artifact_id, path=file.path)

@@ -17,7 +17,7 @@ _STOP_SECONDS: Final = 5.0
 logger = structlog.get_logger(__name__)
 
 
-class SweeperKeeper:
+class SweeperRestarter:
     """Starts the sweeper from a thread that then waits for it: the kernel ends the sweeper when that thread ends."""
 
     def __init__(
@@ -28,7 +28,7 @@ class SweeperKeeper:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(target=self._keep, name="sweeper-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._keep_running, name="sweeper-restarter", daemon=True)
 
     def start(self) -> None:
         """Start the sweeper; returns at once."""
@@ -47,7 +47,7 @@ class SweeperKeeper:
             self._process.kill()
             self._thread.join(_STOP_SECONDS)
 
-    def _keep(self) -> None:
+    def _keep_running(self) -> None:
         while True:
             with self._lock:
                 if self._stopping.is_set():

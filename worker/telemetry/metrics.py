@@ -9,6 +9,7 @@ late, and only where metrics are served.
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,7 +17,7 @@ import psutil
 import structlog
 
 from jobs.settings import Settings
-from worker.telemetry.ports import Meters, NoMeters
+from worker.telemetry.measurements import Measure, discard
 
 _VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX: Final = "quantry-worker-metrics-"
@@ -40,39 +41,34 @@ class MetricsServer(Protocol):
         ...
 
 
-class NoServer:
-    """Metrics are off."""
+@dataclass(frozen=True)
+class Metrics:
+    """Of the main process: what its processes measure with, and what serves that; None where metrics are off."""
 
-    def start(self) -> None:
-        """Nothing to do."""
-
-    def leave(self) -> None:
-        """Nothing to do."""
-
-    def stop(self) -> None:
-        """Nothing to do."""
+    measure: Measure = discard
+    server: MetricsServer | None = None
 
 
-def open_metrics(settings: Settings) -> tuple[Meters, MetricsServer]:
-    """For the main process, before it forks: what its processes count with, and what serves it."""
+def open_metrics(settings: Settings) -> Metrics:
+    """For the main process, before it forks."""
     port = settings.worker_metrics_port
     if port is None:
-        return NoMeters(), NoServer()
+        return Metrics()
     _remove_abandoned()
     directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     os.environ[_VARIABLE] = str(directory)
-    from worker.telemetry.prometheus import PrometheusMeters, PrometheusServer  # noqa: PLC0415 — see the module's docstring
+    from worker.telemetry.prometheus import PrometheusMeasure, PrometheusServer  # noqa: PLC0415 — see the module's docstring
 
-    return PrometheusMeters(), PrometheusServer(directory, settings.worker_metrics_host, port)
+    return Metrics(PrometheusMeasure(), PrometheusServer(directory, settings.worker_metrics_host, port))
 
 
-def join_metrics() -> Meters:
+def join_metrics() -> Measure:
     """For a process that the main process started: counts beside it, if it counts."""
     if not Path(os.environ.get(_VARIABLE) or "/nowhere").is_dir():
-        return NoMeters()
-    from worker.telemetry.prometheus import PrometheusMeters  # noqa: PLC0415 — see the module's docstring
+        return discard
+    from worker.telemetry.prometheus import PrometheusMeasure  # noqa: PLC0415 — see the module's docstring
 
-    return PrometheusMeters()
+    return PrometheusMeasure()
 
 
 def _remove_abandoned() -> None:

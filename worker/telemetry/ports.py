@@ -7,13 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Final
 
-from jobs.job.lease import Claim, Swept
+from jobs.job.lease import Claim
 from jobs.observability.tracing import NoTracing, Span, Tracing
 from worker.outcomes import Outcome
-
-MemoryKind = Literal["cpu", "cuda"]
+from worker.telemetry.measurements import AttemptEnded, Measure, MemoryKind, PeakMemory, StageEnded, discard
 
 MEMORY_METRICS: Final[dict[str, MemoryKind]] = {"memory.cpu_peak_bytes": "cpu", "memory.cuda_peak_bytes": "cuda"}
 """Metrics of a runner that are the operator's: they go here, not into the job's events."""
@@ -21,75 +20,11 @@ MEMORY_METRICS: Final[dict[str, MemoryKind]] = {"memory.cpu_peak_bytes": "cpu", 
 _GOOD: Final = frozenset({Outcome.SUCCEEDED, Outcome.CANCELLED, Outcome.DRAINED})
 
 
-class Meters(Protocol):
-    """What is counted and timed. Every call returns at once."""
-
-    def claimed(self, waited_seconds: float) -> None:
-        """A job was claimed, so long after it could have been."""
-        ...
-
-    def attempt_ended(self, outcome: str, seconds: float) -> None:
-        """An attempt of a job is over."""
-        ...
-
-    def stage_ended(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """A stage of an attempt is over; ``reused``: an earlier attempt's files were whole."""
-        ...
-
-    def peak_memory(self, kind: MemoryKind, peak_bytes: float) -> None:
-        """The most that one runner used, told when it is over."""
-        ...
-
-    def beat_missed(self) -> None:
-        """A heartbeat could not be written; it is tried again."""
-        ...
-
-    def claim_lost(self) -> None:
-        """A heartbeat found that the claim is somebody else's."""
-        ...
-
-    def swept(self, swept: Swept) -> None:
-        """A sweep repaired this."""
-        ...
-
-    def nudge_failed(self) -> None:
-        """The broker did not take a nudge."""
-        ...
-
-
-class NoMeters:
-    """Nobody asks."""
-
-    def claimed(self, waited_seconds: float) -> None:
-        """Nobody asks."""
-
-    def attempt_ended(self, outcome: str, seconds: float) -> None:
-        """Nobody asks."""
-
-    def stage_ended(self, stage: str, seconds: float, *, reused: bool) -> None:
-        """Nobody asks."""
-
-    def peak_memory(self, kind: MemoryKind, peak_bytes: float) -> None:
-        """Nobody asks."""
-
-    def beat_missed(self) -> None:
-        """Nobody asks."""
-
-    def claim_lost(self) -> None:
-        """Nobody asks."""
-
-    def swept(self, swept: Swept) -> None:
-        """Nobody asks."""
-
-    def nudge_failed(self) -> None:
-        """Nobody asks."""
-
-
 @dataclass
-class Watch:
+class AttemptTelemetry:
     """Follows one attempt: its span, those of its stages, and its measurements. Used by one thread."""
 
-    meters: Meters
+    measure: Measure
     tracing: Tracing
     span: Span
     began: float = field(default_factory=time.monotonic)
@@ -105,7 +40,7 @@ class Watch:
         span = self._stages.pop(name, None) or self._stage_span(name, seconds)
         span.set({"quantry.stage.reused": reused})
         span.end()
-        self.meters.stage_ended(name, seconds, reused=reused)
+        self.measure(StageEnded(name, seconds, reused))
 
     def stage_failed(self, name: str) -> None:
         """The attempt ends inside this stage."""
@@ -120,14 +55,13 @@ class Watch:
 
     def ended(self, outcome: Outcome) -> None:
         """The attempt is over and settled."""
-        word = outcome.name.lower()
-        self.span.set({"quantry.attempt.outcome": word})
+        self.span.set({"quantry.attempt.outcome": outcome.value})
         self.span.set({f"quantry.runner.{kind}_peak_bytes": round(peak) for kind, peak in self._peaks.items()})
         if outcome not in _GOOD:
-            self.span.fail(word)
-        self.meters.attempt_ended(word, time.monotonic() - self.began)
+            self.span.fail(outcome)
+        self.measure(AttemptEnded(outcome, time.monotonic() - self.began))
         for kind, peak in self._peaks.items():
-            self.meters.peak_memory(kind, peak)
+            self.measure(PeakMemory(kind, peak))
 
     def close(self) -> None:
         """End whatever span is still open."""
@@ -148,11 +82,11 @@ class Watch:
 class Telemetry:
     """Where one worker process measures and traces to; by default nowhere."""
 
-    meters: Meters = field(default_factory=NoMeters)
+    measure: Measure = discard
     tracing: Tracing = field(default_factory=NoTracing)
 
     @contextmanager
-    def attempt(self, claim: Claim) -> Iterator[Watch]:
+    def attempt(self, claim: Claim) -> Iterator[AttemptTelemetry]:
         """Follow one attempt: a span in the trace of the request that queued the job."""
         span = self.tracing.span(
             "job attempt",
@@ -165,17 +99,11 @@ class Telemetry:
                 "quantry.request.id": claim.request_id or "",
             },
         )
-        watch = Watch(self.meters, self.tracing, span)
+        telemetry = AttemptTelemetry(self.measure, self.tracing, span)
         try:
-            yield watch
+            yield telemetry
         except BaseException as error:
             span.fail(type(error).__name__)
             raise
         finally:
-            watch.close()
-
-    @staticmethod
-    def unwatched() -> Watch:
-        """Of an attempt that nobody follows."""
-        tracing = NoTracing()
-        return Watch(NoMeters(), tracing, tracing.span("job attempt"))
+            telemetry.close()

@@ -1,4 +1,4 @@
-"""A worker's meters and their server, by prometheus_client. Only :mod:`worker.telemetry.metrics` may import it."""
+"""A worker's metrics and their server, by prometheus_client. Only :mod:`worker.telemetry.metrics` may import it."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from wsgiref.simple_server import WSGIServer
 
 import psutil
@@ -18,19 +18,30 @@ from prometheus_client.registry import Collector
 
 from jobs.job.lease import Swept
 from quant_engine.interface.stages import STAGE_NAMES
-from worker.telemetry.ports import MemoryKind
+from worker.telemetry.measurements import (
+    AttemptEnded,
+    ClaimLost,
+    HeartbeatMissed,
+    JobClaimed,
+    Measurement,
+    NudgeFailed,
+    PeakMemory,
+    StageEnded,
+    SweepDone,
+)
 
 _OTHER: Final = "other"
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 28_800)
 _WORK: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 _BYTES: Final = tuple(float(1 << power) for power in range(28, 39))  # 256 MiB to 256 GiB
-_ROLES: Final = re.compile(r"\bworker\.(runner|download|publish|sweeper)\b")
+_PROGRAMS: Final = re.compile(r"\bworker\.(runner|download|publishing|sweeper)\b")
+_ROLES: Final = {"publishing": "publish"}  # a label's value outlives the module's name
 
 logger = structlog.get_logger(__name__)
 
 
-class PrometheusMeters:
-    """The :class:`worker.telemetry.ports.Meters` of one process; no label takes an id, or any other open set."""
+class PrometheusMeasure:
+    """Counts and times what one process measures. No label takes an id, or any other open set of values."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()  # of no use but to keep the default one empty: files are what is served
@@ -73,34 +84,33 @@ class PrometheusMeters:
             "quantry_nudge_failures", "Nudges that the broker did not take; sweeps make them good.", registry=registry
         )
 
-    def claimed(self, waited_seconds: float) -> None:
-        self._wait.observe(max(waited_seconds, 0.0))
+    def __call__(self, measurement: Measurement) -> None:
+        """Count or time it."""
+        match measurement:
+            case JobClaimed(waited_seconds):
+                self._wait.observe(max(waited_seconds, 0.0))
+            case AttemptEnded(outcome, seconds):
+                self._attempts.labels(outcome).inc()
+                self._attempt_seconds.labels(outcome).observe(seconds)
+            case StageEnded(stage, seconds, reused):
+                # A runner is not trusted: what it names must not become a series.
+                known = stage if stage in STAGE_NAMES else _OTHER
+                self._stage_seconds.labels(known, str(reused).lower()).observe(seconds)
+            case PeakMemory(kind, peak_bytes):
+                self._peaks.labels(kind).observe(peak_bytes)
+            case HeartbeatMissed():
+                self._beats_missed.inc()
+            case ClaimLost():
+                self._claims_lost.inc()
+            case SweepDone(swept):
+                self._count_swept(swept)
+            case NudgeFailed():
+                self._nudge_failures.inc()
 
-    def attempt_ended(self, outcome: str, seconds: float) -> None:
-        self._attempts.labels(outcome).inc()
-        self._attempt_seconds.labels(outcome).observe(seconds)
-
-    def stage_ended(self, stage: str, seconds: float, *, reused: bool) -> None:
-        # A runner is not trusted: what it names must not become a series.
-        known = stage if stage in STAGE_NAMES else _OTHER
-        self._stage_seconds.labels(known, str(reused).lower()).observe(seconds)
-
-    def peak_memory(self, kind: MemoryKind, peak_bytes: float) -> None:
-        self._peaks.labels(kind).observe(peak_bytes)
-
-    def beat_missed(self) -> None:
-        self._beats_missed.inc()
-
-    def claim_lost(self) -> None:
-        self._claims_lost.inc()
-
-    def swept(self, swept: Swept) -> None:
+    def _count_swept(self, swept: Swept) -> None:
         for outcome, count in (("requeued", swept.requeued), ("failed", swept.failed), ("cancelled", swept.cancelled)):
             self._swept.labels(outcome).inc(count)
         self._swept_publications.inc(swept.publications)
-
-    def nudge_failed(self) -> None:
-        self._nudge_failures.inc()
 
 
 class PrometheusServer:
@@ -114,6 +124,7 @@ class PrometheusServer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Listen. A port that is taken is logged: jobs matter more than metrics."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
         ProcessCollector(registry=registry)
@@ -124,10 +135,12 @@ class PrometheusServer:
             logger.error("metrics_not_served", host=self._host, port=self._port, reason=str(error))
 
     def leave(self) -> None:
+        """In a forked child: close the socket that the parent listens on."""
         if self._server is not None:
             self._server.socket.close()
 
     def stop(self) -> None:
+        """Listen no more, and remove what was counted."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -155,7 +168,7 @@ class _Family(Collector):
 
 
 def _role(process: psutil.Process) -> str:
-    found: Any = _ROLES.search(" ".join(process.cmdline()))
-    if found is not None:
-        return str(found.group(1))
+    program = _PROGRAMS.search(" ".join(process.cmdline()))
+    if program is not None:
+        return _ROLES.get(program.group(1), program.group(1))
     return "pool" if process.ppid() == os.getpid() else _OTHER

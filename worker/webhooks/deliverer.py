@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Protocol
@@ -15,7 +16,7 @@ from jobs.kit.errors import InstallationError, Unavailable
 from jobs.repository.database import Database
 from jobs.settings import Settings
 from jobs.webhooks.addresses import address_policy
-from jobs.webhooks.lease import DeliveryClaim, DeliveryKeeper, Refusal
+from jobs.webhooks.lease import DeliveryClaim, DeliveryLeases, Refusal
 from jobs.webhooks.signing import signed_headers
 from worker.webhooks.resolving import SystemResolver
 from worker.webhooks.transport import Answer, Messenger, Undeliverable
@@ -38,6 +39,15 @@ class Poster(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """One attempt: its outcome, whether that could be stored, and the receiver's HTTP status where it answered."""
+
+    outcome: str
+    landed: bool
+    http_status: int | None = None
+
+
 class Deliverer:
     """:meth:`deliver_next` in the caller's thread, or :meth:`start` for threads of its own.
 
@@ -46,13 +56,13 @@ class Deliverer:
 
     def __init__(
         self,
-        keeper: DeliveryKeeper,
+        leases: DeliveryLeases,
         messenger: Poster,
         *,
         concurrency: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keeper = keeper
+        self._leases = leases
         self._messenger = messenger
         self._clock = clock
         self._turn = threading.Lock()
@@ -77,7 +87,7 @@ class Deliverer:
     def deliver_next(self) -> str | None:
         """Claim a message and make one attempt: how that ended, or None when none was due. Raises: Unavailable."""
         claimed_at = self._clock()
-        claim = self._keeper.claim()
+        claim = self._leases.claim()
         return None if claim is None else self._attempt(claim, claimed_at)
 
     def _work(self) -> None:
@@ -88,10 +98,10 @@ class Deliverer:
                 if claim is not None:
                     self._attempt(claim, claimed_at)
             except Unavailable:
-                logger.warning("webhooks_wait", reason="the database does not answer")
+                logger.warning("webhook_claim_failed", reason="the database does not answer")
                 self._stopping.wait(_IDLE_SECONDS)
             except Exception:  # this thread must outlive any one message; its lease runs out
-                logger.exception("webhook_attempt_broke")
+                logger.exception("webhook_attempt_crashed")
                 self._stopping.wait(_IDLE_SECONDS)
 
     def _next_claim(self) -> DeliveryClaim | None:
@@ -99,10 +109,10 @@ class Deliverer:
             return None
         if self._clock() >= self._next_tidy:
             self._next_tidy = self._clock() + _TIDY_SECONDS
-            given_up = self._keeper.tidy()
+            given_up = self._leases.tidy()
             if given_up:
                 logger.info("webhooks_given_up", messages=given_up)
-        claim = self._keeper.claim()
+        claim = self._leases.claim()
         if claim is None:
             self._stopping.wait(_IDLE_SECONDS)
         return claim
@@ -110,27 +120,28 @@ class Deliverer:
     def _attempt(self, claim: DeliveryClaim, claimed_at: float) -> str:
         ids = {"message_id": claim.delivery_id, "webhook_id": claim.endpoint_id}
         with structlog.contextvars.bound_contextvars(**ids, attempt=claim.attempt):
-            if self._clock() - claimed_at > self._keeper.lease_seconds / 2:
-                logger.warning("webhook_claim_too_old")  # this process stood still: the lease may be another's soon
+            if self._clock() - claimed_at > self._leases.lease_seconds / 2:
+                logger.warning("webhook_claim_dropped")  # this process stood still: the lease may be another's soon
                 return "late"
-            outcome, landed, http_status = self._send(claim)
-            logger.info("webhook_attempt_ended", type=claim.type, outcome=outcome, http_status=http_status)
-        return outcome if landed else "lost"
+            sent = self._send(claim)
+            logger.info("webhook_attempt_ended", type=claim.type, outcome=sent.outcome, http_status=sent.http_status)
+        return sent.outcome if sent.landed else "lost"
 
-    def _send(self, claim: DeliveryClaim) -> tuple[str, bool, int | None]:
-        """(what came of it, whether that could be written, the HTTP status)."""
+    def _send(self, claim: DeliveryClaim) -> _Sent:
         if not claim.secrets:
             error = "Not sent: this worker does not have the key that the secret is stored under. Tell the operator."
-            return "unreadable", self._keeper.refuse(claim, Refusal(error)), None
+            return _Sent("unreadable", landed=self._leases.refuse(claim, Refusal(error)))
         headers = signed_headers(claim.delivery_id, int(time.time()), claim.body, claim.secrets)
         try:
             answer = self._messenger.post(claim.url, {**_FIXED_HEADERS, **headers}, claim.body)
         except Undeliverable as error:
-            return "undeliverable", self._keeper.refuse(claim, Refusal(str(error))), None
+            return _Sent("undeliverable", landed=self._leases.refuse(claim, Refusal(str(error))))
         refusal = refusal_of(answer, datetime.now(UTC))
         if refusal is None:
-            return "succeeded", self._keeper.succeed(claim, answer.status), answer.status
-        return "gone" if refusal.gone else "refused", self._keeper.refuse(claim, refusal), answer.status
+            landed = self._leases.succeed(claim, answer.status)
+            return _Sent("succeeded", landed=landed, http_status=answer.status)
+        outcome = "gone" if refusal.gone else "refused"
+        return _Sent(outcome, landed=self._leases.refuse(claim, refusal), http_status=answer.status)
 
 
 @contextmanager
@@ -140,7 +151,7 @@ def delivering(database_url: str, settings: Settings) -> Iterator[None]:
     try:
         deliverer = open_deliverer(database, settings)
     except (InstallationError, OSError) as error:
-        logger.error("webhooks_off", reason=str(error))
+        logger.error("webhooks_disabled", reason=str(error))
         yield
         return
     deliverer.start()
@@ -165,8 +176,8 @@ def open_deliverer(database: Database, settings: Settings) -> Deliverer:
         allow_http=settings.webhook_allow_private,
         ca_file=settings.webhook_ca_file,
     )
-    keeper = DeliveryKeeper(database, Vault.open(settings), settings)
-    return Deliverer(keeper, messenger, concurrency=settings.webhook_concurrency)
+    leases = DeliveryLeases(database, Vault.open(settings), settings)
+    return Deliverer(leases, messenger, concurrency=settings.webhook_concurrency)
 
 
 def refusal_of(answer: Answer, now: datetime) -> Refusal | None:

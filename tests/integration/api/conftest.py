@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from api.main import create_app
 from jobs.artifacts import ArtifactStore, open_store
-from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.api_server import serving
@@ -54,13 +54,13 @@ def layer_row(block: int, error: float) -> dict[str, Any]:
 class Hands:
     """What a worker does, without one."""
 
-    keeper: LeaseKeeper
+    leases: JobLeases
     store: ArtifactStore
     work_dir: Path
 
     def claim(self) -> Claim:
         """The oldest queued job."""
-        claim = self.keeper.claim("test-worker")
+        claim = self.leases.claim("test-worker")
         assert claim is not None
         return claim
 
@@ -77,7 +77,7 @@ class Hands:
             layers=[layer_row(block, error) for block, error in enumerate((1.0, 3.0, 2.0))],
             artifacts=self.store.put(output),
         )
-        assert self.keeper.publish(claim, manifest)
+        assert self.leases.publish(claim, manifest)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def client(url: str) -> Iterator[httpx.Client]:
 @pytest.fixture
 def hands(database: Database, settings: Settings) -> Hands:
     """A worker's hands."""
-    return Hands(LeaseKeeper(database, settings), open_store(settings), settings.work_dir)
+    return Hands(JobLeases(database, settings), open_store(settings), settings.work_dir)
 
 
 @pytest.fixture

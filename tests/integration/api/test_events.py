@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api.events import stream as stream_module
-from jobs.job.lease import Progress
+from jobs.job.lease import ProgressReport
 from jobs.kit.states import StageStatus
 from jobs.repository.database import Database
 from tests.integration.api.conftest import Hands
@@ -51,10 +51,10 @@ def test_a_stream_follows_a_job_to_its_end(client: httpx.Client, submit: Submit,
     def work() -> None:
         time.sleep(0.3)
         claim = hands.claim()
-        hands.keeper.record_stage(claim, "load", StageStatus.RUNNING)
-        hands.keeper.append_event(claim, "log", {"message": "two\nlines, \u2028 and ünïcode"})
+        hands.leases.record_stage(claim, "load", StageStatus.RUNNING)
+        hands.leases.append_event(claim, "log", {"message": "two\nlines, \u2028 and ünïcode"})
         time.sleep(0.8)
-        hands.keeper.record_progress(claim, Progress(fraction=0.5, stage="load"))
+        hands.leases.record_progress(claim, ProgressReport(fraction=0.5, stage="load"))
         hands.publish(claim)
 
     worker = threading.Thread(target=work)

@@ -166,7 +166,7 @@ def test_presets_are_what_a_job_resolves_to(client: httpx.Client, submit: Submit
 
 
 def test_capabilities(client: httpx.Client, hands: Hands) -> None:
-    hands.keeper.beat_worker("w1", hostname="node", pid=1, device="cpu")
+    hands.leases.beat_worker("w1", hostname="node", pid=1, device="cpu")
     capabilities = client.get("/v1/capabilities").json()
     assert "LlamaForCausalLM" in capabilities["architectures"]
     assert capabilities["weights"]["formats"] == [*(f"int{bits}" for bits in range(2, 9)), "fp8", "nvfp4", "mxfp4"]
@@ -188,11 +188,20 @@ def test_capabilities(client: httpx.Client, hands: Hands) -> None:
     assert capabilities["limits"]["max_body_bytes"] == 100_000
 
 
+@pytest.mark.parametrize(("seconds", "shown"), [(86_400.0, 86_400), (3600.5, 3600)])
+def test_capabilities_show_how_long_an_idempotency_key_is_remembered(
+    settings: Settings, seconds: float, shown: int
+) -> None:
+    with serving(create_app(settings.model_copy(update={"idempotency_seconds": seconds}))) as url:
+        capabilities = httpx.get(f"{url}/v1/capabilities").json()
+    assert capabilities["limits"]["idempotency_key_seconds"] == shown
+
+
 def test_ready_only_with_a_worker(client: httpx.Client, hands: Hands) -> None:
     problem = client.get("/readyz").json()
     assert problem["checks"]["database"]["status"] == "ok"
     assert problem["checks"]["workers"]["status"] == "missing"
-    hands.keeper.beat_worker("w1", hostname="node", pid=1, device="cpu")
+    hands.leases.beat_worker("w1", hostname="node", pid=1, device="cpu")
     response = client.get("/readyz")
     assert (response.status_code, response.json()["status"]) == (200, "ready")
     assert response.json()["checks"]["workers"]["workers"] == 1

@@ -47,7 +47,7 @@ def test_metrics_tell_what_the_database_knows(
     assert ("quantry_last_claim_age_seconds", ()) not in empty
     for _ in range(3):
         submit()
-    hands.keeper.beat_worker("test-worker", hostname="here", pid=1, device="cpu")
+    hands.leases.beat_worker("test-worker", hostname="here", pid=1, device="cpu")
     hands.publish(hands.claim())
     hands.claim()
     ago = func.clock_timestamp() - timedelta(seconds=100)

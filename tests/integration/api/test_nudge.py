@@ -44,7 +44,7 @@ def test_nudging_waits_for_nobody(server_data_dir: Path) -> None:
             for _ in range(5000):
                 nudger.nudge()
             assert time.monotonic() - began < 60
-            dropped = [entry for entry in logs if entry["event"] == "nudge.dropped"]
+            dropped = [entry for entry in logs if entry["event"] == "nudge_dropped"]
             assert 1 <= len(dropped) < 500, "a burst is logged once, however long it is"
     finally:
         os.kill(broker.pid, signal.SIGCONT)

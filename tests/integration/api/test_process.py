@@ -120,7 +120,7 @@ def test_the_log_is_json_with_request_ids_and_without_secrets(settings: Settings
         process.signal(signal.SIGTERM)
     text = log.read_text()
     events: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    requests = [event for event in events if event["event"] == "http.request" and event["route"] == "/v1/jobs"]
+    requests = [event for event in events if event["event"] == "request_ended" and event["route"] == "/v1/jobs"]
     assert [(event["method"], event["status"]) for event in requests] == [("GET", 200), ("GET", 401), ("POST", 422)]
     assert requests[0]["request_id"] == "trace-me"
     assert {"time", "level", "milliseconds"} <= set(requests[0])

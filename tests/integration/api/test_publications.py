@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from jobs.credentials import CredentialService, Vault
 from jobs.kit.errors import JobNotFound, JobProblem
-from jobs.publications.lease import Commit, PublicationClaim, PublicationKeeper
+from jobs.publications.lease import Commit, PublicationClaim, PublicationLeases
 from jobs.publications.service import PublicationService
 from jobs.repository.database import Database
 from jobs.settings import Settings
@@ -22,13 +22,13 @@ SIZE = sum(len(content) for name, content in FILES.items() if name.startswith("c
 
 
 @pytest.fixture
-def keeper(database: Database, settings: Settings) -> PublicationKeeper:
+def leases(database: Database, settings: Settings) -> PublicationLeases:
     """A worker's hands for publications."""
-    return PublicationKeeper(database, settings)
+    return PublicationLeases(database, settings)
 
 
-def claim(keeper: PublicationKeeper) -> PublicationClaim:
-    claimed = keeper.claim("test-worker")
+def claim(leases: PublicationLeases) -> PublicationClaim:
+    claimed = leases.claim("test-worker")
     assert claimed is not None
     return claimed
 
@@ -41,7 +41,7 @@ def create(client: httpx.Client, job_id: str, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_publication_is_accepted_and_can_be_watched(
-    client: httpx.Client, finished: str, keeper: PublicationKeeper
+    client: httpx.Client, finished: str, leases: PublicationLeases
 ) -> None:
     response = client.post(f"/v1/jobs/{finished}/publications", json=TARGET)
     created = response.json()
@@ -69,13 +69,13 @@ def test_a_publication_is_accepted_and_can_be_watched(
     first = client.get(path)
     assert (first.json(), first.headers["etag"]) == (created, response.headers["etag"])
     assert client.get(path, headers={"If-None-Match": first.headers["etag"]}).status_code == 304
-    claimed = claim(keeper)
+    claimed = claim(leases)
     assert {file.path for file in claimed.files} == {"config.json", "model.safetensors", "empty.txt"}
-    keeper.record_progress(claimed, SIZE // 2, SIZE)
+    leases.record_progress(claimed, SIZE // 2, SIZE)
     running = client.get(path, headers={"If-None-Match": first.headers["etag"]}).json()
     assert (running["status"], running["attempt"]) == ("running", 1)
     assert running["progress"] == {"bytes_done": SIZE // 2, "bytes_total": SIZE}
-    keeper.succeed(claimed, Commit("a" * 40, "https://hub.example/commit/a"))
+    leases.succeed(claimed, Commit("a" * 40, "https://hub.example/commit/a"))
     ended = client.get(path)
     assert ended.json()["commit"] == {"sha": "a" * 40, "url": "https://hub.example/commit/a"}
     assert (ended.json()["is_terminal"], "retry-after" in ended.headers) == (True, False)
@@ -93,13 +93,13 @@ def test_a_repeated_key_repeats_the_answer(client: httpx.Client, finished: str) 
 
 
 def test_a_failed_one_can_be_retried_and_no_other(
-    client: httpx.Client, finished: str, keeper: PublicationKeeper
+    client: httpx.Client, finished: str, leases: PublicationLeases
 ) -> None:
     created = create(client, finished)
     path = f"/v1/publications/{created['id']}"
     early = client.post(f"{path}/retry")
     assert (early.status_code, early.json()["code"]) == (409, "invalid_state")
-    keeper.fail(claim(keeper), PROBLEM)
+    leases.fail(claim(leases), PROBLEM)
     failed = client.get(path).json()
     assert (failed["status"], failed["error"]["code"], failed["error"]["instance"]) == ("failed", "hub_forbidden", path)
     headers = {"Idempotency-Key": "again"}
@@ -176,7 +176,7 @@ def test_output_hub_is_published_with_its_credential(
     client: httpx.Client,
     submit: Callable[..., dict[str, Any]],
     hands: Hands,
-    keeper: PublicationKeeper,
+    leases: PublicationLeases,
     database: Database,
     settings: Settings,
 ) -> None:
@@ -188,14 +188,14 @@ def test_output_hub_is_published_with_its_credential(
     hands.publish(hands.claim())
     (made,) = client.get(f"/v1/jobs/{job_id}/publications").json()["data"]
     assert (made["status"], made["private"], made["revision"]) == ("queued", False, "w4a4")
-    assert claim(keeper).credential_id == credential
+    assert claim(leases).credential_id == credential
 
 
 def test_a_deleted_job_takes_its_publications_along(
-    client: httpx.Client, finished: str, keeper: PublicationKeeper
+    client: httpx.Client, finished: str, leases: PublicationLeases
 ) -> None:
     created = create(client, finished)
-    claimed = claim(keeper)
+    claimed = claim(leases)
     assert client.delete(f"/v1/jobs/{finished}").status_code == 204
     assert client.get(f"/v1/publications/{created['id']}").status_code == 404
-    assert not keeper.heartbeat(claimed).ok
+    assert not leases.heartbeat(claimed).ok

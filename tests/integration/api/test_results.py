@@ -160,7 +160,7 @@ def test_no_archive_before_success(client: httpx.Client, submit: Callable[..., d
     never = client.get(f"/v1/jobs/{job['id']}/archive")
     assert (never.status_code, "retry-after" in never.headers) == (409, False)
     assert client.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"] == []
-    assert hands.keeper.claim("w") is None
+    assert hands.leases.claim("w") is None
 
 
 def test_a_file_that_shrank_is_seen_by_the_client(client: httpx.Client, finished: str, settings: Settings) -> None:

@@ -9,8 +9,10 @@ import pytest
 from sqlalchemy import func, select, update
 
 from jobs.artifacts import ArtifactStore, open_store
-from jobs.job.lease import Claim, LeaseKeeper
-from jobs.job.service import JobService
+from jobs.job.commands import JobCommands
+from jobs.job.lease import Claim, JobLeases
+from jobs.job.queries import JobQueries
+from jobs.kit.leases import HeartbeatResult
 from jobs.repository.database import Database
 from jobs.repository.models import Job
 from jobs.settings import Settings
@@ -38,19 +40,20 @@ class House:
     settings: Settings
     store: ArtifactStore
     nudger: CountingNudger
-    service: JobService
-    keeper: LeaseKeeper
+    commands: JobCommands
+    queries: JobQueries
+    leases: JobLeases
     created: list[str] = field(default_factory=list)
 
     def submit(self, **fields: Any) -> str:
         """Create a job and return its id."""
-        view, _ = self.service.create_job(request(**fields), tenant=TENANT)
+        view, _ = self.commands.create_job(request(**fields), tenant=TENANT)
         self.created.append(view.id)
         return view.id
 
     def claim(self, owner: str = "w1") -> Claim:
         """Claim a job that must be there."""
-        claim = self.keeper.claim(owner)
+        claim = self.leases.claim(owner)
         assert claim is not None
         return claim
 
@@ -72,6 +75,11 @@ class House:
     def expire(self, job_id: str) -> None:
         """Let the lease run out."""
         self.shift(job_id, "lease_until", -1)
+
+
+def is_out_of_time(beat: HeartbeatResult) -> bool:
+    """Whether the job's time was used up at this heartbeat."""
+    return beat.run_seconds_left is not None and beat.run_seconds_left <= 0
 
 
 def request(**fields: Any) -> JobRequest:
@@ -120,6 +128,7 @@ def house(database: Database, settings: Settings) -> House:
         settings=settings,
         store=store,
         nudger=nudger,
-        service=JobService(database, settings, store, nudger),
-        keeper=LeaseKeeper(database, settings),
+        commands=JobCommands(database, settings, store, nudger),
+        queries=JobQueries(database, settings, store),
+        leases=JobLeases(database, settings),
     )

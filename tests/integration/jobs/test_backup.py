@@ -21,11 +21,12 @@ from jobs.backup.restoring import Restore
 from jobs.credentials import CredentialService, Vault
 from jobs.embedded import embedded_database, embedded_services
 from jobs.embedded.postgres import embedded_programs
-from jobs.job.lease import Claim, LeaseKeeper, Manifest
-from jobs.job.service import JobService
+from jobs.job.commands import JobCommands
+from jobs.job.lease import Claim, JobLeases, Manifest
+from jobs.job.queries import JobQueries
 from jobs.kit.errors import ArtifactsExpired, InstallationError, Unavailable
 from jobs.kit.states import JobStatus
-from jobs.publications.lease import PublicationKeeper
+from jobs.publications.lease import PublicationLeases
 from jobs.publications.service import PublicationService
 from jobs.repository import blobs, migrate
 from jobs.repository.database import Database
@@ -46,9 +47,9 @@ EAGER = {"gc_grace_seconds": -60.0}
 def house_on(url: str, settings: Settings) -> Iterator[House]:
     """The jobs room on another database."""
     database, store, nudger = Database(url), open_store(settings), CountingNudger()
-    service = JobService(database, settings, store, nudger)
+    commands, queries = JobCommands(database, settings, store, nudger), JobQueries(database, settings, store)
     try:
-        yield House(database, settings, store, nudger, service, LeaseKeeper(database, settings))
+        yield House(database, settings, store, nudger, commands, queries, JobLeases(database, settings))
     finally:
         database.close()
 
@@ -59,7 +60,7 @@ def publish(house: House, claim: Claim, **files: str) -> None:
     for name, content in {"config": "{}", **files}.items():
         (output / "checkpoint" / name).write_text(content)
     artifacts = house.store.put(output)
-    assert house.keeper.publish(
+    assert house.leases.publish(
         claim, Manifest(summary={"a": 1}, report={"b": 2}, layers=[layer()], artifacts=artifacts)
     )
 
@@ -95,7 +96,7 @@ def fill(house: House) -> Filled:
     Expiry(database=house.database, settings=kept).run()
     done = succeeded(house, weights="one"), succeeded(house, weights="two" * 100_000)
     failed = house.submit()
-    house.service.cancel_job(failed, tenant=TENANT)
+    house.commands.cancel_job(failed, tenant=TENANT)
     house.submit()
     running, queued = house.claim(), house.submit()
     publications = PublicationService(house.database, house.settings)
@@ -108,13 +109,13 @@ def fill(house: House) -> Filled:
 
 def shown(house: House, job: str) -> Any:
     """All that the service says of a job."""
-    service = house.service
-    log = service.list_events(job, tenant=TENANT, limit=1000)
+    queries = house.queries
+    log = queries.list_events(job, tenant=TENANT, limit=1000)
     return [
-        service.get_job(job, tenant=TENANT),
+        queries.get_job(job, tenant=TENANT),
         log,
-        service.list_layers(job, tenant=TENANT),
-        service.list_artifacts(job, tenant=TENANT),
+        queries.list_layers(job, tenant=TENANT),
+        queries.list_artifacts(job, tenant=TENANT),
     ]
 
 
@@ -122,14 +123,14 @@ def assert_whole(house: House, before: Filled, stale: list[Claim]) -> None:
     """What was true of the service when it was backed up is true of this one."""
     assert {job: shown(house, job) for job in before.seen} == before.seen
     for job in before.done:
-        for file in house.service.archive_files(job, tenant=TENANT):
+        for file in house.queries.archive_files(job, tenant=TENANT):
             content = b"".join(file.read())
             assert (len(content), hashlib.sha256(content).hexdigest()) == (file.view.bytes, file.view.sha256)
     with pytest.raises(ArtifactsExpired):
-        house.service.archive_files(before.expired, tenant=TENANT)
+        house.queries.archive_files(before.expired, tenant=TENANT)
     credentials = CredentialService(house.database, Vault.open(house.settings))
     assert credentials.hub_token(before.credential, tenant=TENANT) == TOKEN
-    publication = PublicationKeeper(house.database, house.settings).claim("w9")
+    publication = PublicationLeases(house.database, house.settings).claim("w9")
     assert publication is not None
     assert publication.publication_id == before.publication
     assert_goes_on(house, before, stale)
@@ -138,10 +139,10 @@ def assert_whole(house: House, before: Filled, stale: list[Claim]) -> None:
 def assert_goes_on(house: House, before: Filled, stale: list[Claim]) -> None:
     """Queued and running jobs resume, and nobody of before the restore has a say in it."""
     for claim in stale:
-        assert not house.keeper.heartbeat(claim).ok
-        assert not house.keeper.append_event(claim, "log", {"message": "from beyond"})
+        assert not house.leases.heartbeat(claim).ok
+        assert not house.leases.append_event(claim, "log", {"message": "from beyond"})
     house.expire(before.running.job_id)
-    assert house.keeper.sweep().requeued == 1
+    assert house.leases.sweep().requeued == 1
     claims = {claim.job_id: claim for claim in (house.claim("w8"), house.claim("w8"))}
     assert claims.keys() == {before.running.job_id, before.queued}
     assert claims[before.running.job_id].fence > max((before.running, *stale), key=lambda claim: claim.fence).fence
@@ -179,7 +180,7 @@ def settings_of(data_dir: Path, **fields: Any) -> Settings:
 def time_goes_on(house: House, before: Filled) -> list[Claim]:
     """After the backup: the running job is given to another worker. The claims that then go stale."""
     house.expire(before.running.job_id)
-    house.keeper.sweep()
+    house.leases.sweep()
     later = house.claim("w2")
     assert (later.job_id, later.fence) == (before.running.job_id, before.running.fence + 1)
     return [before.running, later]
@@ -322,7 +323,7 @@ def test_a_backup_has_its_files_though_jobs_go_meanwhile(house: House, empty: Ho
         """Between the dump and the files: the job is deleted, and a worker wants to collect what it had."""
         asked.append(what)
         if what.startswith("copying"):
-            house.service.delete_job(job, tenant=TENANT)
+            house.commands.delete_job(job, tenant=TENANT)
             collector = Collector.of(house.database, house.settings.model_copy(update=EAGER))
             assert collector.run() is None, "the backup keeps it out"
 
@@ -334,18 +335,18 @@ def test_a_backup_has_its_files_though_jobs_go_meanwhile(house: House, empty: Ho
     assert collected.blobs == 2, "afterwards it goes on"
     restored = restore(empty, layout)
     assert (restored.jobs, restored.files, restored.missing) == (1, 2, ())
-    assert [b"".join(file.read()) for file in empty.service.archive_files(job, tenant=TENANT)] == [b"{}", b"one"]
+    assert [b"".join(file.read()) for file in empty.queries.archive_files(job, tenant=TENANT)] == [b"{}", b"one"]
 
 
 def test_again_into_the_same_directory(house: House, empty: House, layout: Layout) -> None:
     first, second = succeeded(house, weights="one"), succeeded(house, weights="two")
     assert make(house, layout).fetched == 3
-    house.service.delete_job(first, tenant=TENANT)
+    house.commands.delete_job(first, tenant=TENANT)
     succeeded(house, weights="three")
     assert make(house, layout).fetched == 1
     assert {blob.sha256 for blob in layout.store.blobs()} == {digest(each) for each in ("{}", "two", "three")}
     assert restore(empty, layout).jobs == 2
-    assert len(empty.service.archive_files(second, tenant=TENANT)) == 2
+    assert len(empty.queries.archive_files(second, tenant=TENANT)) == 2
 
 
 def test_what_the_first_release_published_is_restored_as_a_blob(house: House, empty: House, layout: Layout) -> None:
@@ -356,7 +357,7 @@ def test_what_the_first_release_published_is_restored_as_a_blob(house: House, em
     old.write_text("one")
     assert make(house, layout).missing == ()
     restore(empty, layout)
-    assert b"".join(empty.service.archive_files(job, tenant=TENANT)[1].read()) == b"one"
+    assert b"".join(empty.queries.archive_files(job, tenant=TENANT)[1].read()) == b"one"
 
 
 def test_files_that_are_gone_or_damaged_are_told(house: House, empty: House, layout: Layout) -> None:

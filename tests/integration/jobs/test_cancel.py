@@ -14,23 +14,23 @@ EMPTY = Manifest(summary={}, report={}, layers=[], artifacts=())
 
 def test_a_queued_job_is_cancelled_at_once_and_never_starts(house: House) -> None:
     job = house.submit()
-    view = house.service.cancel_job(job, tenant=TENANT)
+    view = house.commands.cancel_job(job, tenant=TENANT)
     assert (view.status, view.is_terminal) == ("cancelled", True)
     assert view.finished_at is not None
-    assert house.keeper.claim("w1") is None
+    assert house.leases.claim("w1") is None
     assert event_types(house, job) == ["job.status", "job.status", "done"]
 
 
 def test_a_running_job_is_cancelling_until_its_worker_says_so(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    assert house.service.cancel_job(job, tenant=TENANT).status == "cancelling"
+    assert house.commands.cancel_job(job, tenant=TENANT).status == "cancelling"
     version = house.row(job).version
-    assert house.service.cancel_job(job, tenant=TENANT).status == "cancelling"
+    assert house.commands.cancel_job(job, tenant=TENANT).status == "cancelling"
     assert house.row(job).version == version
-    beat = house.keeper.heartbeat(claim)
+    beat = house.leases.heartbeat(claim)
     assert (beat.ok, beat.cancel_requested) == (True, True)
-    assert house.keeper.cancelled(claim)
+    assert house.leases.cancelled(claim)
     assert house.status(job) == "cancelled"
 
 
@@ -39,23 +39,23 @@ def test_a_job_that_is_over_can_not_be_cancelled(house: House, end: str) -> None
     job = house.submit()
     claim = house.claim()
     if end == "succeeded":
-        assert house.keeper.publish(claim, EMPTY)
+        assert house.leases.publish(claim, EMPTY)
     elif end == "failed":
-        assert house.keeper.fail(claim, PROBLEM)
+        assert house.leases.fail(claim, PROBLEM)
     else:
-        house.service.cancel_job(job, tenant=TENANT)
-        assert house.keeper.cancelled(claim)
+        house.commands.cancel_job(job, tenant=TENANT)
+        assert house.leases.cancelled(claim)
     with pytest.raises(InvalidState, match=end):
-        house.service.cancel_job(job, tenant=TENANT)
+        house.commands.cancel_job(job, tenant=TENANT)
     assert house.status(job) == end
 
 
 def test_after_a_cancel_nothing_is_published(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    house.service.cancel_job(job, tenant=TENANT)
-    assert not house.keeper.publish(claim, EMPTY)
-    assert house.keeper.cancelled(claim)
+    house.commands.cancel_job(job, tenant=TENANT)
+    assert not house.leases.publish(claim, EMPTY)
+    assert house.leases.cancelled(claim)
     assert house.row(job).summary is None
 
 
@@ -63,16 +63,16 @@ def test_after_a_cancel_nothing_is_published(house: House) -> None:
 def test_a_cancelling_job_that_is_released_is_cancelled(house: House, reason: str) -> None:
     job = house.submit()
     claim = house.claim()
-    house.service.cancel_job(job, tenant=TENANT)
-    assert house.keeper.release(claim, "crash" if reason == "crash" else "drain")
+    house.commands.cancel_job(job, tenant=TENANT)
+    assert house.leases.release(claim, "crash" if reason == "crash" else "drain")
     assert house.status(job) == "cancelled"
 
 
 def test_a_cancelling_job_that_fails_is_cancelled(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    house.service.cancel_job(job, tenant=TENANT)
-    assert house.keeper.fail(claim, PROBLEM)
+    house.commands.cancel_job(job, tenant=TENANT)
+    assert house.leases.fail(claim, PROBLEM)
     assert house.status(job) == "cancelled"
     assert house.row(job).error is None
 
@@ -80,10 +80,10 @@ def test_a_cancelling_job_that_fails_is_cancelled(house: House) -> None:
 def test_a_cancelling_job_without_a_worker_is_cancelled_by_the_sweep(house: House) -> None:
     job = house.submit()
     house.claim()
-    house.service.cancel_job(job, tenant=TENANT)
-    assert house.keeper.sweep().cancelled == 0
+    house.commands.cancel_job(job, tenant=TENANT)
+    assert house.leases.sweep().cancelled == 0
     house.expire(job)
-    assert house.keeper.sweep().cancelled == 1
+    assert house.leases.sweep().cancelled == 1
     assert house.status(job) == "cancelled"
 
 
@@ -93,13 +93,13 @@ def test_a_cancel_that_races_a_publish_has_one_winner(house: House) -> None:
         for _ in range(25):
             job = house.submit()
             claim = house.claim()
-            publishing = pool.submit(house.keeper.publish, claim, EMPTY)
-            cancelling = pool.submit(house.service.cancel_job, job, tenant=TENANT)
+            publishing = pool.submit(house.leases.publish, claim, EMPTY)
+            cancelling = pool.submit(house.commands.cancel_job, job, tenant=TENANT)
             published, refused = publishing.result(), isinstance(cancelling.exception(), InvalidState)
             assert published == refused
             assert house.status(job) == ("succeeded" if published else "cancelling")
             outcomes.add(published)
-            house.keeper.cancelled(claim)
+            house.leases.cancelled(claim)
     assert outcomes <= {True, False}
 
 
@@ -107,20 +107,20 @@ def test_a_cancel_that_races_a_claim_is_never_lost(house: House) -> None:
     with ThreadPoolExecutor(2) as pool:
         for _ in range(25):
             job = house.submit()
-            claiming = pool.submit(house.keeper.claim, "w1")
-            cancelling = pool.submit(house.service.cancel_job, job, tenant=TENANT)
+            claiming = pool.submit(house.leases.claim, "w1")
+            cancelling = pool.submit(house.commands.cancel_job, job, tenant=TENANT)
             assert cancelling.result().status in {"cancelled", "cancelling"}
             claim = claiming.result()
             if claim is None:
                 assert house.status(job) == "cancelled"
             else:
-                assert house.keeper.heartbeat(claim).cancel_requested
-                assert house.keeper.cancelled(claim)
+                assert house.leases.heartbeat(claim).cancel_requested
+                assert house.leases.cancelled(claim)
 
 
 def test_a_missing_job_and_a_foreign_one_look_the_same(house: House) -> None:
     job = house.submit()
     for job_id, tenant in ((job, "another"), ("job_" + "0" * 24, TENANT), ("job_\x00", TENANT), ("' OR 1=1", TENANT)):
         with pytest.raises(JobNotFound):
-            house.service.cancel_job(job_id, tenant=tenant)
+            house.commands.cancel_job(job_id, tenant=tenant)
     assert house.status(job) == "queued"

@@ -55,7 +55,7 @@ def publish(house: House, store: ArtifactStore, **files: str) -> str:
     """A job that has published these files."""
     job = house.submit()
     claim = house.claim()
-    assert house.keeper.publish(claim, manifest(put(store, house.settings.work_dir / job, **files)))
+    assert house.leases.publish(claim, manifest(put(store, house.settings.work_dir / job, **files)))
     return job
 
 
@@ -105,11 +105,11 @@ def test_only_what_no_row_names_goes_and_only_when_it_is_old(
 
 def test_bytes_of_a_deleted_job_follow_unless_another_job_has_them(house: House, store: ArtifactStore) -> None:
     gone, stays = publish(house, store, own="one", shared="both"), publish(house, store, own="two", shared="both")
-    house.service.delete_job(gone, tenant=TENANT)
+    house.commands.delete_job(gone, tenant=TENANT)
     assert stored(store) == {sha("one"), sha("two"), sha("both")}
     assert collect(house, grace_seconds=OLD).blobs == 1
     assert stored(store) == {sha("two"), sha("both")}
-    house.service.delete_job(stays, tenant=TENANT)
+    house.commands.delete_job(stays, tenant=TENANT)
     assert collect(house, grace_seconds=OLD).blobs == 2
     assert stored(store) == set()
 
@@ -127,7 +127,7 @@ def test_a_publication_beside_a_collection_loses_nothing(house: House, store: Ar
     job, claim = house.submit(), house.claim()
 
     def publish_now() -> None:
-        assert house.keeper.publish(claim, manifest(put(store, tmp_path / "now", weights="equal")))
+        assert house.leases.publish(claim, manifest(put(store, tmp_path / "now", weights="equal")))
 
     collector = collector_of(house, Publishing)
     vars(collector)["beside"] = publish_now
@@ -135,8 +135,8 @@ def test_a_publication_beside_a_collection_loses_nothing(house: House, store: Ar
     assert collected is not None
     assert collected.blobs == 1
     assert stored(store) == {sha("equal")}
-    [artifact] = house.service.list_artifacts(job, tenant=TENANT).data
-    assert b"".join(house.service.open_artifact(artifact.id, tenant=TENANT).read()) == b"equal"
+    [artifact] = house.queries.list_artifacts(job, tenant=TENANT).data
+    assert b"".join(house.queries.open_artifact(artifact.id, tenant=TENANT).read()) == b"equal"
 
 
 @pytest.mark.parametrize("settings", ["local"], indirect=True)
@@ -156,13 +156,13 @@ def test_what_is_put_while_it_is_collected_stays_before_any_row_names_it(
 def test_rows_whose_bytes_are_gone_are_reported_and_kept(house: House, store: ArtifactStore) -> None:
     job = publish(house, store, config="kept", weights="lost")
     store.delete(sha("lost"))
-    [lost] = [each for each in house.service.list_artifacts(job, tenant=TENANT).data if each.path == "weights"]
+    [lost] = [each for each in house.queries.list_artifacts(job, tenant=TENANT).data if each.path == "weights"]
     assert collect(house, grace_seconds=DAY).missing == (MissingFile(lost.id, job, "weights", sha("lost")),)
     older = house.settings.artifacts_dir / job / "1" / "weights"
     older.parent.mkdir(parents=True)
     older.write_text("lost")
     assert collect(house, grace_seconds=DAY).missing == (), "the first release put it there"
-    assert len(house.service.list_artifacts(job, tenant=TENANT).data) == 2
+    assert len(house.queries.list_artifacts(job, tenant=TENANT).data) == 2
 
 
 def test_many_rows_and_blobs_are_told_apart_page_by_page(
@@ -227,7 +227,7 @@ def test_the_command(
     assert main([]) == 1
     assert rows_of(capsys.readouterr().out.splitlines())["files that no job has"] == ["1", "8"]
     assert stored(store) == {sha("kept")}
-    house.service.delete_job(job, tenant=TENANT)
+    house.commands.delete_job(job, tenant=TENANT)
     assert main([]) == 0
     with blobs.collecting_alone(house.database.engine):
         assert main([]) == os.EX_TEMPFAIL

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from jobs.job.lease import Claim, LeaseKeeper, Manifest, Progress
+from jobs.job.lease import Claim, JobLeases, Manifest, ProgressReport
 from jobs.kit.errors import ArtifactNotFound, JobProblem
 from jobs.kit.states import StageStatus
 from jobs.repository.models import Job
@@ -30,11 +30,11 @@ def manifest(house: House, claim: Claim, **summary: Any) -> Manifest:
 
 
 def event_types(house: House, job_id: str) -> list[str]:
-    return [event.type for event in house.service.list_events(job_id, tenant=TENANT, limit=1000).data]
+    return [event.type for event in house.queries.list_events(job_id, tenant=TENANT, limit=1000).data]
 
 
 def test_nothing_to_claim_in_an_empty_queue(house: House) -> None:
-    assert house.keeper.claim("w1") is None
+    assert house.leases.claim("w1") is None
 
 
 def test_the_oldest_job_is_claimed_first_with_its_specification(house: House) -> None:
@@ -54,7 +54,7 @@ def test_many_claimers_never_get_the_same_job(house: House) -> None:
 
     def drain(owner: str) -> list[str]:
         taken = []
-        while (claim := house.keeper.claim(owner)) is not None:
+        while (claim := house.leases.claim(owner)) is not None:
             taken.append(claim.job_id)
         return taken
 
@@ -62,7 +62,7 @@ def test_many_claimers_never_get_the_same_job(house: House) -> None:
         taken = [job for got in pool.map(drain, [f"w{n}" for n in range(8)]) for job in got]
     # SKIP LOCKED may make a claimer see an empty queue while the last rows are being taken; none is taken twice.
     assert len(taken) == len(set(taken))
-    while (claim := house.keeper.claim("last")) is not None:
+    while (claim := house.leases.claim("last")) is not None:
         taken.append(claim.job_id)
     assert sorted(taken) == sorted(jobs)
 
@@ -71,7 +71,7 @@ def test_a_heartbeat_renews_the_lease_by_the_databases_clock(house: House) -> No
     job = house.submit()
     claim = house.claim()
     house.shift(job, "lease_until", 1)
-    assert house.keeper.heartbeat(claim).ok
+    assert house.leases.heartbeat(claim).ok
     with house.database.transaction() as session:
         left = session.scalars(
             select(func.extract("epoch", Job.lease_until - func.clock_timestamp())).where(Job.id == job)
@@ -82,19 +82,20 @@ def test_a_heartbeat_renews_the_lease_by_the_databases_clock(house: House) -> No
 def test_progress_stages_layers_and_events_are_recorded(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    keeper = house.keeper
-    assert keeper.record_resolved_revision(claim, "abc123")
-    assert keeper.record_stage(claim, "calibrate", StageStatus.RUNNING)
-    assert keeper.record_stage(claim, "calibrate", StageStatus.SUCCEEDED, 12.1)
-    assert keeper.record_stage(claim, "search", StageStatus.RUNNING)
-    assert keeper.record_progress(
-        claim, Progress(fraction=0.41, stage="search", unit="layer", done=13, total=30, eta_p50=126.0, eta_p90=170.0)
+    leases = house.leases
+    assert leases.record_resolved_revision(claim, "abc123")
+    assert leases.record_stage(claim, "calibrate", StageStatus.RUNNING)
+    assert leases.record_stage(claim, "calibrate", StageStatus.SUCCEEDED, 12.1)
+    assert leases.record_stage(claim, "search", StageStatus.RUNNING)
+    assert leases.record_progress(
+        claim,
+        ProgressReport(fraction=0.41, stage="search", unit="layer", done=13, total=30, eta_p50=126.0, eta_p90=170.0),
     )
-    assert keeper.record_layers(claim, [layer(error=2.0), layer("b", error=math.nan)])
-    assert keeper.record_layers(claim, [layer(error=3.0)])
-    assert keeper.append_event(claim, "log", {"message": "nul \x00 and \ud800", "value": math.inf})
+    assert leases.record_layers(claim, [layer(error=2.0), layer("b", error=math.nan)])
+    assert leases.record_layers(claim, [layer(error=3.0)])
+    assert leases.append_event(claim, "log", {"message": "nul \x00 and \ud800", "value": math.inf})
 
-    shown = house.service.get_job(job, tenant=TENANT).model_dump(mode="json")
+    shown = house.queries.get_job(job, tenant=TENANT).model_dump(mode="json")
     assert shown["model"]["resolved_revision"] == "abc123"
     assert shown["stages"] == [
         {"name": "calibrate", "status": "succeeded", "seconds": 12.1},
@@ -103,10 +104,10 @@ def test_progress_stages_layers_and_events_are_recorded(house: House) -> None:
     progress = shown["progress"]
     assert progress["eta_seconds"] == {"p50": 126.0, "p90": 170.0}
     assert (progress["fraction"], progress["stage"], progress["done"], progress["total"]) == (0.41, "search", 13, 30)
-    layers = house.service.list_layers(job, tenant=TENANT).data
+    layers = house.queries.list_layers(job, tenant=TENANT).data
     assert [(row.name, row.error) for row in layers] == [("b", None), ("model.layers.0.mlp.down_proj", 3.0)]
 
-    events = house.service.list_events(job, tenant=TENANT).data
+    events = house.queries.list_events(job, tenant=TENANT).data
     assert [event.id for event in events] == list(range(1, len(events) + 1))
     assert [event.type for event in events] == [
         "job.status",
@@ -130,12 +131,12 @@ def test_every_change_bumps_the_version(house: House) -> None:
     claim = house.claim()
     versions.append(house.row(job).version)
     for write in (
-        lambda: house.keeper.heartbeat(claim),
-        lambda: house.keeper.record_progress(claim, Progress(fraction=0.1, stage="load")),
-        lambda: house.keeper.record_stage(claim, "load", StageStatus.RUNNING),
-        lambda: house.keeper.record_layers(claim, [layer()]),
-        lambda: house.service.cancel_job(job, tenant=TENANT),
-        lambda: house.keeper.cancelled(claim),
+        lambda: house.leases.heartbeat(claim),
+        lambda: house.leases.record_progress(claim, ProgressReport(fraction=0.1, stage="load")),
+        lambda: house.leases.record_stage(claim, "load", StageStatus.RUNNING),
+        lambda: house.leases.record_layers(claim, [layer()]),
+        lambda: house.commands.cancel_job(job, tenant=TENANT),
+        lambda: house.leases.cancelled(claim),
     ):
         write()
         versions.append(house.row(job).version)
@@ -145,21 +146,21 @@ def test_every_change_bumps_the_version(house: House) -> None:
 def test_publishing_makes_everything_visible_at_once(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    house.keeper.record_layers(claim, [layer("left over by an earlier attempt")])
-    assert house.keeper.publish(claim, manifest(house, claim, broken=math.nan))
+    house.leases.record_layers(claim, [layer("left over by an earlier attempt")])
+    assert house.leases.publish(claim, manifest(house, claim, broken=math.nan))
 
-    shown = house.service.get_job(job, tenant=TENANT)
+    shown = house.queries.get_job(job, tenant=TENANT)
     assert (shown.status, shown.is_terminal, shown.progress.fraction) == ("succeeded", True, 1.0)
     assert shown.finished_at is not None
     assert shown.summary == {"full_mean_error": 1.5, "broken": None}
-    assert house.service.get_report(job, tenant=TENANT) == {"layers": []}
-    assert [row.name for row in house.service.list_layers(job, tenant=TENANT).data] == ["model.layers.0.mlp.down_proj"]
-    artifacts = house.service.list_artifacts(job, tenant=TENANT).data
+    assert house.queries.get_report(job, tenant=TENANT) == {"layers": []}
+    assert [row.name for row in house.queries.list_layers(job, tenant=TENANT).data] == ["model.layers.0.mlp.down_proj"]
+    artifacts = house.queries.list_artifacts(job, tenant=TENANT).data
     assert [artifact.path for artifact in artifacts] == ["checkpoint/config.json", "report.json"]
-    opened = house.service.open_artifact(artifacts[0].id, tenant=TENANT)
+    opened = house.queries.open_artifact(artifacts[0].id, tenant=TENANT)
     assert b"".join(opened.read()) == b"{}"
     assert opened.view.name == "config.json"
-    assert [file.view.path for file in house.service.archive_files(job, tenant=TENANT)] == ["checkpoint/config.json"]
+    assert [file.view.path for file in house.queries.archive_files(job, tenant=TENANT)] == ["checkpoint/config.json"]
     assert event_types(house, job)[-2:] == ["job.status", "done"]
 
 
@@ -167,44 +168,44 @@ def test_a_stale_fence_changes_no_row(house: House) -> None:
     job = house.submit()
     stale = house.claim("frozen")
     house.expire(job)
-    assert house.keeper.sweep().requeued == 1
+    assert house.leases.sweep().requeued == 1
     fresh = house.claim("next")
     assert fresh.fence == stale.fence + 1
     before, events_before = house.row(job), event_types(house, job)
 
-    keeper = house.keeper
-    assert not keeper.heartbeat(stale).ok
-    assert not keeper.record_resolved_revision(stale, "abc")
-    assert not keeper.record_progress(stale, Progress(fraction=0.9, stage="train"))
-    assert not keeper.record_stage(stale, "train", StageStatus.SUCCEEDED, 1.0)
-    assert not keeper.record_layers(stale, [layer()])
-    assert not keeper.append_event(stale, "log", {"message": "I am back"})
-    assert not keeper.publish(stale, manifest(house, stale))
-    assert not keeper.fail(stale, PROBLEM)
-    assert not keeper.release(stale, "crash")
-    assert not keeper.cancelled(stale)
+    leases = house.leases
+    assert not leases.heartbeat(stale).ok
+    assert not leases.record_resolved_revision(stale, "abc")
+    assert not leases.record_progress(stale, ProgressReport(fraction=0.9, stage="train"))
+    assert not leases.record_stage(stale, "train", StageStatus.SUCCEEDED, 1.0)
+    assert not leases.record_layers(stale, [layer()])
+    assert not leases.append_event(stale, "log", {"message": "I am back"})
+    assert not leases.publish(stale, manifest(house, stale))
+    assert not leases.fail(stale, PROBLEM)
+    assert not leases.release(stale, "crash")
+    assert not leases.cancelled(stale)
 
     after = house.row(job)
     columns = [column.key for column in Job.__table__.columns if column.key not in {"spec", "report", "metadata"}]
     assert [getattr(after, column) for column in columns] == [getattr(before, column) for column in columns]
     assert event_types(house, job) == events_before
-    assert not house.service.list_artifacts(job, tenant=TENANT).data
-    assert not house.service.list_layers(job, tenant=TENANT).data
+    assert not house.queries.list_artifacts(job, tenant=TENANT).data
+    assert not house.queries.list_layers(job, tenant=TENANT).data
 
-    assert keeper.publish(fresh, manifest(house, fresh))
-    assert not keeper.publish(fresh, manifest(house, fresh))
-    assert len(house.service.list_artifacts(job, tenant=TENANT).data) == 2
+    assert leases.publish(fresh, manifest(house, fresh))
+    assert not leases.publish(fresh, manifest(house, fresh))
+    assert len(house.queries.list_artifacts(job, tenant=TENANT).data) == 2
 
 
 def test_a_poison_job_stops_after_exactly_max_attempts(house: House) -> None:
     poison = house.submit()
     attempts = 0
-    while (claim := house.keeper.claim("w1")) is not None:
+    while (claim := house.leases.claim("w1")) is not None:
         attempts += 1
         assert claim.attempt == attempts
-        assert house.keeper.release(claim, "crash")
+        assert house.leases.release(claim, "crash")
     assert attempts == house.settings.max_attempts
-    shown = house.service.get_job(poison, tenant=TENANT)
+    shown = house.queries.get_job(poison, tenant=TENANT)
     assert shown.status == "failed"
     assert shown.error is not None
     assert shown.error["code"] == "crash_loop"
@@ -217,10 +218,10 @@ def test_a_poison_job_stops_after_exactly_max_attempts(house: House) -> None:
 def test_a_worker_that_vanishes_every_time_is_a_crash_loop_too(house: House) -> None:
     job = house.submit()
     attempts = 0
-    while house.keeper.claim("w1") is not None:
+    while house.leases.claim("w1") is not None:
         attempts += 1
         house.expire(job)
-        house.keeper.sweep()
+        house.leases.sweep()
     assert attempts == house.settings.max_attempts
     error = house.row(job).error
     assert error is not None
@@ -229,10 +230,10 @@ def test_a_worker_that_vanishes_every_time_is_a_crash_loop_too(house: House) -> 
 
 def test_a_crash_waits_before_the_next_attempt(house: House) -> None:
     settings = house.settings.model_copy(update={"retry_delay_seconds": 300.0})
-    keeper = LeaseKeeper(house.database, settings)
+    leases = JobLeases(house.database, settings)
     job = house.submit()
-    assert keeper.release(house.claim(), "crash")
-    assert keeper.claim("w1") is None
+    assert leases.release(house.claim(), "crash")
+    assert leases.claim("w1") is None
     house.shift(job, "available_at", -1)
     assert house.claim().attempt == 2
 
@@ -242,7 +243,7 @@ def test_a_drain_does_not_count_the_attempt(house: House) -> None:
     for _ in range(house.settings.max_attempts + 2):
         claim = house.claim()
         assert claim.attempt == 1
-        assert house.keeper.release(claim, "drain")
+        assert house.leases.release(claim, "drain")
     assert house.status(job) == "queued"
     assert claim.fence == house.settings.max_attempts + 2
 
@@ -250,9 +251,9 @@ def test_a_drain_does_not_count_the_attempt(house: House) -> None:
 def test_a_failure_is_shown_with_category_and_hint(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    assert house.keeper.fail(claim, PROBLEM)
-    assert not house.keeper.fail(claim, PROBLEM)
-    assert house.service.get_job(job, tenant=TENANT).error == {
+    assert house.leases.fail(claim, PROBLEM)
+    assert not house.leases.fail(claim, PROBLEM)
+    assert house.queries.get_job(job, tenant=TENANT).error == {
         "type": "urn:quantry:problem:unsafe_checkpoint",
         "title": "Unsafe checkpoint",
         "status": 422,
@@ -269,16 +270,16 @@ def test_a_layer_row_without_its_columns_is_refused_before_the_database(house: H
     house.submit()
     claim = house.claim()
     with pytest.raises(ValueError, match="block"):
-        house.keeper.record_layers(claim, [{"name": "x"}])
+        house.leases.record_layers(claim, [{"name": "x"}])
 
 
 def test_an_artifact_whose_file_is_gone_is_not_found(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    assert house.keeper.publish(claim, manifest(house, claim))
-    artifact = house.service.list_artifacts(job, tenant=TENANT).data[0]
+    assert house.leases.publish(claim, manifest(house, claim))
+    artifact = house.queries.list_artifacts(job, tenant=TENANT).data[0]
     assert house.store.delete(artifact.sha256)
-    file = house.service.open_artifact(artifact.id, tenant=TENANT)
-    for ask in (file.require, file.read, lambda: house.service.archive_files(job, tenant=TENANT)):
+    file = house.queries.open_artifact(artifact.id, tenant=TENANT)
+    for ask in (file.require, file.read, lambda: house.queries.archive_files(job, tenant=TENANT)):
         with pytest.raises(ArtifactNotFound):
             ask()

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from jobs.repository import migrate
 from jobs.repository.database import Database, normalize_url
 from jobs.repository.models import Base
+from tests.migrations import is_current
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -40,10 +41,10 @@ def test_there_is_no_drift_between_rows_and_migrations(database: Database) -> No
 
 
 def test_upgrading_is_repeatable_and_known(fresh: Database) -> None:
-    assert not migrate.is_current(fresh)
+    assert not is_current(fresh)
     migrate.upgrade(fresh)
     migrate.upgrade(fresh)
-    assert migrate.is_current(fresh)
+    assert is_current(fresh)
     assert set(inspect(fresh.engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
 
 
@@ -77,7 +78,7 @@ def test_the_command_line_works_from_the_repository(fresh_url: str) -> None:
     )
     assert result.returncode == 0, result.stderr
     database = Database(fresh_url)
-    assert migrate.is_current(database)
+    assert is_current(database)
     database.close()
 
 

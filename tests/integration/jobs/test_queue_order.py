@@ -26,7 +26,7 @@ PROBLEM = JobProblem(code="unsafe_checkpoint", category="user", detail="Corrupt.
 
 
 def submit(house: House, tenant: str) -> str:
-    view, _ = house.service.create_job(request(), tenant=tenant)
+    view, _ = house.commands.create_job(request(), tenant=tenant)
     return view.id
 
 
@@ -48,7 +48,7 @@ def submit_many(house: House, tenants: Sequence[str]) -> list[str]:
 
 
 def finish(house: House, claim: Claim) -> None:
-    assert house.keeper.fail(claim, PROBLEM)
+    assert house.leases.fail(claim, PROBLEM)
 
 
 def serve(house: House) -> Claim:
@@ -111,14 +111,14 @@ def test_a_job_that_waited_too_long_is_passed_over(house: House) -> None:
     expired, next_one = submit_many(house, "aa")
     house.shift(expired, "queued_at", -2 * HOUR)
     assert house.claim().job_id == next_one
-    assert house.keeper.claim("w2") is None
+    assert house.leases.claim("w2") is None
 
 
 @pytest.mark.parametrize("reason", ["crash", "drain"])
 def test_a_job_that_comes_back_keeps_its_place(house: House, reason: str) -> None:
     a1, a2 = submit_many(house, "aa")
     claim = house.claim()
-    assert house.keeper.release(claim, "crash" if reason == "crash" else "drain")
+    assert house.leases.release(claim, "crash" if reason == "crash" else "drain")
     assert [serve(house).job_id for _ in range(2)] == [a1, a2]
 
 
@@ -158,7 +158,7 @@ def test_eight_claimers_share_five_hundred_jobs(house: House) -> None:
 
     def drain(owner: str) -> list[Claim]:
         # SKIP LOCKED may make a claimer see an empty queue while others take the last rows.
-        return list(iter(lambda: house.keeper.claim(owner), None))
+        return list(iter(lambda: house.leases.claim(owner), None))
 
     with ThreadPoolExecutor(8) as pool:
         shares = list(pool.map(drain, [f"w{number}" for number in range(8)]))
@@ -183,7 +183,7 @@ def test_tenants_without_a_turn_are_served_and_enrolled_by_the_sweep(house: Hous
         session.execute(delete(QueueTurn))  # as an older release leaves it
     assert serve(house).tenant == "a"
     assert turn_rows(house) == {"a"}
-    house.keeper.sweep()
+    house.leases.sweep()
     assert turn_rows(house) == {"a", "b"}
     assert [serve(house).tenant for _ in range(3)] == ["b", "a", "a"]
 
@@ -194,7 +194,7 @@ def test_a_turn_is_forgotten_a_day_after_the_tenants_last_job(house: House) -> N
     with house.database.transaction() as session:
         days_ago = clock.now() - timedelta(days=2)
         session.execute(update(QueueTurn).where(QueueTurn.tenant != "a").values(claimed_at=days_ago))
-    house.keeper.sweep()
+    house.leases.sweep()
     assert turn_rows(house) == {"a", "c"}
 
 
@@ -255,7 +255,7 @@ def test_claims_and_places_are_what_the_model_says(house: House, seed: int) -> N
                 tenant = chance.choice("aaabcd")
                 model.submit(tenant, submit(house, tenant))
             case "claim":
-                claim = house.keeper.claim("w")
+                claim = house.leases.claim("w")
                 assert (claim.job_id if claim else None) == model.next()
                 claims |= {claim.job_id: claim} if claim else {}
             case "end" if model.running:
@@ -264,7 +264,7 @@ def test_claims_and_places_are_what_the_model_says(house: House, seed: int) -> N
                 del model.running[ended]
             case "drain" if model.running:
                 drained = chance.choice(sorted(model.running))
-                assert house.keeper.release(claims[drained], "drain")
+                assert house.leases.release(claims[drained], "drain")
                 model.give_back(drained)
             case "delay" if model.queued():
                 late = chance.choice(sorted(model.queued()))

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text
 from jobs.job.lease import Claim, Manifest
 from jobs.kit.errors import ArtifactNotFound, ArtifactsExpired, InvalidState, JobNotFound
 from jobs.kit.states import JobStatus
-from jobs.publications.lease import Commit, PublicationKeeper
+from jobs.publications.lease import Commit, PublicationLeases
 from jobs.publications.service import PublicationService
 from jobs.repository.models import Artifact, Base, IdempotencyKey, Job, JobEvent, WebhookDelivery, WebhookEndpoint
 from jobs.repository.retention import Gone
@@ -52,7 +52,7 @@ def publish(house: House, claim: Claim, **files: str) -> None:
     for name, content in {"config": "{}", "weights": "shared", **files}.items():
         (output / name).write_text(content)
     artifacts = house.store.put(output.parent)
-    assert house.keeper.publish(
+    assert house.leases.publish(
         claim, Manifest(summary={"a": 1}, report={"b": 2}, layers=[layer()], artifacts=artifacts)
     )
 
@@ -66,11 +66,11 @@ def finished(house: House, *, days: float = 2.0, **files: str) -> str:
 
 
 def artifact_ids(house: House, job: str) -> list[str]:
-    return [each.id for each in house.service.list_artifacts(job, tenant=TENANT).data]
+    return [each.id for each in house.queries.list_artifacts(job, tenant=TENANT).data]
 
 
 def events(house: House, job: str) -> list[tuple[int, str]]:
-    return [(each.id, each.type) for each in house.service.list_events(job, tenant=TENANT, limit=1000).data]
+    return [(each.id, each.type) for each in house.queries.list_events(job, tenant=TENANT, limit=1000).data]
 
 
 def snapshot(house: House) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def publications(house: House) -> PublicationService:
 
 
 @pytest.fixture
-def keeper(house: House) -> PublicationKeeper:
-    return PublicationKeeper(house.database, house.settings)
+def leases(house: House) -> PublicationLeases:
+    return PublicationLeases(house.database, house.settings)
 
 
 def test_by_default_jobs_files_and_events_stay_for_ever(house: House) -> None:
@@ -109,25 +109,25 @@ def test_by_default_jobs_files_and_events_stay_for_ever(house: House) -> None:
 def test_files_of_old_jobs_expire_and_the_rest_of_the_job_stays(house: House) -> None:
     old, young, running = finished(house, days=2), finished(house, days=0.5), house.submit()
     house.claim()
-    ids, version = artifact_ids(house, old), house.service.get_job(old, tenant=TENANT).version
+    ids, version = artifact_ids(house, old), house.queries.get_job(old, tenant=TENANT).version
     assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Gone(1, len("{}shared"))
-    view = house.service.get_job(old, tenant=TENANT)
+    view = house.queries.get_job(old, tenant=TENANT)
     assert view.expired_at is not None
     assert view.version == version + 1, "or a client that has it cached never hears of it"
     assert (view.status, view.summary) == (JobStatus.SUCCEEDED, {"a": 1})
-    assert house.service.get_report(old, tenant=TENANT) == {"b": 2}
-    assert len(house.service.list_layers(old, tenant=TENANT).data) == 1
+    assert house.queries.get_report(old, tenant=TENANT) == {"b": 2}
+    assert len(house.queries.list_layers(old, tenant=TENANT).data) == 1
     assert artifact_ids(house, old) == ids, "a record of what there was, with its digests"
     for artifact in ids:
         with pytest.raises(ArtifactsExpired, match="Submit the job again"):
-            house.service.open_artifact(artifact, tenant=TENANT)
+            house.queries.open_artifact(artifact, tenant=TENANT)
         with pytest.raises(ArtifactNotFound):
-            house.service.open_artifact(artifact, tenant="another")
+            house.queries.open_artifact(artifact, tenant="another")
     with pytest.raises(ArtifactsExpired):
-        house.service.archive_files(old, tenant=TENANT)
-    assert house.service.get_job(young, tenant=TENANT).expired_at is None
-    assert house.service.get_job(running, tenant=TENANT).expired_at is None
-    assert len(house.service.archive_files(young, tenant=TENANT)) == 2
+        house.queries.archive_files(old, tenant=TENANT)
+    assert house.queries.get_job(young, tenant=TENANT).expired_at is None
+    assert house.queries.get_job(running, tenant=TENANT).expired_at is None
+    assert len(house.queries.archive_files(young, tenant=TENANT)) == 2
     assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Gone(0), "once is enough"
 
 
@@ -147,7 +147,7 @@ def test_bytes_follow_after_the_grace_unless_a_job_that_stays_has_them(house: Ho
     assert collected is not None
     assert (collected.blobs, collected.missing) == (1, ())
     assert house.store.size(sha("of the old job")) is None
-    assert [b"".join(file.read()) for file in house.service.archive_files(kept, tenant=TENANT)] == [b"{}", b"shared"]
+    assert [b"".join(file.read()) for file in house.queries.archive_files(kept, tenant=TENANT)] == [b"{}", b"shared"]
 
 
 def sha(content: str) -> str:
@@ -156,7 +156,7 @@ def sha(content: str) -> str:
 
 def test_a_download_that_began_ends_after_the_files_expired(house: House) -> None:
     job = finished(house, weights="x" * 1_000_000)
-    [weights] = [each for each in house.service.archive_files(job, tenant=TENANT) if each.view.name == "weights"]
+    [weights] = [each for each in house.queries.archive_files(job, tenant=TENANT) if each.view.name == "weights"]
     reading = weights.read()
     first = next(reading)
     expire(house, retention_artifacts_seconds=DAY)
@@ -166,25 +166,25 @@ def test_a_download_that_began_ends_after_the_files_expired(house: House) -> Non
 
 
 def test_a_publication_that_waits_or_runs_holds_expiry_back(
-    house: House, publications: PublicationService, keeper: PublicationKeeper
+    house: House, publications: PublicationService, leases: PublicationLeases
 ) -> None:
     job = finished(house)
     publications.create(job, TARGET, tenant=TENANT)
     both = {"retention_artifacts_seconds": DAY, "retention_jobs_seconds": DAY}
     assert would_expire(house, **both)["jobs"] == Gone(0)
     assert expire(house, **both)["jobs"] == Gone(0)
-    claim = keeper.claim("w1")
+    claim = leases.claim("w1")
     assert claim is not None
     assert expire(house, **both)["jobs' files"] == Gone(0)
     assert len(claim.files) == 2
-    assert keeper.succeed(claim, Commit("c" * 40, "https://hub"))
+    assert leases.succeed(claim, Commit("c" * 40, "https://hub"))
     assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Gone(1, 8)
     assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Gone(1, 8)
     assert snapshot(house)["publications"] == []
 
 
 def test_an_expired_job_is_not_published_nor_a_failed_publication_of_it_retried(
-    house: House, publications: PublicationService, keeper: PublicationKeeper
+    house: House, publications: PublicationService, leases: PublicationLeases
 ) -> None:
     job = finished(house)
     failed = publications.create(job, TARGET, tenant=TENANT).id
@@ -196,7 +196,7 @@ def test_an_expired_job_is_not_published_nor_a_failed_publication_of_it_retried(
     with pytest.raises(ArtifactsExpired):
         publications.retry(failed, tenant=TENANT)
     assert publications.get(failed, tenant=TENANT).status == "failed"
-    assert keeper.claim("w1") is None
+    assert leases.claim("w1") is None
 
 
 def test_expiry_and_publications_beside_each_other_never_publish_what_expired(
@@ -248,7 +248,7 @@ def test_events_go_but_the_last_and_ids_go_on(house: House) -> None:
     job = house.submit()
     claim = house.claim()
     for number in range(20):
-        assert house.keeper.append_event(claim, "log", {"message": str(number)})
+        assert house.leases.append_event(claim, "log", {"message": str(number)})
     publish(house, claim)
     other = finished(house, days=0.5)
     house.shift(job, "finished_at", -2 * DAY)
@@ -262,12 +262,12 @@ def test_events_go_but_the_last_and_ids_go_on(house: House) -> None:
 
 def test_a_failed_jobs_ids_do_not_restart_when_it_goes_on(house: House) -> None:
     job = house.submit()
-    house.service.cancel_job(job, tenant=TENANT)
+    house.commands.cancel_job(job, tenant=TENANT)
     house.shift(job, "finished_at", -2 * DAY)
     expire(house, retention_events_seconds=DAY)
     last = house.row(job).last_event_id
     assert events(house, job) == [(last, "done")]
-    house.service.retry_job(job, tenant=TENANT)
+    house.commands.retry_job(job, tenant=TENANT)
     assert [number for number, _ in events(house, job)] == [last, last + 1]
     both = {"retention_events_seconds": DAY, "retention_jobs_seconds": DAY}
     assert expire(house, **both)["jobs"] == Gone(0), "it is queued again"
@@ -281,14 +281,14 @@ def test_whole_jobs_go_with_all_they_have(house: House, publications: Publicatio
         session.execute(text("UPDATE publications SET status = 'failed'"))
     assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Gone(1, 8)
     with pytest.raises(JobNotFound):
-        house.service.get_job(old, tenant=TENANT)
+        house.queries.get_job(old, tenant=TENANT)
     left = snapshot(house)
     assert len(left["jobs"]) == 2
     assert not any(old in row for rows in left.values() for row in rows)
     assert len(artifact_ids(house, young)) == 2
     assert house.status(queued) == JobStatus.QUEUED
     with pytest.raises(InvalidState):
-        house.service.delete_job(queued, tenant=TENANT)
+        house.commands.delete_job(queued, tenant=TENANT)
 
 
 def test_keys_and_deliveries_go_when_their_time_is_over(house: House) -> None:
@@ -318,10 +318,10 @@ def test_keys_and_deliveries_go_when_their_time_is_over(house: House) -> None:
 
 
 def test_an_answer_is_kept_for_its_key_as_long_as_is_set(house: House, settings: Settings) -> None:
-    service = type(house.service)(
+    commands = type(house.commands)(
         house.database, settings.model_copy(update={"idempotency_seconds": 3600.0}), house.store, house.nudger
     )
-    service.create_job(request(), tenant=TENANT, idempotency_key="once")
+    commands.create_job(request(), tenant=TENANT, idempotency_key="once")
     with house.database.transaction() as session:
         left = func.extract("epoch", IdempotencyKey.expires_at - func.clock_timestamp())
         assert 3500 < float(session.scalars(select(left)).one()) <= 3600

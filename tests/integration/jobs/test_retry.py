@@ -6,7 +6,7 @@ import pytest
 
 from jobs.job.lease import Claim, Manifest
 from jobs.kit.errors import IdempotencyConflict, InvalidState, JobNotFound
-from tests.integration.jobs.conftest import TENANT, House
+from tests.integration.jobs.conftest import TENANT, House, is_out_of_time
 from tests.integration.jobs.test_lease import PROBLEM, event_types
 
 EMPTY = Manifest(summary={}, report={}, layers=[], artifacts=())
@@ -16,14 +16,14 @@ def failed(house: House) -> tuple[str, Claim]:
     """A job that failed on its first attempt, with that attempt's claim."""
     job = house.submit()
     claim = house.claim()
-    assert house.keeper.fail(claim, PROBLEM)
+    assert house.leases.fail(claim, PROBLEM)
     return job, claim
 
 
 def test_a_failed_job_is_queued_as_if_it_were_new_and_its_counters_go_on(house: House) -> None:
     job, _ = failed(house)
     nudges = house.nudger.nudges
-    view = house.service.retry_job(job, tenant=TENANT, request_id="r2", traceparent="00-t-s-01")
+    view = house.commands.retry_job(job, tenant=TENANT, request_id="r2", traceparent="00-t-s-01")
     assert (view.status, view.is_terminal, view.retries, view.attempt) == ("queued", False, 1, 1)
     assert (view.error, view.finished_at, view.stages, view.progress.fraction) == (None, None, (), 0.0)
     assert view.progress.queue_position == 1
@@ -31,42 +31,42 @@ def test_a_failed_job_is_queued_as_if_it_were_new_and_its_counters_go_on(house: 
     claim = house.claim()
     assert (claim.job_id, claim.attempt, claim.fence) == (job, 2, 2)
     assert (claim.request_id, claim.traceparent) == ("r2", "00-t-s-01")
-    assert house.keeper.publish(claim, EMPTY)
+    assert house.leases.publish(claim, EMPTY)
     assert (house.status(job), house.row(job).retries) == ("succeeded", 1)
 
 
 def test_events_go_on_and_say_why(house: House) -> None:
     job, _ = failed(house)
-    house.service.retry_job(job, tenant=TENANT, from_stage="train")
+    house.commands.retry_job(job, tenant=TENANT, from_stage="train")
     assert event_types(house, job) == ["job.status", "job.status", "job.status", "done", "job.status"]
-    *_, told = house.service.list_events(job, tenant=TENANT).data
+    *_, told = house.queries.list_events(job, tenant=TENANT).data
     assert told.data == {"status": "queued", "attempt": 1, "reason": "retry", "from_stage": "train"}
 
 
 def test_a_cancelled_job_is_retried_without_its_cancel(house: House) -> None:
     job = house.submit()
-    house.service.cancel_job(job, tenant=TENANT)
-    house.service.retry_job(job, tenant=TENANT)
+    house.commands.cancel_job(job, tenant=TENANT)
+    house.commands.retry_job(job, tenant=TENANT)
     assert house.row(job).cancel_requested_at is None
-    assert not house.keeper.heartbeat(house.claim()).cancel_requested
+    assert not house.leases.heartbeat(house.claim()).cancel_requested
 
 
 def test_what_may_not_be_retried_says_what_to_do(house: House) -> None:
     job = house.submit()
     with pytest.raises(InvalidState, match=r"queued. Cancel it first") as waits:
-        house.service.retry_job(job, tenant=TENANT)
+        house.commands.retry_job(job, tenant=TENANT)
     assert "Retry-After" in waits.value.headers
     claim = house.claim()
     with pytest.raises(InvalidState, match=r"running. Cancel it first"):
-        house.service.retry_job(job, tenant=TENANT)
-    house.service.cancel_job(job, tenant=TENANT)
+        house.commands.retry_job(job, tenant=TENANT)
+    house.commands.cancel_job(job, tenant=TENANT)
     with pytest.raises(InvalidState, match="being cancelled"):
-        house.service.retry_job(job, tenant=TENANT)
-    house.keeper.cancelled(claim)
-    house.service.retry_job(job, tenant=TENANT)
-    assert house.keeper.publish(house.claim(), EMPTY)
+        house.commands.retry_job(job, tenant=TENANT)
+    house.leases.cancelled(claim)
+    house.commands.retry_job(job, tenant=TENANT)
+    assert house.leases.publish(house.claim(), EMPTY)
     with pytest.raises(InvalidState, match="final") as final:
-        house.service.retry_job(job, tenant=TENANT)
+        house.commands.retry_job(job, tenant=TENANT)
     assert "Retry-After" not in final.value.headers
     assert house.status(job) == "succeeded"
 
@@ -75,19 +75,19 @@ def test_a_missing_job_and_a_foreign_one_look_the_same(house: House) -> None:
     job, _ = failed(house)
     for job_id, tenant in ((job, "another"), ("job_" + "0" * 24, TENANT), ("job_\x00", TENANT)):
         with pytest.raises(JobNotFound):
-            house.service.retry_job(job_id, tenant=tenant)
+            house.commands.retry_job(job_id, tenant=tenant)
     assert house.status(job) == "failed"
 
 
 def test_one_key_retries_once(house: House) -> None:
     job, _ = failed(house)
-    first = house.service.retry_job(job, tenant=TENANT, idempotency_key="k")
+    first = house.commands.retry_job(job, tenant=TENANT, idempotency_key="k")
     nudges = house.nudger.nudges
-    again = house.service.retry_job(job, tenant=TENANT, idempotency_key="k")
+    again = house.commands.retry_job(job, tenant=TENANT, idempotency_key="k")
     assert again.model_dump(mode="json") == first.model_dump(mode="json")
     assert (house.row(job).retries, house.nudger.nudges) == (1, nudges)
     with pytest.raises(IdempotencyConflict):
-        house.service.retry_job(job, tenant=TENANT, from_stage="load", idempotency_key="k")
+        house.commands.retry_job(job, tenant=TENANT, from_stage="load", idempotency_key="k")
 
 
 def test_many_retries_at_once_queue_the_job_once(house: House) -> None:
@@ -95,7 +95,7 @@ def test_many_retries_at_once_queue_the_job_once(house: House) -> None:
 
     def retried(_: int) -> bool:
         try:
-            house.service.retry_job(job, tenant=TENANT)
+            house.commands.retry_job(job, tenant=TENANT)
         except InvalidState:
             return False
         return True
@@ -107,13 +107,13 @@ def test_many_retries_at_once_queue_the_job_once(house: House) -> None:
 
 def test_a_worker_of_before_the_retry_can_write_nothing(house: House) -> None:
     job, stale = failed(house)
-    house.service.retry_job(job, tenant=TENANT)
+    house.commands.retry_job(job, tenant=TENANT)
     for _ in range(2):  # while the job waits, and while another worker has it
-        assert not house.keeper.heartbeat(stale).ok
-        assert not house.keeper.publish(stale, EMPTY)
-        assert not house.keeper.fail(stale, PROBLEM)
-        assert not house.keeper.release(stale, "low_memory")
-        current = house.keeper.claim("w2")
+        assert not house.leases.heartbeat(stale).ok
+        assert not house.leases.publish(stale, EMPTY)
+        assert not house.leases.fail(stale, PROBLEM)
+        assert not house.leases.release(stale, "low_memory")
+        current = house.leases.claim("w2")
     assert current is None
     assert house.status(job) == "running"
 
@@ -124,12 +124,12 @@ def test_a_retry_earns_all_attempts_once_more(house: House) -> None:
     for retry in (1, 2):
         for attempt in range(allowed):
             assert house.status(job) == "queued", attempt
-            assert house.keeper.release(house.claim(), "crash")
+            assert house.leases.release(house.claim(), "crash")
         error = house.row(job).error
         assert error is not None
         assert error["code"] == "crash_loop"
         assert f"attempt {retry * allowed} was its last" in error["detail"]
-        house.service.retry_job(job, tenant=TENANT)
+        house.commands.retry_job(job, tenant=TENANT)
     assert house.claim().attempt == 2 * allowed + 1
 
 
@@ -137,28 +137,28 @@ def test_both_deadlines_count_anew(house: House) -> None:
     job = house.submit(limits={"max_run_seconds": 100, "max_queue_seconds": 60})
     claim = house.claim()
     house.shift(job, "attempt_started_at", -99)
-    assert house.keeper.release(claim, "crash")
+    assert house.leases.release(claim, "crash")
     house.shift(job, "queued_at", -61)
-    assert house.keeper.sweep().failed == 1
-    house.service.retry_job(job, tenant=TENANT)
-    assert house.keeper.sweep().failed == 0
+    assert house.leases.sweep().failed == 1
+    house.commands.retry_job(job, tenant=TENANT)
+    assert house.leases.sweep().failed == 0
     claim = house.claim()
     assert claim.run_seconds_left == 100
     house.shift(job, "attempt_started_at", -99)
-    assert not house.keeper.heartbeat(claim).deadline_exceeded
+    assert not is_out_of_time(house.leases.heartbeat(claim))
 
 
 def test_the_stage_is_told_to_every_attempt_until_its_files_are_gone(house: House) -> None:
     job, _ = failed(house)
-    house.service.retry_job(job, tenant=TENANT, from_stage="train")
+    house.commands.retry_job(job, tenant=TENANT, from_stage="train")
     first = house.claim()
     assert first.retry_from == "train"
-    assert house.keeper.release(first, "crash")
+    assert house.leases.release(first, "crash")
     second = house.claim()
     assert second.retry_from == "train"
-    assert not house.keeper.record_retry_begun(first)
-    assert house.keeper.record_retry_begun(second)
-    assert house.keeper.release(second, "crash")
+    assert not house.leases.record_retry_begun(first)
+    assert house.leases.record_retry_begun(second)
+    assert house.leases.release(second, "crash")
     assert house.claim().retry_from is None
 
 
@@ -166,38 +166,38 @@ def test_from_resolve_on_the_revision_is_looked_up_again(house: House) -> None:
     for stage, revision in (("load", "c" * 40), ("resolve", None)):
         job = house.submit()
         claim = house.claim()
-        house.keeper.record_resolved_revision(claim, "c" * 40)
-        house.keeper.fail(claim, PROBLEM)
-        house.service.retry_job(job, tenant=TENANT, from_stage="load" if stage == "load" else "resolve")
+        house.leases.record_resolved_revision(claim, "c" * 40)
+        house.leases.fail(claim, PROBLEM)
+        house.commands.retry_job(job, tenant=TENANT, from_stage="load" if stage == "load" else "resolve")
         assert house.claim().resolved_revision == revision
 
 
 def test_a_job_that_lacked_memory_runs_with_less_once_and_earns_an_attempt_for_it(house: House) -> None:
     job = house.submit()
     for _ in range(house.settings.max_attempts - 1):
-        assert house.keeper.release(house.claim(), "crash")
+        assert house.leases.release(house.claim(), "crash")
     last = house.claim()
     assert not last.low_memory
-    assert house.keeper.release(last, "low_memory")
+    assert house.leases.release(last, "low_memory")
     assert event_types(house, job)[-2:] == ["job.status", "log"]
-    *_, status, log = house.service.list_events(job, tenant=TENANT).data
+    *_, status, log = house.queries.list_events(job, tenant=TENANT).data
     assert (status.data["status"], status.data["reason"]) == ("queued", "low_memory")
     assert "out of memory" in log.data["message"]
-    assert house.service.get_job(job, tenant=TENANT).low_memory
+    assert house.queries.get_job(job, tenant=TENANT).low_memory
     less = house.claim()
     assert (less.low_memory, less.attempt) == (True, last.attempt + 1)
-    assert not house.keeper.release(less, "low_memory"), "only once"
+    assert not house.leases.release(less, "low_memory"), "only once"
     assert house.status(job) == "running"
-    assert house.keeper.release(less, "crash")
+    assert house.leases.release(less, "crash")
     assert house.status(job) == "failed"
-    assert not house.service.retry_job(job, tenant=TENANT).low_memory
+    assert not house.commands.retry_job(job, tenant=TENANT).low_memory
     assert not house.claim().low_memory
 
 
 def test_a_cancelling_job_that_lacks_memory_is_cancelled(house: House) -> None:
     job = house.submit()
     claim = house.claim()
-    house.service.cancel_job(job, tenant=TENANT)
-    assert house.keeper.release(claim, "low_memory")
+    house.commands.cancel_job(job, tenant=TENANT)
+    assert house.leases.release(claim, "low_memory")
     assert house.status(job) == "cancelled"
     assert not house.row(job).low_memory

@@ -16,14 +16,14 @@ from jobs.credentials import Vault
 from jobs.job.lease import Manifest
 from jobs.kit.errors import InvalidState, JobProblem
 from jobs.kit.states import DeliveryStatus, JobStatus
-from jobs.publications.lease import Commit, PublicationKeeper
+from jobs.publications.lease import Commit, PublicationLeases
 from jobs.repository import webhook_queue, webhooks
 from jobs.repository.changes import move_job
 from jobs.repository.database import Database
 from jobs.repository.models import Job, WebhookDelivery, WebhookEndpoint
 from jobs.repository.outbox_events import DEFAULT_EVENTS, EVENT_TYPES
 from jobs.settings import Settings
-from jobs.webhooks.lease import DeliveryKeeper, Refusal
+from jobs.webhooks.lease import DeliveryLeases, Refusal
 from jobs.webhooks.requests import NewWebhook, WebhookChanges
 from jobs.webhooks.service import WebhookService
 from jobs.webhooks.views import DeliveryView, WebhookWithSecretView
@@ -77,11 +77,11 @@ class Hooks:
         return WebhookService(self.house.database, self.vault, self.settings)
 
     @property
-    def keeper(self) -> DeliveryKeeper:
-        return DeliveryKeeper(self.house.database, self.vault, self.settings)
+    def leases(self) -> DeliveryLeases:
+        return DeliveryLeases(self.house.database, self.vault, self.settings)
 
     def deliverer(self, concurrency: int = 0) -> Deliverer:
-        return Deliverer(self.keeper, self.post, concurrency=concurrency)
+        return Deliverer(self.leases, self.post, concurrency=concurrency)
 
     def add(self, *events: str, tenant: str = TENANT) -> WebhookWithSecretView:
         new = NewWebhook.model_validate({"url": URL, **({"events": events} if events else {})})
@@ -127,12 +127,12 @@ def test_every_status_that_is_subscribed_to_is_told_in_order(house: House, hooks
     everything, ends = hooks.add(*sorted(EVENT_TYPES)).id, hooks.add().id
     done, failed, cancelled, again = (house.submit() for _ in range(4))
     claims = [house.claim() for _ in range(2)]
-    assert house.keeper.publish(claims[0], manifest())
-    assert house.keeper.fail(claims[1], BROKEN)
-    house.service.cancel_job(cancelled, tenant=TENANT)
+    assert house.leases.publish(claims[0], manifest())
+    assert house.leases.fail(claims[1], BROKEN)
+    house.commands.cancel_job(cancelled, tenant=TENANT)
     claim = house.claim()
-    assert house.keeper.release(claim, "drain")
-    house.service.cancel_job(house.claim().job_id, tenant=TENANT)
+    assert house.leases.release(claim, "drain")
+    house.commands.cancel_job(house.claim().job_id, tenant=TENANT)
     told: dict[str, list[str]] = {}
     for view in hooks.deliveries(everything):
         told.setdefault(view.payload["data"]["id"], []).append(view.type.removeprefix("job."))
@@ -148,7 +148,7 @@ def test_every_status_that_is_subscribed_to_is_told_in_order(house: House, hooks
 def test_the_payload_is_thin(house: House, hooks: Hooks) -> None:
     hook = hooks.add("job.succeeded").id
     job = house.submit(metadata={"team": "secret"})
-    assert house.keeper.publish(house.claim(), manifest())
+    assert house.leases.publish(house.claim(), manifest())
     [view] = hooks.deliveries(hook)
     moment = datetime.fromisoformat(view.payload["timestamp"])
     assert abs(moment - datetime.now(UTC)) < timedelta(minutes=5)
@@ -163,15 +163,15 @@ def test_the_payload_is_thin(house: House, hooks: Hooks) -> None:
 
 def test_publications_are_told_of(house: House, hooks: Hooks, tmp_path: Any) -> None:
     hook = hooks.add().id
-    keeper = PublicationKeeper(house.database, hooks.settings.model_copy(update={"publish_max_attempts": 1}))
-    for end in (lambda claim: keeper.succeed(claim, Commit("c0ffee", "https://hub/c0ffee")), _fail_with(keeper)):
+    leases = PublicationLeases(house.database, hooks.settings.model_copy(update={"publish_max_attempts": 1}))
+    for end in (lambda claim: leases.succeed(claim, Commit("c0ffee", "https://hub/c0ffee")), _fail_with(leases)):
         job = house.submit(output={"hub": {"repo": "me/tiny"}})
         (tmp_path / "checkpoint").mkdir(exist_ok=True)
         (tmp_path / "checkpoint" / "config.json").write_text("{}")
         artifacts = house.store.put(tmp_path)
         published = Manifest(summary={}, report={}, layers=[layer()], artifacts=artifacts)
-        assert house.keeper.publish(house.claim(), published)
-        claim = keeper.claim("w1")
+        assert house.leases.publish(house.claim(), published)
+        claim = leases.claim("w1")
         assert claim is not None
         assert end(claim)
         [*_, last] = hooks.deliveries(hook)
@@ -181,8 +181,8 @@ def test_publications_are_told_of(house: House, hooks: Hooks, tmp_path: Any) -> 
     assert hooks.types(hook) == told
 
 
-def _fail_with(keeper: PublicationKeeper) -> Callable[[Any], bool]:
-    return lambda claim: keeper.fail(claim, BROKEN)
+def _fail_with(leases: PublicationLeases) -> Callable[[Any], bool]:
+    return lambda claim: leases.fail(claim, BROKEN)
 
 
 def test_a_transaction_that_is_rolled_back_leaves_no_message(house: House, hooks: Hooks) -> None:
@@ -200,9 +200,9 @@ def test_a_write_that_changes_no_row_leaves_no_message(house: House, hooks: Hook
     job = house.submit()
     stale = house.claim()
     house.expire(job)
-    house.keeper.sweep()
+    house.leases.sweep()
     house.claim("w2")
-    assert not house.keeper.fail(stale, BROKEN)
+    assert not house.leases.fail(stale, BROKEN)
     assert hooks.deliveries(hook) == []
 
 
@@ -210,7 +210,7 @@ def test_others_and_the_disabled_are_not_told(house: House, hooks: Hooks) -> Non
     other, off = hooks.add(tenant="other").id, hooks.add().id
     hooks.service.change(off, WebhookChanges(enabled=False), tenant=TENANT)
     house.submit()
-    assert house.keeper.fail(house.claim(), BROKEN)
+    assert house.leases.fail(house.claim(), BROKEN)
     assert hooks.deliveries(other, "other") == hooks.deliveries(off) == []
 
 
@@ -283,14 +283,14 @@ def test_of_two_claims_at_once_one_gets_the_message(house: House, hooks: Hooks) 
     with house.database.transaction() as session, house.database.transaction() as other:
         assert webhook_queue.claim_due(session, 30, 10) is not None
         assert webhook_queue.claim_due(other, 30, 10) is None
-    assert hooks.keeper.claim() is None
+    assert hooks.leases.claim() is None
 
 
 def test_a_receiver_that_hangs_takes_up_one_sender(house: House, hooks: Hooks) -> None:
     slow, quick = hooks.add("job.queued").id, hooks.add("job.queued").id
     for _ in range(3):
         house.submit()
-    claims = [hooks.keeper.claim() for _ in range(3)]
+    claims = [hooks.leases.claim() for _ in range(3)]
     assert claims[2] is None
     assert {claim.endpoint_id for claim in claims if claim is not None} == {slow, quick}
 
@@ -298,25 +298,25 @@ def test_a_receiver_that_hangs_takes_up_one_sender(house: House, hooks: Hooks) -
 def test_a_sender_that_dies_is_followed_by_another_and_writes_nothing_late(house: House, hooks: Hooks) -> None:
     hook = hooks.add("job.queued").id
     house.submit()
-    first = hooks.keeper.claim()
+    first = hooks.leases.claim()
     assert first is not None
-    assert hooks.keeper.claim() is None
+    assert hooks.leases.claim() is None
     hooks.shift("lease_until", -1)
-    second = hooks.keeper.claim()
+    second = hooks.leases.claim()
     assert second is not None
     assert (second.delivery_id, second.body, second.attempt) == (first.delivery_id, first.body, 2)
-    assert not hooks.keeper.refuse(first, Refusal("late"))
-    assert not hooks.keeper.succeed(first, 200)
+    assert not hooks.leases.refuse(first, Refusal("late"))
+    assert not hooks.leases.succeed(first, 200)
     assert hooks.delivery(hook).status == "pending"
-    assert hooks.keeper.succeed(second, 200)
+    assert hooks.leases.succeed(second, 200)
     assert hooks.delivery(hook).status == "succeeded"
 
 
 def test_a_sender_that_stood_still_does_not_send(house: House, hooks: Hooks) -> None:
     hooks.add("job.queued")
     house.submit()
-    moments = iter([0.0, 0.0, hooks.keeper.lease_seconds])
-    deliverer = Deliverer(hooks.keeper, hooks.post, concurrency=0, clock=lambda: next(moments))
+    moments = iter([0.0, 0.0, hooks.leases.lease_seconds])
+    deliverer = Deliverer(hooks.leases, hooks.post, concurrency=0, clock=lambda: next(moments))
     assert deliverer.deliver_next() == "late"
     assert hooks.post.posted == []
 
@@ -374,7 +374,7 @@ def test_a_receiver_that_is_gone_gets_nothing_more(house: House, hooks: Hooks) -
     view = hooks.service.get(hook, tenant=TENANT)
     assert (view.enabled, view.disabled_reason) == (False, "gone")
     assert hooks.send() is None
-    assert hooks.keeper.tidy() == 1
+    assert hooks.leases.tidy() == 1
     assert [view.status for view in hooks.deliveries(hook)] == ["failed", "failed"]
     house.submit()
     assert len(hooks.deliveries(hook)) == 2
@@ -448,11 +448,11 @@ def test_a_message_can_be_sent_again_under_its_id(house: House, hooks: Hooks) ->
     before = hooks.delivery(hook)
     again = hooks.service.redeliver(hook, before.id, tenant=TENANT)
     assert (again.id, again.status, again.attempts, again.payload) == (before.id, "pending", 0, before.payload)
-    claim = hooks.keeper.claim()
+    claim = hooks.leases.claim()
     assert claim is not None
     with pytest.raises(InvalidState, match="being sent"):
         hooks.service.redeliver(hook, before.id, tenant=TENANT)
-    assert hooks.keeper.succeed(claim, 204)
+    assert hooks.leases.succeed(claim, 204)
     assert hooks.delivery(hook).last_status == 204
 
 
@@ -460,11 +460,11 @@ def test_the_last_attempt_of_a_sender_that_died_is_given_up(house: House, hooks:
     hooks.settings = hooks.settings.model_copy(update={"webhook_max_attempts": 1})
     hook = hooks.add("job.queued").id
     house.submit()
-    assert hooks.keeper.claim() is not None
-    assert hooks.keeper.tidy() == 0
+    assert hooks.leases.claim() is not None
+    assert hooks.leases.tidy() == 0
     hooks.shift("lease_until", -1)
-    assert hooks.keeper.claim() is None
-    assert hooks.keeper.tidy() == 1
+    assert hooks.leases.claim() is None
+    assert hooks.leases.tidy() == 1
     view = hooks.delivery(hook)
     assert view.status == "failed"
     assert view.last_error

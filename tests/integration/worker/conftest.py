@@ -16,16 +16,17 @@ from pydantic import SecretStr
 
 from jobs.artifacts import ArtifactStore, open_store
 from jobs.credentials import CredentialService, Vault
-from jobs.job.lease import LeaseKeeper
+from jobs.job.commands import JobCommands
+from jobs.job.lease import JobLeases
 from jobs.job.nudge import SilentNudger
-from jobs.job.service import JobService
+from jobs.job.queries import JobQueries
 from jobs.job.views import EventView, JobView
 from jobs.repository.database import Database
 from jobs.settings import Settings
 from quant_engine.policy import JobRequest
 from tests.scripted_runner import BEHAVIOURS
 from tests.scripted_worker import SCRIPTED
-from worker.attempts.attempt import Equipment, Programs
+from worker.attempts.attempt import AttemptDependencies, Programs
 from worker.attempts.supervisor import Supervisor
 from worker.devices import Device
 from worker.nudge import CeleryNudger, make_celery
@@ -41,8 +42,9 @@ class Office:
 
     database: Database
     settings: Settings
-    service: JobService
-    keeper: LeaseKeeper
+    commands: JobCommands
+    queries: JobQueries
+    leases: JobLeases
     store: ArtifactStore
     credentials: CredentialService
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
@@ -51,16 +53,16 @@ class Office:
         """Create a job, on a local model if ``model`` is a name."""
         reference = {"source": "local", "id": model} if isinstance(model, str) else model
         request = JobRequest.model_validate({"model": reference, **fields})
-        view, _ = self.service.create_job(request, tenant=TENANT)
+        view, _ = self.commands.create_job(request, tenant=TENANT)
         return view.id
 
     def job(self, job_id: str) -> JobView:
         """The job as a client sees it."""
-        return self.service.get_job(job_id, tenant=TENANT)
+        return self.queries.get_job(job_id, tenant=TENANT)
 
     def events(self, job_id: str) -> list[EventView]:
         """Its whole event log."""
-        return list(self.service.list_events(job_id, tenant=TENANT, limit=1000).data)
+        return list(self.queries.list_events(job_id, tenant=TENANT, limit=1000).data)
 
     def work(self, job_id: str) -> Path:
         """Where its attempts work."""
@@ -69,8 +71,8 @@ class Office:
     def supervisor(self, **programs: Any) -> Supervisor:
         """A supervisor in this process, with the scripted runner unless told otherwise."""
         return Supervisor(
-            equipment=Equipment(
-                keeper=self.keeper,
+            dependencies=AttemptDependencies(
+                leases=self.leases,
                 store=self.store,
                 credentials=self.credentials,
                 settings=self.settings,
@@ -190,8 +192,9 @@ def working_office(database: Database, settings: Settings) -> Iterator[Office]:
     office = Office(
         database=database,
         settings=settings,
-        service=JobService(database, settings, store, CeleryNudger(celery)),
-        keeper=LeaseKeeper(database, settings),
+        commands=JobCommands(database, settings, store, CeleryNudger(celery)),
+        queries=JobQueries(database, settings, store),
+        leases=JobLeases(database, settings),
         store=store,
         credentials=CredentialService(database, Vault.open(settings)),
     )

@@ -23,5 +23,5 @@ def test_a_job_that_does_not_end_in_time_goes_back_to_the_queue_and_costs_no_att
     reasons = [event.data.get("reason") for event in office.events(job_id) if event.type == "job.status"]
     assert reasons[-1] == "drain"
     assert office.job(waiting).status == "queued", "a worker that is leaving takes no other job"
-    office.service.cancel_job(job_id, tenant="default")
+    office.commands.cancel_job(job_id, tenant="default")
     assert office.supervisor().run_next() is Outcome.SUCCEEDED

@@ -14,7 +14,7 @@ from worker.health import main, trouble
 
 
 def beat(office: Office, hostname: str) -> None:
-    office.keeper.beat_worker(f"{hostname}:1", hostname=hostname, pid=1, device="cpu")
+    office.leases.beat_worker(f"{hostname}:1", hostname=hostname, pid=1, device="cpu")
 
 
 def let_wait(office: Office, *, delayed_by: float = 0.0) -> None:
@@ -45,7 +45,7 @@ def test_a_worker_that_takes_nothing_is_not_healthy(office: Office) -> None:
     let_wait(office)
     assert trouble(overview, "here", soon) is None, "the worker is new"
     assert "1 jobs wait" in str(trouble(overview, "here", later))
-    assert office.keeper.claim("here:1") is not None
+    assert office.leases.claim("here:1") is not None
     assert trouble(overview, "here", later) is None
 
 
@@ -56,7 +56,7 @@ def test_only_a_worker_that_works_or_takes_jobs_is_healthy_where_jobs_wait(offic
         beat(office, host)
     for _ in range(2):
         office.submit("succeed")
-    assert office.keeper.claim("busy:1") is not None
+    assert office.leases.claim("busy:1") is not None
     let_wait(office)
     assert trouble(overview, "busy", later) is None, "its job takes hours"
     assert "1 jobs wait" in str(trouble(overview, "idle", later))

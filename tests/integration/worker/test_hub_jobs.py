@@ -74,7 +74,7 @@ def test_a_job_runs_on_the_commit_that_its_first_attempt_resolved(office: Office
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
     job = office.job(job_id)
     assert (job.attempt, job.model.resolved_revision) == (2, "a" * 40)
-    assert office.service.get_report(job_id, tenant=TENANT)["model"] == {"id": ID, "revision": "a" * 40}
+    assert office.queries.get_report(job_id, tenant=TENANT)["model"] == {"id": ID, "revision": "a" * 40}
     assert job.stages[0].name == "resolve"
 
 
@@ -102,7 +102,7 @@ def test_a_job_that_waits_for_a_busy_hub_says_so_and_can_be_cancelled(office: Of
     job_id = office.submit(**hub_model())
     with running(office.supervisor().run_next) as outcomes:
         eventually(lambda: any("429" in str(event.data) for event in office.events(job_id) if event.type == "log"))
-        office.service.cancel_job(job_id, tenant=TENANT)
+        office.commands.cancel_job(job_id, tenant=TENANT)
         cancelled = time.monotonic()
     assert outcomes == [Outcome.CANCELLED]
     assert time.monotonic() - cancelled < 15

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from jobs.artifacts import OnBytes
-from jobs.job.lease import LeaseKeeper
+from jobs.job.lease import JobLeases
 from quant_engine.interface.stages import RetryStage
 from tests.integration.worker.conftest import TENANT, Office, eventually, is_running
 from tests.integration.worker.test_store_output import Trying
@@ -33,7 +33,7 @@ def in_background() -> Iterator[Callable[[Supervisor], "Future[Outcome | None]"]
 
 
 def retry(office: Office, job_id: str, from_stage: RetryStage | None = None) -> None:
-    office.service.retry_job(job_id, tenant=TENANT, from_stage=from_stage)
+    office.commands.retry_job(job_id, tenant=TENANT, from_stage=from_stage)
 
 
 def failed_after_stages(office: Office) -> str:
@@ -89,10 +89,10 @@ def test_the_stages_are_dropped_once(office: Office) -> None:
 def test_an_attempt_that_dies_before_the_drop_is_noted_does_no_harm(office: Office) -> None:
     job_id = failed_after_stages(office)
     retry(office, job_id, "train")
-    claim = office.keeper.claim("dead:1")
+    claim = office.leases.claim("dead:1")
     assert claim is not None
     open_workspace(office.settings.work_dir, job_id, claim.fence).drop_stages(["train"])
-    assert office.keeper.release(claim, "crash")
+    assert office.leases.release(claim, "crash")
     time.sleep(office.settings.retry_delay_seconds * 3)
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
     assert reused(office, job_id) == ["load", "calibrate"]
@@ -103,7 +103,7 @@ def test_a_cancelled_job_keeps_its_work_for_a_retry(office: Office, in_backgroun
     supervisor = office.supervisor()
     running = in_background(supervisor)
     eventually(lambda: len(list(office.work(job_id).glob("*/stages/step-*"))) >= 3)
-    office.service.cancel_job(job_id, tenant=TENANT)
+    office.commands.cancel_job(job_id, tenant=TENANT)
     assert running.result(30) is Outcome.CANCELLED
     retry(office, job_id)
     assert supervisor.run_next() is Outcome.SUCCEEDED
@@ -148,8 +148,8 @@ def killed_by_the_kernel(office: Office) -> Supervisor:
     vmstat.parent.mkdir()
     vmstat.write_text("pgfault 1\noom_kill 7\n")
     supervisor = office.supervisor()
-    equipment = replace(supervisor.equipment, oom_kills=partial(oom_kills, office.settings.data_dir))
-    return replace(supervisor, equipment=equipment)
+    dependencies = replace(supervisor.dependencies, oom_kills=partial(oom_kills, office.settings.data_dir))
+    return replace(supervisor, dependencies=dependencies)
 
 
 @pytest.mark.parametrize("behaviour", ["be_killed", "bereaved"])
@@ -184,7 +184,7 @@ def test_another_kill_is_a_crash(office: Office, in_background: Any) -> None:
 def unhurried(office: Office) -> None:
     """Too long a time between two beats for a deadline to wait for one."""
     office.settings = office.settings.model_copy(update={"lease_seconds": 90.0, "heartbeat_seconds": 30.0})
-    office.keeper = LeaseKeeper(office.database, office.settings)
+    office.leases = JobLeases(office.database, office.settings)
 
 
 def test_a_deadline_counts_earlier_attempts_and_waits_for_no_heartbeat_nor_for_a_deaf_runner(

@@ -1,6 +1,5 @@
 """What passes through a worker's ports is counted, and nothing about it changes."""
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
@@ -12,35 +11,39 @@ from jobs.kit.errors import Unavailable
 from jobs.repository.database import Database
 from jobs.repository.models import Job
 from tests.integration.worker.conftest import Office
-from worker.claims.measured import MeasuredKeeper
+from worker.claims.measured import MeasuredJobLeases
 from worker.nudge import CeleryNudger, make_celery
-from worker.telemetry.ports import NoMeters
+from worker.telemetry.measurements import ClaimLost, HeartbeatMissed, JobClaimed, Measurement, NudgeFailed, SweepDone
 
 
-@dataclass
-class Book(NoMeters):
-    """Meters that remember."""
+class Book:
+    """Remembers what is measured."""
 
-    waits: list[float] = field(default_factory=list)
-    sweeps: list[Swept] = field(default_factory=list)
-    missed: int = 0
-    lost: int = 0
-    unsent: int = 0
+    def __init__(self) -> None:
+        self.measured: list[Measurement] = []
 
-    def claimed(self, waited_seconds: float) -> None:
-        self.waits.append(waited_seconds)
+    def __call__(self, measurement: Measurement) -> None:
+        self.measured.append(measurement)
 
-    def swept(self, swept: Swept) -> None:
-        self.sweeps.append(swept)
+    @property
+    def waits(self) -> list[float]:
+        return [each.waited_seconds for each in self.measured if isinstance(each, JobClaimed)]
 
-    def beat_missed(self) -> None:
-        self.missed += 1
+    @property
+    def sweeps(self) -> list[Swept]:
+        return [each.swept for each in self.measured if isinstance(each, SweepDone)]
 
-    def claim_lost(self) -> None:
-        self.lost += 1
+    @property
+    def missed(self) -> int:
+        return self.measured.count(HeartbeatMissed())
 
-    def nudge_failed(self) -> None:
-        self.unsent += 1
+    @property
+    def lost(self) -> int:
+        return self.measured.count(ClaimLost())
+
+    @property
+    def unsent(self) -> int:
+        return self.measured.count(NudgeFailed())
 
 
 def shift(office: Office, **seconds: float) -> None:
@@ -52,23 +55,23 @@ def shift(office: Office, **seconds: float) -> None:
 
 def test_claims_beats_and_sweeps_are_counted(office: Office) -> None:
     book = Book()
-    keeper = MeasuredKeeper(office.database, office.settings, book)
-    assert keeper.claim("w") is None
+    leases = MeasuredJobLeases(office.database, office.settings, book)
+    assert leases.claim("w") is None
     job_id = office.submit("succeed")
     shift(office, queued_at=-100.0, available_at=-40.0)
-    claim = keeper.claim("w")
+    claim = leases.claim("w")
     assert claim is not None
     assert claim.job_id == job_id
     [waited] = book.waits
     assert 40 <= waited < 70, "a retry's delay is no waiting"
-    assert keeper.heartbeat(claim).ok
+    assert leases.heartbeat(claim).ok
     assert (book.missed, book.lost) == (0, 0)
     shift(office, lease_until=-1.0)
-    assert keeper.sweep().requeued == 1
+    assert leases.sweep().requeued == 1
     assert [swept.requeued for swept in book.sweeps] == [1]
-    assert not keeper.heartbeat(claim).ok
+    assert not leases.heartbeat(claim).ok
     assert (book.missed, book.lost) == (0, 1)
-    away = MeasuredKeeper(Database("postgresql://nobody@127.0.0.1:1/x"), office.settings, book)
+    away = MeasuredJobLeases(Database("postgresql://nobody@127.0.0.1:1/x"), office.settings, book)
     with pytest.raises(Unavailable):
         away.heartbeat(claim)
     assert (book.missed, book.lost) == (1, 1)
@@ -78,5 +81,5 @@ def test_a_nudge_that_the_broker_does_not_take_is_counted(office: Office) -> Non
     book = Book()
     deaf = office.settings.model_copy(update={"broker_url": SecretStr("redis://127.0.0.1:1/0")})
     with make_celery(deaf) as celery:
-        CeleryNudger(celery, book.nudge_failed).nudge()
+        CeleryNudger(celery, lambda: book(NudgeFailed())).nudge()
     assert book.unsent == 1

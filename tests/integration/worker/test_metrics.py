@@ -67,7 +67,7 @@ def test_a_worker_tells_what_its_processes_did_and_keeps_it_when_they_die(office
     child = psutil.Process(runner).ppid()
     os.kill(child, signal.SIGKILL)
     office.wait(running, "queued", seconds=40)
-    office.service.cancel_job(running, tenant="default")
+    office.commands.cancel_job(running, tenant="default")
     office.wait(running, "cancelled")
     second = office.submit("succeed")
     office.wait(second, "succeeded", "failed")
@@ -97,7 +97,7 @@ def test_a_port_that_is_taken_stops_no_job_and_every_line_has_the_jobs_ids(offic
         taken.listen()
         office.start_worker(QUANTRY_WORKER_METRICS_PORT=str(taken.getsockname()[1]))
         request = JobRequest.model_validate({"model": {"source": "local", "id": "succeed"}})
-        view, _ = office.service.create_job(request, tenant="default", request_id="request-of-this-test")
+        view, _ = office.commands.create_job(request, tenant="default", request_id="request-of-this-test")
         assert office.wait(view.id, "succeeded", "failed").status == "succeeded"
     log = office.settings.data_dir / "worker-0.log"
     eventually(lambda: any(line["event"] == "attempt_ended" for line in lines_of(log)))

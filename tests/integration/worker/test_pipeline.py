@@ -41,7 +41,7 @@ def tiny(settings: Settings) -> Path:
 
 def published(office: Office, job_id: str) -> dict[str, str]:
     """What a job published, by path: the digests of its checkpoint, and of what was measured on it."""
-    artifacts = office.service.list_artifacts(job_id, tenant=TENANT).data
+    artifacts = office.queries.list_artifacts(job_id, tenant=TENANT).data
     return {artifact.path: artifact.sha256 for artifact in artifacts}
 
 
@@ -55,7 +55,7 @@ def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
     assert job.summary is not None
     assert job.summary["perplexity"]["quantized"] > 1.0
     assert [(stage.name, stage.status) for stage in job.stages] == [(name, "succeeded") for name in STAGES]
-    layers = office.service.list_layers(job_id, tenant=TENANT).data
+    layers = office.queries.list_layers(job_id, tenant=TENANT).data
     assert [layer.name for layer in layers] == [f"model.layers.{block}.mlp.down_proj" for block in range(LAYERS)]
     events = office.events(job_id)
     completed = {event.data["name"] for event in events if event.type == "layer.completed"}

@@ -12,13 +12,13 @@ import pytest
 from tests.integration.worker.conftest import Office, eventually, family_of, is_running
 from tests.integration.worker.test_worker import pool_child, steps_done
 from worker.attempts.workspace import open_workspace
-from worker.claims.process_lock import holding, orphaned
+from worker.claims.process_lock import claims_of_dead_processes, hold_process_lock
 
 HOLDER = """
 import subprocess, sys, time
 from pathlib import Path
-from worker.claims.process_lock import holding
-with holding(Path(sys.argv[1]), "job_a", 3):
+from worker.claims.process_lock import hold_process_lock
+with hold_process_lock(Path(sys.argv[1]), "job_a", 3):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     print(child.pid, flush=True)
     time.sleep(60)
@@ -26,7 +26,7 @@ with holding(Path(sys.argv[1]), "job_a", 3):
 
 
 def orphans(work_dir: Path, **boot: Path) -> frozenset[tuple[str, int]]:
-    with orphaned(work_dir, **boot) as found:
+    with claims_of_dead_processes(work_dir, **boot) as found:
         return found
 
 
@@ -58,7 +58,7 @@ def test_an_attempt_that_ended_leaves_nothing_and_the_next_one_clears_what_a_dea
     os.kill(child, signal.SIGKILL)
     holder.kill()
     holder.communicate()
-    with holding(tmp_path, "job_a", 4):
+    with hold_process_lock(tmp_path, "job_a", 4):
         open_workspace(tmp_path, "job_a", 4)
         assert not orphans(tmp_path)
     assert [path.name for path in (tmp_path / "job_a").iterdir()] == ["4"]
@@ -67,7 +67,7 @@ def test_an_attempt_that_ended_leaves_nothing_and_the_next_one_clears_what_a_dea
 def test_two_sweeps_at_once_do_not_judge_the_same_claim(tmp_path: Path) -> None:
     (tmp_path / "job_a").mkdir()
     (tmp_path / "job_a" / "1.held").write_bytes(Path("/proc/sys/kernel/random/boot_id").read_bytes())
-    with orphaned(tmp_path) as first, orphaned(tmp_path) as second:
+    with claims_of_dead_processes(tmp_path) as first, claims_of_dead_processes(tmp_path) as second:
         assert (first, second) == ({("job_a", 1)}, frozenset())
 
 
@@ -80,10 +80,10 @@ def test_what_another_machine_holds_or_nobody_has_locked_yet_is_not_judged(tmp_p
 
 
 def test_an_attempt_goes_on_where_nothing_can_be_locked(tmp_path: Path) -> None:
-    with holding(tmp_path, "job_a", 1, boot_id=tmp_path / "no-linux"):
+    with hold_process_lock(tmp_path, "job_a", 1, boot_id=tmp_path / "no-linux"):
         assert not (tmp_path / "job_a").exists()
     (tmp_path / "file").touch()
-    with holding(tmp_path / "file", "job_a", 1):
+    with hold_process_lock(tmp_path / "file", "job_a", 1):
         pass
 
 

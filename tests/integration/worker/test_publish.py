@@ -16,11 +16,11 @@ from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
 
-from jobs.publications.queueing import manifest_digest
+from jobs.publications.queueing import published_files_digest
 from tests.hub_server import TOKEN, Fault
 from tests.hub_uploads import Repository, WritableHub, new_repository, serve_uploads
 from tests.integration.worker.conftest import eventually
-from worker.publishing.commit import Publication, Published
+from worker.publishing.commit import HubUpload, Published
 from worker.publishing.errors import publish_error
 from worker.publishing.http import Meter, install
 from worker.publishing.request import PublishFile, UploadedFile
@@ -82,7 +82,7 @@ class Upload:
             repo=self.repo,
             private=self.private,
             revision=self.revision,
-            manifest_sha256=manifest_digest((name, digests[name], len(self.files[name])) for name in self.files),
+            manifest_sha256=published_files_digest((name, digests[name], len(self.files[name])) for name in self.files),
             resumed=self.resumed,
             files=tuple(
                 UploadedFile(path=name, source=self.directory / name, bytes=len(content), sha256=digests[name])
@@ -94,7 +94,7 @@ class Upload:
         """Where it ends, when it succeeds."""
         meter = Meter()
         install(meter)
-        publication = Publication(HfApi(endpoint=hub.url, token=self.token), self.request(), meter)
+        publication = HubUpload(HfApi(endpoint=hub.url, token=self.token), self.request(), meter)
         published = publication.run()
         assert publication.bytes_done() == publication.request.bytes
         return published

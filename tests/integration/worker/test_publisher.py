@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from jobs.job.lease import Manifest
 from jobs.kit.errors import InvalidState, PublicationNotFound, UnknownCredential
-from jobs.publications.lease import Commit, PublicationClaim, PublicationKeeper
+from jobs.publications.lease import Commit, PublicationClaim, PublicationLeases
 from jobs.publications.service import PublicationService
 from jobs.publications.views import PublicationView
 from jobs.settings import Settings
@@ -23,7 +23,7 @@ from tests.hub_server import TOKEN, Fault
 from tests.hub_uploads import WritableHub, new_repository, serve_uploads
 from tests.integration.worker.conftest import TENANT, Office, eventually, family_of, is_running
 from worker.outcomes import Outcome
-from worker.publishing.attempt import PublishEquipment
+from worker.publishing.attempt import PublishDependencies
 from worker.publishing.publisher import Publisher, hub_tokens
 
 REPO = "me/tiny"
@@ -47,7 +47,7 @@ class Press:
 
     office: Office
     service: PublicationService
-    keeper: PublicationKeeper
+    leases: PublicationLeases
 
     @property
     def settings(self) -> Settings:
@@ -56,7 +56,7 @@ class Press:
     def succeeded_job(self, files: Mapping[str, bytes] = FILES, **fields: Any) -> str:
         """A job that a worker has finished, with these files as its checkpoint."""
         job_id = self.office.submit("succeed", **fields)
-        claim = self.office.keeper.claim("test:1")
+        claim = self.office.leases.claim("test:1")
         assert claim is not None
         output = self.settings.data_dir / "output" / job_id
         output.mkdir(parents=True)
@@ -65,7 +65,7 @@ class Press:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         artifacts = self.office.store.put(output)
-        assert self.office.keeper.publish(claim, Manifest(summary={}, report={}, layers=[], artifacts=artifacts))
+        assert self.office.leases.publish(claim, Manifest(summary={}, report={}, layers=[], artifacts=artifacts))
         return job_id
 
     def create(self, job_id: str, **target: Any) -> str:
@@ -77,16 +77,16 @@ class Press:
         """As a client sees it."""
         return self.service.get(publication_id, tenant=TENANT)
 
-    def publisher(self, **equipment: Any) -> Publisher:
+    def publisher(self, **dependencies: Any) -> Publisher:
         """One in this process."""
         settings = self.settings
         tokens = hub_tokens(self.office.credentials, os.environ)
-        made = {"keeper": self.keeper, "store": self.office.store, "token_for": tokens, "settings": settings}
-        return Publisher(PublishEquipment(**{**made, **equipment}), "test:1")
+        made = {"leases": self.leases, "store": self.office.store, "token_for": tokens, "settings": settings}
+        return Publisher(PublishDependencies(**{**made, **dependencies}), "test:1")
 
     def claim(self) -> PublicationClaim:
         """The oldest, which must be there."""
-        claim = self.keeper.claim("test:1")
+        claim = self.leases.claim("test:1")
         assert claim is not None
         return claim
 
@@ -109,7 +109,7 @@ def press(office: Office) -> Press:
     return Press(
         office=office,
         service=PublicationService(office.database, office.settings),
-        keeper=PublicationKeeper(office.database, office.settings),
+        leases=PublicationLeases(office.database, office.settings),
     )
 
 
@@ -216,17 +216,17 @@ def test_the_fence_keeps_a_stale_worker_out(press: Press) -> None:
     press.create(press.succeeded_job())
     stale = press.claim()
     press.expire_leases()
-    assert press.office.keeper.sweep().publications == 1
+    assert press.office.leases.sweep().publications == 1
     fresh = press.claim()
     assert (fresh.publication_id, fresh.fence, fresh.attempt) == (stale.publication_id, 2, 2)
     commit = Commit("a" * 40, "http://hub/commit")
-    assert not press.keeper.heartbeat(stale).ok
-    assert not press.keeper.record_progress(stale, 1, 2)
-    assert not press.keeper.succeed(stale, commit)
-    assert not press.keeper.release(stale)
-    assert press.keeper.heartbeat(fresh).ok
-    assert press.keeper.succeed(fresh, commit)
-    assert not press.keeper.succeed(fresh, commit)
+    assert not press.leases.heartbeat(stale).ok
+    assert not press.leases.record_progress(stale, 1, 2)
+    assert not press.leases.succeed(stale, commit)
+    assert not press.leases.release(stale)
+    assert press.leases.heartbeat(fresh).ok
+    assert press.leases.succeed(fresh, commit)
+    assert not press.leases.succeed(fresh, commit)
 
 
 def test_leases_that_run_out_again_and_again_end_in_a_failure(press: Press) -> None:
@@ -234,7 +234,7 @@ def test_leases_that_run_out_again_and_again_end_in_a_failure(press: Press) -> N
     for _ in range(ATTEMPTS):
         press.claim()
         press.expire_leases()
-        press.office.keeper.sweep()
+        press.office.leases.sweep()
     view = press.view(publication_id)
     assert (view.status, view.attempt) == ("failed", ATTEMPTS)
     assert view.error is not None
@@ -247,7 +247,7 @@ def test_many_workers_claim_each_publication_once(press: Press) -> None:
     claimed: list[str] = []
 
     def claim_all() -> None:
-        while (claim := press.keeper.claim("w")) is not None:
+        while (claim := press.leases.claim("w")) is not None:
             claimed.append(claim.publication_id)
 
     threads = [threading.Thread(target=claim_all) for _ in range(4)]
@@ -293,7 +293,7 @@ def test_only_a_succeeded_job_and_only_a_failed_publication(press: Press, hub: W
     waiting = press.office.submit("succeed")
     with pytest.raises(InvalidState):
         press.create(waiting)
-    press.office.service.cancel_job(waiting, tenant=TENANT)
+    press.office.commands.cancel_job(waiting, tenant=TENANT)
     with pytest.raises(InvalidState):
         press.create(waiting)
     with pytest.raises(InvalidState, match="no checkpoint"):

@@ -48,7 +48,7 @@ def test_a_job_publishes_into_s3(office: Office, s3_settings: dict[str, str]) ->
     assert isinstance(office.store, S3Store)
     job_id = office.submit("succeed")
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
-    artifacts = office.service.list_artifacts(job_id, tenant=TENANT).data
+    artifacts = office.queries.list_artifacts(job_id, tenant=TENANT).data
     assert [office.store.size(artifact.sha256) for artifact in artifacts] == [each.bytes for each in artifacts]
     assert not office.settings.artifacts_dir.exists()
     assert not office.work(job_id).exists()
@@ -80,7 +80,7 @@ def test_a_cancel_ends_the_waiting(office: Office, in_background: Any) -> None:
     job_id = office.submit("succeed")
     running = in_background(office)
     assert office.store.asked.wait(30)
-    office.service.cancel_job(job_id, tenant=TENANT)
+    office.commands.cancel_job(job_id, tenant=TENANT)
     assert running.result(30) is Outcome.CANCELLED
     assert office.job(job_id).status == "cancelled"
     assert not list(office.work(job_id).glob("*/output"))
@@ -101,9 +101,9 @@ def test_a_cancel_ends_an_upload_and_progress_is_in_bytes(office: Office, in_bac
     assert (shown.stage, shown.unit) == ("publish", "byte")
     assert shown.total is not None
     assert shown.total > 7
-    office.service.cancel_job(job_id, tenant=TENANT)
+    office.commands.cancel_job(job_id, tenant=TENANT)
     assert running.result(30) is Outcome.CANCELLED
-    assert office.service.list_artifacts(job_id, tenant=TENANT).data == ()
+    assert office.queries.list_artifacts(job_id, tenant=TENANT).data == ()
 
 
 def test_a_store_that_refuses_fails_the_job_with_a_remedy(office: Office) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from jobs.job.lease import Claim, LeaseKeeper, Manifest
+from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.kit.errors import Unavailable
-from jobs.kit.leases import Beat
+from jobs.kit.leases import HeartbeatResult
 from jobs.settings import Settings
 from tests.integration.worker.conftest import Office, eventually, is_running
 from tests.small_disk import mounted_disk
@@ -56,7 +56,7 @@ def test_success_publishes_everything_and_cleans_up(office: Office) -> None:
         ("train", "succeeded"),
         ("publish", "succeeded"),
     ]
-    artifacts = office.service.list_artifacts(job_id, tenant="default").data
+    artifacts = office.queries.list_artifacts(job_id, tenant="default").data
     assert [artifact.path for artifact in artifacts] == [
         "checkpoint/config.json",
         "layers.json",
@@ -155,7 +155,7 @@ def test_cancel_stops_a_deaf_runner(office: Office, in_background: Any) -> None:
     running = in_background(office.supervisor())
     runner = office.runner_pid(job_id)
     began = time.monotonic()
-    assert office.service.cancel_job(job_id, tenant="default").status == "cancelling"
+    assert office.commands.cancel_job(job_id, tenant="default").status == "cancelling"
     assert running.result(30) is Outcome.CANCELLED
     assert time.monotonic() - began < 15
     assert not is_running(runner)
@@ -186,8 +186,8 @@ def test_a_supervisor_that_lost_its_fence_kills_its_runner_and_writes_nothing(
     assert office.job(job_id).status == "running"
 
 
-class StaleAtTheEnd(LeaseKeeper):
-    """A real keeper; another worker takes the job over just before this one publishes."""
+class StaleAtTheEnd(JobLeases):
+    """The real JobLeases; another worker takes the job over just before this one publishes."""
 
     def publish(self, claim: Claim, manifest: Manifest) -> bool:
         with self._database.transaction() as session:
@@ -197,35 +197,35 @@ class StaleAtTheEnd(LeaseKeeper):
 
 def test_losing_the_fence_at_publication_publishes_nothing(office: Office) -> None:
     job_id = office.submit("succeed")
-    office.keeper = StaleAtTheEnd(office.database, office.settings)
+    office.leases = StaleAtTheEnd(office.database, office.settings)
     assert office.supervisor().run_next() is Outcome.LOST
     assert office.job(job_id).status == "running"
-    assert office.service.list_artifacts(job_id, tenant="default").data == ()
+    assert office.queries.list_artifacts(job_id, tenant="default").data == ()
     assert not (office.work(job_id) / "1" / "output").exists()
 
 
-class CancelledAtTheEnd(LeaseKeeper):
-    """A real keeper; a cancel becomes durable just before publication."""
+class CancelledAtTheEnd(JobLeases):
+    """The real JobLeases; a cancel becomes durable just before publication."""
 
     office: Office
 
     def publish(self, claim: Claim, manifest: Manifest) -> bool:
-        self.office.service.cancel_job(claim.job_id, tenant="default")
+        self.office.commands.cancel_job(claim.job_id, tenant="default")
         return super().publish(claim, manifest)
 
 
 def test_a_cancel_before_publication_wins(office: Office) -> None:
     job_id = office.submit("succeed")
-    keeper = CancelledAtTheEnd(office.database, office.settings)
-    keeper.office = office
-    office.keeper = keeper
+    leases = CancelledAtTheEnd(office.database, office.settings)
+    leases.office = office
+    office.leases = leases
     assert office.supervisor().run_next() is Outcome.CANCELLED
     assert office.job(job_id).status == "cancelled"
     assert only_resumable_work_left(office, job_id)
 
 
-class AnswerLost(LeaseKeeper):
-    """A real keeper whose first publication lands, but whose answer does not arrive."""
+class AnswerLost(JobLeases):
+    """The real JobLeases whose first publication lands, but whose answer does not arrive."""
 
     lost = False
 
@@ -239,19 +239,19 @@ class AnswerLost(LeaseKeeper):
 
 def test_a_published_output_is_kept_even_if_the_answer_is_lost(office: Office) -> None:
     job_id = office.submit("succeed")
-    office.keeper = AnswerLost(office.database, office.settings)
+    office.leases = AnswerLost(office.database, office.settings)
     office.supervisor().run_next()
     assert office.job(job_id).status == "succeeded"
-    (artifact, *_) = office.service.list_artifacts(job_id, tenant="default").data
-    assert b"".join(office.service.open_artifact(artifact.id, tenant="default").read()) == b"{}"
+    (artifact, *_) = office.queries.list_artifacts(job_id, tenant="default").data
+    assert b"".join(office.queries.open_artifact(artifact.id, tenant="default").read()) == b"{}"
 
 
-class Flaky(LeaseKeeper):
-    """A real keeper on a database that is away for a while, and then back."""
+class Flaky(JobLeases):
+    """The real JobLeases on a database that is away for a while, and then back."""
 
     away_until = 0.0
 
-    def heartbeat(self, claim: Claim) -> Beat:
+    def heartbeat(self, claim: Claim) -> HeartbeatResult:
         self._check()
         return super().heartbeat(claim)
 
@@ -266,22 +266,22 @@ class Flaky(LeaseKeeper):
 
 def test_a_short_outage_of_the_database_costs_nothing(office: Office, in_background: Any) -> None:
     job_id = office.submit("step")
-    keeper = Flaky(office.database, office.settings)
-    office.keeper = keeper
+    leases = Flaky(office.database, office.settings)
+    office.leases = leases
     running = in_background(office.supervisor())
     office.runner_pid(job_id)
-    keeper.away_until = time.monotonic() + 1.5  # the lease is 3 s, the patience 2.5 s
+    leases.away_until = time.monotonic() + 1.5  # the lease is 3 s, given up after 2.5 s
     assert running.result(30) is Outcome.SUCCEEDED
     assert office.job(job_id).attempt == 1
 
 
 def test_a_long_outage_kills_the_runner_before_the_lease_ends(office: Office, in_background: Any) -> None:
     job_id = office.submit("hang")
-    keeper = Flaky(office.database, office.settings)
-    office.keeper = keeper
+    leases = Flaky(office.database, office.settings)
+    office.leases = leases
     running = in_background(office.supervisor())
     runner = office.runner_pid(job_id)
-    keeper.away_until = time.monotonic() + 60
+    leases.away_until = time.monotonic() + 60
     began = time.monotonic()
     eventually(lambda: not is_running(runner), seconds=office.settings.lease_seconds)
     assert running.result(10) is Outcome.LOST
@@ -294,7 +294,7 @@ def test_a_drained_job_waits_for_another_worker_with_its_attempt_given_back(offi
     stopping = threading.Event()
     supervisor = office.supervisor()
     drained = Supervisor(
-        equipment=type(supervisor.equipment)(**{**vars(supervisor.equipment), "must_yield": stopping.is_set}),
+        dependencies=type(supervisor.dependencies)(**{**vars(supervisor.dependencies), "must_yield": stopping.is_set}),
         owner="test:2",
         nudger=supervisor.nudger,
     )
@@ -314,7 +314,7 @@ def test_a_runner_sees_no_secret(office: Office, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, "hunter2")
     job_id = office.submit("show")
     assert office.supervisor().run_next() is Outcome.SUCCEEDED
-    seen = office.service.get_report(job_id, tenant="default")
+    seen = office.queries.get_report(job_id, tenant="default")
     assert "hunter2" not in str(seen)
     assert not [name for name in seen["environment"] if name.startswith(("QUANTRY_", "PG", "HF_TOKEN"))]
     assert seen["environment"]["HF_HUB_OFFLINE"] == "1"

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from jobs.job.lease import LeaseKeeper, Swept
+from jobs.job.lease import JobLeases, Swept
 from jobs.kit.errors import Unavailable
 from jobs.kit.leases import ClaimKey
 from tests.integration.worker.conftest import Office, eventually
 from worker.attempts.workspace import open_workspace
-from worker.sweeper.__main__ import Sweeper
 from worker.sweeper.garbage import BackgroundCollector
+from worker.sweeper.sweeper import Sweeper
 
 
 @dataclass
@@ -30,7 +30,7 @@ class CountingNudger:
 
 
 def sweeper_of(office: Office, nudger: CountingNudger) -> Sweeper:
-    return Sweeper(office.keeper, nudger, office.settings, owner="host:1", worker_pid=1)
+    return Sweeper(office.leases, nudger, office.settings, owner="host:1", worker_pid=1)
 
 
 def open_work(office: Office, job_id: str) -> Path:
@@ -52,7 +52,7 @@ def expire(office: Office, job_id: str, **columns: int) -> None:
 
 def test_an_expired_lease_is_queued_again_with_its_work_kept_and_a_nudge(office: Office) -> None:
     job_id = office.submit("succeed")
-    assert office.keeper.claim("dead:1") is not None
+    assert office.leases.claim("dead:1") is not None
     work = open_work(office, job_id)
     expire(office, job_id)
     nudger = CountingNudger()
@@ -64,7 +64,7 @@ def test_an_expired_lease_is_queued_again_with_its_work_kept_and_a_nudge(office:
 def test_work_of_a_job_that_the_sweep_ended_is_removed_once_nobody_came_back_for_it(office: Office) -> None:
     job_id, running = office.submit("succeed"), office.submit("succeed")
     for _ in range(2):
-        assert office.keeper.claim("dead:1") is not None
+        assert office.leases.claim("dead:1") is not None
     work, kept = open_work(office, job_id), open_work(office, running)
     expire(office, job_id, attempt=office.settings.max_attempts)
     sweeper_of(office, CountingNudger()).sweep()
@@ -90,7 +90,7 @@ def test_work_of_a_job_that_nobody_knows_is_removed_once_it_is_old(office: Offic
 @pytest.mark.slow
 def test_a_worker_frozen_inside_a_transaction_does_not_keep_its_job(office: Office) -> None:
     job_id = office.submit("succeed")
-    assert office.keeper.claim("frozen:1") is not None
+    assert office.leases.claim("frozen:1") is not None
     expire(office, job_id)
     sweeper = sweeper_of(office, CountingNudger())
     with office.database.engine.connect() as frozen:
@@ -108,8 +108,8 @@ def test_a_worker_frozen_inside_a_transaction_does_not_keep_its_job(office: Offi
         assert woken.value.connection_invalidated
 
 
-class Faltering(LeaseKeeper):
-    """A real keeper on a database that is away for the first sweeps."""
+class Faltering(JobLeases):
+    """A real JobLeases on a database that is away for the first sweeps."""
 
     failures = 2
 
@@ -121,7 +121,7 @@ class Faltering(LeaseKeeper):
 
 
 def test_sweeping_goes_on_after_an_outage_with_jitter_between_rounds(office: Office) -> None:
-    office.keeper = Faltering(office.database, office.settings)
+    office.leases = Faltering(office.database, office.settings)
     office.submit("succeed")
     waits: list[float] = []
 
@@ -148,7 +148,7 @@ def test_the_sweeper_collects_garbage_once_an_hour_of_all_workers(office: Office
         BackgroundCollector(office.settings.database_url.get_secret_value(), office.settings) for _ in range(2)
     ]
     sweeper = Sweeper(
-        office.keeper, CountingNudger(), office.settings, owner="host:1", worker_pid=1, collect=collectors[0].look
+        office.leases, CountingNudger(), office.settings, owner="host:1", worker_pid=1, collect=collectors[0].look
     )
     sweeper.sweep()
     eventually(lambda: not blob.exists())

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import select
 
 from jobs.embedded import EmbeddedServices
+from jobs.job.commands import JobCommands
 from jobs.job.nudge import SilentNudger
-from jobs.job.service import JobService
 from jobs.repository.models import Worker
 from jobs.settings import Settings
 from tests.integration.worker.conftest import TENANT, Office, command_of, eventually, family_of, is_running
@@ -57,7 +57,7 @@ def ended(log: Path) -> list[dict[str, Any]]:
 
 
 def test_a_lost_nudge_is_sent_again_by_the_sweep(office: Office) -> None:
-    office.service = JobService(office.database, office.settings, office.store, SilentNudger())
+    office.commands = JobCommands(office.database, office.settings, office.store, SilentNudger())
     job_id = office.submit("succeed")
     office.start_worker()
     assert office.wait(job_id, "succeeded", "failed").status == "succeeded"
@@ -133,12 +133,12 @@ def test_a_frozen_worker_wakes_up_too_late_and_changes_nothing(office: Office) -
     outcomes: list[Outcome | None] = []  # a claim passes over the row while the sweep, nudging, has it locked
     eventually(lambda: outcomes.append(office.supervisor().run_next()) or outcomes[-1] is not None)
     assert outcomes[-1] is Outcome.SUCCEEDED
-    published = office.job(job_id), office.service.list_artifacts(job_id, tenant=TENANT)
+    published = office.job(job_id), office.queries.list_artifacts(job_id, tenant=TENANT)
     child.resume()
     eventually(lambda: not is_running(frozen_runner))
     after = office.submit("succeed")
     assert office.wait(after, "succeeded", "failed").status == "succeeded", "the woken worker works on"
-    assert (office.job(job_id), office.service.list_artifacts(job_id, tenant=TENANT)) == published
+    assert (office.job(job_id), office.queries.list_artifacts(job_id, tenant=TENANT)) == published
     assert not (office.settings.artifacts_dir / job_id).exists(), "only blobs are published"
 
 
@@ -214,11 +214,11 @@ def mortal_broker(office: Office, server_data_dir: Path) -> Iterator[EmbeddedSer
 
 
 def test_a_killed_broker_stops_nothing(office: Office, mortal_broker: EmbeddedServices) -> None:
-    office.service = JobService(office.database, office.settings, office.store, SilentNudger())
+    office.commands = JobCommands(office.database, office.settings, office.store, SilentNudger())
     worker = office.start_worker()
     running = office.submit("step")
     runner = office.runner_pid(running)
-    broker = mortal_broker.pids["Valkey"]
+    [broker] = [server.pid for server in mortal_broker._servers]
     assert broker is not None
     os.kill(broker, signal.SIGKILL)
     job = office.wait(running, "succeeded", "failed")
@@ -241,10 +241,10 @@ def test_a_killed_broker_stops_nothing(office: Office, mortal_broker: EmbeddedSe
 
 
 def test_a_killed_worker_hands_back_a_job_that_it_found_itself(office: Office, mortal_broker: EmbeddedServices) -> None:
-    office.service = JobService(office.database, office.settings, office.store, SilentNudger())
+    office.commands = JobCommands(office.database, office.settings, office.store, SilentNudger())
     worker = office.start_worker()
     eventually(lambda: len(sweepers(worker.pid)) == 1)
-    broker = mortal_broker.pids["Valkey"]
+    [broker] = [server.pid for server in mortal_broker._servers]
     assert broker is not None
     os.kill(broker, signal.SIGKILL)
     job_id = office.submit("step")

@@ -165,7 +165,7 @@ def test_a_bug_is_a_problem_that_tells_nothing(client: httpx.Client, monkeypatch
     monkeypatch.setattr("api.metrics.Metrics.render", broken)
     with structlog.testing.capture_logs() as logged:
         _problem(client.get("/metrics"), 500, "internal_error")
-    [bug] = [entry for entry in logged if entry["event"] == "http.bug"]
+    [bug] = [entry for entry in logged if entry["event"] == "request_crashed"]
     assert (bug["log_level"], bug["exc_info"]) == ("error", True)
 
 

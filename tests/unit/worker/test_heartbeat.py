@@ -1,4 +1,4 @@
-"""Heartbeats and fenced writes from a thread of their own, against a keeper that the test scripts."""
+"""Heartbeats and fenced writes from a thread of their own, against leases that the test scripts."""
 
 import threading
 import time
@@ -11,23 +11,23 @@ from sqlalchemy.exc import StatementError
 
 from jobs.job.lease import Claim
 from jobs.kit.errors import Unavailable
-from jobs.kit.leases import Beat
-from worker.claims.heartbeat import Ledger, Standing
+from jobs.kit.leases import HeartbeatResult
+from worker.claims.heartbeat import ClaimHeartbeat, ClaimState
 
 CLAIM = Claim(job_id="job_1", fence=3, attempt=1, max_attempts=3, tenant="default", owner="host:1", spec={})
 
 
-class ScriptedKeeper:
+class ScriptedLeases:
     """A fake at the port: answers every heartbeat with ``beat``, or fails while ``down``."""
 
     def __init__(self) -> None:
-        self.beat = Beat(ok=True)
+        self.beat = HeartbeatResult(ok=True)
         self.down = False
         self.beats = 0
         self.hanging = threading.Event()
         self.hanging.set()
 
-    def heartbeat(self, claim: Claim) -> Beat:
+    def heartbeat(self, claim: Claim) -> HeartbeatResult:
         assert claim is CLAIM
         self.hanging.wait(10)
         self.beats += 1
@@ -37,28 +37,28 @@ class ScriptedKeeper:
 
 
 @pytest.fixture
-def keeper() -> ScriptedKeeper:
-    return ScriptedKeeper()
+def leases() -> ScriptedLeases:
+    return ScriptedLeases()
 
 
 @contextmanager
-def ledger_of(
-    keeper: ScriptedKeeper,
+def heartbeat_of(
+    leases: ScriptedLeases,
     *,
-    heartbeat: float = 0.05,
-    patience: float = 0.5,
+    every: float = 0.05,
+    give_up: float = 0.5,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Ledger]:
-    ledger = Ledger(
-        keeper,  # type: ignore[arg-type]  # a fake at the port
+) -> Iterator[ClaimHeartbeat]:
+    heartbeat = ClaimHeartbeat(
+        leases,  # type: ignore[arg-type]  # a fake at the port
         CLAIM,
         claimed_at=clock(),
-        heartbeat_seconds=heartbeat,
-        patience_seconds=patience,
+        heartbeat_seconds=every,
+        give_up_seconds=give_up,
         clock=clock,
     )
-    with ledger:
-        yield ledger
+    with heartbeat:
+        yield heartbeat
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -68,103 +68,103 @@ def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def test_beats_keep_the_claim(keeper: ScriptedKeeper) -> None:
-    with ledger_of(keeper) as ledger:
-        eventually(lambda: keeper.beats >= 15)  # longer than the patience
-        assert ledger.standing() is Standing.HELD
+def test_beats_keep_the_claim(leases: ScriptedLeases) -> None:
+    with heartbeat_of(leases) as heartbeat:
+        eventually(lambda: leases.beats >= 15)  # longer than it takes to give up
+        assert heartbeat.state() is ClaimState.HELD
 
 
 @pytest.mark.parametrize(
-    ("beat", "standing"),
+    ("beat", "state"),
     [
-        (Beat(ok=False), Standing.LOST),
-        (Beat(ok=True, cancel_requested=True), Standing.CANCEL),
-        (Beat(ok=True, run_seconds_left=0.0), Standing.DEADLINE),
-        (Beat(ok=True, cancel_requested=True, run_seconds_left=0.0), Standing.CANCEL),
-        (Beat(ok=False, cancel_requested=True), Standing.LOST),
+        (HeartbeatResult(ok=False), ClaimState.LOST),
+        (HeartbeatResult(ok=True, cancel_requested=True), ClaimState.CANCEL),
+        (HeartbeatResult(ok=True, run_seconds_left=0.0), ClaimState.DEADLINE),
+        (HeartbeatResult(ok=True, cancel_requested=True, run_seconds_left=0.0), ClaimState.CANCEL),
+        (HeartbeatResult(ok=False, cancel_requested=True), ClaimState.LOST),
     ],
 )
-def test_what_a_beat_means(keeper: ScriptedKeeper, beat: Beat, standing: Standing) -> None:
-    keeper.beat = beat
-    with ledger_of(keeper) as ledger:
-        eventually(lambda: ledger.standing() is standing)
+def test_what_a_beat_means(leases: ScriptedLeases, beat: HeartbeatResult, state: ClaimState) -> None:
+    leases.beat = beat
+    with heartbeat_of(leases) as heartbeat:
+        eventually(lambda: heartbeat.state() is state)
 
 
-def test_a_deadline_is_met_between_two_beats(keeper: ScriptedKeeper) -> None:
-    with ledger_of(keeper, heartbeat=60, patience=60) as ledger:
-        ledger.allow(0.3)
+def test_a_deadline_is_met_between_two_beats(leases: ScriptedLeases) -> None:
+    with heartbeat_of(leases, every=60, give_up=60) as heartbeat:
+        heartbeat.allow(0.3)
         began = time.monotonic()
-        assert ledger.standing() is Standing.HELD
-        eventually(lambda: ledger.standing() is Standing.DEADLINE)
+        assert heartbeat.state() is ClaimState.HELD
+        eventually(lambda: heartbeat.state() is ClaimState.DEADLINE)
         assert time.monotonic() - began >= 0.3
-        assert keeper.beats == 0
-        ledger.allow(None)
-        assert ledger.standing() is Standing.HELD
+        assert leases.beats == 0
+        heartbeat.allow(None)
+        assert heartbeat.state() is ClaimState.HELD
 
 
-def test_every_beat_says_anew_how_much_time_is_left(keeper: ScriptedKeeper) -> None:
-    keeper.beat = Beat(ok=True, run_seconds_left=60.0)
-    with ledger_of(keeper) as ledger:
-        ledger.allow(0.0)
-        eventually(lambda: ledger.standing() is Standing.HELD)
+def test_every_beat_says_anew_how_much_time_is_left(leases: ScriptedLeases) -> None:
+    leases.beat = HeartbeatResult(ok=True, run_seconds_left=60.0)
+    with heartbeat_of(leases) as heartbeat:
+        heartbeat.allow(0.0)
+        eventually(lambda: heartbeat.state() is ClaimState.HELD)
 
 
-def test_silence_loses_the_claim_before_the_lease_ends(keeper: ScriptedKeeper) -> None:
-    keeper.down = True
-    with ledger_of(keeper, patience=0.4) as ledger:
+def test_silence_loses_the_claim_before_the_lease_ends(leases: ScriptedLeases) -> None:
+    leases.down = True
+    with heartbeat_of(leases, give_up=0.4) as heartbeat:
         began = time.monotonic()
-        assert ledger.standing() is Standing.HELD
-        eventually(lambda: ledger.standing() is Standing.LOST)
+        assert heartbeat.state() is ClaimState.HELD
+        eventually(lambda: heartbeat.state() is ClaimState.LOST)
         assert 0.3 < time.monotonic() - began < 1.0
 
 
-def test_a_database_that_hangs_does_not_hide_the_silence(keeper: ScriptedKeeper) -> None:
-    keeper.hanging.clear()
-    with ledger_of(keeper, patience=0.4) as ledger:
-        eventually(lambda: ledger.standing() is Standing.LOST, seconds=1.0)
-        keeper.hanging.set()
+def test_a_database_that_hangs_does_not_hide_the_silence(leases: ScriptedLeases) -> None:
+    leases.hanging.clear()
+    with heartbeat_of(leases, give_up=0.4) as heartbeat:
+        eventually(lambda: heartbeat.state() is ClaimState.LOST, seconds=1.0)
+        leases.hanging.set()
 
 
-def test_a_process_that_was_frozen_does_not_renew_what_it_gives_up(keeper: ScriptedKeeper) -> None:
+def test_a_process_that_was_frozen_does_not_renew_what_it_gives_up(leases: ScriptedLeases) -> None:
     slept = 0.0
-    with ledger_of(keeper, heartbeat=1.0, patience=60.0, clock=lambda: time.monotonic() + slept) as ledger:
-        assert ledger.standing() is Standing.HELD
+    with heartbeat_of(leases, every=1.0, give_up=60.0, clock=lambda: time.monotonic() + slept) as heartbeat:
+        assert heartbeat.state() is ClaimState.HELD
         slept = 61.0
-        assert ledger.standing() is Standing.LOST
-        assert ledger.settle(lambda: "done") is None
-    assert keeper.beats == 0
+        assert heartbeat.state() is ClaimState.LOST
+        assert heartbeat.settle(lambda: "done") is None
+    assert leases.beats == 0
 
 
-def test_a_database_that_comes_back_too_late_is_told_nothing_more(keeper: ScriptedKeeper) -> None:
-    keeper.down = True
-    with ledger_of(keeper, patience=0.3) as ledger:
-        eventually(lambda: ledger.standing() is Standing.LOST)
-        keeper.down, before = False, keeper.beats
+def test_a_database_that_comes_back_too_late_is_told_nothing_more(leases: ScriptedLeases) -> None:
+    leases.down = True
+    with heartbeat_of(leases, give_up=0.3) as heartbeat:
+        eventually(lambda: heartbeat.state() is ClaimState.LOST)
+        leases.down, before = False, leases.beats
         time.sleep(0.8)
-        assert keeper.beats <= before + 1, "none but the one that was under way"
-        assert ledger.standing() is Standing.LOST
+        assert leases.beats <= before + 1, "none but the one that was under way"
+        assert heartbeat.state() is ClaimState.LOST
 
 
-def test_a_short_outage_is_survived(keeper: ScriptedKeeper) -> None:
-    with ledger_of(keeper, patience=3.0) as ledger:
-        keeper.down = True
-        eventually(lambda: keeper.beats >= 2)
-        keeper.down = False
-        before = keeper.beats
-        eventually(lambda: keeper.beats > before + 5)
-        assert ledger.standing() is Standing.HELD
+def test_a_short_outage_is_survived(leases: ScriptedLeases) -> None:
+    with heartbeat_of(leases, give_up=3.0) as heartbeat:
+        leases.down = True
+        eventually(lambda: leases.beats >= 2)
+        leases.down = False
+        before = leases.beats
+        eventually(lambda: leases.beats > before + 5)
+        assert heartbeat.state() is ClaimState.HELD
 
 
-def test_writes_keep_their_order_and_the_last_is_answered(keeper: ScriptedKeeper) -> None:
+def test_writes_keep_their_order_and_the_last_is_answered(leases: ScriptedLeases) -> None:
     written: list[int] = []
-    with ledger_of(keeper) as ledger:
+    with heartbeat_of(leases) as heartbeat:
         for number in range(50):
-            ledger.post(lambda number=number: written.append(number) or True)  # type: ignore[misc]
-        assert ledger.settle(lambda: "done") == "done"
+            heartbeat.post(lambda number=number: written.append(number) or True)  # type: ignore[misc]
+        assert heartbeat.settle(lambda: "done") == "done"
     assert written == list(range(50))
 
 
-def test_a_write_waits_out_an_outage(keeper: ScriptedKeeper) -> None:
+def test_a_write_waits_out_an_outage(leases: ScriptedLeases) -> None:
     answers: list[Exception | str] = [Unavailable(), Unavailable(), "landed"]
 
     def write() -> str:
@@ -173,56 +173,56 @@ def test_a_write_waits_out_an_outage(keeper: ScriptedKeeper) -> None:
             raise answer
         return answer
 
-    with ledger_of(keeper, patience=5.0) as ledger:
-        assert ledger.settle(write) == "landed"
+    with heartbeat_of(leases, give_up=5.0) as heartbeat:
+        assert heartbeat.settle(write) == "landed"
     assert not answers
 
 
-def test_a_refused_row_does_not_end_the_run(keeper: ScriptedKeeper) -> None:
+def test_a_refused_row_does_not_end_the_run(leases: ScriptedLeases) -> None:
     def refused() -> bool:
         raise StatementError("a bad row", "INSERT", {}, ValueError("bad"))
 
-    with ledger_of(keeper) as ledger:
-        ledger.post(refused)
-        assert ledger.settle(lambda: "done") == "done"
+    with heartbeat_of(leases) as heartbeat:
+        heartbeat.post(refused)
+        assert heartbeat.settle(lambda: "done") == "done"
 
 
-def test_nothing_is_written_once_the_claim_is_lost(keeper: ScriptedKeeper) -> None:
-    keeper.beat = Beat(ok=False)
+def test_nothing_is_written_once_the_claim_is_lost(leases: ScriptedLeases) -> None:
+    leases.beat = HeartbeatResult(ok=False)
     written: list[int] = []
-    with ledger_of(keeper) as ledger:
-        eventually(lambda: ledger.standing() is Standing.LOST)
-        ledger.post(lambda: written.append(1) or True)  # type: ignore[func-returns-value]
-        assert ledger.settle(lambda: "done") is None
+    with heartbeat_of(leases) as heartbeat:
+        eventually(lambda: heartbeat.state() is ClaimState.LOST)
+        heartbeat.post(lambda: written.append(1) or True)  # type: ignore[func-returns-value]
+        assert heartbeat.settle(lambda: "done") is None
     assert not written
 
 
-def test_no_beat_follows_the_last_write(keeper: ScriptedKeeper) -> None:
-    with ledger_of(keeper) as ledger:
-        ledger.settle(lambda: True)
-        before = keeper.beats
+def test_no_beat_follows_the_last_write(leases: ScriptedLeases) -> None:
+    with heartbeat_of(leases) as heartbeat:
+        heartbeat.settle(lambda: True)
+        before = leases.beats
         time.sleep(0.3)
-    assert keeper.beats == before
+    assert leases.beats == before
 
 
-def test_log_events_of_the_thread_carry_the_jobs_ids(keeper: ScriptedKeeper) -> None:
-    keeper.beat = Beat(ok=False)
+def test_log_events_of_the_thread_carry_the_jobs_ids(leases: ScriptedLeases) -> None:
+    leases.beat = HeartbeatResult(ok=False)
     with (
         structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as events,
         structlog.contextvars.bound_contextvars(job_id="job_1", fence=3),
-        ledger_of(keeper) as ledger,
+        heartbeat_of(leases) as heartbeat,
     ):
-        eventually(lambda: ledger.standing() is Standing.LOST)
+        eventually(lambda: heartbeat.state() is ClaimState.LOST)
         eventually(lambda: len(events) == 1)
     assert events == [{"event": "claim_lost", "job_id": "job_1", "fence": 3, "log_level": "warning"}]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_thread_means_a_lost_claim(keeper: ScriptedKeeper) -> None:
+def test_a_dead_thread_means_a_lost_claim(leases: ScriptedLeases) -> None:
     def broken() -> bool:
         raise RuntimeError("a bug")
 
-    with ledger_of(keeper, patience=60.0) as ledger:
-        ledger.post(broken)
-        eventually(lambda: ledger.standing() is Standing.LOST)
-        assert ledger.settle(lambda: "done") is None
+    with heartbeat_of(leases, give_up=60.0) as heartbeat:
+        heartbeat.post(broken)
+        eventually(lambda: heartbeat.state() is ClaimState.LOST)
+        assert heartbeat.settle(lambda: "done") is None

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from worker.download.hub_retry import Patience, patiently, told_seconds
+from worker.download.hub_retry import HubBackoff, retry_after_seconds, retry_with_backoff
 
 
 @dataclass
@@ -30,9 +30,9 @@ def answered(status: int, **headers: str) -> HfHubHTTPError:
     return HfHubHTTPError("no", response=httpx.Response(status, headers=sent, request=request))
 
 
-def patience(clock: Clock, seconds: float = 60.0, said: list[str] | None = None) -> Patience:
+def backoff(clock: Clock, seconds: float = 60.0, said: list[str] | None = None) -> HubBackoff:
     told = (lambda why, _: said.append(why)) if said is not None else None
-    return Patience(seconds, sleep=clock.sleep, clock=lambda: clock.now, on_wait=told)
+    return HubBackoff(seconds, sleep=clock.sleep, clock=lambda: clock.now, on_wait=told)
 
 
 def failing(*errors: Exception) -> Callable[[], str]:
@@ -49,7 +49,7 @@ def failing(*errors: Exception) -> Callable[[], str]:
 def test_the_hubs_word_is_followed_to_the_second() -> None:
     clock, said = Clock(), list[str]()
     busy = answered(429, Retry_After="7"), answered(429, RateLimit='"api";r=0;t=9'), answered(503, Retry_After="2")
-    assert patiently(failing(*busy), patience(clock, said=said)) == "here"
+    assert retry_with_backoff(failing(*busy), backoff(clock, said=said)) == "here"
     assert clock.waits == [7, 9, 2]
     assert said == ["the Hub answered with HTTP status 429"] * 2 + ["the Hub answered with HTTP status 503"]
 
@@ -57,7 +57,7 @@ def test_the_hubs_word_is_followed_to_the_second() -> None:
 def test_without_a_word_the_waits_grow() -> None:
     clock = Clock()
     errors = [answered(502), httpx.ConnectError("no"), httpx.ReadTimeout("slow"), answered(500)]
-    assert patiently(failing(*errors), patience(clock)) == "here"
+    assert retry_with_backoff(failing(*errors), backoff(clock)) == "here"
     for number, waited in enumerate(clock.waits):
         assert 0.25 * 2**number <= waited <= 0.5 * 2**number
 
@@ -65,15 +65,15 @@ def test_without_a_word_the_waits_grow() -> None:
 def test_a_wait_beyond_patience_is_not_begun() -> None:
     clock = Clock()
     with pytest.raises(HfHubHTTPError):
-        patiently(failing(answered(429, Retry_After="61")), patience(clock))
+        retry_with_backoff(failing(answered(429, Retry_After="61")), backoff(clock))
     assert clock.waits == []
 
 
 def test_patience_ends_and_progress_renews_it() -> None:
     clock = Clock()
-    bounded = patience(clock)
+    bounded = backoff(clock)
     with pytest.raises(httpx.ConnectError):
-        patiently(failing(*[httpx.ConnectError("no")] * 99), bounded)
+        retry_with_backoff(failing(*[httpx.ConnectError("no")] * 99), bounded)
     assert 20 <= clock.now <= 60
     bounded.progressed()
     bounded.wait(answered(429, Retry_After="50"))
@@ -84,13 +84,13 @@ def test_patience_ends_and_progress_renews_it() -> None:
 def test_a_refusal_is_final(error: HfHubHTTPError) -> None:
     clock = Clock()
     with pytest.raises(HfHubHTTPError):
-        patiently(failing(error), patience(clock))
+        retry_with_backoff(failing(error), backoff(clock))
     assert clock.waits == []
 
 
 def test_told_seconds_reads_what_servers_send() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert told_seconds(answered(429, Retry_After=soon)) == pytest.approx(30, abs=3)
-    assert told_seconds(answered(429, Retry_After="soon")) is None
-    assert told_seconds(answered(429, RateLimit='"api";r=5;t=9')) is None
-    assert told_seconds(httpx.ConnectError("no")) is None
+    assert retry_after_seconds(answered(429, Retry_After=soon)) == pytest.approx(30, abs=3)
+    assert retry_after_seconds(answered(429, Retry_After="soon")) is None
+    assert retry_after_seconds(answered(429, RateLimit='"api";r=5;t=9')) is None
+    assert retry_after_seconds(httpx.ConnectError("no")) is None

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from worker.draining import Draining
-from worker.sweeper.restarter import SweeperKeeper
+from worker.sweeper.restarter import SweeperRestarter
 
 CHILD = """
 import os, signal, sys, time
@@ -70,19 +70,19 @@ def pids(log: Path) -> list[int]:
 
 def test_the_sweeper_is_started_again_when_it_dies(tmp_path: Path) -> None:
     log = tmp_path / "pids"
-    keeper = SweeperKeeper("host:1", command=(sys.executable, "-c", KEPT, str(log)), restart_seconds=0.05)
-    keeper.start()
+    restarter = SweeperRestarter("host:1", command=(sys.executable, "-c", KEPT, str(log)), restart_seconds=0.05)
+    restarter.start()
     eventually(lambda: len(pids(log)) == 1)
     os.kill(pids(log)[0], signal.SIGKILL)
     eventually(lambda: len(pids(log)) == 2)
-    keeper.stop()
+    restarter.stop()
     assert not any(is_running(pid) for pid in pids(log))
     time.sleep(0.3)
     assert len(pids(log)) == 2
 
 
 def test_stopping_what_was_never_started_does_nothing() -> None:
-    SweeperKeeper("host:1").stop()
+    SweeperRestarter("host:1").stop()
 
 
 def test_draining_is_seen_across_a_fork() -> None:

@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 
-from jobs.job.lease import Claim, Progress
+from jobs.job.lease import Claim, ProgressReport
 from jobs.kit.states import StageStatus
+from jobs.observability.tracing import NoTracing
 from worker.attempts.progress import ProgressTracker
 from worker.attempts.reporter import Reporter
 from worker.subprocesses.messages import LayerCompleted, Log, Metric, StageAdvanced, StageFinished, StageStarted
+from worker.telemetry.measurements import discard
+from worker.telemetry.ports import AttemptTelemetry
 
 CLAIM = Claim(job_id="job_1", fence=3, attempt=1, max_attempts=3, tenant="default", owner="host:1", spec={})
 
 
 class Book:
-    """Keeper, ledger and clock in one: fakes at the ports, with what was written in order."""
+    """Leases, heartbeat and clock in one: fakes at the ports, with what was written in order."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
@@ -29,7 +32,7 @@ class Book:
         self.lines.append(("stage", name, status, seconds))
         return True
 
-    def record_progress(self, _: Claim, progress: Progress) -> bool:
+    def record_progress(self, _: Claim, progress: ProgressReport) -> bool:
         self.lines.append(("progress", progress))
         return True
 
@@ -54,7 +57,16 @@ def book() -> Book:
 def reporter(book: Book) -> Reporter:
     clock = lambda: book.now  # noqa: E731 — a clock that the test turns
     tracker = ProgressTracker({"calibrate": 1.0, "train": 3.0}, clock=clock)
-    return Reporter(book, CLAIM, book, tracker, clock=clock)  # type: ignore[arg-type]  # fakes at the ports
+    tracing = NoTracing()
+    telemetry = AttemptTelemetry(discard, tracing, tracing.span("job attempt"))
+    return Reporter(
+        book,  # type: ignore[arg-type]  # fakes at the ports
+        CLAIM,
+        book,  # type: ignore[arg-type]
+        tracker,
+        telemetry=telemetry,
+        clock=clock,
+    )
 
 
 def test_stages_are_written_as_they_come(book: Book, reporter: Reporter) -> None:

@@ -1,4 +1,4 @@
-"""One file over a real connection that breaks, repeats itself, lies or asks for patience."""
+"""One file over a real connection that breaks, repeats itself, lies or asks for backoff."""
 
 import hashlib
 import threading
@@ -10,7 +10,7 @@ from huggingface_hub import close_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from tests.hub_server import TOKEN, Fault, Hub, HubModel, git_blob_id, serve_hub
-from worker.download.hub_retry import Patience
+from worker.download.hub_retry import HubBackoff
 from worker.download.transfer import UNFINISHED, Abandoned, DamagedFile, HubFile, fetch_file
 
 NAME = "model.safetensors"
@@ -39,8 +39,8 @@ def fetch(
     stop: threading.Event | None = None,
     headers: dict[str, str] | None = None,
 ) -> bytes:
-    patience = Patience(seconds, sleep=lambda _: None)
-    fetch_file(file, directory, headers=headers or {}, patience=patience, stop=stop or threading.Event())
+    backoff = HubBackoff(seconds, sleep=lambda _: None)
+    fetch_file(file, directory, headers=headers or {}, backoff=backoff, stop=stop or threading.Event())
     return (directory / file.name).read_bytes()
 
 

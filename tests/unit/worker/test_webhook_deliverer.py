@@ -56,14 +56,14 @@ def test_a_wrong_setting_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs, delivering(NO_DATABASE, settings):
         went_on = True
     assert went_on
-    assert [entry["event"] for entry in logs] == ["webhooks_off"]
+    assert [entry["event"] for entry in logs] == ["webhooks_disabled"]
 
 
 def test_without_a_database_it_waits_and_stops_when_told(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
         with delivering(NO_DATABASE, Settings(data_dir=tmp_path, webhook_concurrency=2)):
             pass
-        assert all(entry["event"] == "webhooks_wait" for entry in logs)
+        assert all(entry["event"] == "webhook_claim_failed" for entry in logs)
 
 
 def test_with_a_concurrency_of_zero_nothing_is_started(tmp_path: Path) -> None:

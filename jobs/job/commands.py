@@ -1,0 +1,130 @@
+"""What a tenant can have done with jobs. Each public method is one transaction; what it returns is a frozen view.
+
+Errors: any :class:`jobs.kit.errors.QuantryError` named per method; a database that does not answer is ``Unavailable``.
+"""
+
+import shutil
+from typing import NamedTuple
+
+from jobs.artifacts import ArtifactStore
+from jobs.credentials import require_credentials_of
+from jobs.idempotency import IdempotentRequest
+from jobs.job.artifact_files import ArtifactFiles
+from jobs.job.lifecycle import Origin, RetryRequest, cancel, enqueue, find_job, retry
+from jobs.job.nudge import Nudger
+from jobs.job.queries import job_views
+from jobs.job.views import JobView
+from jobs.kit.errors import InvalidState
+from jobs.repository import jobs
+from jobs.repository.database import Database
+from jobs.settings import Settings
+from quant_engine.interface.stages import RetryStage
+from quant_engine.policy import JobRequest
+
+
+class CreatedJob(NamedTuple):
+    """The answer to a request for a job. ``is_new`` is false when it is replayed from the Idempotency-Key."""
+
+    job: JobView
+    is_new: bool
+
+
+class JobCommands:
+    """Creates, cancels, retries and deletes jobs. Every query is scoped by ``tenant``; foreign ids look missing."""
+
+    def __init__(self, database: Database, settings: Settings, store: ArtifactStore, nudger: Nudger) -> None:
+        self._database = database
+        self._settings = settings
+        self._files = ArtifactFiles(store, settings)
+        self._nudger = nudger
+
+    def create_job(
+        self,
+        request: JobRequest,
+        *,
+        tenant: str,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> CreatedJob:
+        """Validate, resolve and enqueue; nudges a worker after the commit.
+
+        ``request_id`` and ``traceparent`` (W3C Trace Context) go with the job to whoever runs it, for logs and traces.
+
+        Raises:
+            InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: what is asked for can not be done; names
+                the field.
+            IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
+        """
+        kept = self._settings.idempotency_seconds
+        idempotent = IdempotentRequest.of(tenant, "POST /v1/jobs", idempotency_key, request, keep_seconds=kept)
+        with self._database.transaction() as session:
+            stored = idempotent.replay(session, JobView)
+            if stored is not None:
+                return CreatedJob(stored, is_new=False)
+            require_credentials_of(session, tenant, request)
+            job = enqueue(session, request, tenant, self._settings, Origin(request_id, traceparent))
+            view = job_views(session, [job])[0]
+            idempotent.remember(session, view)
+        self._nudger.nudge()
+        return CreatedJob(view, is_new=True)
+
+    def cancel_job(self, job_id: str, *, tenant: str, idempotency_key: str | None = None) -> JobView:
+        """Raises: JobNotFound, InvalidState on a terminal job, IdempotencyConflict, IdempotencyInFlight."""
+        kept = self._settings.idempotency_seconds
+        idempotent = IdempotentRequest.of(
+            tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None, keep_seconds=kept
+        )
+        with self._database.transaction() as session:
+            stored = idempotent.replay(session, JobView)
+            if stored is not None:
+                return stored
+            view = job_views(session, [cancel(session, tenant, job_id)])[0]
+            idempotent.remember(session, view)
+            return view
+
+    def retry_job(
+        self,
+        job_id: str,
+        *,
+        tenant: str,
+        from_stage: RetryStage | None = None,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> JobView:
+        """Queue a failed or cancelled job again; nudges a worker after the commit.
+
+        It resumes from what its attempts left where it ran, from the stage ``from_stage`` if one is named.
+
+        Raises: JobNotFound, InvalidState on any other job, IdempotencyConflict, IdempotencyInFlight.
+        """
+        wanted = RetryRequest(from_stage=from_stage)
+        kept = self._settings.idempotency_seconds
+        idempotent = IdempotentRequest.of(
+            tenant, f"POST /v1/jobs/{job_id}/retry", idempotency_key, wanted, keep_seconds=kept
+        )
+        with self._database.transaction() as session:
+            stored = idempotent.replay(session, JobView)
+            if stored is not None:
+                return stored
+            origin = Origin(request_id, traceparent)
+            job = retry(session, tenant, job_id, wanted, self._settings.max_attempts, origin)
+            view = job_views(session, [job])[0]
+            idempotent.remember(session, view)
+        self._nudger.nudge()
+        return view
+
+    def delete_job(self, job_id: str, *, tenant: str) -> None:
+        """Rows and work files of a terminal job, at once; bytes that no other job has follow with ``jobs.gc``.
+
+        Raises: JobNotFound, InvalidState.
+        """
+        with self._database.transaction() as session:
+            job = find_job(session, tenant, job_id)
+            if not jobs.delete_terminal(session, tenant, job_id):
+                raise InvalidState(
+                    f"The job is {job.status}. Cancel it first; it can be deleted once it is over.", retry_after=5
+                )
+        self._files.forget(job_id)
+        shutil.rmtree(self._settings.work_dir / job_id, ignore_errors=True)

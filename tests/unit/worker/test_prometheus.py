@@ -1,0 +1,27 @@
+"""What the memory of a worker's processes is labelled with."""
+
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from worker.subprocesses.environment import DOWNLOAD, PUBLISH, RUNNER
+from worker.sweeper.restarter import SWEEPER
+from worker.telemetry.prometheus import _role
+
+
+@pytest.fixture
+def process(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
+    with psutil.Popen([sys.executable, "-c", "input()", *request.param[1:]], stdin=-1) as started:
+        yield started
+        started.kill()
+
+
+@pytest.mark.parametrize(
+    ("process", "role"),
+    [(RUNNER, "runner"), (DOWNLOAD, "download"), (PUBLISH, "publish"), (SWEEPER, "sweeper"), (("python",), "pool")],
+    indirect=["process"],
+)
+def test_a_process_is_labelled_with_what_it_is_for(process: psutil.Process, role: str) -> None:
+    assert _role(process) == role
