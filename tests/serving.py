@@ -24,7 +24,7 @@ class Serving:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUANTRY_")}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quantry.main", "serve", "--port=0", f"--data-dir={data_dir}", *options],
+                [sys.executable, "-m", "quantry", "serve", "--port=0", f"--data-dir={data_dir}", *options],
                 env={**inherited, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from quantry.errors import QuantryError
-from quantry.processes import Kept, Process, ProcessSpec
+from quantry.service.processes import Kept, Process, ProcessSpec
 
 WAIT_SECONDS = 10.0
 
@@ -90,7 +90,7 @@ def test_children_die_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from quantry.processes import Process, ProcessSpec\n"
+        "from quantry.service.processes import Process, ProcessSpec\n"
         "code = 'import time; time.sleep(60)'\n"
         "spec = ProcessSpec(name='child', arguments=('-c', code), environment=dict(os.environ))\n"
         f"print(Process(spec, Path({str(tmp_path)!r})).pid, flush=True)\n"
@@ -109,7 +109,7 @@ def test_the_launcher_refuses_to_start_for_a_parent_that_is_gone() -> None:
     command = [
         sys.executable,
         "-m",
-        "quantry.launch",
+        "quantry.service.launch",
         "SIGKILL",
         str(someone_else),
         sys.executable,
@@ -140,7 +140,7 @@ def test_a_crash_is_mended_and_a_stop_is_for_good(tmp_path: Path) -> None:
 def test_a_process_that_keeps_ending_is_given_up_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantry.processes._LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("quantry.service.processes._LONGEST_PAUSE_SECONDS", 0.01)
     said: list[str] = []
     kept = Kept(python("raise SystemExit('broken for good')"), tmp_path, said.append)
 
@@ -157,7 +157,7 @@ def test_a_process_that_keeps_ending_is_given_up_with_its_reason(
 
 
 def test_a_long_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantry.processes._LOG_BYTES", 10)
+    monkeypatch.setattr("quantry.service.processes._LOG_BYTES", 10)
     (tmp_path / "child.log").write_text("x" * 11)
     process = Process(python("pass"), tmp_path)
     assert process.wait() == 0
