@@ -164,3 +164,17 @@ def test_a_long_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     process.stop()
     assert (tmp_path / "child.log.1").read_text() == "x" * 11
     assert process.tail() == []
+
+
+def test_the_current_directory_is_on_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the launcher, nor the child, nor what the child starts, imports a package that lies there."""
+    for name in ("psutil", "quantry"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported from here')\n")
+    (tmp_path / "only_here.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    grandchild = "[sys.executable, '-c', 'import psutil, quantry, only_here']"
+    code = f"import psutil, quantry, subprocess, sys; sys.exit(subprocess.run({grandchild}).returncode)"
+    process = Process(python(code), tmp_path)
+    assert process.wait() == 1
+    assert "No module named 'only_here'" in process.tail()[-1]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from quantry import console
+from quantry.cli import console
 from quantry.cli.main import app
 from tests.unit.quantry.conftest import ScriptedServer, json_answer
 
