@@ -22,21 +22,20 @@ WORKDIR /app
 COPY requirements.lock ./
 RUN pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' requirements.lock)"
 COPY pyproject.toml ./
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > runtime.txt \
+# A list that names another of this package's lists ("quantry[server]") adds nothing here: both are read.
+RUN python3 -c "import sys, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in sys.argv[1].split(',') for each in extras[name] if not each.startswith('quantry[')), sep='\n')" server,worker > runtime.txt \
     && pip install --constraint requirements.lock --requirement runtime.txt "setuptools>=77"
 RUN if [ -n "$EXTRAS" ]; then \
         python3 -c "import sys, tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(each for name in sys.argv[1].split(',') for each in extras[name]), sep='\n')" "$EXTRAS" > extras.txt \
         && pip install --no-build-isolation --constraint requirements.lock --requirement extras.txt; \
     fi
 COPY alembic.ini LICENSE README.md ./
-COPY migrations migrations
 COPY quant_engine quant_engine
 COPY jobs jobs
 COPY api api
 COPY worker worker
-COPY client client
-RUN pip install --no-deps --no-build-isolation --editable . && python3 -m compileall -q api client jobs quant_engine worker
+COPY quantry quantry
+RUN pip install --no-deps --no-build-isolation --editable . && python3 -m compileall -q api jobs quant_engine quantry worker
 
 FROM ${BASE_IMAGE}
 RUN command -v python3 > /dev/null \

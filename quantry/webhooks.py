@@ -1,130 +1,75 @@
-"""``quantry webhooks``: where the service tells of events. Receivers check messages with ``webhook_signature``."""
+"""For receivers of webhooks: ``verify`` says whether a message is really from the service.
 
-from itertools import islice
-from typing import Annotated
+This file needs the standard library only, and nothing else of Quantry: a receiver may copy it.
 
-import typer
-from rich.markup import escape
-from rich.table import Table
+Source: the Standard Webhooks specification, "Verifying signatures" (standardwebhooks.com).
+"""
 
-from quantry.console import Url, err, open_client, out
-from quantry.webhook_calls import Delivery, Webhook
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-commands = typer.Typer(help="URLs that are told when a job or a publication ends.")
-
-Id = Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")]
-
-
-@commands.command()
-def add(
-    target: Annotated[str, typer.Argument(metavar="URL", help="https, reachable for the service's workers.")],
-    event: Annotated[
-        list[str] | None, typer.Option(help="Such as job.running; repeatable. Default: the ends of things.")
-    ] = None,
-    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
-    url: Url = None,
-) -> None:
-    """Be told of events; the webhook's id and its secret go to standard output."""
-    with open_client(url) as client:
-        _show_secret(client.webhooks.add(target, events=event or (), description=description))
+_PREFIX: Final = "whsec_"
+_TOLERANCE_SECONDS: Final = 300.0
 
 
-@commands.command("list")
-def list_all(url: Url = None) -> None:
-    """The webhooks, newest first."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("id", "state", "events", "URL"):
-        table.add_column(heading, no_wrap=heading == "id", overflow="fold")
-    with open_client(url) as client:
-        for webhook in client.webhooks.list():
-            table.add_row(webhook.id, _state(webhook), " ".join(webhook.events), escape(webhook.url))
-    out.print(table)
+class WebhookVerificationError(Exception):
+    """The message is not from the service, or it is an old one that somebody sends again. Answer 400 and ignore it."""
 
 
-@commands.command()
-def remove(webhook: Id, url: Url = None) -> None:
-    """Stop telling it, and forget its deliveries."""
-    with open_client(url) as client:
-        client.webhooks.remove(webhook)
-    err.print(f"{webhook} is gone.")
+def verify(
+    secret: str,
+    headers: Mapping[str, str],
+    body: bytes | str,
+    *,
+    tolerance_seconds: float = _TOLERANCE_SECONDS,
+    clock: Callable[[], float] = time.time,
+) -> dict[str, Any]:
+    """The message, once its signature has been checked: ``{"type": …, "timestamp": …, "data": {…}}``.
+
+    ``body`` is what came over the wire, not JSON that was parsed and written again. A message can come twice: keep its
+    ``webhook-id`` header, and ignore one that you have seen.
+
+    Raises:
+        WebhookVerificationError: a header is missing, no signature fits, or the time stamp is too far from now.
+        ValueError: ``secret`` is not one.
+    """
+    given = {name.lower(): value for name, value in headers.items()}
+    try:
+        message_id, stamp = given["webhook-id"], given["webhook-timestamp"]
+        signatures = given["webhook-signature"].split(" ")
+    except KeyError as missing:
+        raise WebhookVerificationError(f"The header {missing.args[0]} is missing.") from None
+    raw = body.encode() if isinstance(body, str) else body
+    expected = hmac.digest(_key(secret), f"{message_id}.{stamp}.".encode() + raw, hashlib.sha256)
+    if not any(_fits(signature, expected) for signature in signatures):
+        raise WebhookVerificationError("No signature fits. Check the secret, and that the body is as it was sent.")
+    if not (stamp.isascii() and stamp.isdigit()) or abs(clock() - int(stamp)) > tolerance_seconds:
+        raise WebhookVerificationError("The time stamp is too far from now. Check this machine's clock.")
+    message: dict[str, Any] = json.loads(raw)
+    return message
 
 
-@commands.command()
-def rotate(webhook: Id, url: Url = None) -> None:
-    """Replace the secret. The one before goes on signing beside it for a while, so that nothing is refused."""
-    with open_client(url) as client:
-        rotated = client.webhooks.rotate(webhook)
-    _show_secret(rotated)
-    if rotated.previous_secret_until is not None:
-        err.print(f"The secret before signs as well until {rotated.previous_secret_until:%Y-%m-%d %H:%M} UTC.")
+def _fits(signature: str, expected: bytes) -> bool:
+    version, _, text = signature.partition(",")
+    if version != "v1":
+        return False
+    try:
+        return hmac.compare_digest(base64.b64decode(text, validate=True), expected)
+    except (binascii.Error, ValueError):
+        return False
 
 
-@commands.command()
-def enable(webhook: Id, url: Url = None) -> None:
-    """Tell it again, after it was disabled."""
-    with open_client(url) as client:
-        client.webhooks.change(webhook, enabled=True)
-    err.print(f"{webhook} is enabled.")
-
-
-@commands.command()
-def disable(webhook: Id, url: Url = None) -> None:
-    """Tell it nothing until it is enabled again."""
-    with open_client(url) as client:
-        client.webhooks.change(webhook, enabled=False)
-    err.print(f"{webhook} is disabled.")
-
-
-@commands.command("test")
-def send_test(webhook: Id, url: Url = None) -> None:
-    """Have a test message sent; its id goes to standard output."""
-    with open_client(url) as client:
-        delivery = client.webhooks.test(webhook)
-    out.print(delivery.id, highlight=False)
-    err.print(f"See what becomes of it with: quantry webhooks deliveries {webhook}")
-
-
-@commands.command()
-def deliveries(
-    webhook: Id,
-    status: Annotated[str | None, typer.Option(help="Only those: pending, succeeded or failed.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
-    url: Url = None,
-) -> None:
-    """What became of its messages, newest first."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("id", "event", "status", "attempts", "last attempt", "next", "answer"):
-        table.add_column(heading, no_wrap=heading == "id", overflow="fold")
-    with open_client(url) as client:
-        for delivery in islice(client.webhooks.deliveries(webhook, status=status), limit):
-            table.add_row(*_cells(delivery))
-    out.print(table)
-
-
-@commands.command()
-def redeliver(
-    webhook: Id, message: Annotated[str, typer.Argument(help="Its id, as deliveries shows it.")], url: Url = None
-) -> None:
-    """Have a message sent again, under the id it has."""
-    with open_client(url) as client:
-        client.webhooks.redeliver(webhook, message)
-    err.print(f"{message} is sent again.")
-
-
-def _show_secret(webhook: Webhook) -> None:
-    out.print(webhook.id, highlight=False)
-    out.print(webhook.secret or "", highlight=False, soft_wrap=True, markup=False)
-    err.print("Keep the secret where the receiver finds it: it is not shown again.")
-
-
-def _state(webhook: Webhook) -> str:
-    if not webhook.enabled:
-        return f"disabled ({escape(webhook.disabled_reason or 'requested')})"
-    return "enabled" if webhook.failing_since is None else f"failing since {webhook.failing_since:%Y-%m-%d %H:%M}"
-
-
-def _cells(delivery: Delivery) -> tuple[str, ...]:
-    moments = (delivery.last_attempt_at, delivery.next_attempt_at)
-    tried, next_try = ("" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}" for moment in moments)
-    answer = delivery.last_error or ("" if delivery.last_status is None else str(delivery.last_status))
-    return (delivery.id, delivery.type, delivery.status, str(delivery.attempts), tried, next_try, escape(answer))
+def _key(secret: str) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not key:
+        raise ValueError("A webhook's secret is 'whsec_' and base64, as creating or rotating the webhook showed it.")
+    return key

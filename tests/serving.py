@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,14 +17,22 @@ STOP_SECONDS = 60.0
 class Serving:
     """A running ``quantry serve``; what it said so far is in ``said``."""
 
-    def __init__(self, data_dir: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *options: str,
+        program: Sequence[str] = (sys.executable, "-m", "quantry"),
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         data_dir.mkdir(exist_ok=True)
         self.data_dir = data_dir
         self.output = data_dir / "said.txt"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUANTRY_")}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quantry.main", "serve", "--port=0", f"--data-dir={data_dir}", *options],
+                [*program, "serve", "--port=0", f"--data-dir={data_dir}", *options],
+                cwd=cwd,
                 env={**inherited, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

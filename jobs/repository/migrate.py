@@ -9,14 +9,14 @@ from alembic.config import Config
 from jobs.kit.errors import InstallationError
 from jobs.repository.database import Database
 
-_MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+_MIGRATIONS: Final = Path(__file__).resolve().parent / "migrations"
 
 
 def upgrade(database: Database) -> None:
     """To the newest revision; nothing happens when it is there already.
 
     Raises:
-        InstallationError: the migrations are not beside this package.
+        InstallationError: the migrations are not beside this module.
         sqlalchemy.exc.OperationalError: the database does not answer, or a lock was not free within its timeout.
     """
     with database.engine.begin() as connection:
@@ -35,7 +35,7 @@ def check(database: Database) -> None:
 
 def _config() -> Config:
     if not (_MIGRATIONS / "env.py").is_file():
-        raise InstallationError(f"There are no migrations in {_MIGRATIONS}. Install Quantry from its repository.")
+        raise InstallationError(f"There are no migrations in {_MIGRATIONS}. Install Quantry again.")
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -77,12 +77,12 @@ def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
 
 
 def _program(checkpoint: Path) -> list[str]:
-    """What is run: nothing of ours where nothing is online. -P keeps the script's neighbours from being imported."""
+    """What is run: nothing of ours where nothing is online. -P: nothing beside the script, or here, is imported."""
     try:
         universal = _is_universal(checkpoint)
     except EngineError:
         universal = False  # the other program says what is wrong
-    return ["-P", reload_check.__file__] if universal else ["-m", "quant_engine.checkpoint.verify"]
+    return ["-P", reload_check.__file__] if universal else ["-P", "-m", "quant_engine.checkpoint.verify"]
 
 
 def _is_universal(checkpoint: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 _ROOT: Final = Path(__file__).parents[2]
-_ROOMS: Final = ("api", "jobs", "worker", "quantry", "quant_engine", "benchmarks", "migrations", "tests", "docs")
+_ROOMS: Final = ("api", "jobs", "worker", "quantry", "quant_engine", "benchmarks", "tests", "docs")
 _OURS: Final = (*_ROOMS[:6], "tests")
 _DOCUMENTS: Final = sorted(
     [_ROOT / "README.md", _ROOT / "CONTRIBUTING.md", *(_ROOT / "docs").rglob("*.md")],

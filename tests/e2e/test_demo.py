@@ -22,7 +22,7 @@ def demo(data_dir: Path, models_dir: Path, *options: str) -> "subprocess.Popen[s
         "QUANTRY_MODELS_DIR": str(models_dir),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "quantry.main", "demo", *options],
+        [sys.executable, "-m", "quantry", "demo", *options],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from quantry.http import Event, Quantry, QuantryError
+from quantry import Event, Quantry, QuantryError
 from tests.serving import Serving, eventually, serving
 from tests.tiny_models import write_tiny_model
 
@@ -70,7 +70,7 @@ def kill_on_the_way(service: Serving, events: Iterator[Event]) -> tuple[list[Eve
         elif killed_at and not recovered_after and event.type == "job.status" and event.data["status"] == "running":
             recovered_after = time.monotonic() - killed_at
         elif recovered_after and not api_killed and event.type == "stage.status":
-            os.kill(service.child("uvicorn").pid, signal.SIGKILL)
+            os.kill(service.child("api").pid, signal.SIGKILL)
             api_killed = True
     assert api_killed, seen
     return seen, recovered_after

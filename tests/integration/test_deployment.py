@@ -171,7 +171,7 @@ def test_the_image_gets_every_room_and_nothing_else() -> None:
     copied = {word for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.M) for word in shlex.split(line)[:-1]}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     rooms = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert rooms | {"migrations", "alembic.ini"} <= copied
+    assert rooms | {"alembic.ini"} <= copied
     assert all((ROOT / name).exists() for name in copied)
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == allowed

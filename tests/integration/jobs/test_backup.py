@@ -157,7 +157,7 @@ def quantry(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
     """The command as an operator gives it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUANTRY_")}
     return subprocess.run(
-        [sys.executable, "-m", "quantry.main", *arguments],
+        [sys.executable, "-m", "quantry", *arguments],
         env={**inherited, **environment},
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantry.http import Quantry
+from quantry import Quantry
 from tests.serving import START_SECONDS, STOP_SECONDS, eventually, gone, serving
 
 pytestmark = pytest.mark.slow
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.slow
 def test_a_killed_api_comes_back_with_everything_and_a_stop_leaves_nothing(server_data_dir: Path) -> None:
     with serving(server_data_dir, "--no-demo-model") as service, Quantry(service.url()) as client:
         assert client.ready()
-        before = service.child("uvicorn")
+        before = service.child("api")
         os.kill(before.pid, signal.SIGKILL)
         # No retry is needed: the connection waits in the queue of the socket that serve holds.
         assert list(client.jobs()) == []
-        assert service.child("uvicorn").pid != before.pid
+        assert service.child("api").pid != before.pid
         assert "api ended with signal SIGKILL; starting it again" in service.said
 
-        os.kill(service.child("celery").pid, signal.SIGKILL)
+        os.kill(service.child("worker").pid, signal.SIGKILL)
         assert eventually(lambda: "worker ended with signal SIGKILL" in service.said, 20)
         assert eventually(client.ready, 60)
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from quantry import transport
-from quantry.http import Quantry
+from quantry import Quantry, transport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from quantry.config import api_key, serve_config, service_url, url_of
+from quantry.environment import api_key, service_url, url_of
 from quantry.errors import QuantryError
+from quantry.service.config import serve_config
 
 
 def test_defaults_are_loopback_and_a_directory_here() -> None:

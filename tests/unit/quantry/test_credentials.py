@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantry.credentials import read_token
+from quantry.cli.credentials import read_token
 from quantry.errors import QuantryError
 from tests.unit.quantry.conftest import ScriptedServer, job_body, json_answer
 from tests.unit.quantry.test_main import environment
@@ -26,7 +26,7 @@ CREDENTIAL = {
 
 def quantry(server: ScriptedServer, *arguments: str, said: str = "") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "quantry.main", *arguments],
+        [sys.executable, "-m", "quantry", *arguments],
         env=environment(server),
         input=said,
         capture_output=True,

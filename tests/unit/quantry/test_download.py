@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quantry.http import Artifact, Quantry, QuantryError
+from quantry import Artifact, Quantry, QuantryError
 from tests.unit.quantry.conftest import Answer, ScriptedServer, json_answer
 
 CONTENT = bytes(range(256)) * 20

@@ -3,7 +3,7 @@
 import pytest
 
 from quant_engine.policy import JobRequest
-from quantry.http import Quantry, QuantryError
+from quantry import Quantry, QuantryError
 from tests.unit.quantry.conftest import Answer, ScriptedServer, job_body, json_answer
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from quantry.cli.jobs import model_reference, read_policy
+from quantry.cli.main import error_line
 from quantry.errors import FieldError, QuantryError
-from quantry.main import error_line, model_reference, read_policy
 from tests.unit.quantry.conftest import Answer, ScriptedServer, job_body, json_answer
 
 LAYER = {
@@ -33,7 +34,7 @@ def environment(server: ScriptedServer) -> dict[str, str]:
 
 def quantry(server: ScriptedServer, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "quantry.main", *arguments],
+        [sys.executable, "-m", "quantry", *arguments],
         env=environment(server),
         capture_output=True,
         text=True,
@@ -154,7 +155,7 @@ def test_ctrl_c_stops_watching_and_says_that_the_job_goes_on(server: ScriptedSer
     started = Answer(body=running + training, hold=hold)
     server.answers = [json_answer(job_body()), started]
     with subprocess.Popen(
-        [sys.executable, "-m", "quantry.main", "watch", "job_1"],
+        [sys.executable, "-m", "quantry", "watch", "job_1"],
         env=environment(server),
         stderr=subprocess.PIPE,
         text=True,

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from quantry.results import Eta, Event, Layer, Progress
-from quantry.tables import layer_table, layers_as_csv, print_layers, summary_table
-from quantry.watch import View, count, eta, follow, open_view, phase
+from quantry.terminal.tables import layer_table, layers_as_csv, print_layers, summary_table
+from quantry.terminal.watch import View, count, eta, follow, open_view, phase
 from tests.unit.quantry.conftest import job_body
 
 LAYER = Layer(

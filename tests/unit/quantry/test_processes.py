@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from quantry.errors import QuantryError
-from quantry.processes import Kept, Process, ProcessSpec
+from quantry.service.processes import Kept, Process, ProcessSpec
 
 WAIT_SECONDS = 10.0
 
@@ -90,7 +90,7 @@ def test_children_die_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from quantry.processes import Process, ProcessSpec\n"
+        "from quantry.service.processes import Process, ProcessSpec\n"
         "code = 'import time; time.sleep(60)'\n"
         "spec = ProcessSpec(name='child', arguments=('-c', code), environment=dict(os.environ))\n"
         f"print(Process(spec, Path({str(tmp_path)!r})).pid, flush=True)\n"
@@ -109,7 +109,7 @@ def test_the_launcher_refuses_to_start_for_a_parent_that_is_gone() -> None:
     command = [
         sys.executable,
         "-m",
-        "quantry.launch",
+        "quantry.service.launch",
         "SIGKILL",
         str(someone_else),
         sys.executable,
@@ -140,7 +140,7 @@ def test_a_crash_is_mended_and_a_stop_is_for_good(tmp_path: Path) -> None:
 def test_a_process_that_keeps_ending_is_given_up_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantry.processes._LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("quantry.service.processes._LONGEST_PAUSE_SECONDS", 0.01)
     said: list[str] = []
     kept = Kept(python("raise SystemExit('broken for good')"), tmp_path, said.append)
 
@@ -157,10 +157,24 @@ def test_a_process_that_keeps_ending_is_given_up_with_its_reason(
 
 
 def test_a_long_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantry.processes._LOG_BYTES", 10)
+    monkeypatch.setattr("quantry.service.processes._LOG_BYTES", 10)
     (tmp_path / "child.log").write_text("x" * 11)
     process = Process(python("pass"), tmp_path)
     assert process.wait() == 0
     process.stop()
     assert (tmp_path / "child.log.1").read_text() == "x" * 11
     assert process.tail() == []
+
+
+def test_the_current_directory_is_on_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the launcher, nor the child, nor what the child starts, imports a package that lies there."""
+    for name in ("psutil", "quantry"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported from here')\n")
+    (tmp_path / "only_here.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    grandchild = "[sys.executable, '-c', 'import psutil, quantry, only_here']"
+    code = f"import psutil, quantry, subprocess, sys; sys.exit(subprocess.run({grandchild}).returncode)"
+    process = Process(python(code), tmp_path)
+    assert process.wait() == 1
+    assert "No module named 'only_here'" in process.tail()[-1]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from quantry import Quantry
+from quantry.cli.publish import follow_publication, follow_publications
 from quantry.errors import QuantryError
-from quantry.http import Quantry
-from quantry.publish import follow_publication, follow_publications
 from quantry.results import Job
 from tests.unit.quantry.conftest import ScriptedServer, job_body, json_answer
 from tests.unit.quantry.test_main import environment
@@ -47,7 +47,7 @@ def test_publish_follows_the_push_and_prints_the_commit(server: ScriptedServer) 
         json_answer(publication("succeeded", 10, commit=COMMIT), ETag='"2"'),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "quantry.main", "publish", "job_1", "me/tiny", "--public", "--credential", "cred_1"],
+        [sys.executable, "-m", "quantry", "publish", "job_1", "me/tiny", "--public", "--credential", "cred_1"],
         env=environment(server),
         capture_output=True,
         text=True,
@@ -71,7 +71,7 @@ def test_submit_asks_for_the_push_in_the_job_itself(server: ScriptedServer) -> N
     server.answers = [json_answer(job_body("queued"), 202)]
     arguments = ("submit", "local:tiny", "--publish", "me/tiny", "--credential", "cred_1")
     done = subprocess.run(
-        [sys.executable, "-m", "quantry.main", *arguments],
+        [sys.executable, "-m", "quantry", *arguments],
         env=environment(server),
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from quantry.http import FieldError, Quantry, QuantryError
+from quantry import FieldError, Quantry, QuantryError
 from tests.unit.quantry.conftest import Answer, ScriptedServer, job_body, json_answer
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from quantry import console
-from quantry.main import app
+from quantry.cli import console
+from quantry.cli.main import app
 from tests.unit.quantry.conftest import ScriptedServer, json_answer
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 — the specification's example

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from quantry.config import api_key, service_url
-from quantry.http import Quantry
+from quantry.client import Quantry
+from quantry.environment import api_key, service_url
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -1,5 +1,4 @@
-"""The ``quantry`` command: serve, demo, submit, watch, cancel, retry, layers, download, publish, credentials,
-webhooks, gc, backup, restore."""
+"""``quantry submit``, ``watch``, ``cancel``, ``retry``, ``layers`` and ``download``: one job, from start to files."""
 
 import json
 import sys
@@ -10,62 +9,20 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from quantry.config import serve_config
-from quantry.console import Url, err, open_client, out
-from quantry.credentials import commands
-from quantry.demo import DemoSize, run_demo
+from quantry.cli.console import Url, err, open_client, out
+from quantry.cli.publish import follow_publications, hub_target
+from quantry.client import Quantry
 from quantry.errors import QuantryError, error_from_problem
-from quantry.http import Quantry
-from quantry.lifecycle import JobId, cancel, retry
-from quantry.maintenance import backup, gc, restore
-from quantry.publish import follow_publications, hub_target, publish
 from quantry.results import Artifact, Job
-from quantry.serve import serve as serve_until_stopped
-from quantry.tables import layers_as_csv, print_layers, summary_table
-from quantry.watch import watch_job
-from quantry.webhooks import commands as webhook_commands
+from quantry.terminal.tables import layers_as_csv, print_layers, summary_table
+from quantry.terminal.watch import watch_job
 
 _DEFAULT_PRESET: Final = "trainable-smoothrot-w4a4"
 _INTERRUPTED: Final = 130
 
-app = typer.Typer(
-    help="Quantization as a service.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
-app.add_typer(commands, name="credentials", no_args_is_help=True)
-app.add_typer(webhook_commands, name="webhooks", no_args_is_help=True)
-app.command()(publish)
-for operation in (cancel, retry, gc, backup, restore):
-    app.command()(operation)
+JobId = Annotated[str, typer.Argument(help="The job's id, as submit printed it.")]
 
 
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Default QUANTRY_HOST, or 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default QUANTRY_PORT, or 8000; 0: any free.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Default QUANTRY_DATA_DIR, or ./var.")] = None,
-    *,
-    demo_model: Annotated[bool, typer.Option(help="Prepare local:smollm2-135m if it is missing.")] = True,
-) -> None:
-    """Run the whole service here, until Ctrl-C."""
-    config = serve_config(host=host, port=port, data_dir=data_dir)
-    serve_until_stopped(config, _say, demo_model=demo_model)
-
-
-@app.command()
-def demo(
-    samples: Annotated[int, typer.Option(help="Calibration samples of 128 tokens.")] = DemoSize.samples,
-    steps: Annotated[int, typer.Option(help="Training steps for each layer.")] = DemoSize.steps,
-    perplexity_tokens: Annotated[int, typer.Option(help="Tokens for perplexity.")] = DemoSize.perplexity_tokens,
-) -> None:
-    """One real job on a real model, start to finish."""
-    try:
-        run_demo(DemoSize(samples=samples, steps=steps, perplexity_tokens=perplexity_tokens), out)
-    except KeyboardInterrupt:
-        err.print("Interrupted; everything the demo started has been stopped.")
-        raise typer.Exit(_INTERRUPTED) from None
-
-
-@app.command()
 def submit(
     model: Annotated[str, typer.Argument(help="local:NAME, or an id on the Hub.")],
     preset: Annotated[str | None, typer.Option(help=f"Default {_DEFAULT_PRESET}, unless --policy names one.")] = None,
@@ -104,14 +61,12 @@ def submit(
             err.print(f"Follow it with: quantry watch {job.id}")
 
 
-@app.command()
 def watch(job: JobId, url: Url = None) -> None:
     """Follow a job to its end. Ctrl-C stops watching, not the job."""
     with open_client(url) as client:
         _watch(client, job)
 
 
-@app.command()
 def layers(
     job: JobId,
     url: Url = None,
@@ -128,7 +83,6 @@ def layers(
         print_layers(rows, out)
 
 
-@app.command()
 def download(
     job: JobId,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is missing.")],
@@ -147,6 +101,29 @@ def download(
         paths = client.download(job, directory, on_bytes=show)
     for path in paths:
         out.print(str(path), highlight=False, soft_wrap=True, markup=False)
+
+
+def cancel(job: JobId, url: Url = None) -> None:
+    """Stop a job. It is certain to stop once this returns, also while no worker runs."""
+    with open_client(url) as client:
+        cancelled = client.cancel(job)
+    if cancelled.is_terminal:
+        err.print(f"{job} is cancelled.")
+    else:
+        err.print(f"{job} is being cancelled: its worker stops it within seconds.")
+
+
+def retry(
+    job: JobId,
+    from_stage: Annotated[
+        str | None, typer.Option(help="Compute this stage and those after it anew, such as train.")
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Take a failed or cancelled job up again, from what its attempts left."""
+    with open_client(url) as client:
+        retried = client.retry(job, from_stage=from_stage)
+    err.print(f"{retried.id} is queued again. Follow it with: quantry watch {retried.id}")
 
 
 def model_reference(text: str, credential: str | None = None) -> dict[str, str]:
@@ -176,23 +153,6 @@ def read_policy(path: Path | None, preset: str | None) -> dict[str, Any]:
     return {"preset": _DEFAULT_PRESET, **fields}
 
 
-def error_line(error: QuantryError) -> str:
-    """Code, what is wrong, where, and the remedy, in one line (a log's end may follow)."""
-    where = [f"{each.pointer}: {each.detail}" for each in error.errors if each.detail != error.detail]
-    remedy = [] if error.hint is None else [error.hint]
-    return " ".join([f"error [{error.code}]:", error.detail, *where, *remedy])
-
-
-def main() -> None:
-    """The console script: any failure is one line on standard error and exit status 1."""
-    try:
-        app()
-    except QuantryError as error:
-        _fail(error_line(error))
-    except OSError as error:
-        _fail(f"error [os_error]: {error}. Check the path, its permissions and the free space.")
-
-
 def _watch(client: Quantry, job_id: str) -> None:
     try:
         job = watch_job(client, job_id, err)
@@ -211,16 +171,3 @@ def _conclude(job: Job) -> None:
     if job.error is not None:
         raise error_from_problem(job.error)
     raise QuantryError(job.status, f"{job.id} was {job.status}.", hint=f"Take it up again: quantry retry {job.id}")
-
-
-def _say(message: str) -> None:
-    err.print(message, markup=False)
-
-
-def _fail(message: str) -> None:
-    err.print(message, markup=False, style="red")
-    sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -15,10 +15,11 @@ from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Final, Self, TextIO
 
-from quantry.config import ServeConfig, url_of
+from quantry.client import Quantry
+from quantry.environment import url_of
 from quantry.errors import QuantryError
-from quantry.http import Quantry
-from quantry.processes import Kept, Process, ProcessSpec
+from quantry.service.config import ServeConfig
+from quantry.service.processes import Kept, Process, ProcessSpec
 
 DEMO_MODEL: Final = "smollm2-135m"
 
@@ -229,7 +230,7 @@ def _embedded_spec(environment: Mapping[str, str]) -> ProcessSpec:
 
 
 def _api_spec(environment: Mapping[str, str], listening_fd: int) -> ProcessSpec:
-    command = ("-m", "uvicorn", "api.main:app", f"--fd={listening_fd}", "--timeout-graceful-shutdown=5")
+    command = ("-m", "api", f"--fd={listening_fd}")
     return ProcessSpec(name="api", arguments=command, environment=environment, pass_fds=(listening_fd,))
 
 
@@ -237,7 +238,7 @@ def _worker_spec(environment: Mapping[str, str]) -> ProcessSpec:
     # SIGQUIT: hand the running job back at once. On SIGTERM a worker would give it QUANTRY_DRAIN_SECONDS to end.
     return ProcessSpec(
         name="worker",
-        arguments=("-m", "celery", "-A", "worker.app", "worker", "--loglevel=INFO"),
+        arguments=("-m", "worker", "--loglevel=INFO"),
         environment=environment,
         stop_signal=signal.SIGQUIT,
         grace_seconds=30.0,

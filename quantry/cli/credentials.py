@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from quantry.console import Url, err, open_client, out
+from quantry.cli.console import Url, err, open_client, out
 from quantry.errors import QuantryError
 
 commands = typer.Typer(help="Hub tokens that the service keeps. They can be used and removed, not read.")

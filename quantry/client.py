@@ -11,13 +11,11 @@ import httpx
 
 from quant_engine.policy import JobRequest
 from quantry.download import OnBytes, download_archive, download_artifact
-from quantry.errors import FieldError, QuantryError, error_from_response
+from quantry.errors import QuantryError, error_from_response
 from quantry.results import Artifact, Credential, Event, Job, Layer, Publication
 from quantry.sse import ServerSentEvent, parse_events
 from quantry.transport import Transport, backoff_seconds, repeat_after_seconds, retry_after_seconds
 from quantry.webhook_calls import Webhooks
-
-__all__ = ["Artifact", "Credential", "Event", "FieldError", "Job", "Layer", "Publication", "Quantry", "QuantryError"]
 
 _STREAM_TIMEOUT_SECONDS: Final = 45.0  # three heartbeats of the service
 _LONGEST_POLL_SECONDS: Final = 5.0

@@ -1,4 +1,6 @@
-"""Start a command that does not outlive this one's parent: ``python -m quantry.launch SIGNAL PARENT_PID COMMAND…``.
+"""Start a command that does not outlive this one's parent.
+
+``python -m quantry.service.launch SIGNAL PARENT_PID COMMAND…``
 
 The kernel is asked (Linux, ``PR_SET_PDEATHSIG``) to send SIGNAL when the parent ends, however it ends; the request
 holds across ``exec``, so the command needs to know nothing of it.

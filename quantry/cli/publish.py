@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from quantry.console import Url, err, open_client, out
+from quantry.cli.console import Url, err, open_client, out
+from quantry.client import Quantry
 from quantry.errors import QuantryError, error_from_problem
-from quantry.http import Quantry
 from quantry.results import Job, Publication
 
 _LINE_EVERY_SECONDS: Final = 15.0

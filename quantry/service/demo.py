@@ -4,24 +4,25 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from rich.console import Console
 
-from quantry.config import ServeConfig, api_key, serve_config
+from quantry.client import Quantry
+from quantry.environment import api_key
 from quantry.errors import QuantryError, error_from_problem
-from quantry.http import Quantry
-from quantry.processes import Process, ProcessSpec, describe_exit
 from quantry.results import Job
-from quantry.serve import DEMO_MODEL, demo_model_spec
-from quantry.tables import print_layers, summary_table
-from quantry.watch import watch_job
+from quantry.service.config import DemoSize, ServeConfig, serve_config
+from quantry.service.processes import Process, ProcessSpec, describe_exit
+from quantry.service.python import PYTHON, safe_environment
+from quantry.service.serve import DEMO_MODEL, demo_model_spec
+from quantry.terminal.tables import print_layers, summary_table
+from quantry.terminal.watch import watch_job
 
 _PRESET: Final = "trainable-smoothrot-w4a4"
 _PROMPT: Final = "The capital of France is"
@@ -32,16 +33,6 @@ _STEP_SECONDS: Final = 0.25
 _NOT_HANDED_ON: Final = frozenset(
     {"QUANTRY_DATABASE_URL", "QUANTRY_BROKER_URL", "QUANTRY_HOST", "QUANTRY_PORT", "QUANTRY_URL"}
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoSize:
-    """How much the demo does: small enough for two cores, large enough to be the real thing."""
-
-    samples: int = 96
-    steps: int = 40
-    perplexity_tokens: int = 4096
-    sequence_length: ClassVar[int] = 128
 
 
 def run_demo(size: DemoSize, console: Console) -> None:
@@ -76,7 +67,7 @@ def demo_environment(config: ServeConfig) -> dict[str, str]:
     """The environment of everything the demo starts."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
     return {
-        **kept,
+        **safe_environment(kept),
         "QUANTRY_HOST": config.host,
         "QUANTRY_PORT": str(config.port),
         "QUANTRY_DATA_DIR": str(config.data_dir),
@@ -126,7 +117,7 @@ def running_service(config: ServeConfig, environment: dict[str, str], console: C
     # SIGTERM when this process dies: it has children of its own to stop in order.
     spec = ProcessSpec(
         name="serve",
-        arguments=("-m", "quantry.main", "serve", "--no-demo-model"),
+        arguments=("-m", "quantry", "serve", "--no-demo-model"),
         environment=environment,
         death_signal=signal.SIGTERM,
         grace_seconds=60.0,
@@ -177,7 +168,7 @@ def show_results(client: Quantry, job: Job, directory: Path, console: Console) -
 
 def show_sample(checkpoint: Path, environment: dict[str, str], console: Console) -> None:
     """Text from the downloaded checkpoint, loaded by a process that knows nothing else of the job."""
-    command = [sys.executable, "-m", "worker.generate_sample", str(checkpoint), "--prompt", _PROMPT]
+    command = [*PYTHON, "-m", "worker.generate_sample", str(checkpoint), "--prompt", _PROMPT]
     try:
         done = subprocess.run(  # noqa: S603 - constants, and a path made here
             command, env=environment, capture_output=True, text=True, check=False, timeout=_SAMPLE_SECONDS

@@ -1,10 +1,11 @@
-"""Child processes: never outliving this one, logged, stopped by pid, started again after a crash."""
+"""Child processes: never outliving this one, never with the current directory on their path, logged, stopped by pid,
+started again after a crash.
+"""
 
 import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Final
 import psutil
 
 from quantry.errors import QuantryError
+from quantry.service.python import PYTHON, safe_environment
 
 _LOG_BYTES: Final = 16 << 20
 _TAIL_BYTES: Final = 4096
@@ -50,11 +52,11 @@ class Process:
         self.started_at = time.monotonic()
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
-        command = [sys.executable, "-m", "quantry.launch", spec.death_signal.name, str(os.getpid())]
+        command = [*PYTHON, "-m", "quantry.service.launch", spec.death_signal.name, str(os.getpid())]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - constants and this interpreter, no one's input
-                [*command, sys.executable, *spec.arguments],
-                env=dict(spec.environment),
+                [*command, *PYTHON, *spec.arguments],
+                env=safe_environment(spec.environment),
                 stdin=subprocess.PIPE if spec.announces else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if spec.announces else log,
                 stderr=log,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from quantry.http import Quantry
+from quantry.client import Quantry
 from quantry.results import Event, Job, Progress
 
 _LINE_EVERY_SECONDS: Final = 15.0

@@ -1,0 +1,23 @@
+"""``python -m api --fd N``: the API on a listening socket that the parent process hands over.
+
+``uvicorn api.main:app`` serves it too, on a socket of its own. But that command puts the current directory first on
+the path, where a folder ``api`` or ``jobs`` of somebody else may lie. This one does not.
+"""
+
+import argparse
+from typing import Final
+
+import uvicorn
+
+_STOP_SECONDS: Final = 5
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM; open connections then have a few seconds to end."""
+    parser = argparse.ArgumentParser(prog="python -m api", description="Serve the API.")
+    parser.add_argument("--fd", type=int, required=True, help="the number of the listening socket")
+    uvicorn.run("api.main:app", fd=parser.parse_args().fd, timeout_graceful_shutdown=_STOP_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

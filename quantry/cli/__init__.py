@@ -1,0 +1,1 @@
+"""The commands of ``quantry``, a module for each group."""

@@ -1,0 +1,20 @@
+"""``python -m worker [OPTION…]``: ``celery -A worker.app worker [OPTION…]``, safe in any current directory.
+
+Celery imports an application by its name from the current directory first, where a folder ``jobs`` or ``worker`` of
+somebody else may lie. Here the application has been imported before Celery looks for it.
+"""
+
+import sys
+
+from celery.bin.celery import celery
+
+import worker.app
+
+
+def main() -> None:
+    """Run Celery's command line, which ends this process."""
+    celery(["--app", worker.app.__name__, "worker", *sys.argv[1:]], auto_envvar_prefix="CELERY")
+
+
+if __name__ == "__main__":
+    main()
