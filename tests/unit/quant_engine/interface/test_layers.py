@@ -13,7 +13,7 @@ from jobs.job.views import LayerView
 from jobs.repository.models import JobLayer
 from quant_engine.interface.layers import UNMEASURED, LayerRow
 from quantry.results import Layer
-from quantry.tables import layers_as_csv
+from quantry.terminal.tables import layers_as_csv
 
 _ROW: dict[str, Any] = UNMEASURED | {
     "name": "model.layers.0.mlp.down_proj",
