@@ -34,6 +34,7 @@ COPY quant_engine quant_engine
 COPY jobs jobs
 COPY api api
 COPY worker worker
+COPY migrations migrations
 COPY quantry quantry
 RUN pip install --no-deps --no-build-isolation --editable . && python3 -m compileall -q api jobs quant_engine quantry worker
 

@@ -9,14 +9,14 @@ from alembic.config import Config
 from jobs.kit.errors import InstallationError
 from jobs.repository.database import Database
 
-_MIGRATIONS: Final = Path(__file__).resolve().parent / "migrations"
+_MIGRATIONS: Final = Path(__file__).resolve().parents[2] / "migrations"
 
 
 def upgrade(database: Database) -> None:
     """To the newest revision; nothing happens when it is there already.
 
     Raises:
-        InstallationError: the migrations are not beside this module.
+        InstallationError: the folder ``migrations`` is not beside this package.
         sqlalchemy.exc.OperationalError: the database does not answer, or a lock was not free within its timeout.
     """
     with database.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""The rows. PostgreSQL is the truth about every job; ``jobs/repository/migrations/`` creates exactly these tables."""
+"""The rows. PostgreSQL is the truth about every job; ``migrations/`` creates exactly these tables."""
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar

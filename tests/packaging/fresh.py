@@ -12,9 +12,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
-PACKAGES = ("api", "jobs", "quant_engine", "quantry", "worker")
+PACKAGES = ("api", "jobs", "migrations", "quant_engine", "quantry", "worker")
 # Names that somebody's directory may well have: of our rooms, and of packages that they import.
-FOREIGN = (*PACKAGES, "migrations", "alembic", "celery", "httpx", "rich", "sqlalchemy", "torch", "typer", "uvicorn")
+FOREIGN = (*PACKAGES, "alembic", "celery", "httpx", "rich", "sqlalchemy", "torch", "typer", "uvicorn")
 INSTALL_SECONDS = 540
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from quantry.service import extras
 from tests.packaging.fresh import PACKAGES, ROOT, name_of, project
 
-MIGRATIONS = "jobs/repository/migrations"
+MIGRATIONS = "migrations"
 
 
 def requirements(metadata: Message, extra: str | None) -> set[str]:
