@@ -58,8 +58,10 @@ class Serving:
 
 
 @contextmanager
-def serving(data_dir: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
-    started = Serving(data_dir, *options, environment=environment)
+def serving(
+    data_dir: Path, *options: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Serving]:
+    started = Serving(data_dir, *options, cwd=cwd, environment=environment)
     try:
         yield started
     finally:

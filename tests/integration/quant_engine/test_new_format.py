@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,10 @@ from compressed_tensors.quantization.quant_scheme import MXFP8A16, QuantizationS
 from compressed_tensors.quantization.utils import generate_mx_scales, maybe_convert_from_mx_exp
 from safetensors.torch import load_file
 
+from tests.extending import ROOT, apply_example, copy_source, examples
 from tests.tiny_models import write_tiny_model
 
-_ROOT: Final = Path(__file__).parents[3]
-_DIFF: Final = Path(__file__).with_name("mxfp8.diff")
+_EXAMPLE: Final = examples()["A number format"]
 _JOB: Final = """
 import sys
 from pathlib import Path
@@ -36,16 +35,8 @@ run_policy(root / "model", policy, root, **small())
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
-    """A directory with a copy of the engine."""
-    shutil.copytree(_ROOT / "quant_engine", tmp_path / "quant_engine", ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
-
-
-def _apply(directory: Path, *, only: str = "*") -> None:
-    """Apply the example's diff to the copy, or what it says about one file."""
-    outside = {"GIT_CEILING_DIRECTORIES": str(directory.parent)}
-    command = ["git", "apply", f"--include={only}", str(_DIFF)]
-    subprocess.run(command, cwd=directory, check=True, env=os.environ | outside, timeout=60)
+    """A directory with a copy of the source."""
+    return copy_source(tmp_path)
 
 
 def _python(directory: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +44,7 @@ def _python(directory: Path, program: str, *arguments: str) -> subprocess.Comple
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": f"{directory}{os.pathsep}{_ROOT}"},
+        env=os.environ | {"PYTHONPATH": f"{directory}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -63,9 +54,8 @@ def _python(directory: Path, program: str, *arguments: str) -> subprocess.Comple
 
 @pytest.mark.slow
 def test_a_job_runs_with_a_format_that_two_files_add(engine: Path) -> None:
-    changed = {line.split(" b/")[1] for line in _DIFF.read_text().splitlines() if line.startswith("diff --git")}
-    assert changed == {"quant_engine/policy/formats.py", "quant_engine/grids/formats.py"}
-    _apply(engine)
+    assert _EXAMPLE.edited == {"quant_engine/policy/formats.py", "quant_engine/grids/formats.py"}
+    apply_example(_EXAMPLE, engine)
     model = write_tiny_model(engine / "model", dtype=torch.bfloat16)
     done = _python(engine, _JOB, str(engine))
     assert done.returncode == 0, done.stderr
@@ -94,7 +84,7 @@ def _assert_compressed_like_the_peer(model: Path, checkpoint: Path) -> None:
 
 
 def test_a_row_without_a_grid_stops_the_engine(engine: Path) -> None:
-    _apply(engine, only="quant_engine/policy/*")
+    apply_example(_EXAMPLE, engine, only="quant_engine/policy/*")
     failed = _python(engine, "import quant_engine.grids")
     assert failed.returncode != 0
     assert "number format mxfp8 has a row but no grid" in failed.stderr
@@ -120,7 +110,7 @@ def test_a_row_without_a_grid_stops_the_engine(engine: Path) -> None:
     ],
 )
 def test_a_row_that_is_not_whole_stops_the_engine(engine: Path, row: str, wrong: str, module: str, said: str) -> None:
-    _apply(engine)
+    apply_example(_EXAMPLE, engine)
     table = engine / "quant_engine" / "policy" / "formats.py"
     content = table.read_text()
     assert content.count(row) == 1
