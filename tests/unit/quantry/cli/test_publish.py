@@ -11,8 +11,8 @@ from quantry import Quantry
 from quantry.cli.publish import follow_publication, follow_publications
 from quantry.errors import QuantryError
 from quantry.results import Job
+from tests.unit.quantry.cli.test_main import environment
 from tests.unit.quantry.conftest import ScriptedServer, job_body, json_answer
-from tests.unit.quantry.test_main import environment
 
 COMMIT = {"sha": "a" * 40, "url": "https://hub.example/me/tiny/commit/aaaa"}
 PROBLEM = {"code": "repo_is_public", "detail": "me/tiny is public.", "hint": "Make it private.", "category": "user"}

@@ -10,8 +10,8 @@ import pytest
 
 from quantry.cli.credentials import read_token
 from quantry.errors import QuantryError
+from tests.unit.quantry.cli.test_main import environment
 from tests.unit.quantry.conftest import ScriptedServer, job_body, json_answer
-from tests.unit.quantry.test_main import environment
 
 TOKEN = "hf_hunter2"  # noqa: S105 — opens nothing
 CREDENTIAL = {
