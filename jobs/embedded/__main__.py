@@ -40,11 +40,9 @@ def main() -> int:
         services = EmbeddedServices(Settings())
         urls = services.start()
     except ValidationError as error:
-        logger.error("settings_refused", problems=[problem["msg"] for problem in error.errors(include_url=False)])
-        return 2
+        return _refuse("; ".join(problem["msg"] for problem in error.errors(include_url=False)), 2)
     except InstallationError as error:
-        logger.error("start_failed", reason=error.detail)
-        return 1
+        return _refuse(error.detail, 1)
     try:
         sys.stdout.write(json.dumps({"database_url": urls.database_url, "broker_url": urls.broker_url}) + "\n")
         sys.stdout.flush()
@@ -55,6 +53,12 @@ def main() -> int:
     finally:
         services.stop()
     return 0
+
+
+def _refuse(detail: str, exit_code: int) -> int:
+    """Say why nothing was started. `quantry serve` shows this line to a person, so it is no log event."""
+    sys.stderr.write(f"error [{InstallationError.code}]: {detail}\n")
+    return exit_code
 
 
 def _hold(services: EmbeddedServices, stopping: threading.Event) -> None:
