@@ -1,1 +1,1 @@
-"""Quantry's quantization engine: tensors in, a verified checkpoint out. Knows no HTTP, no queue and no database."""
+"""Quantry's quantization engine: it turns a model into a verified checkpoint, without HTTP, queue or database."""

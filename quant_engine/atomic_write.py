@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written beside their place and renamed into it.
+"""Write files that are either complete or absent: each is written under a temporary name and then renamed.
 
-That holds against a killed process. Nothing is forced to the disk, so not against a machine that loses its power.
+This holds when the process is killed. Nothing is flushed to the disk, so it does not hold when the machine loses power.
 """
 
 from collections.abc import Iterator
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Final
 
 TEMPORARY: Final = ".tmp"
-"""Ends the names of files under way; what a kill leaves of them is nobody's."""
+"""Suffix of files that are being written. A kill may leave such a file; no reader uses it."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it when the block ends well: ``path`` is whole or absent."""
+    """Yield a temporary path, and rename it to ``path`` when the block ends without an error."""
+    # The same directory is the same file system, where a rename is atomic.
     temporary = path.with_name(path.name + TEMPORARY)
     yield temporary
     temporary.replace(path)

@@ -1,19 +1,19 @@
-"""Everything the engine refuses, as one tree. Each error says what is wrong (``detail``) and what to do (``hint``).
+"""The engine's errors, as one tree. Each error states what is wrong (``detail``) and what to do (``hint``).
 
 EngineError
 ├── user: the request or its inputs have to change
 │   ├── ModelNotFound            model_not_found           no model directory, or no config or weights in it
-│   ├── UnsupportedArchitecture  unsupported_architecture  a model class we have no sites for
+│   ├── UnsupportedArchitecture  unsupported_architecture  a model class without known sites
 │   ├── UnsafeCheckpoint         unsafe_checkpoint         corrupt, too big to open, or not safetensors
 │   ├── DatasetNotFound          dataset_not_found         no text under that name
 │   ├── NotEnoughText            not_enough_text           the text has fewer tokens than asked for
 │   ├── NoMatchingLayer          no_matching_layer         the policy's targets match no linear
 │   ├── UnsupportedPolicy        unsupported_policy        a valid policy that does not fit this model
-│   └── NumericalInstability     numerical_instability     NaN or infinity where a number has to be
+│   └── NumericalInstability     numerical_instability     NaN or infinity where a finite number is required
 ├── capacity: the machine is too small
 │   ├── InsufficientMemory       insufficient_memory
 │   └── DiskFull                 disk_full
-└── platform: our own fault
+└── platform: a defect of the service
     └── VerificationFailed       verification_failed       the exported checkpoint does not reproduce the model
 """
 
@@ -115,18 +115,24 @@ class VerificationFailed(EngineError):
 
 
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+# The operating system's texts of these two numbers.
 _DISK_MESSAGES = ("No space left on device", "Disk quota exceeded")
 
 
 @contextmanager
 def disk_full_as_error(what: str) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT inside the block into :class:`DiskFull`; ``what`` was being written.
+    """Raise :class:`DiskFull` for ENOSPC and EDQUOT inside the block.
 
-    Some libraries (safetensors) wrap the operating system's error in their own type and keep only its text.
+    Some libraries (safetensors) wrap the operating system's error in their own type and store only its text. So the
+    text is searched too.
+
+    Args:
+        what: the thing that is being written, for the message.
     """
     try:
         yield
     except EngineError:
+        # It already has a detail and a hint, and its text may quote the operating system's.
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None

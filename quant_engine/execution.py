@@ -1,6 +1,6 @@
-"""How a long computation is carried out: what it keeps for a resumed run, and how much of it is in memory at a time.
+"""How a long computation runs: which states it stores for a resumed run, and how much it holds in memory at a time.
 
-What is computed does not depend on it, apart from rounding: a row of a smaller product may round otherwise.
+The result does not depend on it, except for rounding: a row of a smaller matrix product may round differently.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ class Execution:
     """Resuming and batching of one pass over the blocks, or of one training.
 
     Attributes:
-        states: where the latest state is kept, and where an earlier attempt may have left one. None keeps nothing.
-        low_memory: whether to hold as little as possible at a time: one window goes through a block, hidden states lie
+        states: where the latest state is stored, and where an earlier attempt may have stored one. None stores none.
+        low_memory: whether to hold as little as possible at a time: one window goes through a block, hidden states are
             in the memory of the CPU, and activations are computed a second time for their gradients. It is slower.
     """
 
@@ -27,24 +27,24 @@ class Execution:
     low_memory: bool = False
 
     def together(self, usual: int) -> int:
-        """How many windows to compute with at a time, where ``usual`` many are fast."""
+        """Return how many windows to compute with at a time; ``usual`` is the fast number."""
         return 1 if self.low_memory else usual
 
     def place(self, device: torch.device) -> torch.device:
-        """Where hidden states lie while ``device`` computes. Copies are exact."""
+        """Return where hidden states are stored while ``device`` computes. Copies are exact."""
         return torch.device("cpu") if self.low_memory else device
 
     @property
     def recomputes_activations(self) -> bool:
-        """Whether a training computes activations again for their gradients. The bits are the same."""
+        """Whether a training computes activations again for their gradients. The results have the same bits."""
         return self.low_memory
 
     def latest(self) -> State | None:
-        """The state that an earlier attempt left; None where there is none."""
+        """Return the state that an earlier attempt stored, or None."""
         return None if self.states is None else self.states.read()
 
     def keep(self, done: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what follows the first ``done`` units of work.
+        """Store the state after the first ``done`` units of work.
 
         Raises:
             DiskFull: the disk filled up.
@@ -53,9 +53,9 @@ class Execution:
             self.states.keep(done, tensors)
 
     def more_bytes(self, state: int) -> int:
-        """How much more disk states of ``state`` bytes will take."""
+        """Return how many more bytes of disk states of ``state`` bytes will need."""
         return 0 if self.states is None else self.states.more_bytes(state)
 
 
 IN_MEMORY: Final = Execution()
-"""Nothing is kept, and batches have their usual size."""
+"""Stores no state, and uses batches of the usual size."""

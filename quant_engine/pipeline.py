@@ -1,14 +1,14 @@
-"""The engine's one entry: a model and a policy in, a verified checkpoint and a report out.
+"""The entry point of the engine: it takes a model and a policy, and writes a verified checkpoint and a report.
 
     load → calibrate → search → train → select → quantize → evaluate → export → verify
 
-A policy whose task is to evaluate leaves the model as it is: load → evaluate, and a report.
+A policy whose task is to evaluate does not change the model: load → evaluate, and a report.
 
-Every stage goes from files to files (:mod:`quant_engine.stages`), so a killed run takes up where it was and ends with
-the same bits: seeds belong to units of work, and the number of threads is the first attempt's. A kill costs at most the
-stage's unit of work: what leads the samples through the blocks (calibrate, block training, GPTQ, evaluate) keeps their
-hidden states behind every block verbatim, learned rotations are kept after every step, and search, select and the
-training of scales leave a file per site.
+Every stage reads files and writes files (:mod:`quant_engine.stages`), so a killed run continues where it stopped. It
+ends with the same bits, because seeds belong to units of work and the number of threads is that of the first attempt.
+A kill costs at most one unit of work of the stage. The stages that lead the samples through the blocks (calibrate,
+block training, GPTQ, evaluate) store the hidden states unchanged after every block. Learned rotations are stored after
+every step. Search, select and the training of scales write one file for each site.
 """
 
 import shutil
@@ -46,18 +46,19 @@ __all__ = ["Observer", "RunResult", "RunSpec", "run"]
 
 
 def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
-    """Quantize a model, or measure it as it is.
+    """Quantize a model, or measure it without changing it.
 
     Args:
-        work_dir: where stages keep their files; a later call with the same directory and specification resumes.
+        work_dir: where stages store their files; a later call with the same directory and specification resumes.
         output_dir: receives ``report.json``, ``layers.json``, ``summary.json``, and ``checkpoint/`` and ``figures/``
             where there are any.
-        observer: told about every stage, layer and metric.
+        observer: receives every stage, layer and metric.
 
     Raises:
         EngineError: any of :mod:`quant_engine.errors`; :class:`VerificationFailed` when the checkpoint is not exact.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
+    # A resumed run sets the threads of the first attempt; the caller gets its own number back.
     threads = torch.get_num_threads()
     try:
         return _TASKS[spec.policy.task](spec, work_dir, output_dir, observer)
@@ -78,17 +79,20 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         return run_stage(stage, work_dir, observer)
 
     loaded = finished(load_stage(context))
+    # The number of threads decides how sums are split, and so their bits.
     torch.set_num_threads(recorded_threads(loaded))
     digest = stage_digest(loaded)
     if policy.training is not None and policy.training.kind == "rotation" and policy.residual is not None:
         start = start_rotation(context.base, policy.residual)
         rotated = finished(train_rotation_stage(context, policy.training, start, digest))
+        # Every later stage reads the rotated model, so the run is prepared again with the learned matrices.
         context = prepare_run(spec, work_dir=work_dir, observer=observer, rotation=read_rotation(rotated))
         digest = stage_digest(rotated)
     calibrated = finished(calibrate_stage(context, digest))
     choices = choose_plans(context, calibrated, finished)
     plans, rows = choices.selection.plans, choices.selection.rows
     quantized = finished(quantize_stage(context, plans, rows, calibrated, choices.digest))
+    # Selection measured weights rounded to nearest; GPTQ's are measured again as they are exported.
     rows = final_rows(context, rows, quantized)
     digest = stage_digest(quantized)
     perplexity = None
@@ -128,7 +132,7 @@ def _evaluate(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
     report = evaluate_only_report(context, summary, rows, perplexity)
     result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=None)
     _hand_over(output_dir, result, [])
-    observer.log(f"The model's {len(rows)} linears are read and measured.")
+    observer.log(f"The model's {len(rows)} linears have been read and measured.")
     return result
 
 
@@ -142,9 +146,10 @@ def _tell(observer: Observer, perplexity: dict[str, Any]) -> None:
 
 
 def _hand_over(output_dir: Path, result: RunResult, figures: list[Path], checkpoint: Path | None = None) -> None:
-    """Put the results into ``output_dir``; the work directory keeps its own."""
+    """Write the results to ``output_dir``; the work directory is not changed."""
     with disk_full_as_error("the results"):
         output_dir.mkdir(parents=True, exist_ok=True)
+        # An earlier call may have left a checkpoint, and copytree refuses a directory that exists.
         shutil.rmtree(output_dir / CHECKPOINT, ignore_errors=True)
         if checkpoint is not None:
             shutil.copytree(checkpoint, output_dir / CHECKPOINT)

@@ -1,9 +1,9 @@
-"""How far a pass over the blocks has come, on disk: what the next block needs, so that a killed run goes on from there.
+"""Store on disk how far a pass over the blocks has come, so that a killed run continues from there.
 
-Chained hidden states are kept verbatim, in their own type, and never computed a second time: even where the arithmetic
-is the same, what was computed is what the blocks behind it were measured with. One file holds one state; the next one
-is written aside, renamed, and only then is the one before removed, so that a kill at any moment leaves a whole one. For
-that moment there are two on the disk.
+Hidden states are stored unchanged, in their own type, and are never computed a second time: the earlier blocks were
+measured with exactly these values (docs/decisions/0016). One file holds one state. The next state is written under a
+temporary name and renamed, and only then is the previous one removed. So a kill at any moment leaves a complete state.
+For a short time there are two states on the disk.
 
 Shapes: B windows of a batch, T tokens, D hidden size.
 """
@@ -28,12 +28,12 @@ from quant_engine.errors import DiskFull, disk_full_as_error
 logger = logging.getLogger(__name__)
 
 SUFFIX: Final = ".state"
-"""Ends the names of files that live only while their stage is under way."""
+"""Suffix of state files; they exist only while their stage is running."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What was kept behind the first ``done`` units; the tensors are memory-mapped, copy what is to stay."""
+    """The stored state after the first ``done`` units. The tensors are memory-mapped: copy those that must last."""
 
     done: int
     tensors: dict[str, Tensor]
@@ -43,30 +43,33 @@ class StateFile:
     """The latest state of one pass.
 
     Args:
-        directory: of the stage that is under way; whoever publishes it removes the states (:func:`remove_states`).
+        directory: that of the running stage; its states are removed when it is complete (:func:`remove_states`).
         name: of the pass, where a stage makes more than one.
-        share: how much of the time may go into states; one that would cost more is left out. None keeps every one.
+        share: the part of the time that may be spent on states; a state that would cost more is not written. None
+            writes every state.
     """
 
     def __init__(self, directory: Path, name: str = "pass", *, share: float | None = None) -> None:
         self.directory, self._name, self._share = directory, name, share
+        # No state has been written yet, so the first one is always due.
         self._cost, self._kept_at = 0.0, -math.inf
 
     def read(self) -> State | None:
-        """The latest state; None where none was kept.
+        """Return the latest readable state, or None.
 
-        One that can not be read is passed over: a machine that lost its power may leave it, and what it would save can
-        be computed again.
+        A state that can not be read is skipped: a machine that lost power may leave one, and its content can be
+        computed again.
         """
+        # A kill between the rename and the removal leaves two states; the newer one counts.
         for done, path in sorted(self._paths().items(), reverse=True):
             try:
                 return State(done, load_file(path))
             except (SafetensorError, OSError):
-                logger.warning("%s can not be read; it is passed over.", path.name)
+                logger.warning("%s can not be read; it is skipped.", path.name)
         return None
 
     def keep(self, done: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what follows the first ``done`` units, and let go of the state before.
+        """Store the state after the first ``done`` units, and remove the previous state.
 
         Raises:
             DiskFull: the disk filled up.
@@ -75,8 +78,9 @@ class StateFile:
         if self._share is not None and (began - self._kept_at) * self._share < self._cost:
             return
         path = self.directory / f"{self._name}-{done:06d}{SUFFIX}"
-        with disk_full_as_error("the state behind a block"), atomic_write(path) as temporary:
+        with disk_full_as_error("the state after a block"), atomic_write(path) as temporary:
             save_file({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, temporary)
+        # Only now that the new state is complete may the older one be removed.
         for number, older in self._paths().items():
             if number != done:
                 older.unlink()
@@ -84,7 +88,10 @@ class StateFile:
         self._cost = max(self._cost, self._kept_at - began)
 
     def more_bytes(self, state: int) -> int:
-        """How much more disk states of that many bytes will take: the one before stays until the next is whole."""
+        """Return how many more bytes of disk states of ``state`` bytes need.
+
+        The previous state is removed only when the next one is complete, so there are two for a moment.
+        """
         return (1 if self._paths() else 2) * state
 
     def _paths(self) -> dict[int, Path]:
@@ -93,21 +100,25 @@ class StateFile:
 
 
 def remove_states(directory: Path) -> None:
-    """Remove every state below ``directory``: its stage is complete."""
+    """Remove every state below ``directory``, whose stage is complete."""
     for path in directory.rglob(f"*{SUFFIX}"):
         path.unlink()
 
 
 def by_window(name: str, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The windows [T, D] of batches [B, T, D] under names of their own: they can be read back in other batches."""
+    """Return the windows [T, D] of batches [B, T, D], each under its own name.
+
+    A resumed run can then read them in batches of another size.
+    """
     windows = (window_TD for batch_BTD in batches for window_TD in batch_BTD)
     return {f"{name}.{index:06d}": window_TD for index, window_TD in enumerate(windows)}
 
 
 def in_batches(state: State, name: str, sizes: Sequence[int], device: torch.device) -> list[Tensor]:
-    """What :func:`by_window` named, [B, T, D] for each B of ``sizes``, copied to memory of its own on ``device``.
+    """Return the tensors that :func:`by_window` named as batches [B, T, D], one for each B of ``sizes``.
 
-    The copies begin where an allocation begins. In the file they would not, and kernels may choose by alignment.
+    They are copied to new memory on ``device``. An allocation is aligned, a tensor within a file need not be, and
+    kernels may be chosen by alignment.
     """
     batches, first = [], 0
     for size in sizes:
@@ -118,10 +129,10 @@ def in_batches(state: State, name: str, sizes: Sequence[int], device: torch.devi
 
 
 def check_disk(directory: Path, needed: int, what: str) -> None:
-    """Refuse early what will not fit.
+    """Check that the disk of ``directory`` has ``needed`` free bytes for ``what``.
 
     Raises:
-        DiskFull: with the needed and the free bytes.
+        DiskFull: it has fewer; the message has both numbers.
     """
     free = shutil.disk_usage(directory).free
     if needed > free:

@@ -1,4 +1,4 @@
-"""What a job is asked to do, as frozen types. Imports no torch: every room of the service can speak it."""
+"""The request of a job and its policy, as frozen types without torch, so every part of the service can use them."""
 
 from quant_engine.policy.format_spec import FormatSpec, Scheme
 from quant_engine.policy.formats import (

@@ -1,7 +1,7 @@
 """Bounded, strict field types that every request model is built from.
 
-Pydantic's lax defaults accept ``true`` for an integer, NUL bytes in a string and ``1e400`` for a float; none of
-them survives the trip to PostgreSQL or to a tensor. These aliases close that door once.
+Pydantic's defaults accept ``true`` for an integer, NUL bytes in a string and ``1e400`` for a float. PostgreSQL or a
+tensor can not hold these values. The types here refuse them in one place.
 """
 
 from typing import Annotated, Any
@@ -13,7 +13,8 @@ _MAX_TEXT = 2_000_000
 
 
 def _clean_text(value: object) -> object:
-    """Refuse what a database or a tokenizer can not hold: NUL and lone surrogates."""
+    """Refuse characters that a database or a tokenizer can not hold: NUL and lone surrogates."""
+    # Other types are left to the field's own check, which names the type that it needs.
     if isinstance(value, str):
         if "\x00" in value:
             raise ValueError("must not contain the NUL character; remove it")
@@ -41,17 +42,20 @@ Text = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_lengt
 
 
 def kind_among(*types: type[BaseModel]) -> Discriminator:
-    """The one of ``types`` by its ``kind``; where a request leaves it out, the first that has all the given fields.
+    """Return a discriminator that chooses one of ``types`` by its ``kind``.
 
-    A field laid over a preset then needs no ``kind``: what is parsed keeps only what was given.
+    Where a request leaves ``kind`` out, the first type that has all the given fields is chosen. So a request can
+    override a single field of a preset without repeating its ``kind``.
     """
 
     def kind(value: Any) -> str | None:
         if not isinstance(value, dict):
             return getattr(value, "kind", None)
+        # A kind that is not text gives None, which pydantic reports as an unknown kind.
         if "kind" in value:
             return value["kind"] if isinstance(value["kind"], str) else None
         fitting = [each for each in types if value.keys() <= each.model_fields.keys()]
+        # Where no type has all the fields, the first one reports the unknown field.
         found: str = (fitting or list(types))[0].model_fields["kind"].default
         return found
 

@@ -1,6 +1,6 @@
-"""What the service has to know about a number format, without torch: one :class:`FormatSpec` for each.
+"""The facts about a number format, without torch: one :class:`FormatSpec` for each format.
 
-The rows are in :mod:`quant_engine.policy.formats`. The grid of a format, which needs torch, joins its row in
+The rows are in :mod:`quant_engine.policy.formats`. The grid of a format needs torch; it is added to the row in
 :mod:`quant_engine.grids.formats`.
 """
 
@@ -9,11 +9,11 @@ from enum import StrEnum
 from typing import Final, Literal
 
 _WIDTHS: Final = range(2, 9)
-"""Bits of a code. A block on disk holds a code in one byte, and one bit has no symmetric grid."""
+"""Allowed bits of a code. A block on disk holds a code in one byte, and one bit has no symmetric grid."""
 
 
 class Scheme(StrEnum):
-    """A combination of weights and activations that engines route alike; the value is what a card calls it."""
+    """A combination of weights and activations that engines treat alike; the value is its name in a card."""
 
     WEIGHT_ONLY = "packed 4- or 8-bit weights"
     ODD_WEIGHT_ONLY = "packed weights of 2, 3, 5, 6 or 7 bits"
@@ -33,10 +33,10 @@ class Scheme(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSchemes:
-    """How serving engines see the linears of a number format.
+    """The schemes that serving engines choose for the linears of a number format.
 
     Attributes:
-        weight_only: weights have this format, activations are left alone.
+        weight_only: weights have this format, activations are not quantized.
         activations: activations have this format, and weights the same or, with integers, any width.
         weight_only_per_tensor, activations_per_tensor: the same, where the weight has one scale for the whole tensor.
     """
@@ -52,8 +52,8 @@ class Pairing:
     """Another layout, for linears whose weights and activations have the same format and whose weights have no groups.
 
     Attributes:
-        layout: compressed-tensors' name of it.
-        scheme: how serving engines see such linears.
+        layout: its name in compressed-tensors.
+        scheme: the scheme that serving engines choose for such linears.
     """
 
     layout: str
@@ -62,22 +62,22 @@ class Pairing:
 
 @dataclass(frozen=True, kw_only=True)
 class FormatSpec:
-    """One number format. No field has a default: a format that says nothing about one can not be constructed.
+    """One number format. No field has a default, so every row has to state every fact.
 
     Attributes:
         bits: width of a code; None for a format that leaves a tensor in floating point.
         is_float: whether codes are floating-point numbers; they are integers otherwise.
-        group_size: how many neighbouring channels share a scale, where the format itself says so.
-        strategy: compressed-tensors' name of what shares a scale, for a format with groups of its own; None for the
-            granularity that the policy chooses.
-        static_peak: whether the scales of groups lie below one fp32 scale of the whole tensor. That of an input is
-            static: it is for the peak that calibration finds.
-        plain_weights: whether weights are refused groups and a clip.
-        export_dtype: the only type that readers unpack weights to; None where they take the model's own.
+        group_size: how many neighbouring channels share a scale, where the format itself fixes it.
+        strategy: compressed-tensors' name of the values that share a scale, for a format that fixes its groups; None
+            for the granularity that the policy chooses.
+        static_peak: whether the scales of groups are relative to one fp32 scale of the whole tensor. That scale of an
+            input is static: it is computed from the peak that calibration finds.
+        plain_weights: whether groups and a clip are refused for weights.
+        export_dtype: the only type that readers unpack weights to; None where they use the model's type.
         layout: compressed-tensors' name of the layout that weights are stored in.
-        pairing: another layout for weights beside activations of the same format; None where there is none.
-        schemes: how serving engines see the format; None where nobody has checked, which cards then say.
-        stored_orders: orders of a Hadamard that vLLM takes from the checkpoint although it could construct them, where
+        pairing: another layout for weights whose activations have the same format; None where there is none.
+        schemes: the schemes that serving engines choose; None where nobody has checked, which cards then state.
+        stored_orders: orders of a Hadamard that vLLM reads from the checkpoint although it could construct them, where
             weights and activations have this format.
 
     Raises:

@@ -13,7 +13,7 @@ from quant_engine.policy.format_spec import EngineSchemes, FormatSpec, Pairing, 
 def _integer(
     bits: int, *, weight_only: Scheme, activations: Scheme = Scheme.INT_OTHER, pairing: Pairing | None = None
 ) -> FormatSpec:
-    """The row of the signed integers of ``bits`` bits, packed densely."""
+    """Return the row of the signed integers of ``bits`` bits, packed densely."""
     return FormatSpec(
         bits=bits,
         is_float=False,
@@ -114,11 +114,11 @@ _NONE: Final = FormatSpec(
 class NumberFormat(StrEnum):
     """Symmetric signed integer grids, fp8 (e4m3), and fp4 (e2m1) with a scale for every small group of channels.
 
-    ``nvfp4`` has groups of 16 with e4m3 scales below one fp32 scale of the tensor; ``mxfp4`` groups of 32 whose scales
-    are powers of two (OCP Microscaling 1.0). ``none`` leaves the tensor in floating point.
+    ``nvfp4`` has groups of 16 with e4m3 scales, relative to one fp32 scale of the tensor. ``mxfp4`` has groups of 32
+    whose scales are powers of two (OCP Microscaling 1.0). ``none`` leaves the tensor in floating point.
     """
 
-    # A member is its name and its row, so that there is none without one.
+    # A member is a name and a row, so that no format can be without a row.
     INT2 = "int2", _integer(2, weight_only=_ODD)
     INT3 = "int3", _integer(3, weight_only=_ODD)
     INT4 = "int4", _INT4
@@ -135,7 +135,8 @@ class NumberFormat(StrEnum):
     spec: FormatSpec
 
     def __new__(cls, value: str, spec: FormatSpec) -> Self:
-        """The member ``value``, with its row."""
+        """Create the member ``value`` with its row."""
+        # The row is an attribute and not the value, so a member equals its name and is stored as it.
         member = str.__new__(cls, value)
         member._value_ = value
         member.spec = spec
@@ -158,23 +159,23 @@ class NumberFormat(StrEnum):
 
     @property
     def quantizes(self) -> bool:
-        """Whether there are codes: true of all but ``none``."""
+        """Whether the format has codes: true of all but ``none``."""
         return self.spec.bits is not None
 
     @property
     def group_size(self) -> int | None:
-        """How many neighbouring channels share a scale where the format itself says so."""
+        """How many neighbouring channels share a scale, where the format itself fixes it."""
         return self.spec.group_size
 
 
 def float_format(bits: int, group_size: int | None) -> NumberFormat | None:
-    """The floating-point format of this width and these groups of its own; None where no format is such."""
+    """Return the floating-point format with this width and these fixed groups, or None."""
     matching = (each for each in NumberFormat if each.is_float and (each.bits, each.group_size) == (bits, group_size))
     return next(matching, None)
 
 
 def in_words(formats: Iterable[NumberFormat]) -> str:
-    """Formats as a message lists them: ``int8, fp8 or mxfp4``."""
+    """Return formats as a message lists them: ``int8, fp8 or mxfp4``."""
     *most, last = (each.value for each in formats)
     return f"{', '.join(most)} or {last}" if most else last
 
@@ -182,9 +183,9 @@ def in_words(formats: Iterable[NumberFormat]) -> str:
 class GptqSettings(Frozen):
     """GPTQ (arXiv 2210.17323): ``damping`` × the mean diagonal is added to the Hessian, updates are lazy in blocks.
 
-    ``act_order`` rounds the columns by falling Hessian diagonal, group scales staying those of the original order.
-    ``correction`` is how far a weight is first refitted, by least squares, to the input that it gets from the
-    quantized layers before it (0: not at all; arXiv 2504.02692, arXiv 2504.09629).
+    ``act_order`` rounds the columns in the order of falling Hessian diagonal; the groups stay those of the original
+    order. ``correction`` is how far a weight is first moved to the least-squares solution for the input that it gets
+    from the quantized layers before it (0: not at all; arXiv 2504.02692, arXiv 2504.09629).
     """
 
     damping: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.01
@@ -196,8 +197,9 @@ class GptqSettings(Frozen):
 class WeightQuantization(Frozen):
     """How a weight matrix [out, in] is rounded. ``group_size`` counts input channels that share a scale.
 
-    nvfp4 and mxfp4 have groups of their own, which need not be spelled out.
-    ``clip`` "mse" shrinks each scale to where the squared rounding error is smallest; ``gptq`` is for rounding "gptq".
+    nvfp4 and mxfp4 have fixed groups; a request may leave ``group_size`` out.
+    ``clip`` "mse" shrinks each scale to the value with the smallest squared rounding error; ``gptq`` is for rounding
+    "gptq".
     """
 
     format: NumberFormat = NumberFormat.INT4
@@ -211,19 +213,19 @@ class WeightQuantization(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _with_own_groups(cls, fields: Any) -> Any:
-        """The groups of a format that has its own, unless the request names some."""
+        """Add the groups of a format that fixes them, unless the request names some."""
         if not isinstance(fields, dict) or {"granularity", "group_size"} & fields.keys():
             return fields
-        # A format that does not exist is refused by the field itself.
+        # A format that does not exist is refused later, by the field itself.
         own = next((each.group_size for each in NumberFormat if each == fields.get("format")), None)
         return fields if own is None else fields | {"granularity": "group", "group_size": own}
 
 
 class ActivationQuantization(Frozen):
-    """How a linear's input [tokens, in] is rounded, dynamically. ``clip_ratio`` shrinks the absmax of the scale.
+    """How a linear's input [tokens, in] is rounded, dynamically. ``clip_ratio`` multiplies the absmax of the scale.
 
     A token has one scale, or, in nvfp4 and mxfp4, one for each of the format's groups of channels.
-    ``clip`` "search" looks for each site's own ratio on fit tokens, and ``clip_ratio`` has to stay 1.
+    ``clip`` "search" searches a ratio for each site on fit tokens; ``clip_ratio`` then has to stay 1.
     """
 
     format: NumberFormat = NumberFormat.INT4

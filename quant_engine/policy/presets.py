@@ -1,6 +1,6 @@
-"""Named starting points. Explicit fields of a request override them, field by field.
+"""Named policies to start from. Explicit fields of a request override them, field by field.
 
-What each of them gives on a real model, and in how much time, is in ``docs/measurements.md``.
+Their accuracy and run time on a real model are in ``docs/measurements.md``.
 """
 
 from typing import Any, Final
@@ -28,7 +28,7 @@ EVERY_LINEAR: Final = (
 
 
 class Preset(Frozen):
-    """A named policy with a sentence that says what it is for."""
+    """A named policy with a sentence about its purpose."""
 
     name: str
     description: str
@@ -53,7 +53,7 @@ _SMOOTH_CAT = Transform(kind=TransformKind.SMOOTH_CAT, statistic=Statistic(kind=
 _L2_KRONECKER = Transform(kind=TransformKind.KRONECKER, statistic=Statistic(kind="l2"))
 _DUQUANT = Transform(kind=TransformKind.DUQUANT, block_size=64)
 _SHORT: Final[dict[str, Any]] = {"steps": 48, "batch_samples": 2}
-"""Block training that a processor manages: about twenty seconds a block of SmolLM2-135M."""
+"""Block training that is short enough for a CPU: about twenty seconds for each block of SmolLM2-135M."""
 
 
 def _weights(format_: NumberFormat = NumberFormat.INT4, **fields: object) -> WeightQuantization:
@@ -98,6 +98,7 @@ _PAPERS: Final = (
         "quarot-w4a4",
         "QuaRot (arXiv 2404.00456): residual and head rotations fused, Hadamards inside, GPTQ.",
         transform=_ROTATION,
+        # The residual rotation is fused and reaches all other sites.
         online="inner",
         residual=Residual(),
         weights=_GPTQ4,
@@ -203,6 +204,7 @@ _BEST: Final = (
     _whole(
         "nvfp4",
         "NVFP4 throughout: four-bit floats in groups of 16, fused L2 diagonals, GPTQ, nothing online.",
+        # A Hadamard over each group made NVFP4 worse (docs/measurements.md).
         transform=Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")),
         online="none",
         weights=_weights(NumberFormat.NVFP4, rounding="gptq"),
@@ -219,12 +221,13 @@ _BEST: Final = (
 
 EVALUATE: Final = _whole(
     "evaluate",
-    "Changes nothing: measures a model as it is, dense or quantized by whoever wrote its checkpoint.",
+    "Changes nothing: measures a model as it is, dense or already quantized.",
     task="evaluate",
     transform=_NONE,
     online="none",
     weights=WeightQuantization(format=NumberFormat.NONE),
     activations=_NO_ACTIVATIONS,
+    # An evaluation reads every linear, so none is ignored.
     ignore=(),
 )
 

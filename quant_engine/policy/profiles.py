@@ -1,4 +1,4 @@
-"""Whether a policy keeps to the profile of its checkpoint, as far as that can be said before the model is known."""
+"""Check a policy against the profile of its checkpoint, as far as this is possible before the model is known."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -13,15 +13,17 @@ Profile = Literal["rotated", "universal"]
 
 
 def check_profile(policy: Policy, profile: Profile) -> None:
-    """Refuse a resolved policy that a checkpoint of ``profile`` has no place for.
+    """Refuse a resolved policy that a checkpoint of ``profile`` can not express.
 
     ``universal`` checkpoints are for readers that compute nothing in front of a linear: no online transform, no clip.
 
     Raises:
-        PolicyError: ``not_universal``; the pointer names the first field that is in the way.
+        PolicyError: ``not_universal``; the pointer names the first field that prevents it.
     """
+    # An evaluation writes no checkpoint.
     if profile != "universal" or policy.task == "evaluate":
         return
+    # With online 'none' a transform is reduced to its diagonal, which is fused.
     if policy.online != "none":
         for pointer, kind in _transforms(policy):
             if kind.rotates:
@@ -37,6 +39,7 @@ def check_profile(policy: Policy, profile: Profile) -> None:
                 pointer, "activations are clipped at run time", "Set clip to 'none' and clip_ratio to 1"
             )
     training = policy.training
+    # A learned clip acts at run time just as a searched one does.
     learns_clips = training is not None and training.kind == "block" and "activation_clip" in training.learn
     if learns_clips and any(_is_integer(each) for _, each in _activations(policy)):
         raise _not_universal(
@@ -81,7 +84,7 @@ def _activations(policy: Policy) -> Iterator[tuple[str, ActivationQuantization]]
 
 
 def _clips(activations: ActivationQuantization) -> bool:
-    """Only integers are ever clipped at run time."""
+    """Whether an input is clipped at run time; only integers ever are."""
     return _is_integer(activations) and (activations.clip != "none" or activations.clip_ratio != 1.0)
 
 

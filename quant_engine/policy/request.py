@@ -1,4 +1,4 @@
-"""What surrounds a policy in a job: the model, the calibration and evaluation data, the output and the limits."""
+"""The request of a job around its policy: the model, the calibration and evaluation data, the output, the limits."""
 
 from typing import Annotated, Final, Literal
 
@@ -23,7 +23,7 @@ CredentialId = Annotated[str, Field(strict=True, pattern=r"^cred_[0-9a-f]{24}$")
 
 
 class ModelReference(Frozen):
-    """A model by source and id: ``hub``, or ``local`` for a directory name under the operator's models directory.
+    """A model by source and id: ``hub``, or ``local`` for a directory in the operator's models directory.
 
     ``credential`` is the id of a stored Hub token, for gated and private models; null uses the operator's, if any.
     """
@@ -44,14 +44,14 @@ DatasetName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9
 
 
 BUILT_IN: Final = "pydoc"
-"""The language reference inside CPython: 465,000 characters of English, always there."""
+"""The language reference inside CPython: 465,000 characters of English, available in every installation."""
 
 SELF: Final = "self"
-"""The model's own samples; they are made in ``quant_engine.calibration.generate``."""
+"""The name for text that the model itself generates (``quant_engine.calibration.generate``)."""
 
 
 class Calibration(Frozen):
-    """``samples`` sequences of ``sequence_length`` tokens; the last ``holdout`` fraction is only ever measured on.
+    """``samples`` sequences of ``sequence_length`` tokens; the last ``holdout`` fraction is used for reports only.
 
     ``dataset`` is a name that ``/v1/capabilities`` lists, ``self`` (the model's own samples), or inline texts;
     null is the operator's default.
@@ -73,7 +73,7 @@ class Perplexity(Frozen):
 
 
 class Evaluation(Frozen):
-    """What is measured on the whole model; ``perplexity`` null skips it."""
+    """The measurements on the whole model; ``perplexity`` null skips perplexity."""
 
     perplexity: Perplexity | None = Perplexity()
 
@@ -87,7 +87,7 @@ Branch = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]
 
 
 class HubTarget(Frozen):
-    """Where a checkpoint is published: ``owner/name`` on the Hub, private unless told otherwise.
+    """Where a checkpoint is published: ``owner/name`` on the Hub, private by default.
 
     ``credential`` is the id of a stored Hub token that may write there; null uses the operator's, if any.
     """
@@ -99,10 +99,11 @@ class HubTarget(Frozen):
 
 
 class Output(Frozen):
-    """The kind of checkpoint, and where it goes.
+    """The kind of checkpoint, and where it is published.
 
-    ``universal`` is what plain ``from_pretrained`` loads right: nothing online, no clipping of activations. ``rotated``
-    may have both, and then needs our loader. ``hub`` publishes the checkpoint once the job has succeeded.
+    ``universal`` is a checkpoint that plain ``from_pretrained`` loads correctly: nothing online, no clipping of
+    activations. ``rotated`` may have both, and then needs our loader. ``hub`` publishes the checkpoint after the job
+    has succeeded.
     """
 
     profile: Literal["rotated", "universal"] = "rotated"
@@ -121,7 +122,7 @@ MetadataValue = Annotated[Name, Field(max_length=512)]
 
 
 class JobRequest(Frozen):
-    """The body of ``POST /v1/jobs``, and, with its policy and datasets resolved, the specification a job stores."""
+    """The body of ``POST /v1/jobs``; with policy and datasets resolved, it is the specification that a job stores."""
 
     model: ModelReference
     policy: Policy = Policy(preset="trainable-smoothrot-w4a4")

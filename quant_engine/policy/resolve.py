@@ -1,6 +1,6 @@
-"""From a partial policy to the whole one, and to the hash that names it.
+"""Complete a partial policy from its preset, check it, and hash it.
 
-``PolicyError`` carries a JSON pointer into the policy, a machine-readable code and a remedy.
+``PolicyError`` has a JSON pointer into the policy, a machine-readable code and a remedy.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from quant_engine.policy.types import Policy
 
 
 class PolicyError(ValueError):
-    """A policy whose fields are each valid but do not make sense together."""
+    """A policy whose fields are each valid but contradict each other."""
 
     def __init__(self, pointer: str, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -24,13 +24,15 @@ class PolicyError(ValueError):
 
 
 def resolve_policy(requested: Policy) -> Policy:
-    """The preset with the request's explicit fields laid over it, checked as a whole.
+    """Return the preset with the request's explicit fields in place of its own, checked as a whole.
 
     Raises:
         PolicyError: the preset is unknown, or the fields contradict each other.
     """
+    # A default must not override a preset, so only the fields of the request itself count.
     explicit = requested.model_dump(mode="json", exclude_unset=True)
     if requested.preset is None:
+        # The defaults quantize, which an evaluation refuses, so an evaluation starts from its preset.
         base = EVALUATE.policy.model_dump(mode="json", exclude={"preset"}) if requested.task == "evaluate" else {}
         merged = _overlay(base, explicit)
     elif requested.preset in PRESETS:
@@ -44,8 +46,8 @@ def resolve_policy(requested: Policy) -> Policy:
 
 
 def policy_hash(policy: Policy) -> str:
-    """``sha256:`` and the digest of the canonical JSON; the preset's name does not count, only what it says."""
-    # A job that quantizes is not told apart by its task: it hashes as it did before there was another one.
+    """Return ``sha256:`` and the digest of the canonical JSON of everything but the preset's name."""
+    # The task of a job that quantizes is left out: its hash stays what it was before there was another task.
     silent = {"preset"} | ({"task"} if policy.task == "quantize" else set())
     fields = policy.model_dump(mode="json", exclude=silent)
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -53,7 +55,7 @@ def policy_hash(policy: Policy) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether ``pattern`` means the linear ``name``: ``re:`` and a full match, the name, or its last part."""
+    """Return whether ``pattern`` means the linear ``name``: ``re:`` and a full match, the name, or its last part."""
     if pattern.startswith("re:"):
         return re.fullmatch(pattern[3:], name) is not None
     return name == pattern or name.rsplit(".", 1)[-1] == pattern
@@ -85,6 +87,7 @@ def _check(policy: Policy) -> None:
         _check_pattern(override.match, f"/overrides/{index}/match")
         if override.weights is not None:
             _check_weights(override.weights, f"/overrides/{index}/weights")
+        # The two formats are checked together, as the linears of this override will have them.
         if override.weights is not None or override.activations is not None:
             activations, weights = override.activations or policy.activations, override.weights or policy.weights
             _check_activations(activations, weights, f"/overrides/{index}/activations")
@@ -98,6 +101,7 @@ def _check(policy: Policy) -> None:
 def _check_evaluation(policy: Policy) -> None:
     for field in Policy.model_fields:
         if field != "preset" and getattr(policy, field) != getattr(EVALUATE.policy, field):
+            # A field that an evaluation would ignore is refused instead.
             raise PolicyError(
                 f"/{field}",
                 "nothing_is_changed",
@@ -187,6 +191,7 @@ def _number_kind(number_format: NumberFormat) -> str:
 
 
 def _check_weights(weights: WeightQuantization, pointer: str) -> None:
+    # An override to 'none' is allowed: it leaves its linears alone.
     if not weights.format.quantizes and pointer == "/weights":
         raise PolicyError(
             f"{pointer}/format",
@@ -223,7 +228,8 @@ def _check_pattern(pattern: str, pointer: str) -> None:
         return
     try:
         re.compile(pattern[3:])
-    # A huge repetition overflows, deep nesting recurses. The error's text repeats parts of the pattern, its place not.
+    # A huge repetition overflows, deep nesting recurses. The message has the error's position and not its text,
+    # because the text repeats parts of the pattern.
     except (re.error, OverflowError, RecursionError) as error:
         place = getattr(error, "pos", None)
         where = "" if place is None else f" at character {place}"

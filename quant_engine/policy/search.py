@@ -1,4 +1,4 @@
-"""How a scale policy is looked for."""
+"""How a scale policy is searched."""
 
 from typing import Annotated, Literal
 
@@ -8,16 +8,18 @@ from quant_engine.policy.fields import Count, Flag, Fraction, Frozen, LearningRa
 
 
 class LayerChoice(Frozen):
-    """How many layers the search is scored on: the ``critical`` worst by baseline error and ``normal`` others."""
+    """How many layers the search is scored on: the ``critical`` ones with the largest baseline errors, and ``normal``
+    others."""
 
     critical: Count = 3
     normal: NonNegativeInt = 2
 
 
 class GridSearch(Frozen):
-    """Every (α, q) pair, and every listed statistic without a parameter, tried as a scale policy.
+    """A grid of scale policies: every (α, q) pair, and every other listed statistic, is tried.
 
-    ``scope`` "shared" takes one policy for all layers, judged on the selected ones; "per_layer" one for each layer.
+    ``scope`` "shared" takes one policy for all layers, scored on the selected ones; "per_layer" takes one for each
+    layer.
     """
 
     kind: Literal["grid"] = "grid"
@@ -32,19 +34,22 @@ class GridSearch(Frozen):
 class PaperExperiment(Frozen):
     """The experiment families of arXiv 2606.09927 (N1, N2, N3, T1, T2, T3), run as the job's search and training.
 
-    ``alpha`` is N1's grid, ``q`` N2's; N3 crosses the ``top`` best of each, T1 trains from s = 1 at every rate and T2
-    from the ``top`` policies of N3 at the best rate and the next smaller one. T3 trains every layer that way.
+    ``alpha`` is N1's grid and ``q`` is N2's. N3 crosses the ``top`` best of each. T1 trains from s = 1 at every rate.
+    T2 trains from the ``top`` policies of N3 at the best rate and the next smaller one. T3 trains every layer that way.
     """
 
     kind: Literal["paper"] = "paper"
+    # 0.25 … 0.75 in 21 steps, the paper's grid.
     alpha: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=64)] = tuple(
         round(0.25 + 0.025 * i, 6) for i in range(21)
     )
+    # q_i = 1 − 0.05 · 10^(−2i/15) for i = 0 … 14, and q = 1, as in the paper.
     q: Annotated[tuple[Quantile, ...], Field(min_length=1, max_length=64)] = (
         *(round(1.0 - 0.05 * 10 ** (-2 * i / 15), 6) for i in range(15)),
         1.0,
     )
     top: Annotated[int, Field(strict=True, ge=1, le=16)] = 5
+    # Five rates from 5e-3 to 2e-2, log-spaced.
     learning_rates: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=16)] = tuple(
         round(5e-3 * 4 ** (i / 4), 6) for i in range(5)
     )

@@ -15,10 +15,11 @@ _CANDIDATES: Final = (TransformKind.NONE, TransformKind.ROTATION, TransformKind.
 
 
 class LowestError(Frozen):
-    """Per layer, keep the candidate transform with the lowest error on validation tokens.
+    """For each layer, choose the candidate transform with the lowest error on validation tokens.
 
-    A candidate is a kind, which takes the rest from ``transform``, or a whole transform. ``online_cost`` is λ: a
-    candidate's error counts as E · (1 + λ · c), c being its online multiply-adds per token over the linears' own.
+    A candidate is a kind, whose other fields come from ``transform``, or a complete transform. ``online_cost`` is λ: a
+    candidate's error counts as E · (1 + λ · c), where c is its online multiply-adds per token divided by the linears'
+    own.
     """
 
     kind: Literal["lowest_error"] = "lowest_error"
@@ -27,11 +28,11 @@ class LowestError(Frozen):
 
 
 class Kurtosis(Frozen):
-    """Per layer, one of two transforms by the robust z-score of the weights' kurtosis (arXiv 2511.17809).
+    """For each layer, choose one of two transforms by the robust z-score of the weights' kurtosis (arXiv 2511.17809).
 
-    z = 0.6745 (κ − median) / (MAD + ε) over the layers of one role group; where ``sign`` · z > ``beta`` a layer takes
-    ``outlying``, elsewhere ``typical``. The paper's values are not public to us; the defaults are fitted to the labels
-    of the lowest error on SmolLM2-135M, with which they agree on 65 % of the sites (docs/measurements.md).
+    z = 0.6745 (κ − median) / (MAD + ε) over the layers of one role group. A layer takes ``outlying`` where
+    ``sign`` · z > ``beta``, and ``typical`` elsewhere. We do not know the paper's values. The defaults are fitted to
+    the choices of the lowest error on SmolLM2-135M; they agree on 65 % of the sites (docs/measurements.md).
     """
 
     kind: Literal["kurtosis"] = "kurtosis"
@@ -42,7 +43,10 @@ class Kurtosis(Frozen):
 
 
 class Differentiable(Frozen):
-    """Per layer, the candidate with the largest weight after learning f = Σ softmax(a/τ)_t f_t (arXiv 2511.17809)."""
+    """For each layer, choose the candidate with the largest learned weight (arXiv 2511.17809).
+
+    The weights are softmax(a/τ)_t, learned in f = Σ softmax(a/τ)_t f_t.
+    """
 
     kind: Literal["differentiable"] = "differentiable"
     candidates: Candidates = _CANDIDATES

@@ -1,4 +1,4 @@
-"""The policy as it stands for one linear, or for all linears that read one input."""
+"""The part of a policy that applies to one linear, or to all linears that read one input."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from quant_engine.policy.types import Policy
 
 @dataclass(frozen=True, kw_only=True)
 class SiteQuantization:
-    """How the weights of a site's linears are quantized, and how their input is."""
+    """How the weights of a site's linears and their input are quantized."""
 
     weights: WeightQuantization
     activations: ActivationQuantization
@@ -18,13 +18,13 @@ class SiteQuantization:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSettings(SiteQuantization):
-    """Everything that a policy says of one site: its quantization, and the transform in front of it."""
+    """The settings of one site: its quantization, and the transform in front of it."""
 
     transform: Transform
 
 
 def linear_settings(name: str, policy: Policy) -> SiteSettings:
-    """The settings of the linear ``name``. Overrides apply in their order, each field by itself."""
+    """Return the settings of the linear ``name``. Overrides apply in their order, each field separately."""
     weights, activations, transform = policy.weights, policy.activations, policy.transform
     for override in policy.overrides:
         if matches(override.match, name):

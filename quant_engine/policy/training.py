@@ -1,4 +1,4 @@
-"""What is learned, and how."""
+"""The kinds of training: channel scales, blocks and rotations."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from quant_engine.policy.fields import Count, Flag, Frozen, LearningRate, NonNeg
 
 
 class Training(Frozen):
-    """Learned channel scales (arXiv 2606.09927, section on trainable smooth rotation).
+    """Training of channel scales (arXiv 2606.09927, section on trainable smooth rotation).
 
     ``batch_tokens`` null is the paper's full batch; ``max_log_ratio`` is the optional bound |log s − log s₀| ≤ δ.
     """
@@ -28,17 +28,18 @@ Learned = Literal["scales", "transform", "weight_clip", "activation_clip"]
 
 
 class BlockTraining(Frozen):
-    """Every learnable part of a decoder block's transforms at once, against the full-precision block's output.
+    """Training of all learnable parts of a decoder block's transforms together.
 
-    FlatQuant (ICML 2025), OmniQuant (arXiv 2308.13137) and AffineQuant (arXiv 2403.12544) are configurations of it.
+    The target is the output of the full-precision block. FlatQuant (ICML 2025), OmniQuant (arXiv 2308.13137) and
+    AffineQuant (arXiv 2403.12544) are configurations of it.
 
     Attributes:
         learn: the diagonals; the Kronecker factors or affine blocks; clipping of weight rows and of activations.
         steps, batch_samples: AdamW steps, and calibration samples in each.
-        learning_rate, clip_learning_rate: cosine decay to a hundredth.
-        inputs: ``quantized`` trains a block on what the quantized blocks before it give, as it will run.
-        patience: judgements on validation samples without improvement before a block stops; null never stops.
-        gradual: free the affine blocks from the diagonal outwards as the steps go (AffineQuant's mask).
+        learning_rate, clip_learning_rate: with cosine decay to a hundredth.
+        inputs: ``quantized`` trains a block on the output of the quantized blocks before it, as it will run.
+        patience: measurements on validation samples without improvement before a block stops; null never stops.
+        gradual: train the affine blocks from the diagonal outwards as the steps go on (AffineQuant's mask).
     """
 
     kind: Literal["block"] = "block"
@@ -58,7 +59,8 @@ class BlockTraining(Frozen):
 
 
 class RotationTraining(Frozen):
-    """R1 and R2 by Cayley SGD on the language-model loss of the quantized network (SpinQuant, arXiv 2405.16406)."""
+    """Training of R1 and R2 by Cayley SGD on the language-model loss of the quantized network (SpinQuant, arXiv
+    2405.16406)."""
 
     kind: Literal["rotation"] = "rotation"
     steps: Count = 20

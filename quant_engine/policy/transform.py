@@ -1,4 +1,4 @@
-"""Which equivalent transform a site gets, and whether the residual stream is rotated."""
+"""The equivalent transform of a site, and the rotation of the residual stream."""
 
 from enum import StrEnum
 from typing import Annotated, Final, Literal
@@ -9,7 +9,7 @@ from quant_engine.policy.fields import Flag, Fraction, Frozen, NonNegativeInt, Q
 
 
 class TransformKind(StrEnum):
-    """The equivalent transforms A of Y = (X A)(W A⁻ᵀ)ᵀ that can be asked for."""
+    """The equivalent transforms A of Y = (X A)(W A⁻ᵀ)ᵀ that a policy can name."""
 
     NONE = "none"
     SMOOTH = "smooth"
@@ -24,7 +24,7 @@ class TransformKind(StrEnum):
 
     @property
     def scales_channels(self) -> bool:
-        """Whether the transform starts with a diagonal s that a search or a training may look for."""
+        """Whether the transform starts with a diagonal s that a search or a training can find."""
         return self in _SCALED
 
     @property
@@ -44,7 +44,7 @@ _SCALED: Final = (
 
 
 class Statistic(Frozen):
-    """The channel statistic behind s = stat_X^α / stat_W^(1−α).
+    """The channel statistic in s = stat_X^α / stat_W^(1−α).
 
     ``q`` is for ``quantile`` (1: the maximum), ``p`` for ``lp``, the norm (Σ |x|^p)^(1/p); ``l2`` is ``lp`` at p = 2.
     """
@@ -58,15 +58,15 @@ class Transform(Frozen):
     """One transform of a site's input.
 
     Attributes:
-        kind: ``rotation`` is a Hadamard; ``kronecker`` FlatQuant's P₁ ⊗ P₂; ``affine`` a learned block matrix
+        kind: ``rotation`` is a Hadamard; ``kronecker`` is FlatQuant's P₁ ⊗ P₂; ``affine`` is a learned block matrix
             (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers, and ``smooth_cat``
-            (ours) is ``cat`` on what the diagonal leaves.
-        alpha, statistic: of the diagonal, where the kind has one; α of the closed forms is the same trade between
+            (ours) is ``cat`` after the diagonal.
+        alpha, statistic: of the diagonal, where the kind has one; α of the closed forms is the same trade-off between
             activations and weights.
         block_size: the order of the Hadamard, or the width of the blocks; null is the full width where that exists.
-        damping: times the mean diagonal, added to covariances before they are inverted (``cat``, ``wush``).
-        massive_cap: tokens longer than this many times the median token are shortened to that before a covariance is
-            taken; null leaves them.
+        damping: this times the mean diagonal is added to covariances before they are inverted (``cat``, ``wush``).
+        massive_cap: tokens longer than this many times the median token are shortened to that length before a
+            covariance is computed; null leaves them unchanged.
     """
 
     kind: TransformKind = TransformKind.SMOOTH_ROTATION
@@ -80,7 +80,7 @@ class Transform(Frozen):
 class Residual(Frozen):
     """A rotation R1 of the residual stream and R2 of every value head, fused into the weights (QuaRot, SpinQuant).
 
-    ``hadamard`` are randomised Hadamard matrices drawn from ``seed``; training of kind ``rotation`` learns from them.
+    ``hadamard`` are randomised Hadamard matrices drawn from ``seed``; training of kind ``rotation`` starts from them.
     """
 
     kind: Literal["hadamard"] = "hadamard"

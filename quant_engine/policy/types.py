@@ -1,6 +1,6 @@
-"""The policy: what to quantize, how to transform it first, and how to look for the best transform.
+"""The policy: what to quantize, how to transform it first, and how to search for the best transform.
 
-Everything here is frozen and validated; importing it loads no torch, so the API can speak it.
+All types are frozen and validated. Importing this module loads no torch, so the API can use it.
 """
 
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ from quant_engine.policy.transform import Residual, Transform
 
 
 class Override(Frozen):
-    """Different settings for the linears whose name matches: ``re:`` and a pattern, or a name's last component."""
+    """Other settings for the linears whose name matches: ``re:`` and a pattern, or a name's last component."""
 
     match: Name
     weights: WeightQuantization | None = None
@@ -25,13 +25,14 @@ class Override(Frozen):
 
 
 class Policy(Frozen):
-    """A whole policy. As a request every field may be left out; :func:`resolve_policy` fills it from the preset.
+    """A whole policy. A request may leave every field out; :func:`resolve_policy` fills it from the preset.
 
     ``task`` "evaluate" measures the model as it is, dense or already quantized, and changes nothing: every other field
-    then has to say so, as the preset of this name does.
+    then has to have the value that the preset of this name has.
 
-    ``online`` is what may be computed at inference in front of a linear: nothing (``none``), only inside the attention
-    and the feed-forward (``inner``), or at every site (``all``). Where it may not be, ``residual`` rotates for free.
+    ``online`` is where transforms may be computed at inference in front of a linear: nowhere (``none``), only inside
+    the attention and the feed-forward (``inner``), or at every site (``all``). ``residual`` rotates the other sites at
+    no cost.
     """
 
     version: Literal[1] = 1
