@@ -1,4 +1,4 @@
-"""Model sources and block streaming: a model is a stream of decoder blocks, never a whole in memory."""
+"""Read models and run them block by block, so that a whole model is never in memory."""
 
 from quant_engine.interface.architectures import (
     ARCHITECTURES,

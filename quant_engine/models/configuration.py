@@ -1,4 +1,4 @@
-"""From a ``config.json`` to transformers' configuration, and to a model without memory behind its parameters."""
+"""Build transformers' configuration from a ``config.json``, and a model whose parameters have no memory."""
 
 from typing import Any, Final
 
@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from quant_engine.errors import UnsupportedArchitecture
 
+# The errors that transformers raises for values that its configurations and models can not use.
 _CONFIG_ERRORS: Final = (
     StrictDataclassError,
     TypeError,
@@ -20,11 +21,12 @@ _CONFIG_ERRORS: Final = (
 
 
 def model_configuration(config: dict[str, Any]) -> Any:
-    """The transformers configuration of a sanitized ``config.json``, its class's defaults filled in.
+    """Return the transformers configuration of a sanitized ``config.json``, with the defaults of its class.
 
     Raises:
         UnsupportedArchitecture: transformers refuses a value.
     """
+    # for_model takes the model type as an argument of its own.
     fields = {key: value for key, value in config.items() if key != "model_type"}
     try:
         return AutoConfig.for_model(config["model_type"], **fields)
@@ -33,15 +35,16 @@ def model_configuration(config: dict[str, Any]) -> Any:
 
 
 def attention_implementation(config: Any) -> str:
-    """How attention is computed under a transformers configuration, in every process that has to give equal bits.
+    """Return the attention implementation for a transformers configuration.
 
-    ``sdpa`` ignores the soft cap of the attention logits (Gemma 2) without a word; ``eager`` applies it.
+    Every process that has to give equal bits uses it. ``sdpa`` silently ignores the soft cap of the attention logits
+    (Gemma 2); ``eager`` applies it.
     """
     return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> Any:
-    """The model class of a transformers configuration, every tensor on the meta device.
+    """Return a model of a transformers configuration with every tensor on the meta device.
 
     Raises:
         UnsupportedArchitecture: transformers refuses a value.

@@ -1,7 +1,7 @@
-"""Online transforms of other writers' checkpoints: compressed-tensors' ``transform_config``, its online half.
+"""Online transforms of checkpoints from other programs: the online part of compressed-tensors' ``transform_config``.
 
-What is fused into weights (``weight_input``, ``weight_output``) is in the weights already. Hadamards in front of a
-linear or behind it run through compressed-tensors' own transform, so they have its bits.
+The fused part (``weight_input``, ``weight_output``) is in the weights already. Hadamards before or after a linear run
+through compressed-tensors' own transform, so the results have the same bits.
 
 Shapes: D = the order of a transform.
 """
@@ -24,7 +24,7 @@ from quant_engine.models.source import CheckpointSource
 
 @dataclass(frozen=True)
 class Attachment:
-    """What a linear does at run time besides rounding, by a name for people, and how that is attached to it."""
+    """A computation of a linear at run time besides rounding: its name for people, and a function that attaches it."""
 
     name: str
     attach: Callable[[nn.Module], None]
@@ -42,14 +42,14 @@ class _Group:
 def foreign_transforms(
     section: Mapping[str, Any], model: nn.Module, base: CheckpointSource
 ) -> dict[str, tuple[Attachment, ...]]:
-    """What has to be attached to each linear, by name, in the order in which compressed-tensors attaches it.
+    """Return the attachments of each linear by its name, in the order in which compressed-tensors attaches them.
 
     Args:
         section: the ``transform_config``; empty for none.
-        model: an empty model, to match names against.
+        model: an empty model whose names the targets are matched with.
 
     Raises:
-        UnsupportedPolicy: a transform's type, or its place, is not honoured here.
+        UnsupportedPolicy: a transform's type, or its place, is not supported here.
         UnsafeCheckpoint: the section is malformed, or a matrix is missing or does not fit.
     """
     if not section:
@@ -64,6 +64,7 @@ def foreign_transforms(
         for arguments in scheme.apply:
             if not arguments.is_online():
                 continue
+            # Refuse an unsupported transform even where it matches no module.
             build = _builder(group, arguments)
             for module_name, module in match_named_modules(model, arguments.targets, arguments.ignore):
                 transform = _transform(group, arguments, module_name, module, build)
@@ -95,6 +96,7 @@ def _transform(
         order = get_transform_size(module, arguments.location, group.scheme.head_dim)
     except ValueError as error:
         raise _unusable(f"{group.name} does not fit {name} ({error})") from error
+    # The order depends on the module: its width, unless the scheme has a head_dim.
     weight = nn.Parameter(build(group, order), requires_grad=False)
     return HadamardTransform(weight, None, group.scheme, arguments, type(module))
 
@@ -108,13 +110,14 @@ def _constructed(group: _Group, order: int) -> Tensor:
 
 
 def _stored(group: _Group, order: int) -> Tensor:
-    """A drawn matrix is stored once for all linears of its order, under whichever was first."""
+    """Read a randomly drawn matrix, which is stored once for all linears of its order, under the first of them."""
+    # The first linear is not known here, so every tensor with the group's name is a candidate, and its order decides.
     endings = tuple(f".{group.name}_{location.value}.weight" for location in TransformLocation)
     for name in sorted(group.base.tensors):
         if name.endswith(endings):
             matrix_DD = group.base.read([name], dtype=group.scheme.precision)[name]
             if tuple(matrix_DD.shape) == (order, order):
-                return matrix_DD.clone()
+                return matrix_DD.clone()  # a copy: the tensor that was read may be a view of the mapped file
     raise _unusable(f"no file holds the matrix of order {order} of {group.name}")
 
 
@@ -122,6 +125,7 @@ _MATRICES: Final[dict[str, _Build]] = {"hadamard": _constructed, "random-hadamar
 
 
 def _before(transform: HadamardTransform, linear: nn.Module) -> None:
+    # Prepended, so that the input is transformed before any other hook reads it.
     linear.register_forward_pre_hook(lambda _module, inputs: (transform(inputs[0]), *inputs[1:]), prepend=True)
 
 
@@ -139,5 +143,5 @@ def _unsupported(group: _Group, what: str, hint: str) -> UnsupportedPolicy:
 def _unusable(reason: str) -> UnsafeCheckpoint:
     return UnsafeCheckpoint(
         detail=f"The checkpoint's transform_config can not be used: {reason}.",
-        hint="Check config.json against what the checkpoint's writer wrote.",
+        hint="Check that config.json is as the checkpoint's writer wrote it.",
     )

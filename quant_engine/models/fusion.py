@@ -1,9 +1,9 @@
-"""A site's diagonal, fused: into the module that produces the tensor, and out of every linear that reads it.
+"""Fuse a site's diagonal into the module that produces the tensor, and its inverse into every linear that reads it.
 
 Y = X Wᵀ = (X Λ⁻¹)(W Λ)ᵀ with Λ = diag(s) (SmoothQuant, arXiv 2211.10438, equation 3). The producer's rows, or the
-norm's weight, take Λ⁻¹; it is exact because what lies between (RMSNorm's weight, attention's averaging, act(gate)·up)
-is linear in them. A norm that multiplies by c + w takes (c + w)/s − c; of a fused linear only the rows that make the
-tensor change.
+norm's weight, take Λ⁻¹. This is exact, because the operations between (RMSNorm's weight, attention's averaging,
+act(gate)·up) are linear in them. The weight of a norm that multiplies by c + w becomes (c + w)/s − c. In a fused
+linear only the rows that make the tensor change.
 
 Shapes: D in features, O out features, P parameters of the diagonal (P < D where heads tie them).
 """
@@ -17,7 +17,7 @@ from quant_engine.models.sites import Site
 
 
 def fuse_scales(state: dict[str, Tensor], site: Site, scales_D: Tensor) -> None:
-    """Divide the producer by ``scales_D`` and multiply the readers' columns by it, in place of ``state``'s entries.
+    """Divide the producer by ``scales_D``, multiply the readers' columns by it, and replace these entries of ``state``.
 
     ``state`` maps full parameter names to fp32 tensors; the tensors themselves are not modified. Arithmetic is in fp64.
 
@@ -31,6 +31,7 @@ def fuse_scales(state: dict[str, Tensor], site: Site, scales_D: Tensor) -> None:
             hint="Use a larger quantile or the l2 statistic, or a lower learning rate.",
         )
     index_D = site.tie_index().to(s_D.device)
+    # One value for each parameter of the diagonal; tied channels have to agree on it.
     s_P = s_D.new_empty(int(index_D.max()) + 1).scatter_(0, index_D, s_D)
     if not torch.equal(s_P[index_D], s_D):
         raise NumericalInstability(
@@ -41,14 +42,16 @@ def fuse_scales(state: dict[str, Tensor], site: Site, scales_D: Tensor) -> None:
     for parameter in (f"{site.producer}.weight", f"{site.producer}.bias"):
         if parameter in state:
             state[parameter] = _produced(state[parameter], inverse_P, site)
+    # All readers see the scaled tensor, also those that are not quantized.
     for reader in site.all_readers:
         weight = state[f"{reader}.weight"]
         state[f"{reader}.weight"] = (weight.to(torch.float64) * s_D[None, :]).to(weight.dtype)
 
 
 def _produced(parameter: Tensor, inverse_P: Tensor, site: Site) -> Tensor:
-    """A producer's weight [O, I] or [O], or its bias [O], for a tensor that is multiplied by ``inverse_P``."""
+    """Return a producer's weight [O, I] or [O], or its bias [O], for a tensor that is multiplied by ``inverse_P``."""
+    # A norm that adds an offset to its weight multiplies by the sum, so the sum is what has to be scaled.
     value = parameter.to(torch.float64) + site.norm_offset
     first = len(value) - len(inverse_P) if site.rows is ProducerRows.LAST else 0
-    value[first:] *= inverse_P.reshape(-1, *[1] * (value.ndim - 1))
+    value[first:] *= inverse_P.reshape(-1, *[1] * (value.ndim - 1))  # [P, 1] for a weight matrix, [P] for a vector
     return (value - site.norm_offset).to(parameter.dtype)

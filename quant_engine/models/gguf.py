@@ -1,8 +1,7 @@
-"""From a GGUF file to the dense safetensors directory that the rest of the engine reads.
+"""Convert a GGUF file to the dense safetensors directory that the rest of the engine reads.
 
-GGUF carries block-quantized tensors and its own form of the tokenizer; transformers understands both. What comes out is
-an ordinary checkpoint in float32 that says nothing of where it came from: its weights are the values GGUF's codes stand
-for, and quantizing them is the engine's work.
+GGUF stores block-quantized tensors and its own form of the tokenizer; transformers reads both. The result is an
+ordinary checkpoint in float32 without any mark of its origin. Its weights are the values that GGUF's codes represent.
 """
 
 import logging
@@ -17,14 +16,15 @@ from quant_engine.errors import UnsafeCheckpoint
 
 _log = logging.getLogger(__name__)
 
-# What transformers' reader raises on bytes that make no sense to it.
+# The errors that transformers' reader raises for bytes that it can not interpret.
 _UNREADABLE: Final = (ValueError, KeyError, IndexError, RuntimeError, struct.error)
 
 
 def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
     """Write the model and the tokenizer of ``gguf_file`` into ``output_dir`` as float32 safetensors.
 
-    Whoever calls gives a directory of its own and renames it when this returns.
+    An interrupted call leaves an incomplete directory. So the caller passes a new directory, and renames it after this
+    function has returned.
 
     Raises:
         UnsafeCheckpoint: it is not a GGUF file, or not one of a model transformers can read.
@@ -39,7 +39,7 @@ def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
             detail=f"{gguf_file.name} can not be read as a GGUF model ({type(error).__name__}: {error}).",
             hint="Fetch the file again; if that does not help, it holds an architecture transformers does not convert.",
         ) from error
-    # Both describe how the source was stored; a dense checkpoint must not claim it.
+    # Both describe how the source was stored, which is not true of a dense checkpoint.
     vars(model.config).pop("quantization_config", None)
     vars(model).pop("hf_quantizer", None)
     model.save_pretrained(output_dir)

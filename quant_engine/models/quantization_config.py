@@ -1,4 +1,4 @@
-"""A checkpoint's ``quantization_config``: what of it can be honoured, and what is refused by name."""
+"""Parse a checkpoint's ``quantization_config``, and refuse the parts that are not supported."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -19,11 +19,11 @@ FORMATS: Final = (
     CompressionFormat.mxfp8_quantized,
     CompressionFormat.mixed_precision,
 )
-"""The layouts of compressed-tensors whose weights can be read; what is left are those of sparse weights."""
+"""The layouts of compressed-tensors whose weights can be read; the others are those of sparse weights."""
 
 
 def parse_quantization(section: Mapping[str, Any]) -> QuantizationConfig:
-    """The configuration as compressed-tensors reads it.
+    """Return the configuration as compressed-tensors reads it.
 
     Raises:
         UnsupportedPolicy: another library's method, a layout of sparse weights, weights that are not compressed, or a
@@ -40,16 +40,18 @@ def parse_quantization(section: Mapping[str, Any]) -> QuantizationConfig:
         raise _unsupported("has a sparsity_config", "Sparse weights can not be read.")
     known = [each.value for each in FORMATS]
     groups = section.get("config_groups")
+    # Checked before compressed-tensors reads them, so that the error names the format.
     formats = [section.get("format"), *_group_formats(groups)]
     for each in formats:
         if each is not None and each not in known:
             raise _unsupported(f"has weights in the format {str(each)[:80]!r}", f"Readable: {', '.join(known)}.")
     try:
+        # Without a format of its own the section is read as mixed: each group's format is then found from its scheme.
         config = QuantizationConfig.model_validate({"format": CompressionFormat.mixed_precision.value} | dict(section))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnsafeCheckpoint(
             detail=f"The quantization_config of config.json is malformed ({type(error).__name__}).",
-            hint="Check config.json against what the checkpoint's writer wrote.",
+            hint="Check that config.json is as the checkpoint's writer wrote it.",
         ) from error
     if config.quantization_status is not QuantizationStatus.COMPRESSED:
         raise _unsupported(

@@ -1,8 +1,8 @@
-"""A checkpoint that compressed-tensors wrote, read as the dense weights that it stands for, linear by linear.
+"""Read a checkpoint of compressed-tensors as the dense weights that its codes represent, linear by linear.
 
-What a linear stores, and how its inputs are rounded, is compressed-tensors' own reading of ``quantization_config``:
-the configuration is applied to the model without memory, as ``from_pretrained`` does, and each linear is decompressed
-by the compressor of its scheme. So a streamed forward has the bits of ``from_pretrained``'s.
+compressed-tensors itself interprets ``quantization_config``: which tensors a linear stores, and how its inputs are
+rounded. The configuration is applied to a model without memory, as ``from_pretrained`` does, and the compressor of its
+scheme decompresses each linear. So a streamed forward has the same bits as the model of ``from_pretrained``.
 
 Shapes: O output and I input channels.
 """
@@ -36,9 +36,10 @@ from quant_engine.models.source import CheckpointSource
 
 _OURS: Final = "quantry"
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The errors that compressed-tensors raises for a configuration or for tensors that do not fit.
 _MISFITS: Final = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, NotImplementedError)
 _IDLE: Final = ("weight_zero_point", "input_zero_point", "output_zero_point")
-"""What older writers also store for symmetric schemes, where a zero point is zero."""
+"""Tensors that older writers also store for symmetric schemes, where a zero point is zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,8 @@ class StoredLinear:
     """How one linear, or an embedding, is stored.
 
     Attributes:
-        shape: [O, I] of the weight that it stands for.
-        parts: the type that ``from_pretrained`` holds each of its tensors in, by the tensor's last name.
+        shape: [O, I] of the dense weight.
+        parts: the type in which ``from_pretrained`` holds each of its tensors, by the last part of the tensor's name.
     """
 
     name: str
@@ -57,7 +58,7 @@ class StoredLinear:
 
     @property
     def static(self) -> tuple[str, ...]:
-        """The tensors of fixed scales of inputs and outputs."""
+        """The names of its tensors that are fixed scales of inputs and outputs."""
         return tuple(part for part in self.parts if part.startswith(("input_", "output_")))
 
 
@@ -68,10 +69,10 @@ class QuantizedSource:
     Args:
         base: the checkpoint.
         quantization: its ``quantization_config``.
-        online: what each linear does besides, by its name; None for what the ``transform_config`` says.
+        online: what each linear computes besides, by its name; None for what the ``transform_config`` defines.
 
     Raises (from every reading member):
-        UnsupportedPolicy: the checkpoint asks for something that is not honoured here, which is named.
+        UnsupportedPolicy: the checkpoint needs something that is not supported here; the error names it.
         UnsafeCheckpoint: its ``quantization_config`` is malformed, or does not fit the model or the tensors.
         ModelNotFound: see :class:`CheckpointSource`.
     """
@@ -101,7 +102,7 @@ class QuantizedSource:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The type that the configuration names, which the model computes in; else that of most floating tensors."""
+        """The type that the configuration names, in which the model computes; else that of most floating tensors."""
         named = self.base.stored_config.get("dtype", self.base.stored_config.get("torch_dtype"))
         return _DTYPES.get(str(named).removeprefix("torch."), self.base.dtype)
 
@@ -112,13 +113,14 @@ class QuantizedSource:
 
     @property
     def fingerprint(self) -> str:
-        """The checkpoint's own."""
+        """The fingerprint of the stored checkpoint."""
         return self.base.fingerprint
 
     @cached_property
     def linears(self) -> dict[str, StoredLinear]:
         """Every quantized linear by its name, in the model's order."""
         config = parse_quantization(self.quantization)
+        # This changes the empty model: its modules get schemes, and their parameters become those of the stored layout.
         model = self._model
         try:
             apply_quantization_config(model, config, show_progress=False)
@@ -135,7 +137,7 @@ class QuantizedSource:
     def read(
         self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """The named tensors as ``dtype`` on ``device``, quantized weights as the numbers that they stand for."""
+        """Return the named tensors as ``dtype`` on ``device``; quantized weights are dequantized."""
         names = list(names)
         quantized = [
             name for name in names if name.removesuffix(".weight") in self.linears and name.endswith(".weight")
@@ -146,29 +148,34 @@ class QuantizedSource:
         return {name: read[name] for name in names}
 
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
-        """Make the linears below ``module``, whose name begins with ``prefix``, round and transform as they should.
+        """Make the linears below ``module`` round and transform as the checkpoint defines it.
 
         Their ``weight`` has to be the dense one.
+
+        Args:
+            prefix: the beginning of the module's name in the whole model.
         """
         for local, linear in module.named_modules():
             stored = self.linears.get(prefix + local)
             if stored is not None and isinstance(linear, nn.Linear):
                 for part, tensor in self._parts(stored, stored.static, device).items():
+                    # Not persistent: a block's state has to hold the dense parameters alone.
                     linear.register_buffer(part, tensor, persistent=False)
                 linear.quantization_scheme = stored.scheme
+                # With this status compressed-tensors rounds inputs and uses the weight as it is.
                 linear.quantization_status = QuantizationStatus.DECOMPRESSED
                 set_forward_quantized(linear)
             for attachment in self._online.get(prefix + local, ()):
                 attachment.attach(linear)
 
     def stored_bytes(self, linear: str) -> int:
-        """Bytes of a linear's codes and their scales, or of its dense weight."""
+        """Return the bytes of a linear's codes and their scales, or of its dense weight."""
         stored = self.linears.get(linear)
         parts = ("weight",) if stored is None else tuple(stored.parts.keys() - {*stored.static, "weight_shape"})
         return sum(self.base.stored_bytes[f"{linear}.{part}"] for part in parts)
 
     def transform_name(self, linear: str) -> str:
-        """What a linear does besides rounding; ``none`` for nothing."""
+        """Return the name of what a linear computes besides rounding; ``none`` for nothing."""
         return "+".join(attachment.name for attachment in self._online.get(linear, ())) or "none"
 
     @cached_property
@@ -180,16 +187,18 @@ class QuantizedSource:
         if self.online is not None:
             return {name: (attachment,) for name, attachment in self.online.items()}
         section = self.quantization.get("transform_config") or {}
+        # A new empty model, because that of ``_model`` is changed when the linears are found.
         return foreign_transforms(section, empty_model(model_configuration(self.config), self.dtype), self.base)
 
     def _linear_of(self, tensor: str) -> StoredLinear | None:
-        """The linear that a stored tensor is a part of."""
+        """Return the quantized linear to which a stored tensor belongs, or None."""
         name, _, part = tensor.rpartition(".")
         linear = self.linears.get(name)
+        # A bias is not quantized: it is read as a dense tensor.
         return None if linear is None or part == "bias" else linear
 
     def _parts(self, linear: StoredLinear, wanted: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
-        """A linear's tensors as ``from_pretrained`` holds them: floating ones in the type of its empty parameter."""
+        """Return a linear's tensors as ``from_pretrained`` holds them: floating ones in its empty parameters' types."""
         names = {part: f"{linear.name}.{part}" for part in wanted}
         stored = self.base.read(names.values(), dtype=None, device=device)
         tensors = {part: stored[name] for part, name in names.items()}
@@ -210,6 +219,7 @@ class QuantizedSource:
         return w_OI
 
     def _refuse_tied(self, linears: Mapping[str, StoredLinear]) -> None:
+        # A tied matrix is both the embedding and the head, and can not be quantized for one of them.
         architecture = architecture_of(self.config)
         ends = [name for name in (architecture.embedding, architecture.head) if name in linears]
         if ends and self._model.config.tie_word_embeddings:
@@ -219,7 +229,10 @@ class QuantizedSource:
             )
 
     def _refuse_unknown_parts(self, linears: Mapping[str, StoredLinear]) -> None:
-        """A tensor that a linear does not know is a scheme read wrongly (g_idx of an older activation order)."""
+        """Refuse a tensor that its linear's scheme does not have (g_idx of an older activation order).
+
+        It would mean that the scheme is read wrongly.
+        """
         for tensor in self.base.tensors:
             name, _, part = tensor.rpartition(".")
             if name in linears and part not in (*linears[name].parts, "bias", *_IDLE):
@@ -234,13 +247,14 @@ def _scheme_of(module: nn.Module) -> QuantizationScheme | None:
 
 
 def _stored(name: str, module: nn.Module, config: QuantizationConfig) -> StoredLinear:
-    """What ``from_pretrained`` would load for a module that ``config`` was applied to."""
+    """Return what ``from_pretrained`` would load for a module to which ``config`` was applied."""
     scheme: Any = _scheme_of(module)
     if not isinstance(module, nn.Linear | nn.Embedding) or (isinstance(module, nn.Embedding) and _rounds_more(scheme)):
         raise UnsupportedPolicy(
             detail=f"The checkpoint quantizes more than weights at {name}, a {type(module).__name__}.",
             hint="Only linears may round their inputs; attention and the key-value cache stay in floating point here.",
         )
+    # The shape of the dense weight, before the module is compressed.
     shape = tuple(module.weight.shape)
     overall = CompressionFormat(config.format)
     if scheme.format is None and overall is CompressionFormat.mixed_precision:
@@ -255,6 +269,7 @@ def _rounds_more(scheme: QuantizationScheme) -> bool:
 
 
 def _misfit(reason: str) -> UnsafeCheckpoint:
+    # A library's message can be very long, so the detail is cut.
     return UnsafeCheckpoint(
         detail=f"The quantized checkpoint can not be read: {reason}."[:1000],
         hint="Check that config.json belongs to these weights, and that from_pretrained loads them.",

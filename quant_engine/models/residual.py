@@ -1,14 +1,14 @@
-"""A rotation of the residual stream (R1) and of the value heads (R2), fused into every weight: a view of a checkpoint.
+"""A view of a checkpoint with a rotation of the residual stream (R1) and of the value heads (R2) in its weights.
 
 With h' = h R1 the whole stream is rotated, and with v' = v R2 every value head, without any work at inference (QuaRot,
-arXiv 2404.00456, section 4; SpinQuant, arXiv 2405.16406, section 3). RMSNorm commutes with a rotation once its weight g
-is folded into what reads it, so
+arXiv 2404.00456, section 4; SpinQuant, arXiv 2405.16406, section 3). RMSNorm commutes with a rotation after its weight
+g is folded into the linears that read it, so
 
     embedding  E R1           linears that read the stream  W diag(g) R1        norms  1
     head       W diag(g) R1   linears that write to it      R1ᵀ W,  b R1
     values     R2ᵀ W, b R2 in each head                     attention output  W R2 in each head's columns
 
-Nothing is mean-centred: that would not be exact for RMSNorm. Arithmetic is in fp64, and rounded once.
+Nothing is mean-centred, because that is not exact for RMSNorm. Arithmetic is in fp64, and rounded once.
 
 Shapes: D hidden size, K head size, L blocks, O out features, I in features, C rows of a chunk.
 """
@@ -36,16 +36,16 @@ _CHUNK_ROWS: Final = 8192
 
 @dataclass(frozen=True)
 class _Rewrite:
-    """What happens to one tensor, in the order of the fields; ``block`` chooses the R2.
+    """How one tensor is changed: the steps in the order of the fields. ``block`` chooses the R2.
 
     Attributes:
-        source: the stored tensor that it is made of.
-        neutral: replaced by this value: the weight of a norm that is folded away.
+        source: the stored tensor from which it is computed.
+        neutral: the value that replaces all its entries; for the weight of a norm that is folded into its readers.
         norm: the norm whose weight multiplies the columns.
-        stream_columns: the columns are channels of the stream: · R1.
-        stream_rows: the rows are channels of the stream: R1ᵀ ·.
-        head_columns: the columns are channels of heads: · R2 in each.
-        value_rows: so many of the last rows are channels of value heads: R2ᵀ · in each.
+        stream_columns: the columns are channels of the stream, and are multiplied: · R1.
+        stream_rows: the rows are channels of the stream, and are multiplied: R1ᵀ ·.
+        head_columns: the columns are channels of heads, and are multiplied in each head: · R2.
+        value_rows: how many of the last rows are channels of value heads; they are multiplied in each head: R2ᵀ ·.
     """
 
     source: str
@@ -59,7 +59,7 @@ class _Rewrite:
 
     @property
     def row_by_row(self) -> bool:
-        """Whether each row can be rewritten by itself."""
+        """Whether each row can be rewritten independently of the others."""
         return not (self.stream_rows or self.value_rows)
 
 
@@ -67,11 +67,11 @@ class _Rewrite:
 class RotatedSource:
     """The model of ``base`` with ``rotation`` fused in: the same function, with an untied head and norms of one.
 
-    A :class:`WeightSource`. Tensors are rewritten when they are read and nothing is kept: each reading costs a product
-    with R1.
+    A :class:`WeightSource`. Tensors are rewritten when they are read, and the results are not stored, so each reading
+    costs a product with R1.
 
     Raises (from the constructor):
-        UnsupportedArchitecture: the model is none of ours.
+        UnsupportedArchitecture: the model is of no supported class.
         UnsupportedPolicy: it has norms between its linears and the stream, or the matrices do not have its sizes.
         NumericalInstability: a matrix is not orthogonal.
     """
@@ -80,11 +80,11 @@ class RotatedSource:
     rotation: ResidualRotation
 
     def __post_init__(self) -> None:
-        """Refuse what would not be exact."""
+        """Refuse a model or matrices with which the rotated model would not be the same function."""
         if self._architecture.post_norms:
             raise UnsupportedPolicy(
                 detail=f"A rotation of the residual stream can not be fused into a {self._architecture.class_name}: "
-                f"its blocks have norms behind their linears ({', '.join(self._architecture.post_norms)}).",
+                f"its blocks have norms after their linears ({', '.join(self._architecture.post_norms)}).",
                 hint="Use online rotations: policy.online 'all'.",
             )
         configuration = self._configuration
@@ -102,6 +102,7 @@ class RotatedSource:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration of the stored checkpoint with the head untied."""
+        # The head is folded with the final norm and the embedding is not, so they are two matrices now.
         return self.base.config | {"tie_word_embeddings": False}
 
     @cached_property
@@ -123,7 +124,7 @@ class RotatedSource:
         return self.base.weight_bytes + (head if self._tied else 0)
 
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
-        """What the stored checkpoint attaches."""
+        """Attach what the stored checkpoint attaches."""
         self.base.attach(module, prefix=prefix, device=device)
 
     @cached_property
@@ -134,7 +135,7 @@ class RotatedSource:
     def read(
         self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """The named tensors, rotated, as ``dtype`` on ``device``; what the rotation does not reach is read as stored.
+        """Return the named tensors, rotated, as ``dtype`` on ``device``; tensors without a rewrite are read as stored.
 
         Raises:
             UnsafeCheckpoint, ModelNotFound: see :class:`CheckpointSource`.
@@ -147,6 +148,7 @@ class RotatedSource:
         for name in names:
             if name in self._rewrites:
                 read[name] = self._rewritten(self._rewrites[name], wide, device).to(dtype)
+        # In the order of the request, as every source gives them.
         return {name: read[name] for name in names}
 
     def _rewritten(self, rewrite: _Rewrite, dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -160,6 +162,7 @@ class RotatedSource:
         r1_DD = self.rotation.r1_DD.to(stored.device, torch.float64)
         r2_LKK = self.rotation.r2_LKK
         r2_KK = None if r2_LKK is None else r2_LKK[rewrite.block].to(stored.device, torch.float64)
+        # A product from the left needs all rows together.
         if not rewrite.row_by_row:
             return _rotated(stored, rewrite, norm_D, r1_DD, r2_KK).to(dtype)
         chunks = [_rotated(rows_CI, rewrite, norm_D, r1_DD, r2_KK).to(dtype) for rows_CI in stored.split(_CHUNK_ROWS)]
@@ -179,11 +182,12 @@ class RotatedSource:
 
     @cached_property
     def _rewrites(self) -> dict[str, _Rewrite]:
-        """By the name of the tensor that is rewritten."""
+        """The rewrite of each tensor that is changed, by the tensor's name."""
         architecture = self._architecture
         embedding, norm, head = (
             f"{module}.weight" for module in (architecture.embedding, architecture.final_norm, architecture.head)
         )
+        # With this stored weight a norm multiplies by exactly 1.
         neutral = 1.0 - architecture.norm_offset
         rewrites = {
             embedding: _Rewrite(embedding, stream_columns=True),
@@ -191,10 +195,12 @@ class RotatedSource:
             head: _Rewrite(embedding if self._tied else head, norm=norm, stream_columns=True),
         }
         for site in model_sites(self._configuration, architecture):
+            # A site after a norm is read from the stream; the readers of the other sites write to it.
             if site.kind is ProducerKind.NORM_WEIGHT:
                 rewrites |= _stream_input(site, neutral)
             else:
                 rewrites |= _stream_output(site)
+        # Second, because the value rows' and o_proj's rewrites of the stream have to exist already.
         if self.rotation.r2_LKK is not None:
             for site in model_sites(self._configuration, architecture):
                 if site.kind is ProducerKind.VALUE_ROWS:
@@ -203,7 +209,7 @@ class RotatedSource:
 
 
 def _stream_input(site: Site, neutral: float) -> dict[str, _Rewrite]:
-    """Of the linears that read the stream through a norm, and of the norm."""
+    """Return the rewrites of the linears that read the stream through a norm, and of the norm."""
     norm = f"{site.producer}.weight"
     readers = [f"{reader}.weight" for reader in site.all_readers]
     rewrites = {name: _Rewrite(name, site.block, norm=norm, stream_columns=True) for name in readers}
@@ -211,24 +217,28 @@ def _stream_input(site: Site, neutral: float) -> dict[str, _Rewrite]:
 
 
 def _stream_output(site: Site) -> dict[str, _Rewrite]:
-    """Of the linears that write to the stream; a bias that a model does not have is never asked for."""
+    """Return the rewrites of the linears that write to the stream.
+
+    They include a bias; where a model has none, nobody reads it.
+    """
     names = [f"{reader}.{parameter}" for reader in site.all_readers for parameter in ("weight", "bias")]
     return {name: _Rewrite(name, site.block, stream_rows=True) for name in names}
 
 
 def _add_value_heads(rewrites: dict[str, _Rewrite], site: Site) -> None:
-    """R2 on top: in the rows that make the values, and in the columns of the linears that read them."""
+    """Add R2 to the rewrites: in the rows that make the values, and in the columns of the linears that read them."""
     for reader in site.all_readers:
         name = f"{reader}.weight"
         rewrites[name] = replace(rewrites[name], head_columns=True)
     for parameter in ("weight", "bias"):
         name = f"{site.producer}.{parameter}"
         rewrite = rewrites.get(name, _Rewrite(name, site.block))
+        # Heads that are tied share a value head, so there are fewer value rows than features.
         rewrites[name] = replace(rewrite, value_rows=site.features // site.tied)
 
 
 def _rotated(stored: Tensor, rewrite: _Rewrite, norm_D: Tensor | None, r1_DD: Tensor, r2_KK: Tensor | None) -> Tensor:
-    """A weight [O, I] or a bias [O] under its rewrite, in fp64."""
+    """Return a weight [O, I] or a bias [O] after its rewrite, in fp64."""
     value = stored.to(torch.float64)
     if norm_D is not None:
         value = value * norm_D
@@ -240,7 +250,7 @@ def _rotated(stored: Tensor, rewrite: _Rewrite, norm_D: Tensor | None, r1_DD: Te
         value = r1_DD.T @ value
     if rewrite.value_rows and r2_KK is not None:
         first = len(value) - rewrite.value_rows
-        heads = value[first:].unflatten(0, (-1, len(r2_KK)))  # [heads, K, I], or [heads, K] of a bias
+        heads = value[first:].unflatten(0, (-1, len(r2_KK)))  # [heads, K, I], or [heads, K] for a bias
         rotated = torch.einsum("kj,hk...->hj...", r2_KK, heads).flatten(0, 1)
         value = torch.cat([value[:first], rotated])
     return value

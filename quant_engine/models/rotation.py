@@ -1,4 +1,4 @@
-"""The orthogonal matrices that a model's residual stream (R1) and value heads (R2) are rotated with.
+"""The orthogonal matrices that rotate a model's residual stream (R1) and value heads (R2).
 
 Shapes: D hidden size, K head size, L blocks.
 """
@@ -16,7 +16,7 @@ from quant_engine.hadamard import hadamard_order, online_hadamard
 from quant_engine.models.sites import head_size
 
 _TOLERANCE: Final = 1e-4
-"""Largest entry of RᵀR − I that still is rounding, of fp32 and a few thousand channels."""
+"""Largest entry of RᵀR − I that rounding explains, in fp32 with a few thousand channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class ResidualRotation:
 
     Attributes:
         r1_DD: of the residual stream.
-        r2_LKK: of the value heads, one for each block and shared by its heads; None leaves them as they are.
+        r2_LKK: of the value heads, one for each block and shared by its heads; None does not rotate them.
     """
 
     r1_DD: Tensor
@@ -38,17 +38,18 @@ class ResidualRotation:
         for matrix in (self.r1_DD, self.r2_LKK):
             if matrix is not None:
                 digest.update(str(tuple(matrix.shape)).encode())
+                # In one type, so that a matrix has the same fingerprint in fp32 and in fp64.
                 digest.update(matrix.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
 def hadamard_rotation(config: Any, *, seed: int, value_heads: bool = True) -> ResidualRotation:
-    """Randomised Hadamard rotations: random signs, then the transform (QuIP#, arXiv 2402.04396, section 3).
+    """Return randomised Hadamard rotations: random signs, then the transform (QuIP#, arXiv 2402.04396, section 3).
 
     Args:
-        config: a transformers configuration: the hidden size, the head size and the number of blocks count.
+        config: a transformers configuration; its hidden size, head size and number of blocks are used.
         seed: of the signs; equal seeds give equal bits.
-        value_heads: whether there is an R2.
+        value_heads: whether to build R2.
 
     Returns:
         fp64 matrices on the CPU, block-diagonal where a size has no Hadamard matrix of its full order.
@@ -79,10 +80,11 @@ def check_orthogonal(name: str, matrix: Tensor, shape: tuple[int, ...]) -> None:
             detail=f"{name} has the shape {list(matrix.shape)}; this model's has to be {list(shape)}.",
             hint="Build the rotation from this model's configuration.",
         )
+    # The check itself must not add rounding, so it is in fp64.
     r = matrix.to(torch.float64)
     identity = torch.eye(shape[-1], dtype=torch.float64, device=r.device)
     error = float((r.mT @ r - identity).abs().max())
-    if not error < _TOLERANCE:
+    if not error < _TOLERANCE:  # so that NaN is refused too
         raise NumericalInstability(
             detail=f"{name} is not orthogonal: an entry of RᵀR − I is {error:.2e}.",
             hint="Lower the learning rate of the rotation, or orthogonalise the matrix before it is used.",

@@ -1,4 +1,4 @@
-"""Sites of a concrete model: a tensor, the linears that read it, and the module that produces it.
+"""The sites of a model. A site is a tensor, the linears that read it, and the module that produces it.
 
 Shapes: D in features of a site, P parameters of its diagonal (P < D where grouped-query heads tie them).
 """
@@ -24,10 +24,11 @@ from quant_engine.policy import Policy, matches
 class Site:
     """A site of one block. Names are those of the whole model.
 
-    ``readers`` are the linears to quantize, ``all_readers`` every linear that sees the tensor: a fused diagonal has to
-    be undone in each of them. ``heads`` and ``tied`` describe the attention output: features are heads × head size,
-    and ``tied`` neighbouring heads share one diagonal, because they read the same value head. ``rows`` are the
-    rows of the producer that make the tensor, and ``norm_offset`` is what a producing norm adds to its stored weight.
+    ``readers`` are the linears to quantize, and ``all_readers`` are all linears that read the tensor, because a fused
+    diagonal has to be undone in each of them. ``heads`` and ``tied`` describe the attention output: features are
+    heads × head size, and ``tied`` neighbouring heads share one diagonal, because they read the same value head.
+    ``rows`` are the rows of the producer that make the tensor. ``norm_offset`` is the number that a producing norm adds
+    to its stored weight.
     """
 
     block: int
@@ -44,18 +45,18 @@ class Site:
 
     @property
     def name(self) -> str:
-        """The linear's name, or the common prefix and the leaves of several: ``….self_attn.q_proj+k_proj+v_proj``."""
+        """The linear's name; of several the common prefix and the last parts: ``….self_attn.q_proj+k_proj+v_proj``."""
         prefix, _, _ = self.readers[0].rpartition(".")
         return f"{prefix}." + "+".join(reader.rpartition(".")[2] for reader in self.readers)
 
     def tie_index(self) -> Tensor:
-        """[D] the parameter of the diagonal that each feature uses; 0..D−1 where nothing is tied."""
+        """Return the index [D] of the diagonal's parameter for each feature; 0..D−1 where nothing is tied."""
         size = self.features // self.heads
         head = torch.arange(self.heads) // self.tied
         return (head[:, None] * size + torch.arange(size)[None, :]).reshape(-1)  # [heads, size] → [D]
 
     def pool(self, x_TD: Tensor) -> Tensor:
-        """The tensor with tied heads as further tokens: [T, D] → [T·tied, P]. Channel statistics are taken on this."""
+        """Return the tensor with tied heads as additional tokens, [T, D] → [T·tied, P], for channel statistics."""
         if self.tied == 1:
             return x_TD
         size = self.features // self.heads
@@ -64,7 +65,7 @@ class Site:
 
 
 def model_sites(config: Any, architecture: Architecture) -> list[Site]:
-    """Every site of every block, in forward order. ``config`` is a transformers configuration."""
+    """Return every site of every block, in forward order. ``config`` is a transformers configuration."""
     return [
         _site(template, block, architecture, config)
         for block in range(config.num_hidden_layers)
@@ -73,14 +74,14 @@ def model_sites(config: Any, architecture: Architecture) -> list[Site]:
 
 
 def head_size(config: Any) -> int:
-    """Channels of one attention head; not always hidden / heads (Qwen3, Gemma)."""
+    """Return the channels of one attention head; this is not always hidden / heads (Qwen3, Gemma)."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def target_sites(sites: list[Site], policy: Policy) -> list[Site]:
-    """The sites that ``policy`` quantizes, ``readers`` cut down to the targeted linears.
+    """Return the sites that ``policy`` quantizes; their ``readers`` are the targeted linears only.
 
-    An override of a linear's weights to ``none`` leaves that linear alone. A fused linear is also meant where
+    An override of a linear's weights to ``none`` excludes that linear. A fused linear is also targeted where
     ``targets`` name all of its parts (``q_proj``, ``k_proj`` and ``v_proj`` for ``qkv_proj``), and ignored where
     ``ignore`` names one of them.
 
@@ -107,6 +108,7 @@ def _is_targeted(name: str, policy: Policy) -> bool:
     named = _matches_any(policy.targets, name) or (parts and all(_matches_any(policy.targets, part) for part in parts))
     if not named or any(_matches_any(policy.ignore, each) for each in (name, *parts)):
         return False
+    # The last matching override wins, as in linear_settings.
     weights = policy.weights
     for override in policy.overrides:
         if override.weights is not None and matches(override.match, name):
@@ -119,6 +121,7 @@ def _matches_any(patterns: tuple[str, ...], name: str) -> bool:
 
 
 def _site(template: SiteTemplate, block: int, architecture: Architecture, config: Any) -> Site:
+    # A norm produces a tensor of the stream's width, without heads.
     heads, tied, features = 1, 1, config.hidden_size
     if template.kind is ProducerKind.LINEAR_ROWS:
         features = config.intermediate_size

@@ -1,7 +1,8 @@
-"""A dense safetensors checkpoint on disk, checked before it is opened and read tensor by tensor.
+"""Read a dense safetensors checkpoint from disk, tensor by tensor, after checking its files.
 
-A header is a length and a JSON text; a hostile one can cost gigabytes to open, a truncated one crashes a reader.
-So both are measured here first, with a bounded read. Weights stay memory-mapped: a tensor costs memory when it is used.
+A header is a length and a JSON text. A hostile header can cost gigabytes to open, and a truncated one makes a reader
+crash. So both are checked here first, with a bounded read. Weights stay memory-mapped: a tensor needs memory only when
+it is used.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ MAX_TENSORS: Final = 100_000
 MAX_CONFIG_BYTES: Final = 2**20
 _DTYPES: Final = (
     {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-    # What quantized checkpoints hold besides: codes and scales of eight bits.
+    # Quantized checkpoints also hold codes and scales of eight bits.
     | {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 )
 _COMPUTED: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -35,7 +36,7 @@ _INDEX: Final = "model.safetensors.index.json"
 
 
 def safe_config(value: Any) -> Any:
-    """``config.json``'s content without anything that could make a library run foreign code.
+    """Return the content of ``config.json`` without anything that could make a library run foreign code.
 
     Removes, at every depth, ``auto_map``, ``trust_remote_code`` and every key that starts with an underscore
     (CVE-2026-4372 and CVE-2026-5241 entered through those).
@@ -53,10 +54,10 @@ def safe_config(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A model directory. Nothing is read until it is asked for.
+    """A model directory. Every file is read only when a member needs it.
 
     Attributes:
-        export_dtype: the floating-point type of an export's dense tensors; None for that of most of the weights.
+        export_dtype: the floating-point type of an export's dense tensors; None for the type of most of the weights.
 
     Raises (from every reading member):
         ModelNotFound: the directory, its config or its weights are missing.
@@ -82,12 +83,12 @@ class CheckpointSource:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the configuration says so."""
+        """Whether the configuration has a ``quantization_config``."""
         return self.stored_config.get("quantization_config") is not None
 
     @cached_property
     def stored_config(self) -> dict[str, Any]:
-        """The sanitized ``config.json``, whatever the weights are."""
+        """The sanitized ``config.json`` of dense or quantized weights."""
         path = self.directory / "config.json"
         if not path.is_file():
             raise ModelNotFound(
@@ -110,6 +111,7 @@ class CheckpointSource:
     @cached_property
     def tensors(self) -> dict[str, Path]:
         """The file that holds each tensor."""
+        # From the files' own headers; the index may be wrong. A single file is listed under the empty name.
         located = {name: shard for shard in self.shards for name in _checked_header(shard)}
         missing = sorted(set(self._weight_map) - set(located) - {""})
         if missing:
@@ -120,7 +122,11 @@ class CheckpointSource:
         return located
 
     def locate(self, name: str) -> Path:
-        """The file that holds a tensor."""
+        """Return the file that holds a tensor.
+
+        Raises:
+            UnsafeCheckpoint: there is no such tensor.
+        """
         if name not in self.tensors:
             raise UnsafeCheckpoint(detail=f"The checkpoint holds no tensor {name}.", hint=_DOWNLOAD_AGAIN)
         return self.tensors[name]
@@ -143,7 +149,7 @@ class CheckpointSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the config and every weight file: what a resumed job must find unchanged."""
+        """SHA-256 over the config and every weight file. A resumed job compares it with that of the first attempt."""
         digest = hashlib.sha256((self.directory / "config.json").read_bytes())
         for shard in self.shards:
             with shard.open("rb") as file:
@@ -155,6 +161,7 @@ class CheckpointSource:
         """The floating-point type of an export's dense tensors: ``export_dtype``, or that of most of the weights."""
         if self.export_dtype is not None:
             return self.export_dtype
+        # Bytes and not tensors are counted, so that many small norms do not outvote the matrices.
         counts: dict[str, int] = {}
         for shard in self.shards:
             for entry in _checked_header(shard).values():
@@ -166,10 +173,11 @@ class CheckpointSource:
     def read(
         self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """The named tensors as ``dtype`` on ``device``; without a cast they are views of the memory-mapped file.
+        """Return the named tensors as ``dtype`` on ``device``; without a cast they are views of the memory-mapped file.
 
-        Without a ``dtype`` they stay in the type that they are stored in.
+        Without a ``dtype`` they have the type in which they are stored.
         """
+        # Each file is opened once for all of its tensors.
         by_shard: dict[Path, list[str]] = {}
         for name in names:
             by_shard.setdefault(self.locate(name), []).append(name)
@@ -181,11 +189,11 @@ class CheckpointSource:
         return read
 
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
-        """Nothing: dense linears compute as they are."""
+        """Do nothing: dense linears need no change."""
 
     @cached_property
     def _weight_map(self) -> dict[str, str]:
-        """Tensor name to file name; a single file is listed under the empty name."""
+        """The file name of each tensor; a single file is listed under the empty name."""
         if not self.directory.is_dir():
             raise ModelNotFound(
                 detail=f"There is no model directory {self.directory.name!r}.",
@@ -227,6 +235,7 @@ def _checked_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map or len(weight_map) > MAX_TENSORS:
         raise UnsafeCheckpoint(detail=f"{path.name} has no usable weight_map.", hint=_DOWNLOAD_AGAIN)
     for name in set(weight_map.values()):
+        # A name with a directory could point anywhere on the disk.
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise UnsafeCheckpoint(
                 detail=f"{path.name} names a weight file outside its directory or of another kind.",
@@ -236,9 +245,10 @@ def _checked_index(path: Path) -> dict[str, str]:
 
 
 def _checked_header(path: Path) -> dict[str, Any]:
-    """The header's tensor entries, after every check that needs no library."""
+    """Return the header's tensor entries, after every check that needs no library."""
     size = path.stat().st_size
     with path.open("rb") as file:
+        # The first eight bytes are the header's length. A shorter file gets its own size, which is refused below.
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if length > MAX_HEADER_BYTES:
@@ -247,6 +257,7 @@ def _checked_header(path: Path) -> dict[str, Any]:
             raise _corrupt(path, f"the file ends inside its header, after {size:,} bytes")
         text = file.read(length)
     try:
+        # Deeply nested JSON ends in a RecursionError.
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, "its header is not JSON") from error
@@ -255,6 +266,7 @@ def _checked_header(path: Path) -> dict[str, Any]:
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if len(entries) > MAX_TENSORS:
         raise _corrupt(path, f"it claims {len(entries):,} tensors, the limit is {MAX_TENSORS:,}")
+    # The tensors have to end exactly where the file ends: a truncated file is shorter.
     end = max((_checked_end(path, name, entry) for name, entry in entries.items()), default=0)
     if 8 + length + end != size:
         raise _corrupt(path, f"its header describes {8 + length + end:,} bytes, but the file has {size:,}")
@@ -262,7 +274,7 @@ def _checked_header(path: Path) -> dict[str, Any]:
 
 
 def _checked_end(path: Path, name: str, entry: Any) -> int:
-    """Where a tensor's bytes end, its offsets checked against its shape and type."""
+    """Return where a tensor's bytes end, after checking its offsets against its shape and type."""
     try:
         begin, end = entry["data_offsets"]
         count = 1
@@ -270,6 +282,7 @@ def _checked_end(path: Path, name: str, entry: Any) -> int:
             count *= extent
         consistent = 0 <= begin <= end and end - begin == count * _DTYPES[entry["dtype"]]
     except (TypeError, KeyError, ValueError) as error:
+        # The name comes from the file and may be of any length.
         raise _corrupt(path, f"the entry of tensor {name[:80]!r} is malformed or of an unsupported type") from error
     if not consistent:
         raise _corrupt(path, f"the size of tensor {name[:80]!r} does not match its shape")

@@ -1,7 +1,8 @@
-"""A causal language model run block by block: a block is read, used on every batch, and let go.
+"""Run a causal language model block by block: a block is read, used on every batch, and released.
 
-The decoder layers, rotary embedding and masks are transformers' own, so that a streamed forward equals the whole
-model's bit for bit. What a layer is called with is learned from the model's own forward over recording stand-ins.
+The decoder layers, rotary embedding and masks are those of transformers, so a streamed forward equals that of the whole
+model bit for bit. The arguments of each layer are recorded from the model's own forward, in which recorders replace the
+layers.
 
 Shapes: B batch, T tokens, D hidden, V vocabulary.
 """
@@ -22,23 +23,23 @@ from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.weight_source import WeightSource
 
 BlockReader = Callable[[int], Mapping[str, Tensor]]
-"""A block's index to its parameters, named as in the whole model."""
+"""Returns the parameters of the block with this index, named as in the whole model."""
 
 
 BlockPreparer = Callable[[nn.Module, int], None]
-"""Changes a block that has no memory yet (adds hooks, quantization) before its parameters are assigned."""
+"""Changes a block (adds hooks, quantization) before its parameters are assigned, while they have no memory."""
 
 
 @dataclass(frozen=True)
 class Entered:
-    """A batch at the door of the first block: its hidden states and what each layer has to be called with."""
+    """A batch before the first block: its hidden states, and the other arguments of each layer."""
 
     hidden_BTD: Tensor
     layer_arguments: list[dict[str, Any]]
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: passes the hidden states through and remembers the other arguments."""
+    """A replacement of a decoder layer that returns the hidden states unchanged and records the other arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class _Recorder(nn.Module):
 
 
 class StreamedModel:
-    """A model of which only the embeddings, the final norm and the head stay in memory.
+    """A model of which only the embedding, the final norm and the head stay in memory.
 
     Args:
         source: the checkpoint, or a view of one.
@@ -70,6 +71,7 @@ class StreamedModel:
         self.device = torch.device(device)
         self.config = model_configuration(source.config)
         model = empty_model(self.config, dtype)
+        # The real layers are built one at a time; the model's own forward meets recorders in their place.
         self._layer_class = type(model.model.layers[0])
         self._model_config = model.config
         model.model.layers = nn.ModuleList(_Recorder() for _ in range(self.blocks))
@@ -89,23 +91,23 @@ class StreamedModel:
 
     @cached_property
     def end_names(self) -> tuple[str, ...]:
-        """The parameters outside the blocks, as stored: embedding, final norm, and the head where it is untied."""
+        """The stored parameters outside the blocks: embedding, final norm, and the head where it is untied."""
         names = [f"{self.architecture.embedding}.weight", f"{self.architecture.final_norm}.weight"]
         if not self.ties_embeddings:
             names.append(f"{self.architecture.head}.weight")
         return tuple(names)
 
     def block_names(self, index: int) -> tuple[str, ...]:
-        """The parameters of a block, as the architecture defines them."""
+        """Return the names of a block's parameters, as the model class defines them."""
         prefix = self.architecture.block_prefix(index)
         return tuple(prefix + name for name in self.empty_block(index).state_dict())
 
     def read_block(self, index: int) -> dict[str, Tensor]:
-        """A block's dense parameters by their full names."""
+        """Return a block's dense parameters by their full names."""
         return self.source.read(self.block_names(index), dtype=self.dtype, device=self.device)
 
     def empty_block(self, index: int) -> nn.Module:
-        """A decoder layer without memory behind its parameters."""
+        """Return a decoder layer whose parameters have no memory."""
         with torch.device("meta"):
             layer: nn.Module = self._layer_class(self._model_config, index)
         return layer.eval().requires_grad_(False)
@@ -114,12 +116,15 @@ class StreamedModel:
     def block(
         self, index: int, read: BlockReader | None = None, prepare: BlockPreparer | None = None
     ) -> Iterator[nn.Module]:
-        """A decoder layer with its parameters, for as long as the ``with`` lasts.
+        """Yield a decoder layer with its parameters, which are released at the end of the ``with``.
 
         Args:
             index: which block.
-            read: where its parameters come from; by default the source, whose linears then compute as it says.
+            read: returns its parameters; by default the source does, and attaches what its linears compute.
             prepare: changes the empty layer before the parameters are assigned.
+
+        Raises:
+            UnsafeCheckpoint: the tensors do not fit the configuration.
         """
         layer = self.empty_block(index)
         prefix = self.architecture.block_prefix(index)
@@ -129,6 +134,7 @@ class StreamedModel:
             prepare(layer, index)
         state = {name.removeprefix(prefix): value for name, value in (read or self.read_block)(index).items()}
         try:
+            # Assigned and not copied, so that memory-mapped tensors stay mapped.
             layer.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise UnsafeCheckpoint(
@@ -139,13 +145,14 @@ class StreamedModel:
         try:
             yield layer
         finally:
-            layer.to("meta")  # lets the parameters go even where a caller still holds the layer
+            layer.to("meta")  # releases the parameters even where a caller still holds the layer
 
     @torch.no_grad()
     def enter(self, input_ids_BT: Tensor) -> Entered:
-        """Embed a batch and learn the arguments of every layer (rotary positions, masks) for its shape."""
+        """Embed a batch, and record the arguments of every layer (rotary positions, masks) for its shape."""
         self._load_ends()
         recorders = list(self._skeleton.model.layers)
+        # The first layer's input is the embedding with all that the model class does to it (Gemma scales it).
         embedded: list[Tensor] = []
         handle = recorders[0].register_forward_pre_hook(lambda _module, arguments: embedded.append(arguments[0]))
         try:
@@ -157,18 +164,20 @@ class StreamedModel:
 
     @torch.no_grad()
     def leave(self, hidden_BTD: Tensor) -> Tensor:
-        """The logits [B, T, V] of the last block's output, through the model's own norm, head and soft cap."""
+        """Return the logits [B, T, V] of the last block's output, through the model's own norm, head and soft cap."""
         self._load_ends()
+        # The recorders return their input, so the model's forward applies only its end.
         logits_BTV: Tensor = self._skeleton(inputs_embeds=hidden_BTD, use_cache=False).logits
         return logits_BTV
 
     def whole(self) -> PreTrainedModel:
-        """The whole model over the memory-mapped weights, for sampling; where no cast is needed, nothing is copied."""
+        """Return the whole model over the memory-mapped weights, for sampling; without a cast nothing is copied."""
         model = empty_model(self.config, self.dtype)
         self.source.attach(model, prefix="", device=self.device)
         state = self.source.read(self.source.tensors, dtype=self.dtype, device=self.device)
         if self.ties_embeddings:
             state[f"{self.architecture.head}.weight"] = state[f"{self.architecture.embedding}.weight"]
+        # Before the parameters are assigned, because transformers initialises them along with the buffers.
         _materialize_buffers(model, self.device)
         model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
         whole: PreTrainedModel = model.eval().requires_grad_(False)
@@ -193,9 +202,9 @@ class StreamedModel:
 
 
 def _materialize_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Give the buffers that no checkpoint stores (rotary frequencies, Gemma's embedding scale) memory and values.
+    """Give memory and values to the buffers that no checkpoint stores (rotary frequencies, Gemma's embedding scale).
 
-    They are the values that ``from_pretrained`` gives them. To be called while the parameters are still without memory:
+    The values are those of ``from_pretrained``. Call this while the parameters still have no memory, because
     transformers initialises them along with the buffers.
     """
     for module in model.modules():
@@ -203,4 +212,4 @@ def _materialize_buffers(model: PreTrainedModel, device: torch.device) -> None:
         for name, buffer in empty.items():
             setattr(module, name, torch.empty_like(buffer, device=device))
         if empty:
-            model._init_weights(module)  # noqa: SLF001  # the hook in which every model class says it
+            model._init_weights(module)  # noqa: SLF001  # the method in which every model class defines these values

@@ -1,4 +1,4 @@
-"""What streaming and the stages need of a model's weights, whether they are a checkpoint's or a view's of one."""
+"""The interface through which streaming and the stages read a model's weights, from a checkpoint or a view of one."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class WeightSource(Protocol):
-    """A model, read as dense tensors: :class:`CheckpointSource`, and views of one (rotated, quantized)."""
+    """A model that is read as dense tensors: :class:`CheckpointSource`, and views of one (rotated, quantized)."""
 
     @property
     def directory(self) -> Path:
@@ -17,7 +17,7 @@ class WeightSource(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The sanitized ``config.json`` of the weights as they are read."""
+        """The sanitized ``config.json`` that fits the weights as they are read."""
 
     @property
     def tensors(self) -> Mapping[str, Path]:
@@ -29,16 +29,16 @@ class WeightSource(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights."""
+        """The bytes of all weights."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash that follows every byte of the config and the weights."""
+        """A hash over every byte of the config and the weights."""
 
     def read(
         self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """The named tensors as ``dtype`` on ``device``."""
+        """Return the named tensors as ``dtype`` on ``device``."""
 
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
-        """Make the linears below ``module``, whose name begins with ``prefix``, compute what the checkpoint means."""
+        """Make the linears below ``module``, whose name begins with ``prefix``, compute as the checkpoint defines."""
