@@ -1,4 +1,4 @@
-"""Calibration: text to windows of tokens, and one record per site from one pass over the blocks."""
+"""Calibration: cut text into windows of tokens, and record the input of every site in one pass over the blocks."""
 
 from quant_engine.calibration.capture import Recording, Split, capture_records, split_samples
 from quant_engine.calibration.datasets import Purpose, dataset_names, dataset_text

@@ -1,4 +1,4 @@
-"""One pass of the calibration windows through the blocks, recording the input of every targeted site.
+"""Lead the calibration windows through the blocks once, and record the input of every targeted site.
 
 Memory: the windows' hidden states, one block, and the working set of that block's sites. Shapes: S windows, T tokens
 of a window, D features, B batch.
@@ -21,11 +21,12 @@ from quant_engine.models import HiddenStates, Site, StreamedModel, hidden_states
 from quant_engine.resume_state import check_disk
 
 BATCH_TOKENS: Final = 1024
+"""Tokens that go through a block together."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """How many windows, in this order, are for fitting, for validation and for the test."""
+    """The number of windows for fitting, for validation and for the test, in this order."""
 
     fit: int
     validation: int
@@ -33,12 +34,13 @@ class Split:
 
     @property
     def training(self) -> int:
-        """Fit and validation windows together: channel statistics cover these."""
+        """The number of fit and validation windows together; channel statistics cover these."""
         return self.fit + self.validation
 
 
 def split_samples(samples: int, holdout: float) -> Split:
-    """The last ``holdout`` of the samples is the test split; of the rest 80 % are fit and 20 % validation."""
+    """Split samples: the last ``holdout`` of them is the test split; of the rest 80 % are fit and 20 % validation."""
+    # Every split gets at least one sample.
     test = min(max(1, round(samples * holdout)), samples - 2)
     validation = min(max(1, round((samples - test) * 0.2)), samples - test - 1)
     return Split(fit=samples - test - validation, validation=validation, test=test)
@@ -46,14 +48,14 @@ def split_samples(samples: int, holdout: float) -> Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What a record keeps of a site's input.
+    """What a record stores about a site's input.
 
     Attributes:
-        split: the first ``split.fit`` windows are fitted on, and so on.
-        quantiles: every q whose exact quantile is kept.
-        norms: every p whose ‖X_j‖_p is kept, 2 apart.
+        split: the first ``split.fit`` windows are for fitting, and so on.
+        quantiles: every q whose exact quantile is stored.
+        norms: every p whose ‖X_j‖_p is stored, besides 2.
         seed: of the token reservoirs.
-        capacity: the most tokens of each part of the split.
+        capacity: the largest number of tokens of each part of the split.
     """
 
     split: Split
@@ -63,7 +65,7 @@ class Recording:
     capacity: int = RESERVOIR_TOKENS
 
     def kept_tokens(self, length: int) -> int:
-        """How many tokens a record keeps, where windows have ``length`` tokens."""
+        """Return how many tokens a record stores, where windows have ``length`` tokens."""
         parts = (self.split.fit, self.split.validation, self.split.test)
         return sum(min(part * length, self.capacity) for part in parts)
 
@@ -82,12 +84,12 @@ def capture_records(
 
     Args:
         windows_ST: token ids, in the order of ``recording.split``.
-        on_block: called with the number of finished blocks, first with those of an earlier attempt where there are any.
-        execution: keeps the hidden states after each finished block; where it has some, the blocks before are done.
-            With little memory, what is summed in a batch is rounded otherwise: the same bits are not promised.
+        on_block: called with the number of finished blocks, first with those of an earlier attempt if there are any.
+        execution: stores the hidden states after each finished block; if it has a state, the blocks before it are done.
+            With ``low_memory`` the sums over a batch are rounded differently, so the same bits are not promised.
 
     Raises:
-        DiskFull: the records and the states will not fit, or did not.
+        DiskFull: the records and the states will not fit, or did not fit.
         NumericalInstability: an activation is not finite.
     """
     length = windows_ST.shape[1]
@@ -95,9 +97,11 @@ def capture_records(
     for site in sites:
         by_block.setdefault(site.block, []).append(site)
     state = execution.latest()
+    # Blocks after the last targeted one need not run.
     first, last = next_block(state), max(by_block)
     kept, statistics = recording.kept_tokens(length), len(recording.quantiles) + len(recording.norms)
     needed = sum(record_bytes(site, kept, statistics) for site in sites if site.block >= first)
+    # Checked before the pass, so that a long run does not fail near its end.
     needed += execution.more_bytes(hidden_states_bytes(model, windows_ST.numel()))
     check_disk(directory, needed, "The calibration records")
     batches = windows_ST.split(execution.together(max(1, BATCH_TOKENS // length)))
@@ -111,6 +115,7 @@ def capture_records(
                 hidden_states.put(
                     batch, _forward(block, hidden_states.hidden(batch), hidden_states.arguments(index, batch))
                 )
+        # The records first: a state says that the records of the blocks before it are complete.
         for site, collector in collectors:
             write_record(directory, site, collector.record())
         execution.keep(index + 1, {} if index == last else hidden_states.tensors())
@@ -124,7 +129,7 @@ def _forward(block: nn.Module, hidden_BTD: Tensor, arguments: dict[str, Any]) ->
 
 
 class _SiteCollector:
-    """Everything one site's record needs, fed with that site's input in the order of the windows."""
+    """Collects the data of one site's record from that site's input, in the order of the windows."""
 
     def __init__(self, site: Site, recording: Recording, length: int, device: torch.device) -> None:
         self.site, split = site, recording.split
@@ -149,9 +154,10 @@ class _SiteCollector:
         self._seen = 0
 
     def add(self, x_BTD: Tensor) -> None:
-        """Take the site's input of one batch."""
+        """Add the site's input of one batch."""
         x_TD = x_BTD.detach().flatten(0, -2).float()
         first, self._seen = self._seen, self._seen + len(x_TD)
+        # Statistics cover the fit and validation tokens only, which come first; a batch may contain the border.
         training_TD = x_TD[: max(0, self._training - first)]
         if len(training_TD):
             pooled_TP = self.site.pool(training_TD)
@@ -160,13 +166,19 @@ class _SiteCollector:
             self._tail.add(magnitude_TP)
         x_TD = x_TD.cpu()
         for start, reservoir in zip(self._starts, self._reservoirs, strict=True):
+            # The part of this batch that belongs to the reservoir's split.
             begin, end = max(first, start), min(self._seen, start + reservoir.tokens)
             if begin < end:
                 reservoir.add(x_TD[begin - first : end - first], begin - start)
 
     def record(self) -> SiteRecord:
-        """The finished record."""
+        """Return the finished record.
+
+        Raises:
+            NumericalInstability: an activation is not finite.
+        """
         statistics = channel_statistics(self._moments, self._tail)
+        # One value that is not finite makes the sum of its channel's squares not finite.
         if not bool(torch.isfinite(statistics.l2_D).all()):
             raise NumericalInstability(
                 detail=f"The input of {self.site.name} has NaN or infinite values.",
@@ -185,7 +197,10 @@ class _SiteCollector:
 
 @contextmanager
 def _listening(block: nn.Module, prefix: str, collectors: list[tuple[Site, _SiteCollector]]) -> Iterator[None]:
-    """Feed each collector with the input of the first linear that reads its site."""
+    """Pass each collector the input of its site while the ``with`` lasts.
+
+    All readers of a site have the same input, so a hook on the first of them is enough.
+    """
     handles = [
         block.get_submodule(site.all_readers[0].removeprefix(prefix)).register_forward_pre_hook(
             lambda _module, arguments, collector=collector: collector.add(arguments[0])

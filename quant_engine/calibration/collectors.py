@@ -1,4 +1,4 @@
-"""What one pass over a site's tokens keeps, in bounded memory: exact channel statistics and a reservoir of tokens.
+"""Collect exact channel statistics and a sample of tokens in one pass over a site's tokens, in bounded memory.
 
 Shapes: T tokens of a batch, D features, P statistic channels (P < D where heads are tied), K tail length, N tokens.
 """
@@ -12,36 +12,38 @@ from torch import Tensor
 from quant_engine.transforms import ChannelStatistics
 
 MASSIVE_RATIO: Final = 8.0
-"""A token is massive when its largest value is over this many times the median token's largest value."""
+"""A token is massive when its largest value is more than this many times the median token's largest value."""
 
 
 class TailQuantiles:
-    """Exact high quantiles of |x| for every channel, from the largest values alone.
+    """Exact high quantiles of |x| for every channel, computed from the largest values alone.
 
     The K largest values determine Q_q as ``torch.quantile`` interpolates it (linear, positions in fp32), because its
-    two neighbours are among them. Memory is K · P whatever the number of tokens.
+    two neighbours are among them. Memory is K · P for any number of tokens.
 
     Args:
-        quantiles: every q to keep, in (0, 1].
-        tokens: how many values each channel will see.
+        quantiles: every q to compute, in (0, 1].
+        tokens: how many values each channel will get.
         channels: P.
     """
 
     def __init__(self, quantiles: Iterable[float], *, tokens: int, channels: int, device: torch.device) -> None:
         self.tokens = tokens
         self.ranks = {q: torch.tensor(q, dtype=torch.float32) * (tokens - 1) for q in quantiles}
+        # The smallest q reaches deepest into the sorted values and decides how many have to be held.
         deepest = min((int(rank) for rank in self.ranks.values()), default=tokens)
         self.length = tokens - deepest
+        # −1 is below every |x|, so the first values replace it.
         self._tail_PK = torch.full((channels, self.length), -1.0, device=device)
 
     def add(self, magnitude_TP: Tensor) -> None:
-        """Take a batch of |x|."""
+        """Add a batch of |x|."""
         if self.length:
             both = torch.cat([self._tail_PK, magnitude_TP.T], dim=1)
             self._tail_PK = both.topk(self.length, dim=1, sorted=False).values
 
     def result(self) -> dict[float, Tensor]:
-        """q → Q_q [P]."""
+        """Return Q_q [P] for each q."""
         ascending_PK = self._tail_PK.sort(dim=1).values
         offset = self.tokens - self.length  # rank of the tail's first value
         found = {}
@@ -54,7 +56,7 @@ class TailQuantiles:
 
 
 class ChannelMoments:
-    """absmax, L2 and L_p norms of every channel, and the kurtosis of all values, from power sums in fp64."""
+    """The absmax, L2 and L_p norms of every channel, and the kurtosis of all values, from power sums in fp64."""
 
     def __init__(self, channels: int, device: torch.device, norms: Sequence[float] = ()) -> None:
         self._norm_powers = {p: torch.zeros(channels, dtype=torch.float64, device=device) for p in norms}
@@ -64,11 +66,12 @@ class ChannelMoments:
         self._count = 0
 
     def add(self, x_TP: Tensor, magnitude_TP: Tensor) -> None:
-        """Take a batch."""
+        """Add a batch."""
         square_TP = x_TP.square()
         self._absmax_P = torch.maximum(self._absmax_P, magnitude_TP.amax(dim=0))
         squares_P = square_TP.sum(dim=0, dtype=torch.float64)
         self._squares_P += squares_P
+        # Σ x, Σ x², Σ x³, Σ x⁴. The dot products need no tensor of the cubes and of the fourth powers.
         self._powers += torch.stack(
             [
                 x_TP.sum(dtype=torch.float64),
@@ -99,6 +102,7 @@ class ChannelMoments:
     @property
     def kurtosis(self) -> float:
         """E[(x−μ)⁴] / σ⁴ over all values; 3 for a normal distribution, 0 for a constant."""
+        # The central moments follow from the raw ones, so one pass is enough.
         m1, m2, m3, m4 = (self._powers / self._count).tolist()
         variance = m2 - m1**2
         if variance <= 0.0:
@@ -107,21 +111,24 @@ class ChannelMoments:
 
 
 class TokenReservoir:
-    """Up to ``capacity`` tokens of a stream whose length is known: a uniform sample that keeps the massive ones.
+    """Up to ``capacity`` tokens of a stream whose length is known: a uniform sample that includes the massive ones.
 
-    A token is massive by :data:`MASSIVE_RATIO`. The (capacity / 8) largest candidates are held aside; those that prove
-    massive replace the last of the uniform sample. More massive tokens than that are common, and the uniform sample
-    has them. The choice depends on ``seed``, the counts and the values, not on how the stream was cut into batches.
+    A token is massive by :data:`MASSIVE_RATIO`. The (capacity / 8) tokens with the largest values are held separately;
+    those that are massive at the end replace the last ones of the uniform sample. If more tokens than that are massive,
+    they are common, and the uniform sample contains them. The choice depends on ``seed``, the counts and the values,
+    not on how the stream is cut into batches.
     """
 
     def __init__(self, *, tokens: int, features: int, capacity: int, seed: int, keep_massive: bool) -> None:
         self.tokens = tokens
         self.size = min(tokens, capacity)
+        # The sample is drawn before the first token is seen, so that no token has to be held for a later draw.
         order_N = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
         self._slot_N = torch.full((tokens,), -1)
         self._slot_N[order_N[: self.size]] = torch.arange(self.size)
         self._rows = torch.empty(self.size, features)
         self._index = order_N[: self.size].clone()
+        # Where all tokens fit, none can be missed.
         aside = capacity // 8 if keep_massive and tokens > capacity else 0
         self._aside_rows = torch.empty(aside, features)
         self._aside_index = torch.full((aside,), -1)
@@ -129,7 +136,7 @@ class TokenReservoir:
         self._peaks: list[Tensor] = []
 
     def add(self, x_TD: Tensor, first: int) -> None:
-        """Take a batch of tokens on the CPU, numbered from ``first``."""
+        """Add a batch of tokens on the CPU, numbered from ``first``."""
         slots = self._slot_N[first : first + len(x_TD)]
         taken = (slots >= 0).nonzero().flatten()
         self._rows[slots[taken]] = x_TD[taken]
@@ -147,16 +154,18 @@ class TokenReservoir:
         self._aside_peak = torch.cat([peaks[old], peaks[new]])
 
     def result(self) -> Tensor:
-        """[≤ capacity, D] tokens in the order of the stream."""
+        """Return the sampled tokens [≤ capacity, D] in the order of the stream."""
         if len(self._aside_peak):
             self._admit_massive()
         return self._rows[self._index.sort().indices]
 
     def _admit_massive(self) -> None:
+        # The median is known only now, at the end of the stream.
         median = torch.cat(self._peaks).median()
         massive = self._aside_peak > MASSIVE_RATIO * median
         missing = massive & (self._slot_N[self._aside_index] < 0)
         admitted = missing.nonzero().flatten()
+        # A massive token that the uniform sample has already must not be replaced by another one.
         kept_massive = torch.isin(self._index, self._aside_index[massive])
         replaceable = (~kept_massive).nonzero().flatten()
         slots = replaceable[len(replaceable) - len(admitted) :]
@@ -165,7 +174,7 @@ class TokenReservoir:
 
 
 def channel_statistics(moments: ChannelMoments, quantiles: TailQuantiles) -> ChannelStatistics:
-    """The statistics that scale policies read, on the CPU."""
+    """Return the statistics that scale policies read, on the CPU."""
     return ChannelStatistics(
         absmax_D=moments.absmax.cpu(),
         l2_D=moments.l2.cpu(),

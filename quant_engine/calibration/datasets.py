@@ -1,4 +1,4 @@
-"""Text by the name of a data set. Nothing here reaches the network."""
+"""Read text by the name of a data set, without network access."""
 
 import pydoc_data.topics
 from enum import StrEnum
@@ -10,7 +10,7 @@ from quant_engine.policy import BUILT_IN, SELF, InlineTexts
 
 
 class Purpose(StrEnum):
-    """What the text is for; the two never share a character."""
+    """The use of a text. The texts of the two purposes never share a character."""
 
     CALIBRATION = "calibration"
     EVALUATION = "evaluation"
@@ -20,7 +20,7 @@ _PATTERNS: Final = {Purpose.CALIBRATION: ("train*.txt", "valid*.txt"), Purpose.E
 
 
 def dataset_names(datasets_dir: Path | None) -> list[str]:
-    """Every name that :func:`dataset_text` knows, and ``self``."""
+    """Return every name that :func:`dataset_text` knows, and ``self``."""
     local = [] if datasets_dir is None or not datasets_dir.is_dir() else datasets_dir.iterdir()
     return [BUILT_IN, SELF, *sorted(path.name for path in local if path.is_dir())]
 
@@ -28,9 +28,9 @@ def dataset_names(datasets_dir: Path | None) -> list[str]:
 def dataset_text(
     dataset: str | InlineTexts, purpose: Purpose, datasets_dir: Path | None, *, max_characters: int
 ) -> str:
-    """At most ``max_characters`` of a data set, from its beginning.
+    """Return at most ``max_characters`` of a data set, from its beginning.
 
-    ``pydoc`` gives its first half for calibration, its second for evaluation. Another name is a directory under
+    The first half of ``pydoc`` is for calibration, the second for evaluation. Any other name is a directory in
     ``datasets_dir`` with ``train*.txt`` and ``valid*.txt`` for calibration and ``test*.txt`` for evaluation.
 
     Raises:
@@ -40,10 +40,12 @@ def dataset_text(
         return "\n\n".join(dataset.texts)[:max_characters]
     if dataset == BUILT_IN:
         topics = pydoc_data.topics.topics
+        # Sorted, so that the text does not depend on the order of the dictionary.
         text = "\n\n".join(topics[name] for name in sorted(topics))
         half = len(text) // 2
         return (text[:half] if purpose is Purpose.CALIBRATION else text[half:])[:max_characters]
     directory = None if datasets_dir is None else datasets_dir / dataset
+    # A name with a separator could leave the directory.
     if directory is None or Path(dataset).name != dataset or not directory.is_dir():
         raise DatasetNotFound(
             detail=f"There is no data set {dataset!r} here.",

@@ -1,4 +1,4 @@
-"""One site's calibration record on disk: ``<name>.safetensors`` with the tensors, ``<name>.json`` with the numbers.
+"""Write and read the calibration record of a site: ``<name>.safetensors`` has the tensors, ``<name>.json`` the numbers.
 
 Shapes: D features, P statistic channels, F fit, V validation and E test tokens.
 """
@@ -18,16 +18,16 @@ from quant_engine.models import Site
 from quant_engine.transforms import ChannelStatistics
 
 RESERVOIR_TOKENS: Final = 8192
-"""How many tokens of each split a record keeps."""
+"""The largest number of tokens of each split in a record."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SiteRecord:
-    """What every later stage knows about a site's input, fp32.
+    """The data about a site's input that every later stage uses, in fp32.
 
     Attributes:
         statistics: of the whole training split; on pooled channels where heads are tied (:meth:`Site.pool`).
-        fit_FD, validation_VD, test_ED: the kept tokens of each split.
+        fit_FD, validation_VD, test_ED: the stored tokens of each split.
         input_absmax, input_kurtosis: over the training split.
     """
 
@@ -40,7 +40,7 @@ class SiteRecord:
 
 
 def write_record(directory: Path, site: Site, record: SiteRecord) -> None:
-    """Write the record's two files, each whole or not at all.
+    """Write the record's two files; each is complete or absent.
 
     Raises:
         DiskFull: the disk filled up.
@@ -53,6 +53,7 @@ def write_record(directory: Path, site: Site, record: SiteRecord) -> None:
         "validation": record.validation_VD,
         "test": record.test_ED,
     }
+    # repr() of a float is exact, so that a reader finds the same key.
     tensors |= {f"quantile.{q!r}": value for q, value in stats.quantiles.items()}
     tensors |= {f"norm.{p!r}": value for p, value in stats.norms.items()}
     numbers = {
@@ -86,8 +87,14 @@ def read_record(directory: Path, site: Site) -> SiteRecord:
 
 
 def record_bytes(site: Site, kept_tokens: int, statistics: int) -> int:
-    """How large a site's record will be on disk, its header and numbers included."""
+    """Return the size of a site's record on disk, including its header and numbers.
+
+    Args:
+        kept_tokens: of all splits together.
+        statistics: how many there are besides absmax and L2.
+    """
     channels = site.features // site.tied
+    # Four bytes for each fp32 number, and a page for the header and the JSON file.
     return 4 * (site.features * kept_tokens + channels * (2 + statistics)) + 4096
 
 

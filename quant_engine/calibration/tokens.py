@@ -1,4 +1,4 @@
-"""Text to windows of tokens: a seeded sample for calibration, the first tokens in order for evaluation.
+"""Cut text into windows of tokens: a seeded sample for calibration, the first tokens in order for evaluation.
 
 Shapes: S samples, T tokens of a window.
 """
@@ -13,13 +13,14 @@ from transformers import AutoTokenizer
 from quant_engine.errors import ModelNotFound, NotEnoughText
 
 CHARACTERS_PER_TOKEN: Final = 32
-"""How much text is read for each token asked for, at the least: tokens are far shorter, so the sample is spread out."""
+"""Characters that are read for each requested token. Tokens are far shorter, so the sample is spread over the text."""
 
 MINIMUM_CHARACTERS: Final = 4_000_000
+"""Characters that are read at least, so that a small sample is spread over the text too."""
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The checkpoint's tokenizer; its remote code, if any, is never run.
+    """Load the checkpoint's tokenizer; remote code is never run.
 
     Raises:
         ModelNotFound: there is no usable tokenizer.
@@ -34,17 +35,18 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def characters_for(tokens: int) -> int:
-    """How many characters to read for ``tokens`` tokens."""
+    """Return how many characters to read for ``tokens`` tokens."""
     return max(MINIMUM_CHARACTERS, CHARACTERS_PER_TOKEN * tokens)
 
 
 def token_ids(tokenizer: Any, text: str) -> Tensor:
-    """[tokens] int64, without special tokens."""
+    """Return the token ids [tokens] of a text, int64, without special tokens."""
+    # verbose=False: the text is longer than a model's context, and the warning about it does not apply here.
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
 
 
 def calibration_windows(ids: Tensor, *, samples: int, sequence_length: int, seed: int) -> Tensor:
-    """[S, T]: ``samples`` disjoint windows, drawn and ordered at random by ``seed``.
+    """Return ``samples`` disjoint windows [S, T], drawn and ordered at random by ``seed``.
 
     Raises:
         NotEnoughText: the text has fewer than ``samples`` windows.
@@ -61,7 +63,7 @@ def calibration_windows(ids: Tensor, *, samples: int, sequence_length: int, seed
 
 
 def evaluation_windows(ids: Tensor, *, tokens: int, sequence_length: int) -> list[Tensor]:
-    """The first ``tokens`` tokens as [S, T] windows in order; a rest of two or more tokens is a window of its own.
+    """Return the first ``tokens`` tokens as windows [S, T] in order; two or more remaining tokens are another window.
 
     Raises:
         NotEnoughText: the text is shorter than ``tokens``.
@@ -74,4 +76,5 @@ def evaluation_windows(ids: Tensor, *, tokens: int, sequence_length: int) -> lis
     whole = tokens // sequence_length
     windows = [ids[: whole * sequence_length].reshape(whole, sequence_length)] if whole else []
     rest = ids[whole * sequence_length : tokens]
+    # A single token predicts nothing, so it is dropped.
     return windows + ([rest[None]] if len(rest) > 1 else [])

@@ -1,4 +1,4 @@
-"""Hadamard rotations for widths n = K·2^m: construction, interchangeable fast backends, the online operation."""
+"""Hadamard rotations for widths n = K·2^m: their construction, fast backends, and the online operation."""
 
 from quant_engine.hadamard.backends import BACKENDS, Backend, hadamard_backend
 from quant_engine.hadamard.construction import hadamard_cores, hadamard_matrix, hadamard_order

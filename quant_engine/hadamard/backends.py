@@ -1,4 +1,4 @@
-"""Interchangeable ways to compute x Hᵀ, all equal to the dense reference of :mod:`quant_engine.hadamard.construction`.
+"""Backends that compute x Hᵀ, all equal to the dense reference of :mod:`quant_engine.hadamard.construction`.
 
 kronecker   torch matrix products with two near-square factors; any device, differentiable, deterministic
 fht-cpu     the optional wheel's in-place vectorized butterfly; CPU, outside autograd
@@ -29,11 +29,15 @@ except ImportError:
     cuda_fht = None
 
 _MAX_CUDA_ORDER = 32768
+"""Largest Sylvester factor that the CUDA kernels take."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """``apply(x_NB, inverse)`` is x Hᵀ, or x H for the inverse, orthonormal, wherever ``supports(x_NB)`` holds."""
+    """A way to compute the transform.
+
+    ``apply(x_NB, inverse)`` returns x Hᵀ, or x H for the inverse, orthonormal, where ``supports(x_NB)`` is true.
+    """
 
     name: str
     supports: Callable[[Tensor], bool]
@@ -42,11 +46,12 @@ class Backend:
 
 @lru_cache(maxsize=64)
 def _kronecker_factors(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``(left, right)`` with H = left ⊗ right, as near to square as the core allows; right carries the 1/√n."""
+    """Return ``(left, right)`` with H = left ⊗ right, of sizes as equal as the core allows; right includes the 1/√n."""
     cores, power = split_order(order)
     core = math.prod(cores)
+    # The smallest sum of the two sizes is the smallest number of multiply-adds.
     left_power = min((1 << i for i in range(power.bit_length())), key=lambda p: core * p + power // p)
-    # Cached tensors may be born inside inference mode; autograd could then never save them.
+    # The first call may come from inference mode. Autograd could then never save the cached tensors.
     with torch.inference_mode(False):
         left = torch.kron(core_matrix(cores), sylvester_matrix(left_power))
         right = sylvester_matrix(power // left_power).to(torch.float64) / math.sqrt(order)
@@ -55,20 +60,20 @@ def _kronecker_factors(order: int, dtype: torch.dtype, device: torch.device) -> 
 
 def _apply_kronecker(x_NB: Tensor, inverse: bool) -> Tensor:
     left, right = _kronecker_factors(x_NB.shape[-1], x_NB.dtype, x_NB.device)
-    grid = x_NB.reshape(-1, left.shape[0], right.shape[0])
-    # The right factor is Sylvester's, hence symmetric; only the left one has a transpose to speak of.
+    grid = x_NB.reshape(-1, left.shape[0], right.shape[0])  # [N, B] → [N, left, right]
+    # The right factor is a Sylvester matrix and so symmetric; only the left one differs from its transpose.
     rotated = (left.T if inverse else left) @ (grid @ right)
     return rotated.reshape(x_NB.shape)
 
 
 @lru_cache(maxsize=64)
 def _core(cores: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # as above
+    with torch.inference_mode(False):  # cached, as in _kronecker_factors
         return core_matrix(cores).to(device, dtype)
 
 
 def _apply_core_and_butterfly(x_NB: Tensor, inverse: bool, butterfly: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """C ⊗ S_P as a butterfly along the inner axis P and a small dense product along the outer axis C."""
+    """Compute C ⊗ S_P as a butterfly along the inner axis P and a small dense product along the outer axis C."""
     cores, power = split_order(x_NB.shape[-1])
     rows = butterfly(x_NB.reshape(-1, power), 1.0 / math.sqrt(x_NB.shape[-1]))
     if not cores:
@@ -78,7 +83,7 @@ def _apply_core_and_butterfly(x_NB: Tensor, inverse: bool, butterfly: Callable[[
 
 
 def _fht_butterfly(x_RP: Tensor, scale: float) -> Tensor:
-    scaled = x_RP * scale  # a fresh contiguous tensor that the transform may overwrite
+    scaled = x_RP * scale  # a new contiguous tensor, because the transform overwrites its input
     fht(scaled.numpy(), num_threads=torch.get_num_threads())
     return scaled
 
@@ -86,6 +91,7 @@ def _fht_butterfly(x_RP: Tensor, scale: float) -> Tensor:
 def _supports_fht(x: Tensor) -> bool:
     if fht is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
         return False
+    # The wheel works on the memory directly, so autograd would not record it.
     return not (torch.is_grad_enabled() and x.requires_grad)
 
 
@@ -113,8 +119,9 @@ CUDA = Backend(
 )
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CUDA, FHT_CPU, KRONECKER)}
-"""By name, the preferred first; ``kronecker`` supports whatever the others do not."""
+"""The backends by name, the preferred one first; ``kronecker`` supports everything that the others do not."""
 
+# A context variable and not a global, so that one thread does not force the backend of another.
 _forced: ContextVar[Backend | None] = ContextVar("hadamard_backend", default=None)
 
 
@@ -135,7 +142,7 @@ def hadamard_backend(name: str) -> Iterator[None]:
 
 
 def backend_for(x: Tensor) -> Backend:
-    """The backend that is forced, or else the first that supports ``x``.
+    """Return the forced backend, or else the first that supports ``x``.
 
     Raises:
         ValueError: the forced backend, or every backend, does not support ``x``.

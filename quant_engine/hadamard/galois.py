@@ -1,6 +1,6 @@
-"""Finite fields GF(p^k), as far as Paley's construction needs them: the matrix of quadratic characters of differences.
+"""Finite fields GF(p^k) for Paley's construction: the matrix of quadratic characters of differences.
 
-An element is its k coefficients over GF(p), lowest first; its index is Σ c_i p^i.
+An element is a tuple of its k coefficients over GF(p), the lowest first; its index is Σ c_i p^i.
 """
 
 import itertools
@@ -12,9 +12,10 @@ Element = tuple[int, ...]
 
 
 def prime_power(q: int) -> tuple[int, int] | None:
-    """``(p, k)`` with q = p^k and p prime, or None."""
+    """Return ``(p, k)`` with q = p^k and p prime, or None."""
     if q < 2:
         return None
+    # The smallest divisor above 1 is prime; q itself is, where there is none up to its root.
     p = next((d for d in range(2, int(q**0.5) + 1) if q % d == 0), q)
     k, rest = 0, q
     while rest % p == 0:
@@ -24,7 +25,7 @@ def prime_power(q: int) -> tuple[int, int] | None:
 
 
 def jacobsthal_matrix(q: int) -> Tensor:
-    """Q_ij = χ(a_i − a_j) over GF(q), int8 [q, q]; χ is +1 on nonzero squares, −1 on non-squares and 0 on zero.
+    """Return Q_ij = χ(a_i − a_j) over GF(q), int8 [q, q]; χ is +1 on nonzero squares, −1 on non-squares, 0 on zero.
 
     Raises:
         ValueError: q is not an odd prime power.
@@ -40,12 +41,14 @@ def jacobsthal_matrix(q: int) -> Tensor:
     character_Q[powers_NK[0::2] @ place_K] = 1
     character_Q[powers_NK[1::2] @ place_K] = -1
     digits_QK = (torch.arange(q)[:, None] // place_K) % p
+    # Subtraction is coefficient by coefficient, and the product turns coefficients into an index.
     difference_QQ = ((digits_QK[:, None] - digits_QK[None, :]) % p) @ place_K
     return character_Q[difference_QQ]
 
 
 def _powers_of_a_generator(p: int, k: int) -> list[Element]:
-    """All q − 1 powers of x modulo the first primitive monic polynomial of degree k over GF(p)."""
+    """Return all q − 1 powers of x modulo the first primitive monic polynomial of degree k over GF(p)."""
+    # The polynomial is primitive exactly where x takes all q − 1 nonzero values.
     for tail in itertools.product(range(p), repeat=k):
         powers = _powers_of_x(tail, p)
         if len(powers) == p**k - 1:
@@ -54,7 +57,8 @@ def _powers_of_a_generator(p: int, k: int) -> list[Element]:
 
 
 def _powers_of_x(tail: Element, p: int) -> list[Element]:
-    """1, x, x², … modulo x^k − Σ tail_i x^i, up to the first repetition; empty when x is not invertible."""
+    """Return 1, x, x², … modulo x^k − Σ tail_i x^i, up to the first repetition; empty when x is not invertible."""
+    # Without an inverse the powers of x need never return to 1.
     if tail[0] == 0:
         return []
     one = (1,) + (0,) * (len(tail) - 1)
@@ -66,6 +70,7 @@ def _powers_of_x(tail: Element, p: int) -> list[Element]:
 
 
 def _times_x(element: Element, tail: Element, p: int) -> Element:
+    # x^k is replaced by Σ tail_i x^i.
     carry = element[-1]
     shifted = (0, *element[:-1])
     return tuple((low + carry * t) % p for low, t in zip(shifted, tail, strict=True))

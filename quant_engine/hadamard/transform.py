@@ -11,15 +11,15 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def hadamard_transform(x: Tensor, *, order: int, inverse: bool = False) -> Tensor:
-    """x Hᵀ along the last axis: SmoothRot (arXiv 2506.05413) rotates activations with it, and W into W Hᵀ.
+    """Return x Hᵀ along the last axis. SmoothRot (arXiv 2506.05413) rotates activations with it, and W into W Hᵀ.
 
     Args:
         x: floating point [..., n], any device; half precision is computed in float32 and rounded once.
-        order: as :func:`hadamard_order` gives it; below n the rotation is block-diagonal, with n / order equal blocks.
-        inverse: x H instead, which undoes it.
+        order: as :func:`hadamard_order` returns it; below n the rotation has n / order equal diagonal blocks.
+        inverse: return x H instead, which is the inverse.
 
     Returns:
-        A tensor like ``x``. Differentiable.
+        A tensor like ``x``. It is differentiable.
 
     Raises:
         ValueError: ``order`` does not divide n, or no matrix of that order can be constructed.
@@ -28,13 +28,13 @@ def hadamard_transform(x: Tensor, *, order: int, inverse: bool = False) -> Tenso
 
 
 def online_hadamard(x: Tensor, order: int) -> Tensor:
-    """x Hᵀ as quantized modules compute it: the backend depends on the device and the dtype alone.
+    """Return x Hᵀ as quantized modules compute it, with a backend that depends only on the device and the dtype.
 
-    A checkpoint then gives the same bits before and after a reload, whichever optional wheels are installed on a CPU,
-    whether or not gradients are recorded, and whatever :func:`hadamard_backend` forces.
+    So a checkpoint gives the same bits before and after a reload. Optional wheels for the CPU, the recording of
+    gradients and :func:`hadamard_backend` do not change them.
 
     Raises:
-        ValueError: as :func:`hadamard_transform`.
+        ValueError: as for :func:`hadamard_transform`.
     """
     return _blockwise(x, order, False, _online_backend)
 
@@ -47,6 +47,7 @@ def _blockwise(x: Tensor, order: int, inverse: bool, choose: Callable[[Tensor], 
     n = x.shape[-1]
     if order < 1 or n % order:
         raise ValueError(f"Hadamard order {order} does not divide the width {n}")
+    # Order 1 is no rotation: an odd width has no other order.
     if order == 1:
         return x
     blocks = (x.float() if x.dtype in _HALF else x).reshape(-1, order)
