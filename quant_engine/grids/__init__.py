@@ -1,4 +1,4 @@
-"""Number formats and granularities: quantize, dequantize, and the differentiable round trip. Pure functions."""
+"""Quantize and dequantize tensors in all number formats and granularities, with gradients where they are needed."""
 
 from quant_engine.grids.clip import mse_clip_ratio
 from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid, e4m3, e8m0, global_scale, power_of_two_step

@@ -1,4 +1,4 @@
-"""The shrink ratio of each row's scale at which its squared rounding error is smallest.
+"""Find the ratio by which each row's scale has to shrink for the smallest squared rounding error.
 
 Shapes: R rows that share a scale each, G values in each.
 """
@@ -13,18 +13,19 @@ from quant_engine.grids.straight_through import row_codes, row_scales
 
 _COARSE_STEP: Final = 0.05
 _COARSE: Final = tuple(1.0 - _COARSE_STEP * step for step in range(19))
-"""From the absmax to a tenth of it: two bits on a normal row are best near a third."""
+"""Ratios from 1 to 0.1. The range is wide because two bits on normally distributed values are best near a third."""
 _FINE: Final = tuple(0.2 * _COARSE_STEP * step for step in (4, 3, 2, 1, -1, -2, -3, -4))
-"""Around the best coarse ratio, in steps of 0.01."""
+"""Offsets to the best coarse ratio, in steps of 0.01."""
 _CHUNK_VALUES: Final = 1 << 18
-"""Values looked at together: few enough for a cache to hold, many enough to keep a device busy."""
+"""Values that are processed together: few enough for a cache to hold, many enough to keep a device busy."""
 
 
 def mse_clip_ratio(v_RG: Tensor, *, grid: Grid, weight_RG: Tensor | None = None) -> Tensor:
-    """ρ [R, 1] in [0.06, 1] that minimises Σ_g d_g (q_g − v_g)²; the largest of them on a tie.
+    """Return ρ [R, 1] in [0.06, 1] that minimises Σ_g d_g (q_g − v_g)².
 
-    A coarse grid of ratios, then a fine one around each row's best. The error is not convex in ρ but nearly so at the
-    coarse step. No gradient: at the optimum the error does not change with ρ.
+    A coarse grid of ratios is tried, then a fine one around each row's best. On a tie the ratio that was tried first
+    stays. The error is not convex in ρ, but nearly so at the coarse step. There is no gradient, because at the optimum
+    the error does not change with ρ.
 
     Args:
         weight_RG: d ≥ 0, for instance the diagonal of a Hessian; None for ones.
@@ -41,6 +42,7 @@ def _chunk_ratio(v_RG: Tensor, grid: Grid, weight_RG: Tensor | None) -> Tensor:
     least_R1 = torch.full_like(best_R1, torch.inf)
     for ratio in _COARSE:
         least_R1, best_R1 = _better(v_RG, grid, weight_RG, torch.full_like(best_R1, ratio), least_R1, best_R1)
+    # The centre of the fine grid stays the best coarse ratio while better ones are found.
     middle_R1 = best_R1
     for offset in _FINE:
         ratio_R1 = (middle_R1 + offset).clamp_(max=1.0)
@@ -51,8 +53,9 @@ def _chunk_ratio(v_RG: Tensor, grid: Grid, weight_RG: Tensor | None) -> Tensor:
 def _better(
     v_RG: Tensor, grid: Grid, weight_RG: Tensor | None, ratio_R1: Tensor, least_R1: Tensor, best_R1: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The least error yet and its ratio, once ``ratio_R1`` has been tried."""
+    """Try ``ratio_R1``, and return the least error so far and its ratio."""
     scale_R1 = row_scales(v_RG, grid=grid, clip_ratio=ratio_R1)
+    # In place: these tensors are new, and there are 27 tries.
     error_RG = row_codes(v_RG, scale_R1, grid=grid).mul_(scale_R1).sub_(v_RG)
     weighted_RG = error_RG if weight_RG is None else error_RG * weight_RG
     error_R1 = torch.linalg.vecdot(weighted_RG, error_RG).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""The number formats as grids: which codes there are, and the nearest one to a value in units of the scale."""
+"""The grid of each number format: its codes, and the nearest code to a value in units of the scale."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from quant_engine.policy import NumberFormat
 
 @dataclass(frozen=True)
 class IntegerGrid(FreeScale):
-    """The integers of ``bits`` bits, −2^(bits−1) … 2^(bits−1) − 1, of which a scale spans the symmetric part."""
+    """The integers of ``bits`` bits, −2^(bits−1) … 2^(bits−1) − 1. The scale maps absmax to the largest of them."""
 
     bits: int
 
@@ -29,11 +29,11 @@ class IntegerGrid(FreeScale):
         return torch.int8
 
     def nearest_(self, ratio: Tensor) -> Tensor:
-        """The nearest codes (half to even) as floating-point numbers, in place of ``ratio``."""
+        """Replace ``ratio`` by the nearest codes (half to even), as floating-point numbers, and return it."""
         return ratio.round_().clamp_(-self.largest - 1, self.largest)
 
     def clamped(self, ratio: Tensor, codes: Tensor) -> Tensor:
-        """Where ``ratio`` lies beyond the last code's half step."""
+        """Return where ``ratio`` is more than half a step beyond the last code."""
         return (codes - ratio).abs_() > 0.5
 
 
@@ -57,16 +57,17 @@ class Float8Grid(FreeScale):
         return torch.float8_e4m3fn
 
     def nearest_(self, ratio: Tensor) -> Tensor:
-        """The nearest codes (half to even); clamped first, for beyond 464 the cast of some devices gives NaN."""
+        """Return the nearest codes (half to even), as floating-point numbers."""
+        # Clamped first, because the cast of some devices gives NaN beyond 464.
         return ratio.clamp_(-self.largest, self.largest).to(self.storage).to(ratio.dtype)
 
     def clamped(self, ratio: Tensor, _: Tensor) -> Tensor:
-        """Where ``ratio`` lies beyond the largest code."""
+        """Return where ``ratio`` is beyond the largest code."""
         return ratio.abs() > self.largest
 
 
 def largest_code(bits: int) -> int:
-    """q_max = 2^(bits − 1) − 1: 7 for int4, whose smallest code is −8."""
+    """Return q_max = 2^(bits − 1) − 1: 7 for int4, whose smallest code is −8."""
     return (1 << (bits - 1)) - 1
 
 
@@ -78,16 +79,17 @@ _FLOAT_GRIDS: Final[Mapping[NumberFormat, Grid]] = {
 
 
 def joined_grids(formats: Iterable[NumberFormat], float_grids: Mapping[NumberFormat, Grid]) -> dict[NumberFormat, Grid]:
-    """The grid of every format that quantizes: integers by their width, floating-point formats by ``float_grids``.
+    """Return the grid of every format that quantizes: integers by their width, other formats from ``float_grids``.
 
     Raises:
-        ValueError: a floating-point format has no grid, or a grid of other codes or scales than its row says.
+        ValueError: a floating-point format has no grid, or a grid whose codes or scales contradict its row.
     """
     found: dict[NumberFormat, Grid] = {}
     for each in formats:
         bits = each.bits
         if bits is None:
             continue
+        # A row and its grid are in two modules, because rows need no torch. So they are compared here.
         if each.is_float and each not in float_grids:
             raise ValueError(f"number format {each.value} has a row but no grid")
         grid = found[each] = float_grids[each] if each.is_float else IntegerGrid(bits)
@@ -101,12 +103,12 @@ def joined_grids(formats: Iterable[NumberFormat], float_grids: Mapping[NumberFor
     return found
 
 
-# A format without a grid fails here, before anything is computed.
+# A format without a grid fails here, at import, before anything is computed.
 _GRIDS: Final = joined_grids(NumberFormat, _FLOAT_GRIDS)
 
 
 def grid_of(number_format: NumberFormat) -> Grid | None:
-    """The grid of a format; None for ``none``, which has no codes.
+    """Return the grid of a format; None for ``none``, which has no codes.
 
     Raises:
         KeyError: the format quantizes, but has no grid.
@@ -115,7 +117,7 @@ def grid_of(number_format: NumberFormat) -> Grid | None:
 
 
 def export_dtype(number_format: NumberFormat) -> torch.dtype | None:
-    """The only type that readers of a checkpoint unpack the format's weights to; None where they take the model's."""
+    """Return the only type to which readers of a checkpoint unpack the format's weights; None for the model's type."""
     name = number_format.spec.export_dtype
     if name is None:
         return None

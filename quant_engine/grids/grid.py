@@ -1,4 +1,4 @@
-"""What a number format's grid has to offer, and what the grids with free scales have in common.
+"""The interface of a number format's grid, and the base class of grids whose scales are not rounded.
 
 Shapes: R groups, G values in each.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Grid(Protocol):
-    """The codes of a number format and its scales. One for each format: :mod:`quant_engine.grids.formats`."""
+    """The codes and the scales of a number format. Each format has one grid: :mod:`quant_engine.grids.formats`."""
 
     @property
     def bits(self) -> int:
@@ -22,7 +22,7 @@ class Grid(Protocol):
 
     @property
     def saturates(self) -> bool:
-        """Whether a rounded scale may leave values beyond the last code although nothing is clipped."""
+        """Whether a rounded scale may leave values beyond the last code even without a clip."""
 
     @property
     def storage(self) -> torch.dtype:
@@ -30,30 +30,33 @@ class Grid(Protocol):
 
     @property
     def scale_storage(self) -> torch.dtype | None:
-        """The dtype of a stored scale, where the format has one of its own; None for that of the dense tensors."""
+        """The dtype of a stored scale, where the format defines one; None for that of the dense tensors."""
 
     @property
     def global_scale(self) -> Tensor | None:
-        """The fp32 scale [1] of the whole tensor, once the grid is fitted to it; None for a grid that has none."""
+        """The fp32 scale [1] of the whole tensor, after the grid is fitted to it; None for a grid without one."""
 
     def fitted(self, v_RG: Tensor, peak: Tensor | None = None, /) -> "Grid":
-        """The grid with its scale of the tensor fixed: by ``peak``, or else by the largest absolute value."""
+        """Return the grid with its tensor scale computed from ``peak``, or else from the largest absolute value."""
 
     def step(self, absmax_R1: Tensor, clip_ratio: float | Tensor, /) -> Tensor:
-        """The scale a [R, 1] of rows whose largest absolute value is ``absmax_R1``."""
+        """Return the scale a [R, 1] of rows whose largest absolute value is ``absmax_R1``."""
 
     def nearest_(self, ratio: Tensor, /) -> Tensor:
-        """The nearest codes as floating-point numbers; may overwrite ``ratio``, the values over their scale."""
+        """Return the nearest codes as floating-point numbers.
+
+        May overwrite ``ratio``, the values divided by their scale.
+        """
 
     def clamped(self, ratio: Tensor, codes: Tensor, /) -> Tensor:
-        """Where ``ratio`` lies beyond the last code."""
+        """Return where ``ratio`` is beyond the last code."""
 
     def stored_scale(self, scale: Tensor, /) -> Tensor:
-        """Scales of :meth:`step` as :attr:`scale_storage` holds them; unchanged where that is None."""
+        """Return scales of :meth:`step` in :attr:`scale_storage`; unchanged where that is None."""
 
 
 class FreeScale:
-    """Scales are any number: a = ρ absmax / q_max, and 1 for zeros (or values so small that a would vanish)."""
+    """Base of grids whose scales are not rounded: a = ρ absmax / q_max, and 1 where this is zero."""
 
     @property
     def largest(self) -> int:
@@ -62,28 +65,29 @@ class FreeScale:
 
     @property
     def saturates(self) -> bool:
-        """No: the scale is not rounded."""
+        """False: the scale is not rounded."""
         return False
 
     @property
     def scale_storage(self) -> torch.dtype | None:
-        """The dtype of the dense tensors."""
+        """None: a scale has the dtype of the dense tensors."""
         return None
 
     @property
     def global_scale(self) -> Tensor | None:
-        """There is none."""
+        """None: there is no scale of the whole tensor."""
         return None
 
     def fitted(self, _v_RG: Tensor, _peak: Tensor | None = None) -> Self:
-        """The same: a row's scale depends on nothing else."""
+        """Return the grid unchanged, because a row's scale depends on that row alone."""
         return self
 
     def step(self, absmax_R1: Tensor, clip_ratio: float | Tensor) -> Tensor:
-        """a [R, 1]."""
+        """Return a [R, 1]."""
         scale_R1 = absmax_R1 * (clip_ratio / self.largest)
+        # Zeros, and values so small that the scale underflows, must not be divided by zero.
         return torch.where(scale_R1 > 0, scale_R1, torch.ones_like(scale_R1))
 
     def stored_scale(self, scale: Tensor) -> Tensor:
-        """The same."""
+        """Return ``scale`` unchanged."""
         return scale

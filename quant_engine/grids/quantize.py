@@ -1,4 +1,4 @@
-"""Weights and activations on symmetric grids, as a policy's frozen specifications ask for.
+"""Quantize weights and activations on symmetric grids, as a policy specifies it.
 
 Shapes: O output channels, I input channels, T tokens, G groups of an output channel, R rows that share a scale each.
 """
@@ -18,7 +18,7 @@ from quant_engine.grids.straight_through import fake_quantize_on_grid, row_codes
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization, in_words
 
 _SMALLEST_GROUP: Final = 8
-"""Of the groups that a hint proposes; the policy allows none smaller."""
+"""Smallest group size that a hint proposes; the policy allows none smaller."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,8 +31,8 @@ class Quantized:
             dtype of the weight that was quantized.
         bits: width of a code.
         global_scale: g of NVFP4, fp32 [1]: g × scale are e4m3 numbers; None for all others.
-        stored_scale: ``scale`` as the format stores it, where scales have a storage of their own.
-        dense_dtype: what every reader unpacks the weight to; None for the dtype of ``scale``.
+        stored_scale: ``scale`` as the format stores it, where the format defines a type for scales.
+        dense_dtype: the type to which every reader unpacks the weight; None for the dtype of ``scale``.
     """
 
     codes: Tensor
@@ -48,8 +48,9 @@ class Quantized:
         return self.bits == 4 and self.codes.is_floating_point()
 
     def dequantize(self) -> Tensor:
-        """codes × scale [O, I], in ``dense_dtype``, or else in the dtype of ``scale``."""
+        """Return codes × scale [O, I], in ``dense_dtype``, or else in the dtype of ``scale``."""
         rows, columns = self.codes.shape
+        # [O, I] → [O, G, I / G]; with one scale for the tensor [1, 1, O · I].
         grouped = self.codes.to(self.scale.dtype).reshape(self.scale.shape[0], self.scale.shape[1], -1)
         dense_OI = (grouped * self.scale.unsqueeze(-1)).reshape(rows, columns)
         return dense_OI if self.dense_dtype is None else dense_OI.to(self.dense_dtype)
@@ -63,16 +64,16 @@ def weight_scale(
     clip_ratio_R1: Tensor | None = None,
     peak: Tensor | None = None,
 ) -> Tensor:
-    """ρ · absmax / q_max: [O, 1] per channel, [O, G] per group or [1, 1] per tensor; 1 for zeros.
+    """Return the scales ρ · absmax / q_max: [O, 1] per channel, [O, G] per group or [1, 1] per tensor; 1 for zeros.
 
-    In fp4 it is rounded to what the format stores.
+    In fp4 they are rounded to the numbers that the format stores.
 
     Args:
         importance_I: d ≥ 0 [I], the weight of each column's squared error where ``spec.clip`` is "mse"; None for ones.
-        clip_ratio_R1: ρ for each scale (rows of the weight, groups in order within a row), or a scalar, learned
-            already; takes the place of ``spec.clip``.
-        peak: the largest absolute value that NVFP4's tensor scale is for, where several weights share one; None for
-            this weight's own.
+        clip_ratio_R1: a learned ρ for each scale (rows of the weight, groups in order within a row), or a scalar; it
+            replaces ``spec.clip``.
+        peak: the largest absolute value for NVFP4's tensor scale, where several weights share one; None for this
+            weight's own.
 
     Raises:
         UnsupportedPolicy: the format is ``none``, or ``group_size`` does not divide I.
@@ -81,29 +82,33 @@ def weight_scale(
     rows_RG = _weight_rows(w_OI, spec)
     ratio = _clip_ratio(rows_RG, w_OI, spec, grid, importance_I) if clip_ratio_R1 is None else clip_ratio_R1
     if isinstance(ratio, Tensor):
+        # A ratio in a wider type would make the scale wider than the weight.
         ratio = ratio.to(w_OI.dtype)
     scale_R1 = row_scales(rows_RG, grid=grid, clip_ratio=ratio)
     return scale_R1.reshape(1 if spec.granularity == "tensor" else w_OI.shape[0], -1)
 
 
 def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor, *, peak: Tensor | None = None) -> Quantized:
-    """The nearest codes against a scale of :func:`weight_scale`'s shape, in any dtype; fp4's for the same ``peak``.
+    """Return the nearest codes for ``scale``, which has the shape that :func:`weight_scale` returns and any dtype.
+
+    For fp4 the scale has to be computed with the same ``peak``.
 
     Raises:
         UnsupportedPolicy: the format is ``none``.
     """
     grid = weight_grid(spec)
+    # Values that share a scale are neighbours in memory, for each granularity.
     rows_RG = w_OI.reshape(scale.numel(), -1)
     codes_RG = row_codes(rows_RG, scale.reshape(-1, 1).to(w_OI.dtype), grid=grid)
     return quantized_codes(codes_RG.reshape(w_OI.shape), scale, grid.fitted(w_OI, peak), spec.format)
 
 
 def quantized_codes(codes_OI: Tensor, scale: Tensor, grid: Grid, number_format: NumberFormat) -> Quantized:
-    """Codes [O, I] that are still floating-point numbers, as a :class:`Quantized`.
+    """Return codes [O, I] that are still floating-point numbers as a :class:`Quantized`.
 
     Args:
-        scale: in the shape of :func:`weight_scale`.
-        grid: that of ``number_format``, fitted where it has to be.
+        scale: in the shape that :func:`weight_scale` returns.
+        grid: that of ``number_format``, fitted where it needs it.
     """
     return Quantized(
         codes=codes_OI.contiguous().to(grid.storage),
@@ -116,12 +121,12 @@ def quantized_codes(codes_OI: Tensor, scale: Tensor, grid: Grid, number_format: 
 
 
 def shared_peak(weights: Sequence[Tensor]) -> Tensor:
-    """The largest absolute value of all of them: linears that are run as one share NVFP4's tensor scale."""
+    """Return the largest absolute value of all weights. Linears that engines run as one share NVFP4's tensor scale."""
     return torch.stack([w_OI.abs().amax() for w_OI in weights]).amax()
 
 
 def weight_grid(spec: WeightQuantization) -> Grid:
-    """The grid of the weight's codes.
+    """Return the grid of the weight's codes.
 
     Raises:
         UnsupportedPolicy: the format is ``none``.
@@ -143,9 +148,9 @@ def fake_quantize_weight(
     clip_ratio_R1: Tensor | None = None,
     peak: Tensor | None = None,
 ) -> Tensor:
-    """Codes × scale of :func:`codes_on_scale`, with straight-through gradients, to ``clip_ratio_R1`` too.
+    """Return codes × scale of :func:`codes_on_scale`, with straight-through gradients, also for ``clip_ratio_R1``.
 
-    In the weight's own dtype; the identity for format ``none``. Arguments as for :func:`weight_scale`.
+    The result has the weight's dtype; with format ``none`` it is the weight. Arguments as for :func:`weight_scale`.
 
     Raises:
         UnsupportedPolicy: ``group_size`` does not divide I.
@@ -162,14 +167,14 @@ def fake_quantize_weight(
 def fake_quantize_activation(
     x_TI: Tensor, spec: ActivationQuantization, *, clip_ratio: Tensor | None = None, peak: float | None = None
 ) -> Tensor:
-    """Dynamic per-token rounding with scale = clip_ratio · absmax / q_max, straight-through gradients.
+    """Round each token dynamically with scale = clip_ratio · absmax / q_max and straight-through gradients.
 
-    ``x_TI`` may have any number of leading axes; the last holds a token's channels. The identity for ``none``. In fp4
-    every group of a token has a scale, and nothing is clipped.
+    ``x_TI`` may have any number of leading axes; the last one has a token's channels. With format ``none`` the result
+    is ``x_TI``. In fp4 every group of a token has a scale, and nothing is clipped.
 
     Args:
-        clip_ratio: a scalar, or one for each token [T, 1], that gets its gradient; takes the place of the policy's.
-        peak: the absolute value that NVFP4's static scale is for; None for the largest in ``x_TI``.
+        clip_ratio: a scalar, or one for each token [T, 1], that gets a gradient; it replaces the policy's ratio.
+        peak: the absolute value for NVFP4's static scale; None for the largest in ``x_TI``.
 
     Raises:
         UnsupportedPolicy: the format's groups do not divide the channels.
@@ -178,7 +183,7 @@ def fake_quantize_activation(
     if grid is None:
         return x_TI
     if spec.format.group_size is not None:
-        groups = _own_groups(x_TI, spec.format, "activations")
+        groups = _own_groups(x_TI, spec.format, "activations")  # [..., I] → [..., I / size, size]
         fitted = grid.fitted(x_TI, None if peak is None else torch.tensor(peak, device=x_TI.device))
         return fake_quantize_on_grid(groups, grid=fitted).reshape(x_TI.shape)
     return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=spec.clip_ratio if clip_ratio is None else clip_ratio)
@@ -193,6 +198,7 @@ def _rows_per_tensor(w_OI: Tensor, _: WeightQuantization) -> Tensor:
 
 
 def _rows_per_group(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
+    # A format that fixes its groups is refused with another hint: its size can not be changed.
     if spec.format.group_size is not None:
         return _own_groups(w_OI, spec.format, "weights").flatten(0, -2)
     size, width = spec.group_size, w_OI.shape[-1]
@@ -206,7 +212,7 @@ def _rows_per_group(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
 
 
 def _own_groups(x_TI: Tensor, number_format: NumberFormat, field: str) -> Tensor:
-    """[..., I] as [..., I / size, size], the groups of a format that fixes their size."""
+    """Reshape [..., I] to [..., I / size, size], the groups of a format that fixes their size."""
     size, width = number_format.group_size, x_TI.shape[-1]
     if size is None or width % size:
         raise misfitting_groups(number_format, width, field)
@@ -214,7 +220,7 @@ def _own_groups(x_TI: Tensor, number_format: NumberFormat, field: str) -> Tensor
 
 
 def misfitting_groups(number_format: NumberFormat, width: int, field: str) -> UnsupportedPolicy:
-    """The refusal of a width that the groups of ``number_format`` do not divide."""
+    """Return the error for a width that the groups of ``number_format`` do not divide."""
     others = in_words(each for each in NumberFormat if each.quantizes and each.group_size is None)
     return UnsupportedPolicy(
         detail=f"{field}.format is {number_format.value}, whose groups of {number_format.group_size} do not divide a "
@@ -224,7 +230,7 @@ def misfitting_groups(number_format: NumberFormat, width: int, field: str) -> Un
 
 
 def nearest_divisors(width: int, size: int) -> str:
-    """The largest divisor of ``width`` below ``size`` and the smallest above, where there are any, in words."""
+    """Return, as text, the largest divisor of ``width`` below ``size`` and the smallest one above, if they exist."""
     divisors = [each for each in range(_SMALLEST_GROUP, width) if width % each == 0] + [width]
     below = [each for each in divisors if each < size]
     above = [each for each in divisors if each >= size]
@@ -239,7 +245,7 @@ _WEIGHT_ROWS: Final[dict[str, Callable[[Tensor, WeightQuantization], Tensor]]] =
 
 
 def _weight_rows(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
-    """The values that share a scale, one row for each scale."""
+    """Return the values that share a scale as rows, one row for each scale."""
     return _WEIGHT_ROWS[spec.granularity](w_OI, spec)
 
 
@@ -260,8 +266,9 @@ _CLIPS: Final[dict[str, Callable[[Tensor, Grid, Tensor | None], float | Tensor]]
 def _clip_ratio(
     rows_RG: Tensor, w_OI: Tensor, spec: WeightQuantization, grid: Grid, importance_I: Tensor | None
 ) -> float | Tensor:
-    """ρ of ``spec.clip``."""
+    """Return ρ according to ``spec.clip``."""
     weight_RG = None
     if importance_I is not None:
+        # Expanded first, so that its values are grouped exactly like the weight's.
         weight_RG = _weight_rows(importance_I.to(w_OI.dtype).expand_as(w_OI), spec)
     return _CLIPS[spec.clip](rows_RG, grid, weight_RG)

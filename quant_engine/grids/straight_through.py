@@ -2,7 +2,7 @@
 
     a = ρ max_j abs(v_j) / q_max        c_j = the grid's nearest code to v_j / a        q_j = a c_j
 
-fp4 rounds a to what it can store; the gradient takes that rounding for the identity too.
+fp4 rounds a to a number that it can store; the gradient treats that rounding as the identity too.
 
 Shapes: R rows (a token, an output channel, a group or a whole tensor), G values in each.
 """
@@ -16,7 +16,7 @@ from quant_engine.grids.grid import Grid
 
 
 def row_scales(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) -> Tensor:
-    """The scale a of each row [R, 1], positive also for a row of zeros, whose codes are all 0.
+    """Return the scale a of each row [R, 1]. It is positive for a row of zeros too; its codes are all 0.
 
     An NVFP4 grid has to be fitted to the whole tensor.
     """
@@ -24,18 +24,20 @@ def row_scales(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) ->
 
 
 def row_codes(v_RG: Tensor, scale_R1: Tensor, *, grid: Grid) -> Tensor:
-    """The codes c [R, G], as floating-point numbers."""
+    """Return the codes c [R, G], as floating-point numbers."""
     return grid.nearest_(v_RG / scale_R1)
 
 
 def fake_quantize_on_grid(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tensor = 1.0) -> Tensor:
-    """q [R, G]. The gradient passes the rounding as if it were the identity, and nothing else that way: it reaches v
-    through the scale too, and it is zero through a clamped code (arXiv 2606.09927, straight-through estimator).
+    """Return q [R, G], with gradients that ignore the rounding and nothing else.
+
+    A gradient reaches v through the scale too, and it is zero through a clamped code (arXiv 2606.09927,
+    straight-through estimator).
 
     Args:
         grid: for NVFP4 its tensor scale is that of ``v_RG``, unless it is fitted already.
-        clip_ratio: ρ > 0; a tensor, a scalar or one for each row [R, 1], gets its gradient (the learned clipping of
-            OmniQuant, arXiv 2308.13137, and FlatQuant, arXiv 2410.09426).
+        clip_ratio: ρ > 0; a tensor, which is a scalar or one for each row [R, 1], gets a gradient (the learned clipping
+            of OmniQuant, arXiv 2308.13137, and FlatQuant, arXiv 2410.09426).
     """
     if isinstance(clip_ratio, Tensor):
         # Rows of ρ in another precision would promote the result.
@@ -45,7 +47,7 @@ def fake_quantize_on_grid(v_RG: Tensor, *, grid: Grid, clip_ratio: float | Tenso
 
 
 class _FakeQuantizeRows(torch.autograd.Function):
-    """The composite operation in one node, at a third of autograd's time and memory on its parts.
+    """The whole operation as one autograd node, with a third of the time and memory of a node for each part.
 
     With r = 1 where a code is not clamped and 0 elsewhere, ∂q_j/∂v_j = r_j and ∂q_j/∂a = c_j − r_j v_j/a;
     ∂a/∂v_m = ρ sign(v_m)/q_max at the largest entry m (the first of them on a tie), and ∂a/∂ρ = abs(v_m)/q_max.
@@ -61,6 +63,7 @@ class _FakeQuantizeRows(torch.autograd.Function):
             top_R1 = v_RG.gather(-1, peak_R1)
             ratio_RG = v_RG / scale_R1
             by_scale_RG = codes_RG - ratio_RG  # ∂q/∂a
+            # Without a clip and with an exact scale no value lies beyond the last code, so no mask is stored.
             clamped_RG = None
             if grid.saturates or learned or clip_ratio < 1.0:
                 clamped_RG = grid.clamped(ratio_RG, codes_RG)
@@ -81,7 +84,9 @@ class _FakeQuantizeRows(torch.autograd.Function):
             v_grad_RG = grad_RG.clone()
             if clamped_RG is not None:
                 v_grad_RG.masked_fill_(clamped_RG, 0.0)
+            # The scale depends on the largest entry of the row alone.
             v_grad_RG.scatter_add_(-1, peak_R1, scale_grad_R1 * slope_R1)
         if ctx.needs_input_grad[2]:
+            # A scalar ρ is used by every row, so its gradient is the sum over the rows.
             ratio_grad = (scale_grad_R1 * reach_R1).sum_to_size(ctx.ratio_shape)
         return v_grad_RG, None, ratio_grad

@@ -1,1 +1,1 @@
-"""What a run of the engine takes, reports and returns. Imports no torch, so that every room can speak it."""
+"""The input, the reports and the result of a run. No torch is imported, so every part of the service can use it."""

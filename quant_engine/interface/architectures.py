@@ -1,4 +1,4 @@
-"""What differs between model architectures, as data: which linears share an input, and what produces it."""
+"""The differences between model architectures, as data: which linears share an input, and what produces it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from quant_engine.errors import UnsupportedArchitecture
 
 
 class ProducerKind(StrEnum):
-    """Where the inverse of a site's diagonal goes, so that it costs nothing at inference."""
+    """The weights into which the inverse of a site's diagonal is fused, so that it costs nothing at inference."""
 
     NORM_WEIGHT = "norm_weight"
     VALUE_ROWS = "value_rows"  # tied: grouped-query heads share the rows of one value head
@@ -38,12 +38,12 @@ class SiteTemplate:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only model class: its names and its blocks' sites, in the order in which a forward reaches them.
+    """A decoder-only model class: its names and the sites of its blocks, in the order of a forward.
 
     Attributes:
-        norm_offset: what every RMSNorm adds to its stored weight before it multiplies (Gemma: 1).
-        post_norms: norms between a linear and the residual stream it is added to. No rotation of the stream passes
-            through them, and no linear follows that could take their weight.
+        norm_offset: the number that every RMSNorm adds to its stored weight before it multiplies (Gemma: 1).
+        post_norms: norms between a linear and the residual stream to which it is added. No rotation of the stream
+            passes through them, because no linear follows into which their weight could be folded.
     """
 
     class_name: str
@@ -65,7 +65,7 @@ FUSED_LINEARS: Final[dict[str, tuple[str, ...]]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
-"""A linear that holds the rows of several, in this order, and the names that other architectures give its parts."""
+"""Linears that hold the rows of several, in this order, and the names of these parts in other architectures."""
 
 
 def _attention_output(producer: str = "self_attn.v_proj", rows: ProducerRows = ProducerRows.ALL) -> SiteTemplate:
@@ -96,6 +96,7 @@ def _separate_sites(feed_forward_norm: str) -> tuple[SiteTemplate, ...]:
     )
 
 
+# Gemma's post_attention_layernorm is after the attention; the norm before the feed-forward has another name.
 _LLAMA_SITES: Final = _separate_sites("post_attention_layernorm")
 _GEMMA_SITES: Final = _separate_sites("pre_feedforward_layernorm")
 _GEMMA_POST_NORMS: Final = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -123,10 +124,10 @@ ARCHITECTURES: Final[tuple[Architecture, ...]] = (
 
 
 def architecture_of(config: dict[str, Any]) -> Architecture:
-    """The architecture that a ``config.json`` names, by its ``architectures`` or else by its ``model_type``.
+    """Return the architecture that a ``config.json`` names by ``model_type`` and, if present, ``architectures``.
 
     Raises:
-        UnsupportedArchitecture: it is none of ours, or its two names contradict each other.
+        UnsupportedArchitecture: the class is not supported, or the two names contradict each other.
     """
     model_type = config.get("model_type")
     names = config.get("architectures")
@@ -135,6 +136,7 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
         if architecture.model_type == model_type and named in (None, architecture.class_name):
             return architecture
     raise UnsupportedArchitecture(
+        # The names come from the file and may be of any length.
         detail=f"The model is a {str(named or model_type)[:80]!r} (model_type {str(model_type)[:80]!r}).",
         hint="Use a model of one of these classes: "
         + ", ".join(architecture.class_name for architecture in ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""The row of a layer: the one list of its columns, for the engine, the database, the API, CSV and the client."""
+"""The row of a layer: the only list of its columns, for the engine, the database, the API, CSV and the client."""
 
 from typing import Any, Final, Literal, get_args
 
@@ -9,16 +9,16 @@ LayerGroup = Literal["critical", "normal"]
 
 
 class LayerRow(BaseModel):
-    """One quantized linear. Errors are on held-out tokens; what is null was not measured, or is not there.
+    """One quantized linear. Errors are on held-out tokens. A null was not measured, or does not exist.
 
-    A column that it does not have is refused, so that the engine can not report one that nobody shows. Who reads rows
-    of another release derives a type that does not refuse.
+    An unknown column is refused, so the engine can not report a column that nobody shows. A reader of rows of another
+    release derives a type that allows it.
 
     Attributes:
         name: of the linear in the model.
-        block, role: where it is: the index of its transformer block, and what it does there.
+        block, role: the index of its transformer block, and its role there.
         scheme: its number formats, as ``W4A4-g128``.
-        transform, alpha, statistic: what its input was transformed by, and how the channel scales were computed.
+        transform, alpha, statistic: the transform of its input, and how the channel scales were computed.
         error: E = ‖Y − Q(X')Q(W')ᵀ‖_F; ``error_normalized`` is E / ‖Y‖_F.
         sqnr_db: signal-to-quantization-noise ratio, in dB.
         cosine: similarity of the outputs.
@@ -26,7 +26,7 @@ class LayerRow(BaseModel):
         rtn_error: E when the same linear is rounded to nearest without a transform.
         input_absmax, input_kurtosis: of the input's values.
         parameters: weights of the linear; ``bytes`` of its codes and scales.
-        selected: the group that it was searched in.
+        selected: the group of the search to which it belongs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,4 +55,4 @@ class LayerRow(BaseModel):
 UNMEASURED: Final[dict[str, Any]] = {
     name: None for name, field in LayerRow.model_fields.items() if type(None) in get_args(field.annotation)
 }
-"""Every column that may be null, as null."""
+"""Every column that may be null, with the value null."""

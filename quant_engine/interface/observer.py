@@ -1,4 +1,4 @@
-"""The port through which a run tells what it is doing. Whoever runs the engine implements it."""
+"""The interface through which a run reports its progress. The caller of the engine implements it."""
 
 from typing import Protocol
 
@@ -6,22 +6,22 @@ from quant_engine.interface.layers import LayerRow
 
 
 class Observer(Protocol):
-    """Called on the thread that runs the pipeline. An exception from any method ends the run."""
+    """Receives the reports of a run, on the thread that runs the pipeline. An exception from a method ends the run."""
 
     def stage_started(self, name: str, unit: str, total: int) -> None:
-        """A stage begins; it will advance to ``total`` in ``unit`` (``layer``, ``block``, ``token``, ...)."""
+        """Report that a stage begins; it has ``total`` of the ``unit`` (``layer``, ``block``, ``token``, ...)."""
 
     def stage_advanced(self, name: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units are finished, counting those that an earlier attempt had finished."""
+        """Report that ``done`` of ``total`` units are finished, including those of an earlier attempt."""
 
     def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
-        """The stage's files are complete; ``reused`` when an earlier attempt had already written them."""
+        """Report that the stage's files are complete; ``reused`` when an earlier attempt had already written them."""
 
     def layer_completed(self, row: LayerRow) -> None:
-        """A layer's row; a later one of the same name replaces it."""
+        """Report a layer's row; a later row of the same name replaces it."""
 
     def metric(self, name: str, value: float) -> None:
-        """A number about the whole model or a layer: ``perplexity.original``, ``train.validation_error``, ..."""
+        """Report a number about the whole model or a layer: ``perplexity.original``, ``train.validation_error``, ..."""
 
     def log(self, message: str) -> None:
-        """A sentence for a person."""
+        """Report a sentence for people."""

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and what it hands back."""
+"""The specification and the result of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,16 @@ class RunSpec:
     Attributes:
         model_dir: a safetensors checkpoint with its tokenizer: dense, unless the policy's task is to evaluate.
         policy: fully resolved (:func:`quant_engine.policy.resolve_policy`).
-        datasets_dir: where named data sets are; None leaves the built-in ones.
+        datasets_dir: where named data sets are; with None only the built-in ones are available.
         default_dataset: used where the request names none.
         device: where tensors are computed, as torch names it.
-        model_id: what people call the model; the directory's name where it is None.
-        revision: the Hub commit that ``model_dir`` is; None for a model that is not the Hub's.
-        low_memory: work in smaller batches wherever memory is a matter of the batch, more slowly. Windows go through a
-            block one at a time, hidden states lie in the memory of the CPU, a block in training keeps one sample's
-            activations, rotations are learned window by window. What is summed is summed in the same groups, but for
-            those rotations; still, a row of a smaller product may round otherwise, and the same bits are not promised.
-            No stage's digest covers it: a run may go on with it where it ran out of memory without it.
+        model_id: the name of the model for people; None for the directory's name.
+        revision: the Hub commit of ``model_dir``; None for a model that is not from the Hub.
+        low_memory: work in smaller batches, and more slowly, wherever memory depends on the batch. Windows go through a
+            block one at a time, hidden states are in the memory of the CPU, a block in training holds one sample's
+            activations, and rotations are learned window by window. Sums are over the same groups, except for those
+            rotations. Still, a row of a smaller product may round differently, so the same bits are not promised.
+            No stage's digest covers it: a run that ran out of memory may continue with it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # where a run is read from JSON
@@ -45,10 +45,11 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run leaves in its output directory, as JSON, and where the checkpoint is; None where none is written.
+    """The JSON files of a run's output directory, and where its checkpoint is.
 
     Attributes:
         layers: each a :class:`quant_engine.interface.layers.LayerRow`, in forward order.
+        checkpoint_dir: None where no checkpoint is written.
     """
 
     summary: dict[str, Any]

@@ -1,6 +1,6 @@
-"""The stages of a run: the one list of their names, order, units and weights.
+"""The stages of a run: the only list of their names, order, units and weights.
 
-The pipeline, progress, metrics and retry read it. To add a stage, add a row here and run the stage from
+The pipeline, progress, metrics and retry use it. To add a stage, add a row here and run the stage from
 :mod:`quant_engine.pipeline`.
 """
 
@@ -12,7 +12,7 @@ from quant_engine.policy import AnySearch, AnySelection, AnyTraining, Calibratio
 
 _ALWAYS: Final = ("quantize", "evaluate")
 _TOKENS: Final = 32_768
-"""Of the calibration that the weights were measured with."""
+"""Tokens of the calibration with which the weights were measured."""
 
 
 class UnknownStage(ValueError):
@@ -21,7 +21,7 @@ class UnknownStage(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a stage's weight depends on."""
+    """The parts of a job on which a stage's weight depends."""
 
     policy: Policy
     calibration: Calibration
@@ -29,7 +29,7 @@ class Workload:
 
     @property
     def tokens(self) -> float:
-        """Calibration tokens, in units of the ones that the weights were measured with."""
+        """Calibration tokens, divided by the number with which the weights were measured."""
         return self.calibration.samples * self.calibration.sequence_length / _TOKENS
 
 
@@ -42,13 +42,14 @@ class StageRow:
     """One stage.
 
     Attributes:
-        name: as the API, the files of a run and the metrics spell it.
-        units: what its progress may be counted in.
+        name: its name in the API, the files of a run and the metrics.
+        units: the units in which its progress may be counted.
         weight: its relative cost, about the seconds that a 135M-parameter model takes on two cores; None where the
-            policy does not need the stage. It is a rule of thumb, and only the ratios matter.
+            policy does not need the stage. It is a rough estimate, and only the ratios matter.
         tasks: the policies' tasks that may need it.
-        before: the stage that it comes before, where ``moved`` says that the policy changes the order.
-        keeps_files: whether a later attempt can reuse it, so that a retry may start from it.
+        before: the stage before which it runs, if ``moved`` is true for the policy.
+        moved: whether the policy changes the order.
+        keeps_files: whether a later attempt can reuse its files, so that a retry may start from it.
     """
 
     name: str
@@ -73,15 +74,17 @@ def _search(work: Workload) -> float | None:
     if search is None:
         return None
     if search.kind == "paper":
+        # T2 trains the best policies at two rates, and T1 trains once at every rate.
         trials = 2 * search.top + len(search.learning_rates)
         return 8.0 * (len(search.alpha) + len(search.q)) * work.tokens + 2.0 * trials * search.steps
     return 4.0 * len(search.alpha) * (len(search.q) + len(search.p) + int(search.l2)) * work.tokens
 
 
 def _train(work: Workload) -> float | None:
-    """The weight of training scales prepares and judges each layer once; patience ends most runs before the last step.
+    """Return the weight of training.
 
-    That of blocks and rotations is all in their steps.
+    Training of scales prepares and measures each layer once, besides its steps; patience ends most runs before the last
+    step. The cost of blocks and rotations is in their steps alone.
     """
     training: AnyTraining | None = work.policy.training
     if training is None:
@@ -97,17 +100,19 @@ def _select(work: Workload) -> float:
 
 
 def _candidates(selection: AnySelection | None) -> int:
+    # Without a selection the stage measures the one plan of each site.
     if selection is None:
         return 1
     return 2 if selection.kind == "kurtosis" else len(selection.candidates)
 
 
 def _quantize(work: Workload) -> float:
+    # GPTQ leads the samples through the blocks; rounding to nearest reads no tokens.
     return 5.0 if work.policy.weights.rounding == "rtn" else 240.0 * work.tokens
 
 
 def _evaluate(work: Workload) -> float | None:
-    """A model that is quantized is measured twice: before and after."""
+    """Return the weight of evaluation. A model that is quantized is measured twice: before and after."""
     if work.evaluation.perplexity is None:
         return None
     models = 1 if work.policy.task == "evaluate" else 2
@@ -119,10 +124,10 @@ def _learns_rotations(policy: Policy) -> bool:
 
 
 RESOLVE: Final = StageRow(name="resolve", units=("model", "byte"), weight=_constant(1.0), tasks=_ALWAYS)
-"""Finding or downloading the model: the worker's."""
+"""Finding or downloading the model; the worker runs it."""
 
 PUBLISH: Final = StageRow(name="publish", units=("byte",), weight=_constant(1.0), tasks=_ALWAYS, keeps_files=False)
-"""Storing the output: the worker's. It ends a job, so nothing is left for a retry."""
+"""Storing the output; the worker runs it. It is the last stage, so no retry starts from it."""
 
 STAGES: Final = (
     RESOLVE,
@@ -148,8 +153,8 @@ if TYPE_CHECKING:
     RetryStage = str
 else:
     RetryStage = Literal[tuple(row.name for row in STAGES if row.keeps_files)]
-"""The stages that a retry may start from, as a type that pydantic checks. A type checker sees text: it can not read
-the names out of a table."""
+"""The stages from which a retry may start, as a type that pydantic checks. A type checker sees only ``str``, because it
+can not read the names from a table."""
 
 
 def require_stage(name: str, unit: str) -> None:
@@ -166,7 +171,7 @@ def require_stage(name: str, unit: str) -> None:
 
 
 def stage_order(policy: Policy) -> tuple[str, ...]:
-    """The names of all stages in the order of this policy, which need not have them all."""
+    """Return the names of all stages in the order of this policy. It includes stages that the policy does not need."""
     names = list(STAGE_NAMES)
     for row in STAGES:
         if row.before is not None and row.moved(policy):
@@ -176,13 +181,13 @@ def stage_order(policy: Policy) -> tuple[str, ...]:
 
 
 def stages_from(stage: str, policy: Policy) -> tuple[str, ...]:
-    """The names of the stage and of those after it: what has to be computed anew when the stage is."""
+    """Return the names of a stage and of those after it, which have to be computed again if the stage is."""
     order = stage_order(policy)
     return order[order.index(stage) :]
 
 
 def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluation) -> dict[str, float]:
-    """The relative cost of each stage that the policy needs, by name, in the order they run."""
+    """Return the relative cost of each stage that the policy needs, by name, in the order in which they run."""
     work = Workload(policy=policy, calibration=calibration, evaluation=evaluation)
     weights = {row.name: row.weight(work) for row in STAGES if policy.task in row.tasks}
     return {name: weight for name in stage_order(policy) if (weight := weights.get(name)) is not None}

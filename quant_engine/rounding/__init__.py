@@ -1,4 +1,4 @@
-"""From a transformed weight to codes on a grid."""
+"""Round a transformed weight to codes on a grid."""
 
 from quant_engine.rounding.correction import corrected_weight
 from quant_engine.rounding.dispatch import round_weight

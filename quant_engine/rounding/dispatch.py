@@ -1,4 +1,4 @@
-"""The roundings that a policy can name.
+"""Choose the rounding that a policy names.
 
 Shapes: O output channels, I input channels, R rows of values that share a scale.
 """
@@ -28,18 +28,18 @@ def round_weight(
     clip_ratio_R1: Tensor | None = None,
     peak: Tensor | None = None,
 ) -> Quantized:
-    """Codes and scales of W' by ``spec.rounding``, for a checkpoint of ``dtype``.
+    """Round W' by ``spec.rounding``, and return its codes and scales for a checkpoint of ``dtype``.
 
     Args:
         w_OI: W' = W A⁻ᵀ, transformed already.
-        hessian: Aᵀ H A [I, I] of the transformed input, or its factor; "gptq" alone needs it.
-        clip_ratio_R1: a learned ρ in place of ``spec.clip``, as for :func:`quant_engine.grids.weight_scale`.
-        peak: the largest absolute value of all weights that are run as one; NVFP4 has one tensor scale for them.
+        hessian: Aᵀ H A [I, I] of the transformed input, or its factor; only "gptq" needs it.
+        clip_ratio_R1: a learned ρ that replaces ``spec.clip``, as for :func:`quant_engine.grids.weight_scale`.
+        peak: the largest absolute value of all weights that engines run as one; NVFP4 has one tensor scale for them.
 
     Raises:
         ValueError: "gptq" without a Hessian.
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
-        NumericalInstability: as :func:`gptq`.
+        NumericalInstability: as for :func:`gptq`.
     """
     return _ROUNDINGS[spec.rounding](w_OI, spec, dtype, hessian, clip_ratio_R1, peak)
 

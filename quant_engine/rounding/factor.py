@@ -14,15 +14,15 @@ from quant_engine.policy import GptqSettings
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GptqFactor:
-    """What GPTQ needs of a Hessian; made once for all the weights that read the same input.
+    """The factors of a Hessian that GPTQ uses; computed once for all the weights that read the same input.
 
     Attributes:
         inverse_root_II: upper triangular U with (H + λI)⁻¹ = Uᵀ U, rows and columns in the order of rounding; in the
             dtype of the Hessian, at least float32.
-        order: the columns in the order of rounding; None for the order they have.
-        importance_I: 1 / U_jj², what a unit of squared error costs in column j once the columns after it have made
-            good what they can, relative to the largest; in the order the columns have.
-        block_size: columns between two updates of all that follow.
+        order: the columns in the order of rounding; None for their original order.
+        importance_I: 1 / U_jj², relative to the largest: the cost of a unit of squared error in column j after the
+            later columns have compensated what they can; in the original order of the columns.
+        block_size: number of columns between two updates of all later columns.
     """
 
     inverse_root_II: Tensor
@@ -32,22 +32,24 @@ class GptqFactor:
 
 
 def factorise(hessian_II: Tensor, settings: GptqSettings) -> GptqFactor:
-    """U of (H + λI)⁻¹ = Uᵀ U, λ = damping × mean diagonal (GPTQ, arXiv 2210.17323, section 3.3).
+    """Compute U of (H + λI)⁻¹ = Uᵀ U, λ = damping × mean diagonal (GPTQ, arXiv 2210.17323, section 3.3).
 
-    With act-order the columns are rounded by falling diagonal. A channel that was never active (a zero on the diagonal)
-    is coupled to none, so it is rounded to nearest.
+    With act-order the columns are rounded in the order of falling diagonal. A channel that was never active (a zero on
+    the diagonal) is not coupled to others, so it is rounded to nearest.
 
     Args:
-        hessian_II: H = Xᵀ X of the transformed input, to any positive factor.
+        hessian_II: H = Xᵀ X of the transformed input, times any positive factor.
 
     Raises:
         NumericalInstability: H is not finite, or not positive definite once damped.
     """
     damped_II = damped_hessian(hessian_II, settings.damping)
+    # Stable, so that equal entries stay in their order on every machine.
     order = torch.argsort(hessian_II.diagonal(), descending=True, stable=True) if settings.act_order else None
     if order is not None:
         damped_II = damped_II[order][:, order]
-    # H = V Vᵀ with V upper triangular, from the Cholesky factor of H read backwards; then U = V⁻¹. No dense inverse.
+    # H = V Vᵀ with V upper triangular, from the Cholesky factor of H with reversed rows and columns; then U = V⁻¹.
+    # So no dense inverse is computed.
     upper_II = cholesky(damped_II.flip(0, 1)).flip(0, 1)
     identity_II = torch.eye(upper_II.shape[0], dtype=upper_II.dtype, device=upper_II.device)
     inverse_root_II = torch.linalg.solve_triangular(upper_II, identity_II, upper=True)
@@ -63,12 +65,12 @@ def factorise(hessian_II: Tensor, settings: GptqSettings) -> GptqFactor:
 
 
 def damped_hessian(hessian_II: Tensor, damping: float) -> Tensor:
-    """H + λI in float64, λ = damping × mean diagonal, or 1 where H is zero.
+    """Return H + λI in float64, λ = damping × mean diagonal, or 1 where H is zero.
 
     Raises:
         NumericalInstability: H is not finite.
     """
-    damped_II = hessian_II.to(torch.float64, copy=True)
+    damped_II = hessian_II.to(torch.float64, copy=True)  # a copy, because the diagonal is changed in place
     level = float(damped_II.diagonal().mean())
     if not bool(torch.isfinite(damped_II).all()):
         raise NumericalInstability(
@@ -80,7 +82,7 @@ def damped_hessian(hessian_II: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(matrix_II: Tensor) -> Tensor:
-    """Lower triangular L with L Lᵀ the matrix.
+    """Return the lower triangular L with L Lᵀ equal to the matrix.
 
     Raises:
         NumericalInstability: it is not positive definite.

@@ -1,10 +1,10 @@
-"""GPTQ (arXiv 2210.17323): columns are rounded one after another, each error made good by the columns that follow.
+"""GPTQ (arXiv 2210.17323): columns are rounded one after another, and later columns compensate each error.
 
 With (H + λI)⁻¹ = Uᵀ U, U upper triangular, column j of W is rounded to q_j and the rest becomes
 
     W_k ← W_k − (W_j − q_j) U_jk / U_jj        for k > j
 
-which is the least that tr((W − Q) H (W − Q)ᵀ) can be, given the columns rounded so far.
+which minimizes tr((W − Q) H (W − Q)ᵀ), given the columns that are rounded already.
 
 Shapes: O output channels, I input channels, B columns of a block, G groups of an output channel.
 """
@@ -28,23 +28,24 @@ def gptq(
     clip_ratio_R1: Tensor | None = None,
     peak: Tensor | None = None,
 ) -> Quantized:
-    """Codes of W' that keep the layer's output on the inputs behind ``hessian``, for a checkpoint of ``dtype``.
+    """Round W' so that the layer's output on the inputs of ``hessian`` changes least, for a checkpoint of ``dtype``.
 
-    The scales are fixed before the first column is rounded, so the groups of act-order are the checkpoint's (static).
-    They are rounded to ``dtype`` first, and the codes answer for that. A clip by squared error weighs column j by
-    1 / U_jj², its share of the loss: held out, that is never much worse than equal weights, and where a few channels
-    are massive, many times better; the Hessian's diagonal is worse than equal weights where channels are correlated.
+    The scales are fixed before the first column is rounded, so the groups with act-order are those of the checkpoint
+    (static). They are rounded to ``dtype`` first, and the codes are computed for the rounded scales. A clip by squared
+    error weighs column j by 1 / U_jj², its share of the loss. On held-out tokens that is never much worse than equal
+    weights, and many times better where a few channels are massive. The Hessian's diagonal as weight is worse than
+    equal weights where channels are correlated.
 
     Args:
         w_OI: W' = W A⁻ᵀ, transformed already.
         hessian: H [I, I] of the transformed input, or its factor where several weights share it.
-        scale: [O, 1] per channel, [O, G] per group, [1, 1] per tensor; None for ``spec``'s.
-        clip_ratio_R1, peak: a learned ρ in place of ``spec.clip``, and what NVFP4's tensor scale is for, both as for
+        scale: [O, 1] per channel, [O, G] per group, [1, 1] per tensor; None computes it by ``spec``.
+        clip_ratio_R1, peak: a learned ρ that replaces ``spec.clip``, and the peak for NVFP4's tensor scale, both as for
             :func:`quant_engine.grids.weight_scale`.
 
     Raises:
         UnsupportedPolicy: ``spec`` has no codes, or a ``group_size`` that does not divide I.
-        NumericalInstability: the Hessian, the weight or a scale is not finite, or the damped Hessian not positive
+        NumericalInstability: the Hessian, the weight or a scale is not finite, or the damped Hessian is not positive
             definite.
     """
     grid = weight_grid(spec).fitted(w_OI, peak)
@@ -58,12 +59,13 @@ def gptq(
 
 
 def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid) -> Tensor:
-    """The codes [I, O] as floating-point numbers. Columns of W are rows here, so that each is contiguous."""
+    """Return the codes [I, O] as floating-point numbers. Columns of W are rows here, so that each is contiguous."""
     width = w_OI.shape[1]
     working = torch.promote_types(w_OI.dtype, torch.float32)
     order = torch.arange(width, device=w_OI.device) if factor.order is None else factor.order
-    rest_IO = w_OI.T.to(working)[order]
+    rest_IO = w_OI.T.to(working)[order]  # a copy, because the columns are updated in place
     root_II = factor.inverse_root_II.to(working)
+    # A list: the loop over columns then waits for no number from the device.
     group_I = (order // (width // scale.shape[1])).tolist()
     scale_GO = scale.T.to(working).contiguous()
     codes_IO = torch.empty_like(rest_IO)
@@ -77,8 +79,10 @@ def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid
             group_I[first:last],
             grid,
         )
+        # All errors of the block reach the later columns in one matrix product (lazy updates, section 3.3).
         rest_IO[last:].addmm_(root_II[first:last, last:].T, error_BO, alpha=-1)
     found_IO = torch.empty_like(codes_IO)
+    # Back to the original order of the columns.
     found_IO[order] = codes_IO
     return found_IO
 
@@ -86,8 +90,8 @@ def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid
 def _round_block(
     rest_BO: Tensor, codes_BO: Tensor, root_BB: Tensor, scale_GO: Tensor, group_B: list[int], grid: Grid
 ) -> Tensor:
-    """Fill ``codes_BO``, consuming ``rest_BO``; the errors (W_j − q_j) / U_jj [B, O] are what later blocks are due."""
-    # Row j of U over U_jj, so that the loop needs no number from the device.
+    """Fill ``codes_BO``, overwriting ``rest_BO``, and return the errors (W_j − q_j) / U_jj [B, O] for later blocks."""
+    # Row j of U divided by U_jj, so that the loop needs no number from the device.
     pivot_B1 = root_BB.diagonal().unsqueeze(-1)
     follow_BB = root_BB / pivot_B1
     error_BO = torch.empty_like(rest_BO)

@@ -1,4 +1,4 @@
-"""Round to nearest of a transformed weight, for a checkpoint of a given dtype.
+"""Round a transformed weight to nearest, for a checkpoint of a given dtype.
 
 Shapes: O output channels, I inputs, R rows of values that share a scale.
 """
@@ -20,9 +20,9 @@ def round_to_nearest(
     clip_ratio_R1: Tensor | None = None,
     peak: Tensor | None = None,
 ) -> Quantized:
-    """Codes and scales of W' on the grid whose scales are representable in ``dtype``, the type of the checkpoint.
+    """Return codes and scales of W'; the scales are representable in ``dtype``, the type of the checkpoint.
 
-    In half precision the scale is rounded first and the codes are taken against what it became.
+    In half precision the scale is rounded first, and the codes are computed for the rounded scale.
 
     Args:
         w_OI: W' = W A⁻ᵀ, transformed already.
@@ -38,12 +38,13 @@ def round_to_nearest(
 
 
 def scale_dtype(spec: WeightQuantization, dtype: torch.dtype) -> torch.dtype:
-    """What a checkpoint of ``dtype`` holds a scale in; fp32 stands for scales with a storage of their own (fp4's)."""
+    """Return the type of a scale in a checkpoint of ``dtype``; fp32 for formats that define a type for scales (fp4)."""
+    # Such a scale is rounded to the format's type already, and fp32 holds it exactly.
     return dtype if weight_grid(spec).scale_storage is None else torch.float32
 
 
 def representable_scale(scale: Tensor, w_OI: Tensor, dtype: torch.dtype) -> Tensor:
-    """``scale`` in ``dtype``; 1 where it vanishes there, whose codes are the values' own, that is all 0.
+    """Return ``scale`` in ``dtype``, and 1 where it is zero there; the codes of such values are all 0.
 
     Raises:
         NumericalInstability: the weight is not finite, or a scale of it in ``dtype``.
