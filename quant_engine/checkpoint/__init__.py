@@ -1,4 +1,4 @@
-"""compressed-tensors checkpoints with any online transform: writing, loading, the gate that proves a reload exact.
+"""Write, load and verify compressed-tensors checkpoints with any online transform.
 
 from quant_engine.checkpoint import load
 model = load("path/to/checkpoint")

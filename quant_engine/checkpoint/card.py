@@ -1,7 +1,7 @@
-"""The model card that travels with a checkpoint, and its twin for machines.
+"""Write the model card of a checkpoint, and its machine-readable twin.
 
-``README.md`` says what loads the checkpoint, how well it does and where it comes from; ``quantry.json`` holds the same
-as data; ``layers.png`` shows the layers' errors. Equal facts and files give equal bytes.
+``README.md`` states what loads the checkpoint, how accurate it is and where it comes from. ``quantry.json`` has the
+same facts as data, and ``layers.png`` shows the layers' errors. Equal facts and files give equal bytes.
 """
 
 import json
@@ -25,14 +25,15 @@ _HUB_DATASETS: Final = {"wikitext2": "Salesforce/wikitext", "c4": "allenai/c4"}
 
 
 def write_card(directory: Path, facts: CardFacts, linears: Sequence[QuantizedLinear]) -> None:
-    """Complete a checkpoint: the plot, the twin, and last the card, which lists every other file.
+    """Complete a checkpoint: write the plot, the twin, and last the card, which lists every other file.
 
     Args:
-        directory: the checkpoint, with everything else in it.
+        directory: the checkpoint, with all its other files.
         linears: every quantized linear.
     """
     if facts.rows:
         draw_layers(facts.rows, directory / FIGURE)
+    # Two lists, because a file can not contain its own hash: the twin lists neither itself nor the card.
     files = checkpoint_manifest(directory, without=(CARD, TWIN))
     _write_twin(directory / TWIN, facts, files)
     card = model_card(facts, linears, checkpoint_manifest(directory, without=(CARD,)))
@@ -40,7 +41,7 @@ def write_card(directory: Path, facts: CardFacts, linears: Sequence[QuantizedLin
 
 
 def model_card(facts: CardFacts, linears: Sequence[QuantizedLinear], files: CheckpointManifest) -> ModelCard:
-    """The card.
+    """Return the card.
 
     Args:
         files: every file but the card.
@@ -52,7 +53,7 @@ def model_card(facts: CardFacts, linears: Sequence[QuantizedLinear], files: Chec
 
 def _front_matter(facts: CardFacts, how: Loading) -> ModelCardData:
     schemes = sorted({row.scheme.lower() for row in facts.rows})
-    # Only what the Hub can look up: a local model has no place there.
+    # The Hub looks the base model up, so only a model of the Hub is named.
     base: dict[str, Any] = (
         {} if facts.revision is None else {"base_model": facts.model_id, "base_model_relation": "quantized"}
     )
@@ -61,7 +62,7 @@ def _front_matter(facts: CardFacts, how: Loading) -> ModelCardData:
     return ModelCardData(
         **base,
         **_license(facts),
-        # The Hub shows the library's own way to load a model; transformers' would be wrong for what is online.
+        # The Hub shows how this library loads the model; the code of transformers would drop what is online.
         library_name="transformers" if how.plain else "quantry",
         pipeline_tag="text-generation",
         tags=["quantry", "quantized", "compressed-tensors", *schemes, *rotated],
@@ -82,7 +83,7 @@ def _write_twin(path: Path, facts: CardFacts, files: CheckpointManifest) -> None
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no number that is not finite: null."""
+    """Replace numbers that are not finite by None, because JSON has none."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

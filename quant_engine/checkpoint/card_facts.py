@@ -1,4 +1,4 @@
-"""What a model card says about a checkpoint, as values: everything that its bytes depend on, and no time or place."""
+"""The facts in a model card, as values. The card's bytes depend on them alone, and not on a time or a place."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,12 +10,12 @@ from quant_engine.policy import Policy, policy_hash
 
 TWIN_VERSION: Final = 1
 INLINE: Final = "inline"
-"""Stands for texts that came with a request: they stay the requester's."""
+"""Stands for texts that came with a request. The texts themselves are not published."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFacts:
-    """The calibration. ``sha256`` covers its settings and the token windows that came of them."""
+    """The calibration. ``sha256`` covers its settings and the resulting token windows."""
 
     dataset: str
     samples: int
@@ -27,7 +27,7 @@ class CalibrationFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityFacts:
-    """exp of the mean negative log-likelihood a token, over ``tokens`` of ``dataset`` in windows."""
+    """Perplexity: exp of the mean negative log-likelihood per token, over ``tokens`` of ``dataset`` in windows."""
 
     dataset: str
     tokens: int
@@ -38,19 +38,19 @@ class PerplexityFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """Everything but the files.
+    """All facts of a card except the list of files.
 
     Attributes:
         model_id: the base model.
-        revision: its commit on the Hub; None for a model that is not the Hub's.
+        revision: its commit on the Hub; None for a model that is not from the Hub.
         fingerprint: SHA-256 over its configuration and weights.
         architecture: its class in transformers.
         dtype: of the dense tensors and the scales.
         original_bytes: of its weight files.
         perplexity: None where it was not measured.
-        rows: one for each quantized linear, as ``/v1/jobs/{id}/layers`` gives them, in forward order.
+        rows: one for each quantized linear, as ``/v1/jobs/{id}/layers`` returns them, in forward order.
         versions: of the packages that made the checkpoint.
-        license: of the base model, and so of this one; None where it is not known.
+        license: of the base model, and so of this checkpoint; None where it is not known.
     """
 
     model_id: str
@@ -67,7 +67,7 @@ class CardFacts:
     license: License | None
 
     def as_json(self) -> dict[str, Any]:
-        """The facts as ``quantry.json`` has them."""
+        """Return the facts in the form of ``quantry.json``."""
         return {
             "format_version": TWIN_VERSION,
             "model": {

@@ -1,4 +1,4 @@
-"""``layers.png``: every layer's error, and its baseline's. Equal rows give equal bytes."""
+"""Draw ``layers.png``: every layer's error, and that of its baseline. Equal rows give equal bytes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,11 @@ from quant_engine.interface.layers import LayerRow
 FIGURE: Final = "layers.png"
 _DPI: Final = 110
 _WIDE: Final = 8.0
-"""From this ratio between the largest and the smallest error on, the axis is logarithmic."""
+"""The axis is logarithmic above this ratio between the largest and the smallest error."""
 
 
 def draw_layers(rows: Sequence[LayerRow], path: Path) -> None:
-    """Write the figure as PNG: by block, one line for each linear of a block, the baseline dashed in its colour."""
+    """Write the figure as PNG: errors over blocks, one line for each linear of a block, its baseline dashed."""
     # A user's matplotlibrc must not change what is published.
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -40,24 +40,25 @@ def draw_layers(rows: Sequence[LayerRow], path: Path) -> None:
             axes.set_ylim(bottom=0.0)
         axes.grid(visible=True, alpha=0.3)
         axes.legend(fontsize="small")
-        # The default metadata name matplotlib's version.
+        # The default metadata contain matplotlib's version, so equal rows would give other bytes with another version.
         figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def _by_linear(rows: Sequence[LayerRow]) -> dict[str, list[LayerRow]]:
     found: dict[str, list[LayerRow]] = {}
     for row in rows:
-        # Dollar signs and leading underscores mean something to matplotlib.
+        # matplotlib reads dollar signs as formulas, and hides labels with a leading underscore.
         found.setdefault(row.name.rpartition(".")[2].replace("$", "").lstrip("_"), []).append(row)
     return found
 
 
 def _finite(values: Iterable[float | None]) -> list[float]:
-    """The values, with a gap where there is none."""
+    """Return the values with NaN, which is drawn as a gap, where a value is missing."""
     return [value if value is not None and math.isfinite(value) else math.nan for value in values]
 
 
 def _is_wide(rows: Sequence[LayerRow]) -> bool:
+    # A logarithmic axis has no place for zeros and gaps, so all values have to be positive.
     both = [*(row.error for row in rows), *(row.baseline_error for row in rows)]
     values = [value for value in _finite(both) if value > 0.0]
     return bool(values) and max(values) > _WIDE * min(values) and len(values) == 2 * len(rows)

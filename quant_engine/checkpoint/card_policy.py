@@ -1,4 +1,4 @@
-"""A policy in sentences. One function for each kind of choice, found by its type."""
+"""Describe a policy in sentences, with one function for each kind of search, training and selection."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -29,7 +29,7 @@ _ONLINE: Final = {
 
 
 def policy_sentences(policy: Policy) -> list[str]:
-    """The policy as Markdown lines, in the order of what happens to a layer."""
+    """Return the policy as Markdown lines, in the order in which the steps change a layer."""
     ignored = f"; not {_codes(policy.ignore)}" if policy.ignore else ""
     sentences = [
         f"Preset: {code(policy.preset) if policy.preset else 'none, every field given'}.",

@@ -1,4 +1,4 @@
-"""The sections of a model card, in Markdown. Whatever others wrote passes through :mod:`.markdown`."""
+"""Write the sections of a model card in Markdown. All text from other sources passes through :mod:`.markdown`."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 
 LONG: Final = 24
-"""With more layers than this the table opens on demand, and the worst ones stand before it."""
+"""With more layers than this the table is folded, and the worst ones are listed before it."""
 
 _WORST: Final = 8
 _NO_DATASETS: Final = {INLINE: "texts that came with the request", "self": "text that the base model wrote"}
@@ -26,7 +26,7 @@ _COLUMNS: Final = ("layer", "scheme", "transform", "α", "E", "baseline E", "gai
 
 
 def card_body(facts: CardFacts, linears: Sequence[QuantizedLinear], how: Loading, files: CheckpointManifest) -> str:
-    """Everything below the front matter."""
+    """Return the card's text after the front matter."""
     schemes = ", ".join(sorted({row.scheme for row in facts.rows})) or "quantized"
     sections = [
         f"# {plain(facts.model_id)}, {plain(schemes)}",
@@ -51,6 +51,7 @@ def _how_to_load(facts: CardFacts, how: Loading) -> str:
 
 def _engines(linears: Sequence[QuantizedLinear]) -> str:
     notes = engine_notes(linears)
+    # The notes are our own Markdown, so only the bar, which ends a cell, is escaped.
     rows = [(each.engine, each.version, f"**{each.verdict}**", each.note.replace("|", "\\|")) for each in notes]
     return table(("engine", "checked with", "verdict", "what it does"), rows)
 
@@ -107,6 +108,7 @@ def _means(rows: Sequence[LayerRow]) -> str:
 
 def _normalized(row: LayerRow) -> float:
     value = row.error_normalized
+    # A layer without a finite error counts as the worst.
     return value if value is not None and math.isfinite(value) else math.inf
 
 
@@ -175,7 +177,8 @@ def _provenance(facts: CardFacts, files: CheckpointManifest) -> str:
 
 
 def _folded(title: str, content: str) -> str:
-    """Markdown inside of ``details`` is read as such only between empty lines."""
+    """Return ``content`` folded under ``title``."""
+    # Inside of ``details`` Markdown is recognised only between empty lines.
     return f"<details>\n<summary>{title}</summary>\n\n{content}\n\n</details>"
 
 

@@ -1,4 +1,4 @@
-"""What a card says about loading a checkpoint. Which text applies follows from what is online in its linears."""
+"""The text of a card about loading a checkpoint. What is online in its linears decides which text applies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,10 +66,10 @@ class Loading:
     """How a checkpoint is loaded.
 
     Attributes:
-        reach: what it can be loaded with.
-        plain: transformers alone gives the right logits.
-        heading, code, text: for the card; ``code`` runs as it is in the checkpoint's directory.
-        online: what its linears do to their input, as half a sentence.
+        reach: which programs can load it.
+        plain: whether transformers alone gives the right logits.
+        heading, code, text: for the card; ``code`` runs unchanged in the checkpoint's directory.
+        online: what its linears do to their input, as a part of a sentence.
     """
 
     reach: Reach
@@ -81,9 +81,10 @@ class Loading:
 
 
 def loading(linears: Sequence[QuantizedLinear]) -> Loading:
-    """How a checkpoint with these linears is loaded."""
+    """Return how a checkpoint with these linears is loaded."""
     kind = reach(linears)
     clipped = any(linear.online.clip_ratio < 1.0 for linear in linears)
+    # Other loaders read a checkpoint with clips without an error, but leave the clips out.
     plain = kind is Reach.ANYWHERE and not clipped
     return Loading(
         reach=kind,

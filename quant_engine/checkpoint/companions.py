@@ -1,4 +1,4 @@
-"""What a checkpoint takes over from the dense model beside its weights: tokenizer, templates, legal texts."""
+"""Copy the files besides the weights from the dense model into a checkpoint: tokenizer, templates, legal texts."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _COPIED: Final = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# These may name code to run; what would is left out.
+# These may name code that a library would run; such entries are left out.
 _CONFIGURATIONS: Final = (
     "tokenizer_config.json",
     "preprocessor_config.json",
@@ -43,14 +43,15 @@ _MAX_JSON: Final = 16 * 2**20
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Write into ``target`` every companion that ``source`` has.
+    """Write every companion file of ``source`` into ``target``.
 
-    Configurations lose what could make a library run foreign code. ``generation_config.json`` becomes one that
-    transformers saves again: settings that do nothing go, and where it has settings of sampling without ``do_sample``,
-    that becomes true, as other engines take it already. One that is beyond that is left out.
+    Entries that could make a library run foreign code are removed from configurations. ``generation_config.json`` is
+    changed so that transformers can save it again: settings without effect are removed, and where it has settings of
+    sampling without ``do_sample``, this becomes true, as other engines read it already. If that is not enough, the file
+    is left out.
 
     Raises:
-        UnsafeCheckpoint: a configuration is no JSON object.
+        UnsafeCheckpoint: a configuration is not a JSON object.
     """
     for name, path in companion_files(source).items():
         (target / name).parent.mkdir(exist_ok=True)
@@ -60,6 +61,7 @@ def copy_companions(source: Path, target: Path) -> None:
         content = _object(path)
         safe = {key: value for key, value in content.items() if key not in ("auto_map", "trust_remote_code")}
         kept = _mended(safe) if name == GENERATION else safe
+        # An unchanged file keeps its bytes, and so its hash.
         if kept == content:
             shutil.copyfile(path, target / name)
         elif kept is not None:
@@ -67,7 +69,7 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def companion_files(source: Path) -> dict[str, Path]:
-    """Every companion by the name that it gets in the checkpoint."""
+    """Return every companion file by its name in the checkpoint."""
     names = [*_COPIED, *_CONFIGURATIONS, GENERATION]
     templates = sorted((source / _TEMPLATES).glob("*.jinja"))
     wanted = {name: source / name for name in names} | {f"{_TEMPLATES}/{_safe(path)}": path for path in templates}
@@ -75,21 +77,23 @@ def companion_files(source: Path) -> dict[str, Path]:
 
 
 def legal_files(source: Path) -> dict[str, Path]:
-    """``LICENSE*``, ``NOTICE*``, ``USE_POLICY*`` and their like, by the name that they get in the checkpoint."""
+    """Return ``LICENSE*``, ``NOTICE*``, ``USE_POLICY*`` and similar files by their names in the checkpoint."""
     return {_safe(path): path for path in sorted(source.iterdir()) if _LEGAL.match(path.name) and path.is_file()}
 
 
 def companion_hashes(source: Path) -> dict[str, str]:
-    """SHA-256 of every companion as it is in ``source``."""
+    """Return the SHA-256 of every companion file in ``source``."""
     return {name: file_sha256(path) for name, path in companion_files(source).items()}
 
 
 def _safe(path: Path) -> str:
+    # These names come from the model and are written to disk and into the card.
     return _ODD.sub("-", path.name)
 
 
 def _mended(content: dict[str, Any]) -> dict[str, Any] | None:
-    """A generation configuration that transformers saves again; None where there is no mending it."""
+    """Return a generation configuration that transformers can save again, or None if it can not be repaired."""
+    # The smallest change first; a configuration that is valid already stays as it is.
     mended = dict(content)
     if not _is_valid(mended):
         mended = {key: value for key, value in mended.items() if not _is_idle(key, value, mended)}
@@ -99,13 +103,14 @@ def _mended(content: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _is_idle(key: str, value: Any, content: dict[str, Any]) -> bool:
-    """Whether nothing would come of a setting: of beam search without beams, or a token that there can not be."""
+    """Return whether a setting has no effect: one of beam search without beams, or a token that can not exist."""
     negative = key == "pad_token_id" and isinstance(value, int) and value < 0
     return negative or (key in _OF_BEAMS and content.get("num_beams") in (None, 1))
 
 
 def _is_valid(content: dict[str, Any]) -> bool:
     try:
+        # Strict validation is what save_pretrained requires.
         GenerationConfig.from_dict(dict(content)).validate(strict=True)
     except (ValueError, TypeError, AttributeError):
         return False
@@ -120,13 +125,13 @@ def _object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _unusable(path.name, "is not JSON") from error
     if not isinstance(content, dict):
-        raise _unusable(path.name, "is no JSON object")
+        raise _unusable(path.name, "is not a JSON object")
     return content
 
 
 def _unusable(name: str, reason: str) -> UnsafeCheckpoint:
     return UnsafeCheckpoint(
-        detail=f"The model's {name} {reason}.", hint="Download the model again, or mend the file, and retry."
+        detail=f"The model's {name} {reason}.", hint="Download the model again, or repair the file, and retry."
     )
 
 

@@ -1,11 +1,11 @@
-"""The configuration of an exported checkpoint: what compressed-tensors, vLLM and our own loader read.
+"""Write the configuration of an exported checkpoint, which compressed-tensors, vLLM and our own loader read.
 
-``quantization_config`` is complete and true for any consumer of compressed-tensors. Rotations of a power of two are its
-``hadamard`` type, which runtimes have kernels for; other orders (1536 = 12 · 128) are stored once, dense and ±1, as its
-``random-hadamard`` type. The ``quantry`` section tells our loader the same without a matrix.
+``quantization_config`` is complete and true for any reader of compressed-tensors. Rotations whose order is a power of
+two have its ``hadamard`` type, for which runtimes have kernels. Other orders (1536 = 12 · 128) are stored once, dense
+and ±1, as its ``random-hadamard`` type. The ``quantry`` section has the same for our loader, without a matrix.
 
-Other online transforms have no true entry there. A checkpoint that has one is barred: its schemes name a number type
-that compressed-tensors refuses, so that other readers fail instead of giving wrong logits (docs/decisions/0008).
+compressed-tensors can not express other online transforms. A checkpoint that has one is barred: its schemes name a
+number type that compressed-tensors refuses, so other readers stop instead of giving wrong logits (docs/decisions/0008).
 """
 
 import re
@@ -21,7 +21,7 @@ from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.section import Reach, online_section, reach, unusable
 
 BARRIER: Final = " behind online transforms that only quant_engine.checkpoint.load applies"
-"""After the number type of every weight of a barred checkpoint: the words that a refusing reader repeats."""
+"""Appended to the number type of every weight of a barred checkpoint; the error of a refusing reader contains it."""
 
 _STORED = re.compile(r"\.hadamard(\d+)_input\.weight$")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 def checkpoint_config(
     base: dict[str, Any], linears: Sequence[QuantizedLinear], dense: Sequence[str], dtype: str
 ) -> dict[str, Any]:
-    """``config.json`` of the export.
+    """Return the content of ``config.json`` of the export.
 
     Args:
         base: the sanitized configuration of the dense model.
@@ -38,6 +38,7 @@ def checkpoint_config(
         dense: the names of every other linear; they are listed in ``ignore``.
         dtype: the name of the type that the dense tensors are stored in.
     """
+    # The old name of dtype; the two could contradict each other.
     config = {key: value for key, value in base.items() if key != "torch_dtype"}
     return config | {
         "dtype": dtype,
@@ -47,28 +48,29 @@ def checkpoint_config(
 
 
 def transform_name(order: int) -> str:
-    """The name of the transform group of one order."""
+    """Return the name of the transform group of one order."""
     return f"hadamard{order}"
 
 
 def stored_name(linear: str, order: int) -> str:
-    """Where compressed-tensors looks for the matrix of a linear's online transform."""
+    """Return the tensor name under which compressed-tensors looks for the matrix of a linear's online transform."""
     return f"{linear}.{transform_name(order)}_input.weight"
 
 
 def hadamard_order_of(name: str) -> int | None:
-    """The order of the matrix that is stored under ``name``; None for other tensors."""
+    """Return the order of the matrix that is stored under ``name``; None for other tensors."""
     found = _STORED.search(name)
     return int(found[1]) if found else None
 
 
 def is_power_of_two(order: int) -> bool:
-    """Whether compressed-tensors can construct a Hadamard matrix of this order by itself."""
+    """Return whether compressed-tensors itself can construct a Hadamard matrix of this order."""
+    # A power of two has a single bit, which the subtraction clears.
     return order & (order - 1) == 0
 
 
 def transform_config(linears: Sequence[QuantizedLinear]) -> TransformConfig:
-    """One group for each order: online on the input, and, already fused, its inverse on the weight."""
+    """Return one group for each order: online on the input, and its inverse on the weight, which is already fused."""
     orders = hadamard_orders(linears)
     dense = [linear.name for linear in linears]
     groups = {}
@@ -87,17 +89,17 @@ def transform_config(linears: Sequence[QuantizedLinear]) -> TransformConfig:
 
 
 def hadamard_orders(linears: Sequence[QuantizedLinear]) -> list[int]:
-    """The orders that other readers have to know of: none where the checkpoint is not for them."""
+    """Return the orders that other readers have to know; none where only our loader can read the checkpoint."""
     if reach(linears) is Reach.LOADER:
         return []
     return sorted({linear.online.order for linear in linears if linear.online.order is not None})
 
 
 def stored_orders(linears: Sequence[QuantizedLinear]) -> dict[int, str]:
-    """The orders whose matrix is in the checkpoint, each with the first linear that needs it.
+    """Return the orders whose matrix is in the checkpoint, each with the first linear that needs it.
 
-    Those that compressed-tensors can not construct; and small ones in front of NVFP4, which vLLM's kernel for Blackwell
-    (``QutlassNvFP4LinearMethod``) takes from the checkpoint although it could construct them.
+    These are the orders that compressed-tensors can not construct, and small orders in front of NVFP4. vLLM's kernel
+    for Blackwell (``QutlassNvFP4LinearMethod``) reads the latter from the checkpoint although it could construct them.
     """
     stored: dict[int, str] = {}
     for order in hadamard_orders(linears):
@@ -114,8 +116,10 @@ def _runs_on_qutlass(linear: QuantizedLinear, order: int) -> bool:
 
 
 def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Patterns that match all of ``names`` and none of ``others``: one expression for each role in every block,
-    or the names themselves where only some blocks are meant."""
+    """Return patterns that match all of ``names`` and none of ``others``.
+
+    They are one expression for each role in every block, or the names themselves where only some blocks are meant.
+    """
     excluded = set(others)
     patterns: list[str] = []
     for role in sorted({_BLOCK.sub("{}", name) for name in names}):
@@ -130,7 +134,7 @@ def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def unbarred(quantization_config: Any) -> dict[str, Any]:
-    """``quantization_config`` as compressed-tensors reads it; one that is not barred stays as it is.
+    """Return ``quantization_config`` without the barrier; one that is not barred is returned with the same content.
 
     Raises:
         UnsafeCheckpoint: it is malformed.
@@ -154,6 +158,7 @@ def _with_number_types(quantization_config: dict[str, Any], change: Callable[[st
 
 
 def _quantization_config(linears: Sequence[QuantizedLinear], dense: Sequence[str]) -> dict[str, Any]:
+    # Linears with equal schemes form one group; their JSON is compared, without the targets.
     members: dict[str, list[QuantizedLinear]] = {}
     for linear in linears:
         members.setdefault(linear.scheme([]).model_dump_json(), []).append(linear)

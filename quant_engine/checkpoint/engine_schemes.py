@@ -1,7 +1,7 @@
-"""What serving engines make of each kind of quantized linear, as data.
+"""What serving engines do with each kind of quantized linear, as data.
 
-docs/serving.md says what of this an engine's own code was seen to do when it was executed on our configurations
-(``benchmarks/routing.py``), and what was read in its source.
+docs/serving.md states which facts come from executing an engine's code on our configurations
+(``benchmarks/routing.py``), and which from reading its source.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from quant_engine.policy.format_spec import Scheme
 __all__ = ["STATEMENTS", "UNCHECKED", "VERSIONS", "Scheme", "Statement", "Verdict", "scheme_of"]
 
 Verdict = Literal["runs", "differs", "refuses", "wrong", "unknown"]
-"""Runs what was measured, on kernels of its own; runs, but computes something else than was measured; stops with an
-error; loads, and gives wrong logits without one; nobody has checked."""
+"""In this order: computes what was measured, with kernels of its own; runs, but computes something else than was
+measured; stops with an error; loads, and gives wrong logits without an error; nobody has checked."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What an engine does, and why or when."""
+    """A verdict about an engine, with its reason or its conditions."""
 
     verdict: Verdict
     note: str
@@ -122,7 +122,7 @@ UNCHECKED: Final = Statement("unknown", "Nobody has checked what it does with th
 
 
 def scheme_of(linear: QuantizedLinear) -> Scheme | None:
-    """How engines see one linear; None where its number format says that nobody has checked.
+    """Return the scheme that engines choose for one linear; None where nobody has checked its number format.
 
     Raises:
         ValueError: the linear's weight is not quantized.
@@ -133,7 +133,7 @@ def scheme_of(linear: QuantizedLinear) -> Scheme | None:
     if linear.pairing is not None:
         return linear.pairing.scheme
     per_tensor = weights.granularity == "tensor"
-    # Engines tell packed integers apart by the activations they meet, whatever the width of the weights.
+    # Engines choose by the format of the activations, for every width of packed integer weights.
     schemes = activations.format.spec.schemes if activations.format.quantizes else weights.format.spec.schemes
     if schemes is None or weights.format.spec.schemes is None:
         return None

@@ -1,7 +1,7 @@
-"""What other engines do with a checkpoint: one statement for each engine, for the model card.
+"""Collect what other engines do with a checkpoint: one statement for each engine, for the model card.
 
-An engine's verdict is the worst of what it does with each kind of linear (:mod:`.engine_schemes`) and of the hazards
-below, which depend on what linears have in front of them and on their neighbours.
+An engine's verdict is the worst one among its verdicts for each kind of linear (:mod:`.engine_schemes`) and the hazards
+below. Hazards depend on the online transforms of linears and on their neighbours.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +32,9 @@ class EngineNote:
     Attributes:
         engine: its name.
         version: what the statement was checked against, and how.
-        verdict: "runs" what was measured, on kernels of its own; "differs": runs, but computes something else than was
-            measured; "wrong": loads, and gives wrong logits without an error; "refuses": stops with an error;
-            "unknown": nobody has checked.
+        verdict: "runs": computes what was measured, with kernels of its own; "differs": runs, but computes something
+            else than was measured; "wrong": loads, and gives wrong logits without an error; "refuses": stops with an
+            error; "unknown": nobody has checked.
         note: one or two plain sentences.
     """
 
@@ -51,12 +51,13 @@ class _Hazard:
     statement: Statement
 
 
+# From the least to the most severe; an engine that refuses never gets as far as wrong logits.
 _SEVERITY: Final[tuple[Verdict, ...]] = ("runs", "differs", "unknown", "wrong", "refuses")
 _SERVERS: Final = ("vLLM", "SGLang")
 
 
 def engine_notes(linears: Sequence[QuantizedLinear]) -> tuple[EngineNote, ...]:
-    """One statement for each engine: the worst verdict that any linear brings about, and the reasons for it.
+    """Return one statement for each engine: the worst verdict of any linear, and the reasons for it.
 
     Raises:
         KeyError: there is no statement about the scheme of a linear.
@@ -73,7 +74,7 @@ def engine_notes(linears: Sequence[QuantizedLinear]) -> tuple[EngineNote, ...]:
 
 
 def _statement(engine: str, scheme: Scheme | None, *, alone: bool) -> Statement:
-    """What ``engine`` does with linears of ``scheme``, which the note names unless it stands alone."""
+    """Return what ``engine`` does with linears of ``scheme``. The note names the scheme if there are several."""
     statement = UNCHECKED if scheme is None else STATEMENTS[engine][scheme]
     return statement if alone else Statement(statement.verdict, f"For {_label(scheme)}: {statement.note}")
 
@@ -83,7 +84,8 @@ def _label(scheme: Scheme | None) -> str:
 
 
 def _worst(engine: str, version: str, statements: Sequence[Statement]) -> EngineNote:
-    """Where an engine refuses or is wrong, what else it does is beside the point."""
+    """Return the worst of an engine's statements, with the notes that matter."""
+    # If an engine refuses or is wrong, the other notes do not matter. Equal notes of several schemes appear once.
     worst = max((each.verdict for each in statements), key=_SEVERITY.index)
     fatal = worst in ("wrong", "refuses")
     notes = dict.fromkeys(each.note for each in statements if not fatal or each.verdict == worst)
@@ -91,7 +93,7 @@ def _worst(engine: str, version: str, statements: Sequence[Statement]) -> Engine
 
 
 def _fused(linears: Sequence[QuantizedLinear]) -> Iterator[tuple[tuple[str, ...], list[QuantizedLinear]]]:
-    """Linears that serving engines compute as one, with the names of all the parts that they expect."""
+    """Yield the linears that serving engines compute as one, with the names of all parts that they expect."""
     by_name = {linear.name: linear for linear in linears}
     for parts in FUSED_LINEARS.values():
         for prefix in sorted({name.rpartition(".")[0] for name in by_name if name.rpartition(".")[2] in parts}):

@@ -1,6 +1,6 @@
-"""Write an exported checkpoint: shards, configuration, and what it takes over from the dense model.
+"""Write an exported checkpoint: shards, configuration, and the files that are copied from the dense model.
 
-Memory: one shard and one part, a part being a block as it lies in a memory-mapped file. The card is written last, by
+Memory: one shard and one part. A part is a block in a memory-mapped file. The card is written last, by
 :mod:`quant_engine.checkpoint.card`.
 """
 
@@ -30,10 +30,10 @@ __all__ = ["SHARD_BYTES", "ExportedModel", "dense_hadamards", "stored_hadamard",
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """Everything a checkpoint says about itself.
+    """The description of the model that is exported.
 
     Attributes:
-        source: the dense model's directory, for its tokenizer and companions.
+        source: the dense model's directory, for its tokenizer and companion files.
         config: its sanitized configuration.
         linears: every quantized linear.
         dense: the names of all other linears.
@@ -55,14 +55,14 @@ def write_checkpoint(
     on_part: Callable[[int], None],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the whole checkpoint but its card into the empty ``directory``.
+    """Write the whole checkpoint except its card into the empty ``directory``.
 
-    What an interrupted call has left is of no use: start again in an empty directory.
+    The files of an interrupted call can not be used: start again in an empty directory.
 
     Args:
-        parts: each gives some of the tensors (a block's, or the ends'), by their full names, when it is called.
-        on_part: called with the number of parts read; all that is online is one more.
-        shard_bytes: a file holds no more than this, unless it holds one tensor.
+        parts: each returns some of the tensors (a block's, or those outside the blocks), by their full names.
+        on_part: called with the number of parts read; everything online counts as one more part.
+        shard_bytes: largest size of a file, unless it holds a single larger tensor.
 
     Raises:
         DiskFull: the disk filled up.
@@ -74,7 +74,7 @@ def write_checkpoint(
             *transforms,
             lambda: dense_hadamards(model.linears),
         ]
-        # What is online counts as one part, however many transforms there are.
+        # All transforms together count as one part, so that the progress does not depend on their number.
         _write_shards(directory, every_part, lambda done: on_part(min(done, len(parts) + 1)), shard_bytes)
         config = checkpoint_config(model.config, model.linears, model.dense, str(model.dtype).removeprefix("torch."))
         _write_json(directory / "config.json", config)
@@ -82,12 +82,12 @@ def write_checkpoint(
 
 
 def dense_hadamards(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:
-    """Each matrix that other readers take from the checkpoint, once, under the name of the first linear it is for."""
+    """Return each matrix that other readers need, once, under the name of the first linear that uses it."""
     return {stored_name(name, order): stored_hadamard(order) for order, name in stored_orders(linears).items()}
 
 
 def stored_hadamard(order: int) -> Tensor:
-    """Hᵀ [order, order] as ±1 in bfloat16: compressed-tensors multiplies x by it and divides by √order."""
+    """Return Hᵀ [order, order] as ±1 in bfloat16; compressed-tensors multiplies x by it and divides by √order."""
     return hadamard_matrix(order, dtype=torch.float32).T.sign().to(torch.bfloat16).contiguous()
 
 
@@ -101,6 +101,7 @@ def _write_shards(
     total = 0
     written: list[tuple[Path, list[str]]] = []
     for shard in _shards(parts, on_part, shard_bytes):
+        # A temporary name: the final one contains the number of shards, which is not known yet.
         path = directory / f"shard-{len(written):05d}.safetensors"
         _write_shard(path, shard)
         written.append((path, list(shard)))
@@ -118,6 +119,7 @@ def _write_shards(
 
 
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
+    # Checked before the file is written, so that the error has both numbers.
     size = sum(tensor.nbytes for tensor in shard.values())
     free = shutil.disk_usage(path.parent).free
     if size > free:
@@ -131,15 +133,17 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> None:
 def _shards(
     parts: Sequence[Callable[[], dict[str, Tensor]]], on_part: Callable[[int], None], shard_bytes: int
 ) -> Iterator[dict[str, Tensor]]:
-    """The tensors in their order, cut where the next one would not fit.
+    """Yield the tensors in their order, as shards that end where the next tensor would not fit.
 
-    A shard is only good until the next is asked for: it is emptied then, so that there is never more than one.
+    A shard is emptied before the next one is built, so that there is never more than one in memory. The caller must not
+    use it after that.
     """
     shard: dict[str, Tensor] = {}
     size = 0
     for done, part in enumerate(parts, start=1):
         tensors = dict(part())
         for name in list(tensors):
+            # Taken out of the part, so that a tensor's memory is released with its shard.
             tensor = tensors.pop(name)
             if shard and size + tensor.nbytes > shard_bytes:
                 yield shard

@@ -1,4 +1,4 @@
-"""A checkpoint's files by their content: what its card lists, and what tells whether two checkpoints are the same."""
+"""Hash the files of a checkpoint, for its card and to compare two checkpoints."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from quant_engine.errors import UnsafeCheckpoint
 
 CARD: Final = "README.md"
 TWIN: Final = "quantry.json"
-"""The card for machines. It lists every file but itself and the card, and the card lists every file but itself."""
+"""The card as data. It lists every file except itself and the card; the card lists every file except itself."""
 
 _MAX_TWIN_BYTES: Final = 64 * 2**20
 _HINT: Final = "Use the checkpoint as it was exported, or export it again."
@@ -40,19 +40,20 @@ class CheckpointManifest:
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` over every path, size and hash: equal for equal directories, on any machine."""
+        """``sha256:…`` over every path, size and hash. It is equal for equal directories, on any machine."""
         listed = json.dumps([asdict(file) for file in self.files], sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
 
 
 def checkpoint_manifest(directory: Path, *, without: Collection[str] = ()) -> CheckpointManifest:
-    """Every file below ``directory``, read and hashed now, but for the paths in ``without``.
+    """Read and hash every file below ``directory``, except the paths in ``without``.
 
     Raises:
         FileNotFoundError: there is no such directory.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no checkpoint directory {directory.name!r}")
+    # Sorted by the path as text, because the order of a directory differs between machines.
     found = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
     return CheckpointManifest(
         tuple(
@@ -63,10 +64,10 @@ def checkpoint_manifest(directory: Path, *, without: Collection[str] = ()) -> Ch
 
 
 def recorded_manifest(directory: Path) -> CheckpointManifest:
-    """The files that ``quantry.json`` lists, without reading them: all of the checkpoint but it and the card.
+    """Return the files that ``quantry.json`` lists, without reading them: all except itself and the card.
 
     Raises:
-        UnsafeCheckpoint: there is no such file, or it is not what an export writes.
+        UnsafeCheckpoint: ``quantry.json`` is missing, or an export did not write it.
     """
     path = directory / TWIN
     try:
@@ -78,18 +79,19 @@ def recorded_manifest(directory: Path) -> CheckpointManifest:
 
 
 def changed_files(directory: Path) -> list[str]:
-    """The paths that are missing, added, or not as ``quantry.json`` lists them; empty for an untouched checkpoint.
+    """Return the paths that are missing, added, or differ from ``quantry.json``; empty for an unchanged checkpoint.
 
     Raises:
         UnsafeCheckpoint: there is no usable ``quantry.json``.
     """
     recorded = set(recorded_manifest(directory).files)
     present = set(checkpoint_manifest(directory, without=(CARD, TWIN)).files)
+    # A changed file is in both sets, with two hashes, and is reported once.
     return sorted({file.path for file in recorded ^ present})
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""The license of a base model, which is that of every checkpoint made of it: from its card, or its license file."""
+"""Find the license of a base model, in its card or its license file. Every checkpoint made of it has this license."""
 
 import re
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Final
 from quant_engine.checkpoint.companions import legal_files
 
 OTHER: Final = "other"
-"""The Hub's word for a license that is not in its list; it then wants a name and a link."""
+"""The Hub's identifier for a license that is not in its list; it then needs a name and a link."""
 
 _MAX_TEXT: Final = 2**20
 _FRONT_MATTER: Final = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-# Only plain scalars are taken, so that a hostile card meets no YAML parser.
+# Only plain scalars are read, by an expression, so that no YAML parser reads a hostile card.
 _FIELD: Final = re.compile(
     r"""^(license|license_name|license_link):[ \t]*(["']?)([^"'#\n\r]{1,300}?)\2[ \t]*\r?$""", re.M
 )
@@ -21,7 +21,8 @@ _LINK: Final = re.compile(r"https://[A-Za-z0-9._~:/?#@!$&*+,;=%-]{1,280}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,95}")
 _FILE: Final = re.compile(r"licen[sc]e|copying", re.IGNORECASE)
 
-# The first phrase that a license's head has, in the order that tells them apart. Spaces stand for any white space.
+# The first of these phrases that the head of a license contains identifies it. The order matters, because one phrase
+# can be part of another license's text. A space stands for any white space.
 _PHRASES: Final = (
     ("apache-2.0", "apache license version 2.0"),
     ("mit", "permission is hereby granted, free of charge, to any person obtaining a copy"),
@@ -42,7 +43,7 @@ _HEAD: Final = 1500
 
 @dataclass(frozen=True, kw_only=True)
 class License:
-    """A license as the Hub's front matter has it.
+    """A license in the form of the Hub's front matter.
 
     Attributes:
         id: the Hub's identifier.
@@ -55,7 +56,7 @@ class License:
 
 
 def source_license(directory: Path) -> License | None:
-    """The license that a model's directory states: its card's, else that of its license file; None where it is silent.
+    """Return the license that a model's directory states: in its card, else in its license file; None without either.
 
     A license file that is not recognised gives ``other``, with a link to the file.
     """
@@ -63,6 +64,7 @@ def source_license(directory: Path) -> License | None:
     file = min(files, default=None)
     stated = _front_matter(directory / "README.md")
     identifier = stated.get("license", "").lower()
+    # The card is another author's text, so only values of a strict form are used.
     if _ID.fullmatch(identifier) and identifier != "unknown":
         if identifier != OTHER:
             return License(id=identifier)
@@ -89,7 +91,7 @@ def _recognised(text: str) -> str | None:
 
 
 def _text(path: Path) -> str:
-    """At most a megabyte of a file, whatever it holds; nothing where it can not be read."""
+    """Return at most a megabyte of a file as text; an empty text where it can not be read."""
     try:
         with path.open("rb") as file:
             return file.read(_MAX_TEXT).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Load an exported checkpoint: ``from_pretrained`` and the online half that it does not know about."""
+"""Load an exported checkpoint: ``from_pretrained``, and the online transforms that it does not know."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,10 @@ from quant_engine.models.configuration import attention_implementation
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A checkpoint that Quantry exported, ready to run: its logits are the quantized model's, bit for bit.
+    """Load a checkpoint that Quantry exported; its logits equal those of the quantized model, bit for bit.
 
-    ``AutoModelForCausalLM.from_pretrained`` reads the weights; the transforms of the ``quantry`` section are then
-    put in front of the linears they belong to. Runs no remote code and reaches no network.
+    ``AutoModelForCausalLM.from_pretrained`` reads the weights. Then the transforms of the ``quantry`` section are
+    attached in front of their linears. No remote code is run, and no network is used.
 
     Args:
         path: the checkpoint's directory.
@@ -35,6 +35,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
     """
     directory = Path(path)
     content = read_config(directory)
+    # Before the weights, so that a malformed section fails at once.
     online = read_online(directory, content["quantry"], device)
     config = _configuration(directory, content)
     with _quiet():
@@ -48,6 +49,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
             attn_implementation=attention_implementation(config),
         )
         model = model.to(device).eval()  # type: ignore[arg-type]  # transformers' stub leaves the device out
+        # Decompressed now, because the next step converts the dense weights.
         compressor: Any = model.hf_quantizer
         compressor.compressor.decompress_model(model)
     _in_one_type(model)
@@ -66,14 +68,15 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
 
 
 def _in_one_type(model: PreTrainedModel) -> None:
-    """fp4 is unpacked to bfloat16 whatever the model computes in, and a linear takes its weight's type alone."""
+    """Convert the weights of quantized linears to the type of the model."""
+    # fp4 is always unpacked to bfloat16, and a linear accepts inputs of its weight's type only.
     for module in model.modules():
         if isinstance(module, nn.Linear) and hasattr(module, "quantization_scheme"):
             module.weight.data = module.weight.data.to(model.dtype)
 
 
 def _configuration(directory: Path, content: Mapping[str, Any]) -> Any:
-    """The model's configuration, with what bars other readers taken out."""
+    """Return the model's configuration without the barrier for other readers."""
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     config.quantization_config = unbarred(content.get("quantization_config"))
     return config
@@ -81,7 +84,7 @@ def _configuration(directory: Path, content: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning about stored transforms: to ``from_pretrained`` they are unexpected."""
+    """Suppress the warning of ``from_pretrained`` about the tensors of transforms, which it does not expect."""
     logger = logging.getLogger("transformers.modeling_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
-"""What runs in front of a quantized linear: the online part of its site's transform, and a clip.
+"""Apply the online part of a site's transform, and a clip, in front of a quantized linear.
 
-One definition serves the in-memory model and the loaded checkpoint: the primitives are kept as they are stored, in fp32
-or, for the blocks of a closed form, bfloat16 or e4m3; an activation of half precision is transformed in fp32, and
-rounded once, after the last primitive.
+The in-memory model and the loaded checkpoint use the same functions. The primitives have their stored type: fp32 or,
+for the blocks of a closed form, bfloat16 or e4m3. An activation of half precision is transformed in fp32, and rounded
+once, after the last primitive.
 
 Shapes: T tokens, I input channels.
 """
@@ -18,15 +18,15 @@ from quant_engine.transforms.composition import apply_online_all
 from quant_engine.transforms.primitives import Hadamard, Primitive
 
 STORED_DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64})
-"""What a checkpoint stores the tensors of its primitives in; int64 is a permutation's."""
+"""The types of a primitive's tensors in a checkpoint; int64 is for permutations."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnlineInput:
-    """What happens to a linear's input before it is rounded: X P₁ ⋯ P_n, then a clip.
+    """The operations on a linear's input before it is rounded: X P₁ ⋯ P_n, then a clip.
 
     Attributes:
-        primitives: P₁ … P_n, in the dtype they are stored in; linears that share an input share them.
+        primitives: P₁ … P_n, in their stored dtype; linears that share an input share them.
         clip_ratio: values beyond this fraction of the token's absmax are clamped; 1 for none.
     """
 
@@ -34,26 +34,27 @@ class OnlineInput:
     clip_ratio: float = 1.0
 
     def __post_init__(self) -> None:
+        # Rounded to the stored type here, so that the model in memory computes with the values of the checkpoint.
         object.__setattr__(self, "primitives", tuple(_as_stored(each) for each in self.primitives))
 
     @property
     def order(self) -> int | None:
-        """The order of the Hadamard, where that is all there is."""
+        """The order of the Hadamard where it is the only primitive; else None."""
         alone = self.primitives[0] if len(self.primitives) == 1 else None
         return alone.order if isinstance(alone, Hadamard) else None
 
     @property
     def transforms(self) -> bool:
-        """Whether there is more than a clip."""
+        """Whether there is a transform, and not only a clip."""
         return bool(self.primitives)
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing has to be done."""
+        """Whether there is neither a transform nor a clip."""
         return not self.primitives and self.clip_ratio == 1.0
 
     def misfit(self, width: int) -> str | None:
-        """Why this can not act on ``width`` channels; None where it can."""
+        """Return why this can not act on ``width`` channels; None where it can."""
         for primitive in self.primitives:
             if isinstance(primitive, Hadamard) and width % primitive.order:
                 return f"a Hadamard of order {primitive.order} does not fit the {width} inputs"
@@ -63,7 +64,7 @@ class OnlineInput:
 
 
 def transformed_input(x_TI: Tensor, online: OnlineInput) -> Tensor:
-    """The input that ``online`` makes of [..., I], in its dtype.
+    """Return the input [..., I] after ``online``, in its own dtype.
 
     Raises:
         ValueError: a primitive does not fit the width.
@@ -71,6 +72,7 @@ def transformed_input(x_TI: Tensor, online: OnlineInput) -> Tensor:
     if online.transforms:
         wide_TI = x_TI.to(torch.promote_types(x_TI.dtype, torch.float32))
         x_TI = apply_online_all(online.primitives, wide_TI).to(x_TI.dtype)
+    # After the transform: the clip belongs to the values that are rounded.
     if online.clip_ratio < 1.0:
         limit_T1 = x_TI.abs().amax(dim=-1, keepdim=True) * online.clip_ratio
         x_TI = torch.clamp(x_TI, min=-limit_T1, max=limit_T1)
@@ -78,7 +80,7 @@ def transformed_input(x_TI: Tensor, online: OnlineInput) -> Tensor:
 
 
 def attach_online(linear: nn.Module, online: OnlineInput) -> None:
-    """Transform, and clip, the input of ``linear`` before every forward."""
+    """Transform and clip the input of ``linear`` before every forward."""
     if online.is_identity:
         return
 
@@ -89,12 +91,13 @@ def attach_online(linear: nn.Module, online: OnlineInput) -> None:
 
 
 def on_device(primitives: Sequence[Primitive], device: torch.device | str) -> tuple[Primitive, ...]:
-    """The same primitives with their tensors on ``device``."""
+    """Return the same primitives with their tensors on ``device``."""
     return tuple(each.to(device) for each in primitives)
 
 
 def _as_stored(primitive: Primitive) -> Primitive:
-    """``primitive`` itself where its tensors are what a checkpoint stores: contiguous, of :data:`STORED_DTYPES`."""
+    """Return ``primitive`` with contiguous tensors of :data:`STORED_DTYPES`, as a checkpoint stores them."""
+    # An unchanged primitive is returned itself, because linears that share it are recognised by its identity.
     changed = {
         name: tensor.detach().to(tensor.dtype if tensor.dtype in STORED_DTYPES else torch.float32).contiguous()
         for name, tensor in primitive.tensors().items()

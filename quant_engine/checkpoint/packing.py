@@ -1,7 +1,7 @@
-"""A linear's quantized weight as compressed-tensors stores it, in the layout that its number formats call for.
+"""Convert a linear's quantized weight to the tensors and the layout of compressed-tensors.
 
-A quantized block on disk holds codes of eight bits as they are, and narrower ones as dense bits. Which of the two
-compressed-tensors' format of a linear means is settled where the checkpoint is written: :func:`exported_tensors`.
+A quantized block on disk holds codes of eight bits unpacked, and narrower ones as dense bits. The layout in the
+checkpoint depends on the linear's formats, and is chosen when the checkpoint is written: :func:`exported_tensors`.
 
 Shapes: O output channels, I input channels.
 """
@@ -45,7 +45,7 @@ class QuantizedLinear:
     """How one linear of an exported model is quantized.
 
     Attributes:
-        input_peak: the absolute value that the static scale of an NVFP4 input is for; None for other inputs.
+        input_peak: the absolute value from which the static scale of an NVFP4 input is computed; None for other inputs.
     """
 
     name: str
@@ -56,12 +56,12 @@ class QuantizedLinear:
 
     @property
     def format(self) -> CompressionFormat:
-        """compressed-tensors' layout of the weight: the one that runtimes have kernels for."""
+        """compressed-tensors' layout of the weight, for which runtimes have kernels."""
         return _LAYOUTS[self.weights.format] if self.pairing is None else _PAIRED[self.weights.format]
 
     @property
     def pairing(self) -> Pairing | None:
-        """The layout that the weight has beside an input of the same format; None where it has its usual one."""
+        """The special layout for a weight whose input has the same format; None where the weight has its usual one."""
         paired = self.weights.format is self.activations.format and self.weights.granularity != "group"
         return self.weights.format.spec.pairing if paired else None
 
@@ -70,20 +70,20 @@ class QuantizedLinear:
         """g of an NVFP4 input, fp32 [1]; None for inputs whose format has no static peak.
 
         Raises:
-            ValueError: nobody has measured the input.
+            ValueError: the input was not measured.
         """
         grid = grid_of(self.activations.format)
         if grid is None or not self.activations.format.spec.static_peak:
             return None
         if self.input_peak is None:
             raise ValueError(
-                f"the {self.activations.format.name} input of {self.name} has no peak that its scale could be for"
+                f"the {self.activations.format.name} input of {self.name} has no peak to compute its scale from"
             )
         peak = torch.tensor(self.input_peak, dtype=torch.float32)
         return grid.fitted(peak, peak).global_scale
 
     def scheme(self, targets: list[str] | None = None) -> QuantizationScheme:
-        """The compressed-tensors scheme; its targets are this linear unless others are given."""
+        """Return the compressed-tensors scheme; its targets are this linear unless others are given."""
         return QuantizationScheme(
             targets=[self.name] if targets is None else targets,
             weights=_weight_arguments(self.weights),
@@ -93,12 +93,12 @@ class QuantizedLinear:
 
 
 def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
-    """A quantized weight as a block's file holds it.
+    """Return a quantized weight as the tensors of a block's file.
 
-    ``<name>.weight`` are int8 or float8_e4m3fn codes; integers below eight bits are ``<name>.weight_packed`` (int32,
-    dense bits) and ``<name>.weight_shape``, and fp4 is ``<name>.weight_packed`` (uint8, two codes each).
-    ``<name>.weight_scale`` is in the format's own storage (e8m0, e4m3) where it has one; NVFP4 has
-    ``<name>.weight_global_scale`` too.
+    ``<name>.weight`` has int8 or float8_e4m3fn codes. Integers below eight bits are ``<name>.weight_packed`` (int32,
+    dense bits) and ``<name>.weight_shape``; fp4 is ``<name>.weight_packed`` (uint8, two codes each).
+    ``<name>.weight_scale`` has the format's type for scales (e8m0, e4m3) where it defines one. NVFP4 also has
+    ``<name>.weight_global_scale``.
 
     Raises:
         ValueError: nothing packs floating-point codes of this width.
@@ -108,13 +108,17 @@ def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
         stored |= {f"{name}.weight_global_scale": quantized.global_scale}
     if quantized.stored_scale is not None:
         return stored | {f"{name}.weight_scale": quantized.stored_scale.contiguous()}
+    # compressed-tensors stores the scale of a whole tensor as [1], not [1, 1].
     scale = quantized.scale.flatten() if quantized.scale.numel() == 1 else quantized.scale
     return stored | {f"{name}.weight_scale": scale.contiguous()}
 
 
 def exported_tensors(stored: Mapping[str, Tensor], linears: Iterable[QuantizedLinear]) -> dict[str, Tensor]:
-    """A block's tensors as its checkpoint names them: int8 codes are packed where the linear's format wants that, and
-    NVFP4 inputs get their ``<name>.input_global_scale``."""
+    """Return a block's tensors as its checkpoint stores them.
+
+    int8 codes are packed where the linear's layout requires it, and NVFP4 inputs get their
+    ``<name>.input_global_scale``.
+    """
     state = dict(stored)
     for linear in linears:
         state |= _input_scale(linear, torch.device("cpu"))
@@ -125,12 +129,14 @@ def exported_tensors(stored: Mapping[str, Tensor], linears: Iterable[QuantizedLi
 
 
 def unpacked_state(stored: Mapping[str, Tensor], linears: Mapping[str, QuantizedLinear]) -> dict[str, Tensor]:
-    """A block's stored tensors with every quantized weight as the dense ``<name>.weight`` that it stands for, and the
-    ``<name>.input_global_scale`` of NVFP4 inputs."""
+    """Return a block's stored tensors with every quantized weight dequantized to a dense ``<name>.weight``.
+
+    The ``<name>.input_global_scale`` of NVFP4 inputs is added.
+    """
     state = dict(stored)
     for name, linear in linears.items():
         parts = {key: state.pop(f"{name}.{key}") for key in _STORED_KEYS if f"{name}.{key}" in state}
-        # A block's file holds int8 codes as they are, also where the checkpoint packs them.
+        # A block's file holds int8 codes unpacked, even where the checkpoint will pack them.
         unpacked = linear.format is CompressionFormat.pack_quantized and "weight_packed" not in parts
         layout = CompressionFormat.naive_quantized if unpacked else linear.format
         compressor = BaseCompressor.get_value_from_registry(layout.value)
@@ -140,11 +146,11 @@ def unpacked_state(stored: Mapping[str, Tensor], linears: Mapping[str, Quantized
 
 
 def stored_bytes(linear: QuantizedLinear, shape: Sequence[int], scale_bytes: int) -> int:
-    """Bytes of a linear's codes and scales in the checkpoint, static ones of its input among them.
+    """Return the bytes of a linear's codes and scales in the checkpoint, including the static scale of its input.
 
     Args:
         shape: [O, I] of the weight.
-        scale_bytes: of one scale of integers and fp8, which is in the type of the dense tensors.
+        scale_bytes: the bytes of one scale of integers and fp8, which has the type of the dense tensors.
 
     Raises:
         ValueError: the linear's weight is not quantized.
@@ -158,6 +164,7 @@ def stored_bytes(linear: QuantizedLinear, shape: Sequence[int], scale_bytes: int
     scales = groups[weights.granularity] * (scale_bytes if storage is None else storage.itemsize)
     static = _FLOAT32_BYTES * (linear.activations.format.spec.static_peak + weights.format.spec.static_peak)
     if linear.format is CompressionFormat.pack_quantized:
+        # Every row is padded to whole words of 32 bits.
         return _WORD // _BYTE * rows * -(-columns * bits // _WORD) + scales + static
     return rows * columns * bits // _BYTE + scales + static
 
@@ -171,7 +178,7 @@ def _packed_codes(name: str, quantized: Quantized) -> dict[str, Tensor]:
     if quantized.bits == _BYTE:
         return {f"{name}.weight": quantized.codes.contiguous()}
     if quantized.is_float4:
-        # compressed-tensors packs on any device in its own way; both take bfloat16, which holds every code.
+        # compressed-tensors has one way to pack on a GPU and one elsewhere. Both take bfloat16, which holds every code.
         return {f"{name}.weight_packed": pack_fp4_to_uint8(quantized.codes.to(torch.bfloat16)).contiguous()}
     if quantized.codes.is_floating_point():
         raise ValueError(f"{name} has floating-point codes of {quantized.bits} bits, which nothing packs")
@@ -200,7 +207,8 @@ def _weight_arguments(weights: WeightQuantization) -> QuantizationArgs:
 
 
 def _input_arguments(activations: ActivationQuantization) -> QuantizationArgs | None:
-    """Dynamic, symmetric, one scale a token, or one for each of its groups; NVFP4's tensor scale is static."""
+    """Return dynamic, symmetric arguments: one scale for each token or each of its groups; NVFP4's tensor scale is
+    static."""
     spec, grid = activations.format.spec, grid_of(activations.format)
     if grid is None:
         return None

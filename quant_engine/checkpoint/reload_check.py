@@ -1,10 +1,10 @@
-"""The gate's measurement: a checkpoint's logits on fixed tokens, beside the in-memory quantized model's.
+"""Compare a checkpoint's logits on fixed tokens with those of the in-memory quantized model, for the gate.
 
     python -P quant_engine/checkpoint/reload_check.py DIRECTORY REFERENCE.safetensors
 
-As a script it imports nothing of ours: a universal checkpoint is loaded by what everybody has, transformers and
-compressed-tensors, in a process that never saw this project. Prints one JSON line; exit status 0 when max |Δ| = 0, 1
-when it is not, 2 when the checkpoint can not be loaded.
+As a script it imports no module of this project: a universal checkpoint is loaded with transformers and
+compressed-tensors alone, as any user would. It prints one JSON line. The exit status is 0 when max |Δ| = 0, 1 when it
+is not, and 2 when the checkpoint can not be loaded.
 
 Shapes: B samples, T tokens, V vocabulary.
 """
@@ -27,15 +27,16 @@ LOADING_ERRORS: Final = (SafetensorError, OSError, ValueError, RuntimeError)
 
 
 def measure(checkpoint: Path, reference: Path, load: Callable[[Path], Any], *, loader: str) -> dict[str, Any]:
-    """What the gate finds of ``checkpoint`` loaded by ``load``.
+    """Load ``checkpoint`` with ``load``, and return the gate's measurements.
 
     Args:
-        reference: ``input_ids`` and ``logits``, and as metadata the number of threads they were computed with.
-        loader: the name of ``load``, for the record.
+        reference: a file with ``input_ids`` and ``logits``; its metadata have the number of threads.
+        loader: the name of ``load``, for the result.
     """
     with safe_open(reference, framework="pt") as file:
         threads = int(file.metadata()["threads"])
         input_ids_BT, expected_BTV = file.get_tensor("input_ids"), file.get_tensor("logits")
+    # The number of threads decides how sums are split, and so their bits.
     torch.set_num_threads(threads)
     model = load(checkpoint)
     with torch.no_grad():
@@ -51,12 +52,12 @@ def measure(checkpoint: Path, reference: Path, load: Callable[[Path], Any], *, l
 
 
 def plain(checkpoint: Path) -> Any:
-    """The model as everybody loads it."""
+    """Load the model as any user of transformers does."""
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", local_files_only=True)
 
 
 def loaded_versions() -> dict[str, str]:
-    """The version of Python and of every installed distribution that this process has imported anything of."""
+    """Return the version of Python and of every distribution from which this process has imported a module."""
     providers = importlib.metadata.packages_distributions()
     roots = {name.partition(".")[0] for name in sys.modules}
     names = sorted({distribution for root in roots for distribution in providers.get(root, ())})
@@ -64,7 +65,7 @@ def loaded_versions() -> dict[str, str]:
 
 
 def report(found: dict[str, Any]) -> int:
-    """Print what was found, and its exit status."""
+    """Print the result, and return the exit status."""
     sys.stdout.write(json.dumps(found) + "\n")
     if "error" in found:
         return 2
@@ -72,12 +73,12 @@ def report(found: dict[str, Any]) -> int:
 
 
 def failed(error: Exception) -> dict[str, Any]:
-    """What :func:`report` says about a checkpoint that can not be loaded."""
+    """Return the result for :func:`report` of a checkpoint that can not be loaded."""
     return {"error": f"{type(error).__name__}: {error}"[:500]}
 
 
 def paths(description: str, arguments: list[str] | None) -> tuple[Path, Path]:
-    """The command's two arguments."""
+    """Parse the command's two arguments."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("reference", type=Path)
@@ -91,6 +92,7 @@ def _main() -> int:
         found = measure(checkpoint, reference, plain, loader=PLAIN)
     except LOADING_ERRORS as error:
         return report(failed(error))
+    # The check proves that the checkpoint loads without this project, so none of its modules may be imported.
     if any(name.partition(".")[0] == "quant_engine" for name in sys.modules):
         return report({"error": "quant_engine was imported where only other people's code may load the checkpoint"})
     return report(found)

@@ -1,7 +1,8 @@
-"""The quantized forward that a user gets: compressed-tensors' fake quantization behind our online transform.
+"""The quantized forward of an exported model: our online transform, then compressed-tensors' fake quantization.
 
-A dynamic int4 activation is scaled by absmax/7.5 there (its range is symmetric about −0.5), while the layer errors of a
-report use the paper's absmax/7. Perplexity and the gate are about what is shipped, so they use this.
+It scales a dynamic int4 activation by absmax/7.5 (its range is symmetric about −0.5), while the layer errors of a
+report use the paper's absmax/7. Perplexity and the gate measure what a user gets, so they use this forward
+(docs/decisions/0005).
 """
 
 from compressed_tensors.quantization import QuantizationStatus
@@ -13,13 +14,14 @@ from quant_engine.checkpoint.packing import QuantizedLinear
 
 
 def prepare_quantized(linear: nn.Module, settings: QuantizedLinear) -> None:
-    """Make a plain linear compute like the loaded checkpoint's.
+    """Make a plain linear compute like the linear of the loaded checkpoint.
 
     Its tensors have to be those of :func:`quant_engine.checkpoint.unpacked_state`.
     """
     linear.quantization_scheme = settings.scheme()
     if settings.input_global_scale is not None:
         linear.input_global_scale = nn.Parameter(settings.input_global_scale, requires_grad=False)
+    # The weight is dequantized already; with this status compressed-tensors rounds the input only.
     linear.quantization_status = QuantizationStatus.DECOMPRESSED
     set_forward_quantized(linear)
     attach_online(linear, settings.online)

@@ -1,11 +1,11 @@
-"""The ``quantry`` section of an exported config.json: the online half of a checkpoint, written and read.
+"""Write and read the ``quantry`` section of an exported config.json: the online transforms and clips of a checkpoint.
 
     "transforms": {KEY: [{"name": "kronecker", "tensors": {"left_AA": {"name": TENSOR, "shape": [A, A]}, …}}, …]}
     "online":     {LINEAR: {"transform": KEY or null, "clip_ratio": 1.0}}
 
-A transform stands once for all linears that share an input, under the name of the first of them; its tensors lie in the
-checkpoint's safetensors files, in fp32 (closed-form blocks in bfloat16 or e4m3, permutations in int64), as
-``KEY.online.<position>.<field>``. Version 1 had a ``hadamard_order`` for each linear, and no tensors.
+A transform is listed once for all linears that share an input, under the name of the first of them. Its tensors are in
+the checkpoint's safetensors files, in fp32 (closed-form blocks in bfloat16 or e4m3, permutations in int64), with the
+names ``KEY.online.<position>.<field>``. Version 1 had a ``hadamard_order`` for each linear, and no tensors.
 """
 
 import json
@@ -29,7 +29,7 @@ FORMAT_VERSION: Final = 2
 
 
 class Reach(StrEnum):
-    """What a checkpoint can be loaded with."""
+    """The readers that can load a checkpoint."""
 
     ANYWHERE = "anywhere"
     """Nothing is online: every reader of compressed-tensors."""
@@ -40,7 +40,7 @@ class Reach(StrEnum):
 
 
 def reach(linears: Sequence[QuantizedLinear]) -> Reach:
-    """The narrowest that a linear asks for."""
+    """Return the narrowest reach that a linear requires."""
     transforming = [linear.online for linear in linears if linear.online.transforms]
     if not transforming:
         return Reach.ANYWHERE
@@ -48,10 +48,10 @@ def reach(linears: Sequence[QuantizedLinear]) -> Reach:
 
 
 def check_profile_of(linears: Sequence[QuantizedLinear], profile: Profile) -> None:
-    """Refuse what a checkpoint of ``profile`` has no place for.
+    """Refuse linears that a checkpoint of ``profile`` can not express.
 
     Raises:
-        UnsupportedPolicy: the profile is universal, and something happens in front of a linear.
+        UnsupportedPolicy: the profile is universal, and a linear has an online transform or a clip.
     """
     busy = [linear for linear in linears if not linear.online.is_identity]
     if profile == "universal" and busy:
@@ -64,7 +64,7 @@ def check_profile_of(linears: Sequence[QuantizedLinear], profile: Profile) -> No
 
 
 def online_section(linears: Sequence[QuantizedLinear]) -> dict[str, Any]:
-    """The section."""
+    """Return the section."""
     keys = _transform_keys(linears)
     kind = reach(linears)
     return {
@@ -87,7 +87,7 @@ def online_section(linears: Sequence[QuantizedLinear]) -> dict[str, Any]:
 
 
 def online_tensors(linears: Sequence[QuantizedLinear]) -> list[dict[str, Tensor]]:
-    """The tensors that the section refers to, those of one transform at a time."""
+    """Return the tensors to which the section refers, one dictionary for each transform."""
     return [
         {
             tensor_name(key, position, field): tensor
@@ -99,22 +99,23 @@ def online_tensors(linears: Sequence[QuantizedLinear]) -> list[dict[str, Tensor]
 
 
 def tensor_name(key: str, position: int, field: str) -> str:
-    """Where a transform's tensor lies."""
+    """Return the name of a transform's tensor."""
     return f"{key}.online.{position}.{field}"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json``, with a ``quantry`` section of a version that we know.
+    """Read ``config.json``, which has to have a ``quantry`` section of a known version.
 
     Raises:
-        ModelNotFound: there is none.
-        UnsafeCheckpoint: it is too large, no JSON object, or has no such section.
+        ModelNotFound: there is no ``config.json``.
+        UnsafeCheckpoint: it is too large, is not a JSON object, or has no such section.
     """
     path = directory / "config.json"
     if not path.is_file():
         raise ModelNotFound(
             detail=f"There is no config.json in {directory.name!r}.", hint="Give the directory of a checkpoint."
         )
+    # Larger than for a dense model, because the section lists every linear.
     if path.stat().st_size > MAX_CONFIG_BYTES * 16:
         raise unusable("config.json is too large")
     try:
@@ -130,7 +131,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_online(directory: Path, section: Mapping[str, Any], device: torch.device | str) -> dict[str, OnlineInput]:
-    """What every linear's input goes through, the tensors on ``device``; linears of one site share their primitives.
+    """Return the online operations of every linear, with tensors on ``device``; linears of a site share primitives.
 
     Raises:
         UnsafeCheckpoint: the section is malformed, a tensor is missing, of another shape or type, or not finite.
@@ -142,7 +143,7 @@ def read_online(directory: Path, section: Mapping[str, Any], device: torch.devic
 
 
 def unusable(reason: str) -> UnsafeCheckpoint:
-    """The error of a checkpoint that does not fit what it says."""
+    """Return the error for a checkpoint that contradicts its own description."""
     return UnsafeCheckpoint(
         detail=f"The checkpoint can not be loaded: {reason}.",
         hint="Load a checkpoint that Quantry exported, unchanged; for others use from_pretrained.",
@@ -150,7 +151,7 @@ def unusable(reason: str) -> UnsafeCheckpoint:
 
 
 def _transform_keys(linears: Sequence[QuantizedLinear]) -> dict[tuple[Primitive, ...], str]:
-    """Each transform's key. Primitives are compared by identity: a site's linears share them."""
+    """Return each transform's key. Primitives are compared by identity, because a site's linears share them."""
     keys: dict[tuple[Primitive, ...], str] = {}
     for linear in linears:
         if linear.online.transforms:
@@ -201,7 +202,7 @@ _READERS: Final = {1: _read_version_1, 2: _read_version_2}
 
 
 def _primitive(entry: Mapping[str, Any], key: str, position: int, stored: Mapping[str, Tensor]) -> Primitive:
-    """One primitive. A tensor may only lie where its place in the section puts it."""
+    """Build one primitive. A tensor's name has to be the one that its position in the section requires."""
     fields = {field: value for field, value in entry.items() if field != "tensors"}
     tensors = {}
     for field, tensor in entry.get("tensors", {}).items():
@@ -231,9 +232,10 @@ def _ratio(value: Any) -> float:
 
 
 def _stored_tensors(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The wanted tensors from the directory's own safetensors files, checked against their shapes.
+    """Read the wanted tensors from the directory's own safetensors files, and check their shapes.
 
-    Copied out of the mapped file: torch aligns its own memory, and the bits of a product may depend on that.
+    They are copied from the mapped file, because torch aligns its own memory, and the bits of a product may depend on
+    the alignment.
     """
     found: dict[str, Tensor] = {}
     for shard in sorted(directory.glob("*.safetensors")) if wanted else ():

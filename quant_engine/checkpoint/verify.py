@@ -1,13 +1,14 @@
-"""The gate: a fresh process loads a checkpoint as its card says and compares its logits with the in-memory model's.
+"""The gate: a fresh process loads a checkpoint as its card describes, and compares its logits with a reference.
 
     python -m quant_engine.checkpoint.verify DIRECTORY REFERENCE.safetensors
 
-A checkpoint with nothing online goes through :mod:`~quant_engine.checkpoint.reload_check` alone,
-the others through our loader.
-Every file has to be as the export left it, too: logits on a few tokens do not see every byte of an embedding.
+:mod:`~quant_engine.checkpoint.reload_check` alone loads a checkpoint with nothing online; our loader loads the others.
+Every file also has to be unchanged since the export, because logits on a few tokens do not depend on every byte of an
+embedding.
 
-The reference holds ``input_ids`` and ``logits``, and as metadata the number of threads. Prints one JSON line; exit
-status 0 when max |Δ| = 0, 1 when it is not, 2 when the checkpoint can not be loaded.
+The reference holds ``input_ids`` and ``logits`` of the in-memory model, and as metadata the number of threads. The
+command prints one JSON line. The exit status is 0 when max |Δ| = 0, 1 when it is not, and 2 when the
+checkpoint can not be loaded.
 """
 
 import json
@@ -35,11 +36,11 @@ _LOADER: Final = "quant_engine.checkpoint.load"
 
 @dataclass(frozen=True)
 class Verification:
-    """What the fresh process found.
+    """The result of the fresh process.
 
     Attributes:
         versions: of Python and of every package that the process imported.
-        loader: the function that the checkpoint was loaded by.
+        loader: the function that loaded the checkpoint.
     """
 
     max_abs_difference: float
@@ -61,6 +62,7 @@ def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
         raise _failed(f"failed the gate: {error.detail}") from error
     if changed:
         raise _failed(f"failed the gate: not as exported: {', '.join(changed[:3])}")
+    # The Hub's settings (a token, a cache) are removed: the gate loads a directory and needs no network.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     finished = subprocess.run(  # noqa: S603  # our own interpreter and module, and paths that we made
@@ -77,11 +79,12 @@ def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
 
 
 def _program(checkpoint: Path) -> list[str]:
-    """What is run: nothing of ours where nothing is online. -P: nothing beside the script, or here, is imported."""
+    """Return the arguments of the interpreter: a script without modules of this project where nothing is online."""
+    # -P: no module is imported from the script's directory or the working directory.
     try:
         universal = _is_universal(checkpoint)
     except EngineError:
-        universal = False  # the other program says what is wrong
+        universal = False  # the other program reports the error
     return ["-P", reload_check.__file__] if universal else ["-P", "-m", "quant_engine.checkpoint.verify"]
 
 
@@ -90,6 +93,7 @@ def _is_universal(checkpoint: Path) -> bool:
 
 
 def _failed(what: str) -> VerificationFailed:
+    # Cut, because a library's message can be very long.
     return VerificationFailed(
         detail=f"The exported checkpoint {what}."[:1000],
         hint="The checkpoint is not published. Retry the job; if it fails again, report it with the job's policy.",
@@ -97,6 +101,7 @@ def _failed(what: str) -> VerificationFailed:
 
 
 def _reason(finished: subprocess.CompletedProcess[str]) -> str:
+    # A process that was killed, or that failed before the comparison, prints no JSON.
     try:
         found = json.loads(finished.stdout)
     except ValueError:
@@ -105,7 +110,7 @@ def _reason(finished: subprocess.CompletedProcess[str]) -> str:
 
 
 def compare(checkpoint: Path, reference: Path) -> Verification:
-    """Load ``checkpoint`` here, as its card says, and compare its logits with the reference's."""
+    """Load ``checkpoint`` in this process, as its card describes, and compare its logits with the reference's."""
     _check_stored_hadamards(checkpoint)
     if _is_universal(checkpoint):
         plain = reload_check.measure(checkpoint, reference, reload_check.plain, loader=reload_check.PLAIN)
@@ -114,7 +119,7 @@ def compare(checkpoint: Path, reference: Path) -> Verification:
 
 
 def _check_stored_hadamards(checkpoint: Path) -> None:
-    """The matrices that other runtimes read, and ours does not, have to be the ones that our runtime applies."""
+    """Check that the stored matrices, which only other runtimes read, equal those that our runtime applies."""
     for shard in checkpoint.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # no mapping
@@ -127,7 +132,7 @@ def _check_stored_hadamards(checkpoint: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command."""
+    """Run the command, and return its exit status."""
     checkpoint, reference = reload_check.paths("Compare a checkpoint's logits with a reference's.", arguments)
     try:
         found = compare(checkpoint, reference)
