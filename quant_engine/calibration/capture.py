@@ -115,7 +115,7 @@ def capture_records(
                 hidden_states.put(
                     batch, _forward(block, hidden_states.hidden(batch), hidden_states.arguments(index, batch))
                 )
-        # The records first: a state says that the records of the blocks before it are complete.
+        # The records first: a state means that the records of all blocks before it are complete.
         for site, collector in collectors:
             write_record(directory, site, collector.record())
         execution.keep(index + 1, {} if index == last else hidden_states.tensors())

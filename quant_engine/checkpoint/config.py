@@ -123,6 +123,7 @@ def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
     excluded = set(others)
     patterns: list[str] = []
     for role in sorted({_BLOCK.sub("{}", name) for name in names}):
+        # The index of the block becomes a number of any size, so one expression covers all blocks.
         pattern = re.escape(role).replace(r"\{\}", r"\d+")
         if any(re.fullmatch(pattern, other) for other in excluded):
             patterns += [name for name in names if _BLOCK.sub("{}", name) == role]
@@ -167,6 +168,7 @@ def _quantization_config(linears: Sequence[QuantizedLinear], dense: Sequence[str
         names = {linear.name for linear in group}
         others = [linear.name for linear in linears if linear.name not in names] + list(dense)
         groups[f"group_{index}"] = group[0].scheme(compact_patterns([linear.name for linear in group], others))
+    # The section has one overall layout; with mixed_precision readers use the layout of each group.
     formats = {linear.format for linear in linears}
     config = QuantizationConfig(
         config_groups=groups,

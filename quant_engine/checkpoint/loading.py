@@ -45,7 +45,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
             dtype="auto" if dtype is None else dtype,
             local_files_only=True,
             trust_remote_code=False,
-            use_safetensors=True,
+            use_safetensors=True,  # pickled weights can run code
             attn_implementation=attention_implementation(config),
         )
         model = model.to(device).eval()  # type: ignore[arg-type]  # transformers' stub leaves the device out

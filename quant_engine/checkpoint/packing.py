@@ -162,6 +162,7 @@ def stored_bytes(linear: QuantizedLinear, shape: Sequence[int], scale_bytes: int
     groups = {"channel": rows, "tensor": 1, "group": rows * columns // (weights.group_size or columns)}
     storage = weight_grid(weights).scale_storage
     scales = groups[weights.granularity] * (scale_bytes if storage is None else storage.itemsize)
+    # One fp32 scale of the input and one of the weight, for formats with a scale of the whole tensor.
     static = _FLOAT32_BYTES * (linear.activations.format.spec.static_peak + weights.format.spec.static_peak)
     if linear.format is CompressionFormat.pack_quantized:
         # Every row is padded to whole words of 32 bits.
@@ -186,6 +187,7 @@ def _packed_codes(name: str, quantized: Quantized) -> dict[str, Tensor]:
 
 
 def _packed(name: str, codes_OI: Tensor, bits: int) -> dict[str, Tensor]:
+    # The last word of a row may be padded, so the shape can not be read from the packed tensor.
     return {
         f"{name}.weight_packed": pack_to_int32(codes_OI, bits).contiguous(),
         f"{name}.weight_shape": torch.tensor(codes_OI.shape),

@@ -44,6 +44,7 @@ def reach(linears: Sequence[QuantizedLinear]) -> Reach:
     transforming = [linear.online for linear in linears if linear.online.transforms]
     if not transforming:
         return Reach.ANYWHERE
+    # transform_config can express a single Hadamard for a linear, and no other transform.
     return Reach.LOADER if any(online.order is None for online in transforming) else Reach.HADAMARD
 
 
@@ -137,6 +138,7 @@ def read_online(directory: Path, section: Mapping[str, Any], device: torch.devic
         UnsafeCheckpoint: the section is malformed, a tensor is missing, of another shape or type, or not finite.
     """
     try:
+        # The readers check no types; a wrong type or a missing key of the file raises one of the errors below.
         return _READERS[section["format_version"]](directory, section, device)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise unusable("the quantry section of config.json is malformed") from error
@@ -168,6 +170,7 @@ def _entry(key: str, position: int, primitive: Primitive) -> dict[str, Any]:
 
 
 def _read_version_1(_directory: Path, section: Mapping[str, Any], _device: Any) -> dict[str, OnlineInput]:
+    # This version had Hadamards only, which are built from their order.
     return {
         name: OnlineInput(
             primitives=() if entry["hadamard_order"] is None else (_hadamard(entry["hadamard_order"]),),

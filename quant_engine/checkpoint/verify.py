@@ -65,6 +65,7 @@ def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
     # The Hub's settings (a token, a cache) are removed: the gate loads a directory and needs no network.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # In a new process nothing of the model in memory can influence the comparison.
     finished = subprocess.run(  # noqa: S603  # our own interpreter and module, and paths that we made
         [sys.executable, *_program(checkpoint), str(checkpoint), str(reference)],
         env=environment,

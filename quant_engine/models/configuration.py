@@ -26,7 +26,7 @@ def model_configuration(config: dict[str, Any]) -> Any:
     Raises:
         UnsupportedArchitecture: transformers refuses a value.
     """
-    # for_model takes the model type as an argument of its own.
+    # for_model takes the model type as a separate argument.
     fields = {key: value for key, value in config.items() if key != "model_type"}
     try:
         return AutoConfig.for_model(config["model_type"], **fields)

@@ -46,7 +46,7 @@ def parse_quantization(section: Mapping[str, Any]) -> QuantizationConfig:
         if each is not None and each not in known:
             raise _unsupported(f"has weights in the format {str(each)[:80]!r}", f"Readable: {', '.join(known)}.")
     try:
-        # Without a format of its own the section is read as mixed: each group's format is then found from its scheme.
+        # A section without a format is read as mixed: the format of each group is then found from its scheme.
         config = QuantizationConfig.model_validate({"format": CompressionFormat.mixed_precision.value} | dict(section))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnsafeCheckpoint(

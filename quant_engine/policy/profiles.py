@@ -63,6 +63,7 @@ def _transforms(policy: Policy) -> Iterator[tuple[str, TransformKind]]:
     for index, override in enumerate(policy.overrides):
         if override.transform is not None:
             yield f"/overrides/{index}/transform/kind", override.transform.kind
+    # Each candidate may be chosen for some layer.
     if policy.selection is not None:
         yield from _candidates(policy.selection)
 

@@ -11,6 +11,7 @@ _ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95
 
 
 def _refuse_ambiguous_id(model_id: str) -> str:
+    # The Hub allows neither. '--' separates owner and name in its cache, and '..' could leave a directory.
     if "--" in model_id or ".." in model_id:
         raise ValueError("must not contain '--' or '..'; give the id as the Hub shows it, or a local directory's name")
     return model_id

@@ -65,6 +65,7 @@ def _overlay(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     """Merge objects field by field; an object of another ``kind`` replaces the base's as a whole."""
     merged = dict(base)
     for key, value in patch.items():
+        # An object without a kind belongs to the base's kind.
         below = base.get(key)
         if (
             isinstance(value, dict)
@@ -187,6 +188,7 @@ def _check_activations(activations: ActivationQuantization, weights: WeightQuant
 
 
 def _number_kind(number_format: NumberFormat) -> str:
+    # Integers of different widths may be combined; a floating-point format only with itself.
     return number_format.value if number_format.is_float else "integer"
 
 
