@@ -1,8 +1,7 @@
 """Read a dense safetensors checkpoint from disk, tensor by tensor, after checking its files.
 
 A header is a length and a JSON text. A hostile header can cost gigabytes to open, and a truncated one makes a reader
-crash. So both are checked here first, with a bounded read. Weights stay memory-mapped: a tensor needs memory only when
-it is used.
+crash. So both are checked first, with a bounded read. Weights stay memory-mapped: only used tensors need memory.
 """
 
 import hashlib
@@ -122,11 +121,7 @@ class CheckpointSource:
         return located
 
     def locate(self, name: str) -> Path:
-        """Return the file that holds a tensor.
-
-        Raises:
-            UnsafeCheckpoint: there is no such tensor.
-        """
+        """Return the file that holds a tensor."""
         if name not in self.tensors:
             raise UnsafeCheckpoint(detail=f"The checkpoint holds no tensor {name}.", hint=_DOWNLOAD_AGAIN)
         return self.tensors[name]
@@ -282,7 +277,6 @@ def _checked_end(path: Path, name: str, entry: Any) -> int:
             count *= extent
         consistent = 0 <= begin <= end and end - begin == count * _DTYPES[entry["dtype"]]
     except (TypeError, KeyError, ValueError) as error:
-        # The name comes from the file and may be of any length.
         raise _corrupt(path, f"the entry of tensor {name[:80]!r} is malformed or of an unsupported type") from error
     if not consistent:
         raise _corrupt(path, f"the size of tensor {name[:80]!r} does not match its shape")
