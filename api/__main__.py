@@ -1,7 +1,8 @@
-"""``python -m api --fd N``: the API on a listening socket that the parent process hands over.
+"""The command ``python -m api --fd N``, which serves the API on a listening socket that the parent process passes.
 
-``uvicorn api.main:app`` serves it too, on a socket of its own. But that command puts the current directory first on
-the path, where a folder ``api`` or ``jobs`` of somebody else may lie. This one does not.
+``uvicorn api.main:app`` also serves the API, on a socket that it opens. But it puts the current directory first on the
+path, and a folder ``api`` or ``jobs`` of another project in that directory would then be imported. This command does
+not do that.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Reading a request's JSON body: capped, strict, and turned into a frozen type or a problem."""
+"""Reading a request's JSON body with a size limit and strict rules, as a frozen type or a problem."""
 
 import json
 import math
@@ -16,16 +16,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, if it has at most ``limit`` bytes.
+    """Return the whole body, if it has at most ``limit`` bytes.
 
     Raises:
-        BodyTooLarge: as soon as that is known, by its Content-Length or while it streams in.
+            BodyTooLarge: the Content-Length is larger, or more bytes arrive; it is raised as early as possible.
     """
     announced = request.headers.get("content-length", "")
+    # A number of more than 18 digits is always too large, so it is not converted.
     if announced.isascii() and announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
         raise BodyTooLarge(limit)
     chunks: list[bytes] = []
     size = 0
+    # The bytes are counted too: Content-Length may be absent or wrong.
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
@@ -41,10 +43,10 @@ def require_json(request: Request) -> None:
 
 
 def parse_json(raw: bytes) -> object:
-    """One JSON value, as far as RFC 8259 calls it interoperable: no NaN, no overflow, no key twice in an object.
+    """Parse one interoperable JSON value as RFC 8259 describes it: no NaN, no overflow, no key twice in an object.
 
     Raises:
-        MalformedJson: says what is wrong and where, not what was sent.
+            MalformedJson: its message has the kind and the place of the error, and nothing of what was sent.
     """
     try:
         return json.loads(
@@ -61,12 +63,12 @@ def parse_json(raw: bytes) -> object:
         ) from None
     except RecursionError:
         raise MalformedJson("The JSON is nested too deeply. Flatten it.") from None
-    except ValueError:  # an integer with thousands of digits
+    except ValueError:  # Python refuses an integer with thousands of digits
         raise MalformedJson("The JSON holds a number that is too long. Use a smaller one.") from None
 
 
 def validate(model: type[Model], value: object) -> Model:
-    """``value`` as a ``model``.
+    """Return ``value`` as a ``model``.
 
     Raises:
         InvalidFields: one entry for each field that does not fit.
@@ -74,6 +76,7 @@ def validate(model: type[Model], value: object) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
+        # Without the input and the context: they could contain a secret of the client.
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidFields(body_errors(details, value)) from None
 
@@ -91,6 +94,7 @@ def _finite(text: str) -> float:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
+    # json.loads would silently use the last value of a repeated key.
     if len(members) < len(pairs):
         raise MalformedJson("An object of the JSON has the same key twice. Give each key once.")
     return members

@@ -1,4 +1,4 @@
-"""What endpoints ask for, as ``Annotated`` aliases."""
+"""The dependencies of endpoints, as ``Annotated`` aliases."""
 
 import hashlib
 import hmac
@@ -19,6 +19,7 @@ from jobs.settings import SINGLE_TENANT, Settings
 
 MAX_PAGE: Final = 100
 
+# Without auto_error: ``authorize`` raises the service's own error, and only where a key is configured.
 _bearer = HTTPBearer(auto_error=False, description="The operator's key, where QUANTRY_API_KEY sets one.")
 
 
@@ -30,6 +31,7 @@ def _state(request: Request) -> AppState:
 State = Annotated[AppState, Depends(_state)]
 
 
+# These are ``async`` so that FastAPI calls them on the event loop; plain functions would each take a thread.
 async def _settings(state: State) -> Settings:
     return state.settings
 
@@ -60,9 +62,9 @@ Publications = Annotated[PublicationService, Depends(_publications)]
 async def authorize(
     settings: SettingsDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> None:
-    """Dependency of every route under /v1 and of /metrics. Raises: Unauthorized.
+    """Check the API key: a dependency of every route under /v1 and of /metrics. Raises: Unauthorized.
 
-    Both keys are hashed first, so that the comparison takes the same time whatever was sent.
+    Both keys are hashed first, so that the comparison takes the same time for every offered key.
     """
     if settings.api_key is None:
         return
@@ -76,6 +78,7 @@ def _digest(key: str) -> bytes:
 
 
 async def _tenant() -> str:
+    # The one place that decides the tenant of a request.
     return SINGLE_TENANT
 
 
@@ -98,7 +101,7 @@ async def _any_body(request: Request, settings: SettingsDep) -> bytes:
 
 
 JsonBody = Annotated[bytes, Depends(_json_body)]
-"""The body of a request that says it is JSON; parse it in the endpoint, which runs in a thread."""
+"""The body of a request with a JSON content type. Parse it in the endpoint, which runs in a thread."""
 OptionalBody = Annotated[bytes, Depends(_any_body)]
 
 IdempotencyKey = Annotated[

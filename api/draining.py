@@ -1,8 +1,8 @@
-"""How the API stops without failing a request.
+"""Stopping the API without failing a request.
 
-On SIGTERM readiness turns to 503 at once. For ``QUANTRY_UNREADY_SECONDS`` requests are still taken, so that whoever
-balances load looks and sends the next ones elsewhere; then uvicorn closes its port, lets requests in flight finish
-within its own grace, and streams end with a word on when to come back.
+On SIGTERM, ``/readyz`` answers 503 at once. The API still accepts requests for ``QUANTRY_UNREADY_SECONDS``, so that a
+load balancer sees the 503 and sends later requests elsewhere. After that, uvicorn closes its port and lets current
+requests finish within its own grace period. Streams end with a message that gives the time after which to reconnect.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class Draining:
-    """One per application. ``begun``: this process is about to stop."""
+    """The shutdown of one application. ``begun`` is true once this process is about to stop."""
 
     def __init__(self, unready_seconds: float) -> None:
         self._unready_seconds = unready_seconds
@@ -31,15 +31,16 @@ class Draining:
 
     @property
     def should_exit(self) -> bool:
-        """Whether the server itself is stopping: where streams look, through the handler of SIGTERM (sse-starlette)."""
+        """Whether the server itself is stopping. Streams read it through the handler of SIGTERM (sse-starlette)."""
         return bool(getattr(getattr(self._server_handler, "__self__", None), "should_exit", False))
 
     @contextmanager
     def on_sigterm(self) -> Iterator[None]:
-        """Within, SIGTERM comes here first, then to the server. For the event loop's thread.
+        """Handle SIGTERM before the server does, for the time of the block. Call it in the event loop's thread.
 
-        Does nothing where the server handles no signals, as in a thread or under a test's client.
+        It does nothing where the server handles no signals, as in a thread or with a test client.
         """
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -56,9 +57,10 @@ class Draining:
             signal.signal(signal.SIGTERM, before)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler: the second signal, or one without time to be unready, stops the server now."""
+        """Handle the signal. A second signal, or ``unready_seconds`` of 0, stops the server at once."""
         first, self.begun = not self.begun, True
         if first and self._unready_seconds > 0 and self._loop is not None:
+            # A signal handler can run between any two instructions, so the loop itself sets the timer.
             self._loop.call_soon_threadsafe(self._stop_later, number)
         else:
             self._stop(number, frame)

@@ -1,4 +1,4 @@
-"""The branch of the error tree that only HTTP can cause. The rest of it is drawn in ``jobs.kit.errors``.
+"""The errors that only HTTP can cause. ``jobs.kit.errors`` shows the rest of the tree.
 
 QuantryError
 ├── MalformedJson            400 malformed_json
@@ -19,7 +19,7 @@ class MalformedJson(QuantryError):
 
 
 class UnsupportedMediaType(QuantryError):
-    """The body is not announced as JSON."""
+    """The Content-Type of the body is not JSON."""
 
     status = 415
     code = "unsupported_media_type"
@@ -33,7 +33,7 @@ class UnsupportedMediaType(QuantryError):
 
 
 class UnsatisfiableRange(QuantryError):
-    """``Range`` lies outside the file."""
+    """The ``Range`` is outside the file."""
 
     status = 416
     code = "range_not_satisfiable"

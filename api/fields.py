@@ -1,4 +1,4 @@
-"""From pydantic's validation errors to the fields of a problem: where and what, never the value that was sent."""
+"""Converting pydantic's validation errors to the fields of a problem: the place and the fault, never the value."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,9 +16,9 @@ _REMEDIES = {
 
 
 def body_errors(errors: Iterable[Mapping[str, Any]], body: object) -> tuple[FieldError, ...]:
-    """What does not fit in a body, by JSON pointer, each place and code once and at most 50 of them.
+    """Return what does not fit in a body, by JSON pointer: each place and code once, and at most 50 entries.
 
-    ``errors`` are ``ValidationError.errors()``; ``body`` is what was validated, to tell keys from union tags.
+    ``errors`` are ``ValidationError.errors()``; ``body`` is the validated value, which separates keys from union tags.
     """
     fields: dict[tuple[str, str], FieldError] = {}
     for error in errors:
@@ -30,7 +30,7 @@ def body_errors(errors: Iterable[Mapping[str, Any]], body: object) -> tuple[Fiel
 
 
 def parameter_errors(errors: Iterable[Mapping[str, Any]]) -> tuple[FieldError, ...]:
-    """What does not fit in the query, path or headers, by parameter name: ``?limit``."""
+    """Return what does not fit in the query, path or headers, by parameter name: ``?limit``."""
     return tuple(_field(f"?{error['loc'][-1]}", error) for error in errors)
 
 
@@ -41,12 +41,12 @@ def _field(pointer: str, error: Mapping[str, Any]) -> FieldError:
 
 
 def _follows_from_another(field: FieldError, fields: Iterable[FieldError]) -> bool:
-    """pydantic also calls a list too short when entries were refused."""
+    """Return whether the error only follows from others: pydantic calls a list too short if entries were refused."""
     return field.code == "too_short" and any(other.pointer.startswith(f"{field.pointer}/") for other in fields)
 
 
 def _steps(error: Mapping[str, Any], body: object) -> Iterable[str]:
-    """The location's steps that exist in the body; union tags are left out, and what lies in an untellable key."""
+    """Yield the steps of a location that exist in the body, without union tags, and none from an unsafe key on."""
     here = body
     for step in error["loc"]:
         if isinstance(here, dict) and step in here:
@@ -58,5 +58,6 @@ def _steps(error: Mapping[str, Any], body: object) -> Iterable[str]:
             here = here[step]
             yield str(step)
     last = error["loc"][-1] if error["loc"] else None
+    # A missing field does not exist in the body, so the loop above did not yield it.
     if error["type"] == "missing" and last is not None:
         yield str(last)

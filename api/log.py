@@ -1,4 +1,4 @@
-"""The API's log: the service's one shape of line, with the request's id bound to it."""
+"""The API's log: the line format of the whole service, with the request's id on every line."""
 
 import logging
 
@@ -6,9 +6,9 @@ from jobs.observability.logs import configure_logging
 
 
 def configure() -> None:
-    """Send what structlog, uvicorn and the standard library log to standard error, as JSON. Safe to call again.
+    """Send what structlog, uvicorn and the standard library log to standard error, as JSON. It may be called again.
 
-    uvicorn's own access log is silenced: it has the query string, which may hold what is nobody's business.
+    uvicorn's own access log is turned off: it contains the query string, which may hold secrets.
     """
     configure_logging()
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

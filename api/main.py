@@ -42,6 +42,7 @@ from jobs.webhooks.service import WebhookService
 
 _CONTRACT_VERSION: Final = "1.0.0"
 _DATABASE_CONNECTIONS: Final = 10
+# Threads that poll for event streams, apart from the threads that run endpoints.
 _STREAM_THREADS: Final = 4
 _RESOURCES: Final = (
     *(jobs, events, layers, reports, artifacts, publications, presets, capabilities, credentials),
@@ -50,9 +51,9 @@ _RESOURCES: Final = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Without ``settings`` it is the process's own: it reads the environment and sets up the log.
+    """Return the application. Without ``settings`` it reads the environment when it starts, and configures the log.
 
-    Raises, when it starts:
+    Raises, at its start:
         InstallationError: no database is configured, or the key of stored credentials is unusable.
         pydantic.ValidationError: the environment's settings are wrong.
     """
@@ -73,13 +74,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        # A path with a slash at its end is unknown, so that each resource has one URL.
         redirect_slashes=False,
-        # FastAPI's own would send whole query strings, and every library's metrics and logs besides.
+        # FastAPI's own telemetry would send whole query strings, and the metrics and logs of every library.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(RequestContext, metrics=metrics, on_bug=problems.for_a_bug)
     problems.install(app)
     openapi.install(app)
+    # The health checks need no key. /metrics asks for it by itself.
     app.include_router(health, dependencies=[Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE)
     for resource in _RESOURCES:
         app.include_router(
@@ -90,7 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @contextmanager
 def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
-    """Everything the endpoints need, started, and stopped in reverse order."""
+    """Start everything that the endpoints need, and stop it in reverse order."""
     if settings.database_url is None:
         raise InstallationError(
             "No database is configured. Start everything with 'quantry serve', or set QUANTRY_DATABASE_URL."

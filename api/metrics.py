@@ -1,4 +1,4 @@
-"""What Prometheus scrapes of the API: its requests, its process, and the installation as the database has it then."""
+"""The API's metrics for Prometheus: its requests, its process, and the installation as the database has it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -10,13 +10,15 @@ from prometheus_client.registry import Collector
 from jobs.job.overview import Installation
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+# The methods that get a series of their own.
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Metrics:
-    """The meters of one application, in a registry of their own. No label takes an id, or any other open set."""
+    """The metrics of one application, in a registry of their own. No label has an id or another unbounded value."""
 
     def __init__(self) -> None:
+        # Not prometheus_client's global registry: a second application could not register the same names there.
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._requests = Counter(
@@ -38,22 +40,23 @@ class Metrics:
         )
 
     def begin(self) -> None:
-        """A request arrived."""
+        """Count a request that arrived."""
         self._in_flight.inc()
 
     def observe(self, *, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. An unknown method is counted as OTHER, so that clients can not invent series."""
+        """Count one finished request. An unknown method is counted as OTHER, so that clients can not create series."""
         label = method if method in _METHODS else "OTHER"
         self._in_flight.dec()
         self._requests.labels(label, route, str(status)).inc()
         self._seconds.labels(label, route).observe(seconds)
 
     def nudge_failed(self) -> None:
-        """Count one."""
+        """Count a nudge that was not sent."""
         self._nudge_failures.inc()
 
     def render(self, installation: Installation | None) -> bytes:
-        """The text exposition. None, when the database does not answer, leaves out all that only it knows."""
+        """Return the text format. ``installation`` is None without a database; what only it knows is then left out."""
+        # A new registry for each scrape: two scrapes at a time must not see each other's numbers.
         snapshot = CollectorRegistry()
         snapshot.register(_Snapshot(installation))
         return generate_latest(self._registry) + generate_latest(snapshot)

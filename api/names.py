@@ -1,4 +1,4 @@
-"""Names that a client made up: told back only if they look like a field's name, for they could be secrets."""
+"""Names that a client chose. They are repeated in errors only if they look like field names: others may be secrets."""
 
 import re
 from typing import Final
@@ -7,5 +7,5 @@ _FIELD_NAME: Final = re.compile(r"(?=.{1,40}\Z)[a-z]+[0-9]?(_[a-z]+[0-9]?)*", re
 
 
 def is_tellable(name: object) -> bool:
-    """Whether ``name`` is lower-case words joined by underscores, as in ``wieghts`` or ``max_run_secs``."""
+    """Return whether ``name`` is lower-case words joined by underscores, as in ``wieghts`` or ``max_run_secs``."""
     return isinstance(name, str) and _FIELD_NAME.fullmatch(name) is not None

@@ -6,15 +6,15 @@ from email.message import Message
 from typing import Final
 
 VARY: Final = {"Vary": "Accept"}
-"""What a response carries whose form depends on ``Accept``."""
+"""The header of a response whose format depends on ``Accept``."""
 
 _ETAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
 def preferred(accept: str | None, offered: Sequence[str]) -> str:
-    """The media type of ``offered`` that ``accept`` weighs highest.
+    """Return the media type of ``offered`` that ``accept`` gives the highest weight.
 
-    The first offer wins ties, and also when none is acceptable: a usable answer beats a 406.
+    The first offer wins ties. It is also used when none is acceptable: a usable answer is better than a 406.
     """
     ranges = [_weighted(part) for part in (accept or "*/*").split(",")]
     weights = [_weight(media_type, ranges) for media_type in offered]
@@ -22,14 +22,14 @@ def preferred(accept: str | None, offered: Sequence[str]) -> str:
 
 
 def media_type(content_type: str) -> str:
-    """The bare, lower-case type of a ``Content-Type`` header: ``application/json``."""
+    """Return the lower-case type of a ``Content-Type`` header without its parameters: ``application/json``."""
     message = Message()
     message["content-type"] = content_type
     return message.get_content_type()
 
 
 def none_match(if_none_match: str | None, etag: str) -> bool:
-    """Whether the client's copy is stale, by weak comparison: False means 304."""
+    """Return whether the client's copy is out of date, by weak comparison: False means 304."""
     if if_none_match is None:
         return True
     if if_none_match.strip() == "*":
@@ -47,11 +47,12 @@ def _weighted(part: str) -> tuple[str, float]:
 
 
 def _quality(value: str) -> float:
+    # A malformed weight counts as 0, "not acceptable".
     return float(value) if re.fullmatch(r"[01](\.[0-9]{0,3})?", value, re.ASCII) else 0.0
 
 
 def _weight(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """The weight of the most specific range that covers ``media_type``; 0 when none does."""
+    """Return the weight of the most specific range that covers ``media_type``; 0 when none does."""
     wildcard = media_type.partition("/")[0] + "/*"
     for candidate in (media_type, wildcard, "*/*"):
         for media_range, weight in ranges:

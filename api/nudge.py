@@ -1,4 +1,4 @@
-"""Nudges through Celery, sent from a thread of their own: a request never waits for the broker."""
+"""Nudges through Celery. A separate thread sends them, so that a request never waits for the broker."""
 
 import queue
 import threading
@@ -17,7 +17,7 @@ _MAX_WAITING: Final = 1000
 _DRAIN_SECONDS: Final = 1.0
 _SOCKET_SECONDS: Final = 0.5
 
-# One short attempt each time: what fails here, a worker's sweep makes good.
+# One short attempt for each nudge: when it fails, the sweep of a worker sends the nudge again.
 _TRANSPORT_OPTIONS: Final[dict[str, Any]] = {
     "max_retries": 0,
     "socket_connect_timeout": _SOCKET_SECONDS,
@@ -30,12 +30,13 @@ log = structlog.get_logger(__name__)
 class CeleryNudger:
     """The :class:`jobs.job.nudge.Nudger` of the API, as a context manager.
 
-    Leaving it sends what still waits, for about a second. ``on_failure`` is told of each nudge that was not sent. The
-    log names only the kind of an error: its text may hold the broker's password.
+    When the block ends, it sends waiting nudges for about a second. ``on_failure`` is called for each nudge that was
+    not sent. The log has only the kind of an error: the text may contain the broker's password.
     """
 
     def __init__(self, broker_url: str, on_failure: Callable[[], None] = lambda: None) -> None:
         self._on_failure = on_failure
+        # Not as the current app, which is a global of the process.
         self._celery = Celery("quantry-api", broker=broker_url, set_as_current=False)
         self._celery.conf.update(
             broker_transport_options=_TRANSPORT_OPTIONS,
@@ -55,15 +56,16 @@ class CeleryNudger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            # False ends the thread. It comes after the nudges that wait, so these are still sent.
             self._waiting.put(False, timeout=_DRAIN_SECONDS)
         except queue.Full:
             log.warning("nudge_dropped", waiting=_MAX_WAITING)
         self._thread.join(timeout=_DRAIN_SECONDS)
 
     def nudge(self) -> None:
-        """Ask for one nudge and return at once. When a thousand already wait, this one is dropped.
+        """Queue one nudge and return at once. When a thousand nudges wait already, this one is dropped.
 
-        The first one dropped in a row is logged: a stuck broker must not slow requests down by their log.
+        Only the first of several dropped nudges is logged: a stuck broker must not slow requests down by log lines.
         """
         try:
             self._waiting.put_nowait(True)
@@ -86,7 +88,7 @@ class CeleryNudger:
 
 
 def broker_answers(broker_url: str) -> bool:
-    """Whether the broker takes a connection and answers on it, tried once and briefly."""
+    """Return whether the broker accepts a connection and answers, tried once and briefly."""
     try:
         with Connection(broker_url, transport_options=_TRANSPORT_OPTIONS) as connection:
             connection.ensure_connection(max_retries=0, timeout=1)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, with the bodies that the endpoints parse themselves and one error response."""
+"""The OpenAPI document: FastAPI's, plus the bodies that endpoints parse themselves and one error response."""
 
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from api.problems import MEDIA_TYPE, ProblemDocument
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
 _bodies: Final[list[type[BaseModel]]] = [ProblemDocument]
-"""What the document has a schema of: the endpoints add their bodies as they are declared."""
+"""The models whose schemas are added to the document. Endpoints add their bodies when they are declared."""
 
 PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
     "default": {
@@ -21,7 +21,7 @@ PROBLEM_RESPONSE: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def json_body_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """The ``openapi_extra`` of an endpoint that parses a ``model`` out of its body; the document gets its schema."""
+    """Return the ``openapi_extra`` of an endpoint that parses its body as a ``model``, and register its schema."""
     if model not in _bodies:
         _bodies.append(model)
     schema = {"$ref": _COMPONENTS.format(model=model.__name__)}
@@ -45,6 +45,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     for model in _bodies:
         schema = model.model_json_schema(ref_template=_COMPONENTS)
+        # Nested models become components of their own, where ``ref_template`` points.
         schemas.update(schema.pop("$defs", {}))
         schemas[schema["title"]] = schema
     return document

@@ -1,4 +1,4 @@
-"""Every error as ``application/problem+json`` (RFC 9457): the service's, FastAPI's, the router's, and bugs."""
+"""Every error as ``application/problem+json`` (RFC 9457): errors of the service, FastAPI and the router, and bugs."""
 
 import http
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 
 class FieldProblem(BaseModel):
-    """One wrong place: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
+    """One wrong field: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
 
     pointer: str
     code: str
@@ -30,7 +30,7 @@ class FieldProblem(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """What every error response holds, as the OpenAPI schema shows it."""
+    """The body of every error response, for the OpenAPI schema."""
 
     model_config = ConfigDict(title="Problem", extra="allow")
 
@@ -57,7 +57,7 @@ class Problem:
     extensions: Mapping[str, object] = field(default_factory=dict)
 
     def response(self, request: Request) -> Response:
-        """The document about this request; ``instance`` names it, as its ``X-Request-ID`` does."""
+        """Return the document for this request. ``instance`` contains the same id as the header ``X-Request-ID``."""
         identifier = request_id(request.scope)
         members: dict[str, Any] = {
             "type": problem_type(self.code),
@@ -88,13 +88,13 @@ _FROM_THE_ROUTER: Final[dict[int, tuple[str, str]]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Answer every foreseen error of ``app`` with a problem."""
+    """Answer every expected error of ``app`` with a problem."""
     for kind in (QuantryError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
 
 
 def for_a_bug(request: Request) -> Response:
-    """What is told of an unforeseen error: nothing but where to look. Its text stays in the log."""
+    """Return the answer to an unexpected error. It has only the request's id; the error's text is only logged."""
     return _UNEXPECTED.response(request)
 
 
@@ -103,7 +103,7 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def as_problem(error: Exception) -> Problem:
-    """The problem that tells of ``error``."""
+    """Return the problem that describes ``error``."""
     match error:
         case QuantryError():
             return _from_service(error)

@@ -1,4 +1,4 @@
-"""Query parameters: nothing undeclared, nothing twice. What a route declares is what its OpenAPI entry lists."""
+"""Checks of query parameters: each is declared and given once. The OpenAPI entry of a route declares them."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _MEMBER: Final = re.compile(r"([a-z_]+)\[[^\[\]]+\]", re.ASCII)
 
 
 async def declared_only(request: Request) -> None:
-    """Dependency of every route.
+    """Check the query parameters of a request. This is a dependency of every route.
 
     Raises:
         InvalidFields: a parameter that the route does not declare, or a single-valued one given more than once.
@@ -29,15 +29,17 @@ async def declared_only(request: Request) -> None:
         member = _MEMBER.fullmatch(name)
         if name not in plain and not (member and member.group(1) in objects):
             errors.append(_unknown(name, plain | {f"{name}[…]" for name in objects}))
+        # FastAPI would silently use the last value.
         elif name in seen:
             errors.append(FieldError(f"?{_told(name)}", "given_twice", "Give this parameter once."))
         seen.add(name)
     if errors:
+        # A query string can name thousands of parameters, so the list is limited.
         raise InvalidFields(tuple(errors[:50]))
 
 
 def object_members(request: Request, name: str) -> dict[str, str]:
-    """The members of a ``deepObject`` parameter: ``metadata[team]=search`` gives ``{"team": "search"}``."""
+    """Return the members of a ``deepObject`` parameter: ``metadata[team]=search`` gives ``{"team": "search"}``."""
     prefix = f"{name}["
     return {
         key.removeprefix(prefix).removesuffix("]"): value

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, log event, metrics and span, and the headers all responses share."""
+"""The context of every request: its id, log event, metrics and span, and the headers of every response."""
 
 import re
 import time
@@ -17,6 +17,7 @@ from jobs.observability.tracing import NoTracing, Span, Tracing
 
 _HEADER: Final = "X-Request-ID"
 _TRACEPARENT: Final = "traceparent"
+# Health checks and scrapes come every few seconds and would fill the traces.
 _UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _ACCEPTABLE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _STATE_KEY: Final = "request_id"
@@ -28,25 +29,25 @@ log = structlog.get_logger(__name__)
 
 
 def request_id(scope: Scope) -> str:
-    """The id of the request, as :class:`RequestContext` set it."""
+    """Return the id of the request, as :class:`RequestContext` set it."""
     return str(scope.get("state", {}).get(_STATE_KEY, "unknown"))
 
 
 def traceparent(scope: Scope) -> str | None:
-    """What the request's work in other processes names as its parent: this server's span, or else the client's."""
+    """Return the parent span for the request's work in other processes: this server's span, or else the client's."""
     span: Span | None = scope.get("state", {}).get(_SPAN_KEY)
     return None if span is None else span.traceparent
 
 
 def request_headers(scope: Scope) -> dict[str, str]:
-    """What every response carries."""
+    """Return the headers that every response has."""
     return {_HEADER: request_id(scope), "X-Content-Type-Options": "nosniff"}
 
 
 class RequestContext:
-    """Middleware around every request: takes or makes its id, counts, times, logs and traces it, and answers for bugs.
+    """Middleware of every request: it chooses the id, counts, times, logs and traces the request, and answers bugs.
 
-    Query strings, headers and bodies are neither logged nor traced: they may hold secrets.
+    Query strings, headers and bodies are neither logged nor traced, because they may contain secrets.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, on_bug: Callable[[Request], Response]) -> None:
@@ -61,6 +62,7 @@ class RequestContext:
             return
         identifier = _chosen_id(Headers(scope=scope).getlist(_HEADER))
         scope.setdefault("state", {})[_STATE_KEY] = identifier
+        # Fields that an earlier request left in the same context must not stay.
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=identifier)
         status = 0  # until the response starts
@@ -80,7 +82,7 @@ class RequestContext:
         except ClientDisconnect:
             log.info("client_disconnected")
         except Exception:
-            if status:  # too late for another answer: the server breaks the connection, and logs
+            if status:  # the response has begun, so no other is possible; the server closes the connection and logs
                 raise
             log.exception("request_crashed")
             await self._on_bug(Request(scope))(scope, receive, send_with_id)
@@ -107,6 +109,7 @@ def _begin_span(scope: Scope, identifier: str) -> Span:
     return tracing.span(
         scope["method"][:16],
         kind="server",
+        # Several headers contradict each other, so none of them is used.
         parent=offered[0] if len(offered) == 1 else None,
         attributes={"http.request.method": scope["method"][:16], "quantry.request.id": identifier},
     )
@@ -114,6 +117,7 @@ def _begin_span(scope: Scope, identifier: str) -> Span:
 
 def _end_span(span: Span, scope: Scope, status: int) -> None:
     route = route_template(scope)
+    # The route is known only after the request was routed.
     span.rename(f"{scope['method'][:16]} {route}")
     span.set({"http.route": route, "http.response.status_code": status})
     if status >= 500:
@@ -122,13 +126,13 @@ def _end_span(span: Span, scope: Scope, status: int) -> None:
 
 
 def route_template(scope: Scope) -> str:
-    """The path pattern that matched, such as ``/v1/jobs/{job_id}``: bounded, unlike the path itself."""
+    """Return the path pattern that matched, such as ``/v1/jobs/{job_id}``: bounded in number, unlike the paths."""
     route: Any = scope.get("route")
     return str(getattr(route, "path", "unmatched"))
 
 
 def _chosen_id(offered: Iterable[str]) -> str:
-    """The client's id if it sent exactly one that is safe to log and to echo, else a new one."""
+    """Return the client's id if it sent exactly one that is safe to log and to repeat, else a new one."""
     match list(offered):
         case [identifier] if _ACCEPTABLE_ID.fullmatch(identifier):
             return identifier

@@ -1,4 +1,4 @@
-"""Views as responses. NaN and infinity, which JSON does not have, become null."""
+"""Responses made of views. NaN and infinity become null, because JSON does not have them."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,13 @@ _POLL_SECONDS = {JobStatus.QUEUED: 2, JobStatus.RUNNING: 2, JobStatus.CANCELLING
 
 
 def json_view(view: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """``view`` as JSON."""
+    """Return ``view`` as a JSON response."""
+    # Not JSONResponse: pydantic's serializer writes NaN as null and formats the times.
     return Response(view.model_dump_json(), status, dict(headers or {}), media_type="application/json")
 
 
 def job_headers(job: JobView) -> dict[str, str]:
-    """The validator of a job, and when to look again while it still changes."""
+    """Return the validator of a job and, while it still changes, the time after which to ask again."""
     headers = {"ETag": job.etag, "Cache-Control": "private, no-cache"}
     if job.status in _POLL_SECONDS:
         headers["Retry-After"] = str(_POLL_SECONDS[job.status])
@@ -25,7 +26,7 @@ def job_headers(job: JobView) -> dict[str, str]:
 
 
 def accepted(job: JobView) -> Response:
-    """202 with where to look and when."""
+    """Return 202 with the job's location and the time after which to ask for it."""
     headers = {**job_headers(job), "Location": job.links.self}
     headers.setdefault("Retry-After", "1")
     return json_view(job, 202, headers)

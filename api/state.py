@@ -1,4 +1,4 @@
-"""What one application holds from start to stop."""
+"""The objects that one application has from start to stop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jobs.webhooks.service import WebhookService
 
 @dataclass(frozen=True)
 class AppState:
-    """Made in the lifespan; endpoints reach it through ``api.deps``. ``broker_answers`` is None without a broker."""
+    """The state of one application, made at its start. ``broker_answers`` is None without a broker."""
 
     settings: Settings
     commands: JobCommands

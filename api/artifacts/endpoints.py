@@ -20,6 +20,7 @@ from jobs.kit.views import Page
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 
 _BYTES: Final[dict[str, Any]] = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+# A proxy that compressed the body would make Content-Length and Repr-Digest wrong.
 _NOT_COMPRESSED: Final = "private, no-cache, no-transform"
 _OptionalHeader = Annotated[str | None, Header()]
 
@@ -33,7 +34,7 @@ def list_artifacts(
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     after: Cursor = None,
 ) -> Response:
-    """The published files of a job, by path; none before it has succeeded. Of expired ones (410) the list stays."""
+    """List the published files of a job by path: none before it succeeds; expired files (410) are still listed."""
     artifacts = queries.list_artifacts(job_id, tenant=tenant).data
     start = _index_behind(artifacts, after) if after else 0
     data = artifacts[start : start + limit]
@@ -44,11 +45,12 @@ def list_artifacts(
 
 @router.get("/jobs/{job_id}/archive", responses={200: {"content": {"application/x-tar": {}}}})
 def get_archive(job_id: JobId, queries: Queries, tenant: Tenant) -> Response:
-    """The checkpoint directory as one tar, made while it is sent."""
+    """Return the checkpoint directory as one tar, which is made while it is sent."""
     job = queries.get_job(job_id, tenant=tenant)
     files = queries.archive_files(job_id, tenant=tenant)
     if not files:
         raise _no_checkpoint(job)
+    # The time of the job, not of the request: the same job always gives the same archive.
     members = [TarMember(file.view.path, file.view.bytes, file.read) for file in files]
     modified = int((job.finished_at or job.created_at).timestamp())
     headers = {
@@ -63,7 +65,7 @@ def get_archive(job_id: JobId, queries: Queries, tenant: Tenant) -> Response:
 def head_content(
     artifact_id: ArtifactId, queries: Queries, tenant: Tenant, if_none_match: _OptionalHeader = None
 ) -> Response:
-    """What GET would say of the whole file; ``Range`` means nothing here (RFC 9110, section 14.2)."""
+    """Return the headers that GET would return for the whole file. ``Range`` has no meaning here (RFC 9110, 14.2)."""
     file = queries.open_artifact(artifact_id, tenant=tenant)
     file.require()
     artifact = file.view
@@ -87,7 +89,7 @@ def get_content(
     if_range: _OptionalHeader = None,
     if_none_match: _OptionalHeader = None,
 ) -> Response:
-    """The bytes of one file, whole or one range of them. ``Repr-Digest`` is always of the whole file."""
+    """Return one file or one range of its bytes. ``Repr-Digest`` is always the digest of the whole file."""
     file = queries.open_artifact(artifact_id, tenant=tenant)
     artifact, size = file.view, file.view.bytes
     headers = _content_headers(artifact)
@@ -101,12 +103,14 @@ def get_content(
     headers["Content-Length"] = str(length)
     if part is not None:
         headers["Content-Range"] = part.content_range(size)
-    chunks = file.read(start=start, length=length)  # asks the store now, so that its refusal is still a problem
+    # This asks the store before the headers are sent, so its refusal can still be answered with a problem.
+    chunks = file.read(start=start, length=length)
     return StreamingResponse(chunks, status, headers, media_type=artifact.media_type)
 
 
 def _content_headers(artifact: ArtifactView) -> dict[str, str]:
     digest = base64.b64encode(bytes.fromhex(artifact.sha256)).decode()
+    # The name comes from a job's files. Only harmless characters may stand in a header.
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in artifact.name)
     return {
         "ETag": f'"{artifact.sha256}"',

@@ -1,8 +1,9 @@
-"""Which bytes of a file a request asks for: ``Range`` and ``If-Range`` (RFC 9110, sections 13.1.5 and 14)."""
+"""Reading which bytes of a file a request asks for: ``Range`` and ``If-Range`` (RFC 9110, 13.1.5 and 14)."""
 
 import re
 from dataclasses import dataclass
 
+# At most 18 digits: a longer number is never a position in a file.
 _SINGLE_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.ASCII | re.IGNORECASE)
 
 
@@ -15,7 +16,7 @@ class ByteRange:
 
     @property
     def length(self) -> int:
-        """How many bytes that is."""
+        """The number of bytes in the range."""
         return self.stop - self.start
 
     def content_range(self, size: int) -> str:
@@ -28,12 +29,12 @@ class RangeNotSatisfiable(ValueError):
 
 
 def requested_range(header: str | None, size: int) -> ByteRange | None:
-    """The one range that ``header`` asks for of a file of ``size`` bytes; None means the whole file.
+    """Return the one range that ``header`` asks for of a file of ``size`` bytes; None means the whole file.
 
     A header that is malformed, uses another unit or lists several ranges is ignored, as RFC 9110 section 14.2 allows.
 
     Raises:
-        RangeNotSatisfiable: the range starts behind the last byte, or is an empty suffix.
+            RangeNotSatisfiable: the range starts after the last byte, or is an empty suffix.
     """
     match = _SINGLE_RANGE.fullmatch(header) if header else None
     if match is None:
@@ -44,15 +45,16 @@ def requested_range(header: str | None, size: int) -> ByteRange | None:
     start = int(first)
     if last and int(last) < start:
         return None
+    # The order matters: a range with its end before its start is malformed and ignored, not unsatisfiable.
     if start >= size:
         raise RangeNotSatisfiable
     return ByteRange(start, min(int(last) + 1, size) if last else size)
 
 
 def range_applies(if_range: str | None, etag: str) -> bool:
-    """Whether ``Range`` may be honoured: no ``If-Range``, or one that names exactly this strong ``etag``.
+    """Return whether ``Range`` applies: there is no ``If-Range``, or it names exactly this strong ``etag``.
 
-    A date never matches: files are identified by their digest here, not by a modification time.
+    A date never matches: files are identified by their digest here, not by their modification time.
     """
     return if_range is None or if_range.strip() == etag
 
@@ -62,4 +64,5 @@ def _suffix(length: str, size: int) -> ByteRange | None:
         return None
     if int(length) == 0:
         raise RangeNotSatisfiable
+    # RFC 9110: a suffix that is longer than the file means the whole file.
     return ByteRange(max(size - int(length), 0), size)

@@ -1,4 +1,4 @@
-"""``/v1/capabilities``: what this installation can do right now."""
+"""The endpoint ``/v1/capabilities``: what this installation can do now."""
 
 from typing import Any, get_args
 
@@ -38,7 +38,7 @@ router = APIRouter(prefix="/v1", tags=["capabilities"])
 
 @router.get("/capabilities", responses={200: {"model": Capabilities}})
 def get_capabilities(settings: SettingsDep, state: State) -> Response:
-    """Architectures, formats, transforms, datasets, local models, the workers seen recently, and the limits."""
+    """List architectures, formats, transforms, datasets, local models, recently seen workers, and the limits."""
     workers = state.overview.recent_workers()
     return json_view(
         Capabilities(
@@ -64,13 +64,15 @@ def get_capabilities(settings: SettingsDep, state: State) -> Response:
                 max_body_bytes=settings.max_body_bytes,
                 max_attempts=settings.max_attempts,
                 max_page_entries=MAX_PAGE,
-                idempotency_key_seconds=int(settings.idempotency_seconds),  # whole seconds that are certain
+                # Rounded down: an answer is stored at least this long.
+                idempotency_key_seconds=int(settings.idempotency_seconds),
             ),
         )
     )
 
 
 def _choices(model: type[BaseModel], field: str) -> tuple[str, ...]:
+    # The values come from the request's own type, so this list can not differ from what is accepted.
     annotation: Any = model.model_fields[field].annotation
     return tuple(get_args(annotation))
 

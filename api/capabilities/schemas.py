@@ -7,7 +7,7 @@ from jobs.kit.views import View
 
 
 class DatasetCapability(View):
-    """A name that requests may use. ``source``: inside the service, the operator's directory, or the model itself."""
+    """A dataset name for requests. ``source``: a part of the service, the operator's directory, or the model itself."""
 
     name: str
     source: Literal["built_in", "operator", "model"]
@@ -16,21 +16,21 @@ class DatasetCapability(View):
 
 
 class QuantizationCapability(View):
-    """The values that the fields of ``policy.weights`` or ``policy.activations`` take."""
+    """The values that fields of ``policy.weights`` or ``policy.activations`` accept."""
 
     formats: tuple[str, ...]
     granularities: tuple[str, ...]
 
 
 class TransformCapability(View):
-    """The values that the fields of ``policy.transform`` take."""
+    """The values that fields of ``policy.transform`` accept."""
 
     kinds: tuple[str, ...]
     statistics: tuple[str, ...]
 
 
 class LimitsCapability(View):
-    """Bounds of this installation, in bytes, counts and seconds."""
+    """The limits of this installation, in bytes, counts and seconds."""
 
     max_body_bytes: int
     max_attempts: int
@@ -39,7 +39,7 @@ class LimitsCapability(View):
 
 
 class Capabilities(View):
-    """The whole answer."""
+    """The body of the response."""
 
     object: Literal["capabilities"] = "capabilities"
     architectures: tuple[str, ...]

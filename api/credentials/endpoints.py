@@ -1,4 +1,4 @@
-"""``/v1/credentials``: Hub tokens, write-only."""
+"""The endpoints ``/v1/credentials``: Hub tokens, which are write-only."""
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/credentials", tags=["credentials"])
 def create_credential(
     body: JsonBody, credentials: Credentials, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Keep a Hub token for ``model.credential`` and ``output.hub.credential``. It can be used and deleted, not read."""
+    """Store a Hub token for ``model.credential`` and ``output.hub.credential``. It can be used or deleted, not read."""
     new = validate(NewCredential, parse_json(body))
     view = credentials.create(
         tenant=tenant, name=new.name, kind=new.kind, token=new.token, idempotency_key=idempotency_key
@@ -28,12 +28,12 @@ def create_credential(
 
 @router.get("", responses={200: {"model": Page[CredentialView]}})
 def list_credentials(credentials: Credentials, tenant: Tenant, limit: Limit = 20, after: Cursor = None) -> Response:
-    """Credentials, newest first, without their tokens."""
+    """List credentials, newest first, without their tokens."""
     return json_view(credentials.list(tenant=tenant, limit=limit, after=after))
 
 
 @router.delete("/{credential_id}", status_code=204)
 def delete_credential(credential_id: CredentialId, credentials: Credentials, tenant: Tenant) -> Response:
-    """Forget a token. A job that waits for its turn and names it will fail with ``credential_not_found``."""
+    """Delete a token. A queued job that names it will fail with ``credential_not_found``."""
     credentials.delete(credential_id, tenant=tenant)
     return Response(status_code=204)

@@ -1,4 +1,4 @@
-"""What ``POST /v1/credentials`` takes."""
+"""The request body of ``POST /v1/credentials``."""
 
 import re
 from typing import Annotated, Final, Literal
@@ -11,14 +11,14 @@ _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,512}")
 
 
 def _like_a_token(token: SecretStr) -> SecretStr:
-    # A header carries it: no blank, no line break, nothing beyond ASCII.
+    # The token is sent in an HTTP header: no blank, no line break, nothing beyond ASCII.
     if _TOKEN.fullmatch(token.get_secret_value()) is None:
         raise ValueError("must have 1 to 512 printable ASCII characters without blanks; copy it as the Hub shows it")
     return token
 
 
 class NewCredential(Frozen):
-    """A Hub token to keep. It is stored encrypted, and no answer ever shows it."""
+    """A Hub token to store. It is encrypted, and no response ever contains it."""
 
     name: Annotated[Name, Field(max_length=64)]
     kind: Literal["hub"]

@@ -1,4 +1,4 @@
-"""``/v1/jobs/{id}/events``: the log as pages, or live."""
+"""The endpoint ``/v1/jobs/{id}/events``: the event log as pages or as a live stream."""
 
 from typing import Annotated
 
@@ -41,7 +41,7 @@ def list_events(
     accept: Accept = None,
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_INT32)] = None,
 ) -> Response:
-    """What happened to a job, in order. A stream resumes behind ``Last-Event-ID``."""
+    """List what happened to a job, in order. A stream resumes after ``Last-Event-ID``."""
     if preferred(accept, ("application/json", "text/event-stream")) == "application/json":
         return json_view(queries.list_events(job_id, tenant=tenant, after=after, limit=limit), headers=VARY)
 
@@ -51,7 +51,9 @@ def list_events(
     def is_over() -> bool:
         return queries.get_job(job_id, tenant=tenant).is_terminal
 
+    # A reconnecting client sends Last-Event-ID; its URL still has the old ``after``.
     behind = after if last_event_id is None else last_event_id
+    # Browsers reconnect after every end of a stream. Only the status 204 stops them.
     if is_over() and not read(behind):
         return Response(status_code=204)
     return event_stream(EventLog(read, is_over, state.stream_limiter), behind)

@@ -1,4 +1,4 @@
-"""A job's event log as server-sent events: poll the database in a thread, hold no connection between two polls."""
+"""A job's event log as server-sent events, by polling in a thread. No connection is held between two polls."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +16,7 @@ from jobs.job.views import EventView
 from jobs.kit.errors import NotFound, Unavailable
 
 HEARTBEAT_SECONDS: Final = 15
+# Whether a silent job is over is asked once in _POLLS_PER_CHECK polls, about every ten seconds.
 _POLL_SECONDS: Final = 0.5
 _OUTAGE_SECONDS: Final = 3.0
 _GRACE_SECONDS: Final = 5.0
@@ -30,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class EventLog:
-    """How to read one job's log: the events after an id, oldest first, and whether the job is over."""
+    """Reading one job's log: the events after an id, oldest first, and whether the job is over."""
 
     read: Callable[[int], tuple[EventView, ...]]
     is_over: Callable[[], bool]
@@ -38,9 +39,9 @@ class EventLog:
 
 
 def event_stream(source: EventLog, after: int) -> EventSourceResponse:
-    """The events after ``after`` as they are written, a comment every 15 seconds, the end after ``done``.
+    """Stream the events after ``after`` when they are written, a comment every 15 seconds, and the end after ``done``.
 
-    A ``done`` that a retry went on from is left out: whoever reads a stream takes it for the end.
+    A ``done`` that was followed by a retry is left out, because clients take it for the end of the stream.
     """
     stopping = anyio.Event()
     return EventSourceResponse(
@@ -55,7 +56,7 @@ def event_stream(source: EventLog, after: int) -> EventSourceResponse:
 
 
 async def _messages(source: EventLog, after: int, stopping: anyio.Event) -> AsyncIterator[ServerSentEvent]:
-    """Until ``done``, the end of the job's rows, or that of the server: then with a word on when to come back."""
+    """Yield messages until ``done``, until the job is deleted, or until the server stops (then with a retry time)."""
     idle = 0
     while not stopping.is_set():
         events = await _next_batch(source, after, idle)
@@ -70,31 +71,33 @@ async def _messages(source: EventLog, after: int, stopping: anyio.Event) -> Asyn
                 return
         idle = 0 if events else idle + 1
         if idle:
+            # This sleeps until the next poll, and wakes at once when the server stops.
             with anyio.move_on_after(_POLL_SECONDS):
                 await stopping.wait()
     yield ServerSentEvent(comment="this server is being stopped", retry=_RETRY_MILLISECONDS, sep=_LINE_END)
 
 
 async def _next_batch(source: EventLog, after: int, idle: int) -> tuple[EventView, ...] | None:
-    """What was written after ``after``, perhaps nothing yet; None when nothing more can come."""
+    """Return what was written after ``after``, possibly nothing yet; None when nothing more can come."""
     try:
-        # Asked before reading: what is written between the two is still read.
+        # The order matters: an event that is written between the two calls is still read.
         over = idle % _POLLS_PER_CHECK == _POLLS_PER_CHECK - 1 and await _in_thread(source, source.is_over)
         events = await _in_thread(source, partial(source.read, after))
     except NotFound:
         return None
     except Unavailable:
         log.warning("event_read_failed")
+        # An outage does not end the stream: the client would only reconnect and ask again.
         await anyio.sleep(_OUTAGE_SECONDS)
         return ()
     return None if over and not events else events
 
 
 async def _is_last(source: EventLog, done: int) -> bool:
-    """Whether the job is over with the event ``done``, or a retry went on from it."""
+    """Return whether the job is over with the event ``done``, which no retry followed."""
     while True:
         try:
-            # Asked before reading: a retry between the two is still read.
+            # The order matters: the events of a retry between the two calls are still read.
             return await _in_thread(source, source.is_over) and not await _in_thread(source, partial(source.read, done))
         except NotFound:
             return True
@@ -103,10 +106,11 @@ async def _is_last(source: EventLog, done: int) -> bool:
 
 
 async def _in_thread(source: EventLog, call: Callable[[], Result]) -> Result:
+    # With a limiter of their own, streams can not take the threads that endpoints need.
     return await anyio.to_thread.run_sync(call, limiter=source.limiter)
 
 
 def _message(event: EventView) -> ServerSentEvent:
-    # ASCII: some clients split lines at U+2028 and its kin as well.
+    # ASCII only: some clients also split lines at U+2028 and similar characters.
     data = json.dumps(event.model_dump(mode="json")["data"], allow_nan=False)
     return ServerSentEvent(data=data, event=event.type, id=str(event.id), sep=_LINE_END)

@@ -1,4 +1,4 @@
-"""What readiness asks of the database, the broker and the workers, and how it judges the answers."""
+"""The checks of readiness: the database, the broker and the workers."""
 
 from collections.abc import Callable
 from typing import Final
@@ -12,13 +12,13 @@ _STALLED_SECONDS: Final = 60.0
 
 
 def check_all(queries: JobQueries, broker_answers: Callable[[], bool] | None) -> Checks:
-    """Ask everything once. ``broker_answers`` is None where no broker is configured."""
+    """Run every check once. ``broker_answers`` is None where no broker is configured."""
     database, health = _ask_database(queries)
     return Checks(database=database, broker=_broker(broker_answers), workers=judge_workers(health))
 
 
 def judge_workers(health: QueueHealth | None) -> WorkersCheck:
-    """A worker must have beaten lately; and where jobs could run and none does, one must have been taken lately."""
+    """Judge the workers: one must have reported recently, and must take jobs if jobs wait and none runs."""
     if health is None:
         return WorkersCheck(status="down", detail="Unknown without the database.")
     numbers = health.model_dump()
@@ -32,9 +32,9 @@ def judge_workers(health: QueueHealth | None) -> WorkersCheck:
 
 
 def _is_stalled(health: QueueHealth) -> bool:
-    """Nobody works although there is work. While any job runs, those behind it only wait their turn.
+    """Return whether no worker works although jobs wait. While a job runs, the others only wait for their turn.
 
-    Not the oldest job counts but the oldest that could be taken: one that failed may have to wait for its next attempt.
+    The age is that of the oldest claimable job: a job that failed may have to wait for its next attempt.
     """
     waited, claimed = health.oldest_claimable_seconds or 0.0, health.seconds_since_claim
     idle = claimed is None or claimed > _STALLED_SECONDS

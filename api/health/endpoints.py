@@ -1,4 +1,4 @@
-"""``/healthz``, ``/readyz`` and ``/metrics``."""
+"""The endpoints ``/healthz``, ``/readyz`` and ``/metrics``."""
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -13,20 +13,21 @@ from jobs.kit.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 
+# An answer from a cache would report an old state.
 _NOT_CACHED = {"Cache-Control": "no-store"}
 
 
 @router.get("/healthz", responses={200: {"model": Alive}})
 async def alive() -> Response:
-    """Whether this process answers; it asks nobody else."""
+    """Report that this process answers. It does not ask the database or the broker."""
     return json_view(Alive(), headers=_NOT_CACHED)
 
 
 @router.get("/readyz", responses={200: {"model": Ready}})
 def ready(request: Request, state: State) -> Response:
-    """Whether a job sent now would be done: database, broker and workers, each with its state.
+    """Report whether a job sent now would run: database, broker and workers, each with its state.
 
-    A server that is being stopped is not ready, and asks nobody.
+    A server that is being stopped is not ready, and runs no check.
     """
     if state.draining.begun:
         return Problem(
@@ -56,9 +57,10 @@ def ready(request: Request, state: State) -> Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics(state: State) -> Response:
-    """For Prometheus: this server's requests and process, and what the database knows (docs/operations.md)."""
+    """Return metrics for Prometheus: this server's requests and process, and database counts (docs/operations.md)."""
     try:
         installation = state.overview.installation()
     except Unavailable:
+        # Without the database the rest is still reported, with ``quantry_database_up`` as 0.
         installation = None
     return Response(state.metrics.render(installation), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""Liveness and readiness."""
+"""The responses of liveness and readiness."""
 
 from typing import Literal
 
@@ -8,19 +8,19 @@ CheckStatus = Literal["ok", "down", "not_migrated", "missing", "stalled", "not_c
 
 
 class Check(View):
-    """One thing the service depends on."""
+    """The state of one thing that the service depends on."""
 
     status: CheckStatus
     detail: str
 
     @property
     def passes(self) -> bool:
-        """Whether the service can do its work as far as this goes."""
+        """Whether this check does not prevent the service from working."""
         return self.status in ("ok", "not_configured")
 
 
 class WorkersCheck(Check):
-    """Ages in seconds; null where there is nothing to be old."""
+    """The state of workers and queue. Ages are in seconds; null where no job or worker has that age."""
 
     workers: int | None = None
     queued: int | None = None
@@ -31,7 +31,7 @@ class WorkersCheck(Check):
 
 
 class Checks(View):
-    """All of them."""
+    """All checks."""
 
     database: Check
     broker: Check
@@ -39,18 +39,18 @@ class Checks(View):
 
     @property
     def failing(self) -> tuple[str, ...]:
-        """The names of those that do not pass."""
+        """The names of the checks that do not pass."""
         return tuple(name for name in type(self).model_fields if not getattr(self, name).passes)
 
 
 class Ready(View):
-    """The answer when everything passes."""
+    """The response when all checks pass."""
 
     status: Literal["ready"] = "ready"
     checks: Checks
 
 
 class Alive(View):
-    """The answer of a process that runs."""
+    """The response of a running process."""
 
     status: Literal["ok"] = "ok"

@@ -1,4 +1,4 @@
-"""``/v1/jobs``: create, list, look at, cancel, retry, delete."""
+"""The endpoints ``/v1/jobs``: create, list, read, cancel, retry and delete."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 def create_job(
     request: Request, body: JsonBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Submit a job. It is durable when the response arrives; repeat the request safely with an Idempotency-Key."""
+    """Submit a job. It is stored when the response arrives; with an Idempotency-Key the request is safe to repeat."""
     wanted = validate(JobRequest, parse_json(body))
     job, _ = commands.create_job(
         wanted,
@@ -48,7 +48,7 @@ def list_jobs(
     status: JobStatus | None = None,
     model: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._/:-]{1,200}$")] = None,
 ) -> Response:
-    """Jobs, newest first. ``metadata[key]=value`` keeps those with that label."""
+    """List jobs, newest first. ``metadata[key]=value`` selects those with that label."""
     page = queries.list_jobs(
         tenant=tenant, limit=limit, after=after, status=status, model=model, metadata=metadata_filter(request)
     )
@@ -59,7 +59,7 @@ def list_jobs(
 def get_job(
     job_id: JobId, queries: Queries, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
-    """One job. Send its ETag as If-None-Match to get 304 while nothing changed."""
+    """Return one job. Send its ETag as If-None-Match to get 304 while nothing changed."""
     job = queries.get_job(job_id, tenant=tenant)
     if not none_match(if_none_match, job.etag):
         return Response(status_code=304, headers=job_headers(job))
@@ -68,7 +68,7 @@ def get_job(
 
 @router.delete("/{job_id}", status_code=204)
 def delete_job(job_id: JobId, commands: Commands, tenant: Tenant) -> Response:
-    """Remove a finished job and its artifacts. A job that still runs answers 409: cancel it first."""
+    """Delete a finished job and its artifacts. For a job that still runs the answer is 409: cancel it first."""
     commands.delete_job(job_id, tenant=tenant)
     return Response(status_code=204)
 
@@ -77,7 +77,7 @@ def delete_job(job_id: JobId, commands: Commands, tenant: Tenant) -> Response:
 def cancel_job(
     job_id: JobId, body: OptionalBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Stop a job. Durable when the response arrives, also while no worker runs. Takes no body, or ``{}``."""
+    """Stop a job. The cancel is stored when the response arrives, even if no worker runs. Takes no body, or ``{}``."""
     if body:
         validate(NoFields, parse_json(body))
     return accepted(commands.cancel_job(job_id, tenant=tenant, idempotency_key=idempotency_key))
@@ -97,10 +97,10 @@ def retry_job(
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Queue a failed or cancelled job again, with all its attempts and all its time.
+    """Queue a failed or cancelled job again, with its full number of attempts and its full time.
 
-    It resumes from what its attempts left on the machine that runs it; ``{"from_stage": "train"}`` has that stage and
-    those after it computed anew. Takes no body, or ``{}``, as well.
+    It resumes from what its attempts left on the machine that runs it. With ``{"from_stage": "train"}`` that stage and
+    the stages after it are computed again. Takes no body, or ``{}``, as well.
     """
     wanted = validate(RetryRequest, parse_json(body)) if body else RetryRequest()
     job = commands.retry_job(

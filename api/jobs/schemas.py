@@ -1,4 +1,4 @@
-"""What ``/v1/jobs`` takes besides the policy's own ``JobRequest``."""
+"""The inputs of ``/v1/jobs`` besides the policy's own ``JobRequest``."""
 
 from typing import Annotated, Any, Final
 
@@ -19,17 +19,18 @@ METADATA_PARAMETER: Final[dict[str, Any]] = {
     "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
+# The same limits as for the labels of a job: no job can match anything else.
 _FILTER: Final = TypeAdapter(Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)])
 
 
 class NoFields(BaseModel):
-    """The body of an operation that takes nothing."""
+    """The body of an operation that takes no fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 def metadata_filter(request: Request) -> dict[str, str]:
-    """The labels of the query.
+    """Return the labels of the query.
 
     Raises:
         InvalidFields: a key or value that no job can carry, or more than 16 of them.

@@ -8,7 +8,7 @@ from jobs.job.views import LayerView
 
 
 def csv_table(rows: Iterable[LayerView]) -> str:
-    """A header line and one line for each row; what is null is empty."""
+    """Return a header line and one line for each row; null is written as an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(LayerView.model_fields))
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""``/v1/jobs/{id}/layers``: the error table, as JSON pages or as CSV."""
+"""The endpoint ``/v1/jobs/{id}/layers``: the error table, as JSON pages or as CSV."""
 
 from typing import Annotated
 
@@ -33,11 +33,12 @@ def list_layers(
     after: Cursor = None,
     accept: Accept = None,
 ) -> Response:
-    """One row for each quantized linear: what was chosen for it and its held-out error."""
+    """List one row for each quantized linear: what was chosen for it and its held-out error."""
     if preferred(accept, ("application/json", "text/csv")) == "application/json":
         return json_view(
             queries.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _PAGE, after=after), headers=VARY
         )
+    # A CSV without a limit has every row, because it has no place for a cursor.
     rows: list[LayerView] = []
     while True:
         page = queries.list_layers(job_id, tenant=tenant, sort=sort, limit=limit or _MAX_PAGE, after=after)

@@ -1,4 +1,4 @@
-"""``/v1/presets``: named policies to start from."""
+"""The endpoint ``/v1/presets``: named policies to start from."""
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -12,5 +12,5 @@ router = APIRouter(prefix="/v1", tags=["presets"])
 
 @router.get("/presets", responses={200: {"model": Page[Preset]}})
 async def list_presets() -> Response:
-    """Every preset with its whole policy. A job's explicit fields override the preset's."""
+    """List every preset with its whole policy. A job's explicit fields override the preset's."""
     return json_view(Page[Preset](data=tuple(PRESETS.values()), has_more=False, next_cursor=None))

@@ -1,4 +1,4 @@
-"""``/v1/jobs/{id}/publications`` and ``/v1/publications/{id}``: push a job's checkpoint to the Hub."""
+"""The endpoints ``/v1/jobs/{id}/publications`` and ``/v1/publications/{id}``: push a checkpoint to the Hub."""
 
 from typing import Annotated, Final
 
@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1", tags=["publications"])
 def publish_job(
     job_id: JobId, body: JsonBody, publications: Publications, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Publish a job's checkpoint on the Hub, private unless told otherwise; a Hub that is down is waited for."""
+    """Publish a job's checkpoint on the Hub, private by default. If the Hub is down, it is tried again later."""
     target = validate(HubTarget, parse_json(body))
     return _accepted(publications.create(job_id, target, tenant=tenant, idempotency_key=idempotency_key))
 
@@ -38,7 +38,7 @@ def publish_job(
 def list_publications(
     job_id: JobId, publications: Publications, tenant: Tenant, limit: Limit = 20, after: Cursor = None
 ) -> Response:
-    """A job's publications, newest first."""
+    """List a job's publications, newest first."""
     return json_view(publications.list_of(job_id, tenant=tenant, limit=limit, after=after))
 
 
@@ -52,7 +52,7 @@ def get_publication(
     tenant: Tenant,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """One publication, with its progress in bytes. Send its ETag as If-None-Match to get 304 while nothing changed."""
+    """Return one publication with its progress in bytes. Send its ETag as If-None-Match to get 304 if unchanged."""
     view = publications.get(publication_id, tenant=tenant)
     if not none_match(if_none_match, view.etag):
         return Response(status_code=304, headers=_headers(view))
@@ -67,7 +67,7 @@ def retry_publication(
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Try a failed publication again: what the Hub has already is not sent twice. Takes no body, or ``{}``."""
+    """Try a failed publication again. Files that the Hub has already are not sent again. Takes no body, or ``{}``."""
     if body:
         validate(NoFields, parse_json(body))
     return _accepted(publications.retry(publication_id, tenant=tenant, idempotency_key=idempotency_key))

@@ -1,4 +1,4 @@
-"""``/v1/jobs/{id}/report``: the whole evaluation."""
+"""The endpoint ``/v1/jobs/{id}/report``: the whole evaluation."""
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -10,5 +10,5 @@ router = APIRouter(prefix="/v1/jobs", tags=["report"])
 
 @router.get("/{job_id}/report", responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}})
 def get_report(job_id: JobId, queries: Queries, tenant: Tenant) -> Response:
-    """Everything that was measured, once the job has succeeded."""
+    """Return everything that was measured, once the job has succeeded."""
     return JSONResponse(queries.get_report(job_id, tenant=tenant))

@@ -1,4 +1,4 @@
-"""``/v1/webhooks``: where to tell of events, and what became of each message."""
+"""The endpoints ``/v1/webhooks``: where events are sent, and the result of each message."""
 
 from typing import Annotated
 
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 def create_webhook(
     body: JsonBody, webhooks: Webhooks, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Be told of events at a URL. The answer has the secret that signs the messages; it is not shown again."""
+    """Send events to a URL. The response has the secret that signs the messages; it is not shown again."""
     new = validate(NewWebhook, parse_json(body))
     view = webhooks.create(new, tenant=tenant, idempotency_key=idempotency_key)
     return json_view(view, 201, {**_secret_headers(view), "Location": view.path})
@@ -45,7 +45,7 @@ def create_webhook(
 
 @router.get("", responses={200: {"model": Page[WebhookView]}})
 def list_webhooks(webhooks: Webhooks, tenant: Tenant, limit: Limit = 20, after: Cursor = None) -> Response:
-    """Webhooks, newest first, without their secrets."""
+    """List webhooks, newest first, without their secrets."""
     return json_view(webhooks.list(tenant=tenant, limit=limit, after=after))
 
 
@@ -56,7 +56,7 @@ def get_webhook(
     tenant: Tenant,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """One webhook. Send its ETag as If-None-Match to get 304 while nothing changed."""
+    """Return one webhook. Send its ETag as If-None-Match to get 304 while nothing changed."""
     view = webhooks.get(webhook_id, tenant=tenant)
     if not none_match(if_none_match, view.etag):
         return Response(status_code=304, headers=_headers(view))
@@ -65,14 +65,14 @@ def get_webhook(
 
 @router.patch("/{webhook_id}", responses={200: {"model": WebhookView}}, openapi_extra=json_body_of(WebhookChanges))
 def change_webhook(webhook_id: WebhookId, body: JsonBody, webhooks: Webhooks, tenant: Tenant) -> Response:
-    """Change the URL, the events or the description, or disable and enable it. A disabled one gets no messages."""
+    """Change the URL, the events or the description, or disable and enable it. A disabled webhook gets no messages."""
     view = webhooks.change(webhook_id, validate(WebhookChanges, parse_json(body)), tenant=tenant)
     return json_view(view, headers=_headers(view))
 
 
 @router.delete("/{webhook_id}", status_code=204)
 def delete_webhook(webhook_id: WebhookId, webhooks: Webhooks, tenant: Tenant) -> Response:
-    """Forget a webhook, its secret and its deliveries."""
+    """Delete a webhook, its secret and its deliveries."""
     webhooks.delete(webhook_id, tenant=tenant)
     return Response(status_code=204)
 
@@ -85,7 +85,7 @@ def rotate_secret(
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Replace the secret. The one before signs beside it until ``previous_secret_until``. Takes no body, or ``{}``."""
+    """Replace the secret. The old one also signs until ``previous_secret_until``. Takes no body, or ``{}``."""
     _require_no_fields(body)
     view = webhooks.rotate(webhook_id, tenant=tenant, idempotency_key=idempotency_key)
     return json_view(view, headers=_secret_headers(view))
@@ -99,7 +99,7 @@ def send_test(
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Send a ``webhook.test`` message, whatever the webhook subscribes to. Takes no body, or ``{}``."""
+    """Send a ``webhook.test`` message, also if the webhook does not subscribe to it. Takes no body, or ``{}``."""
     _require_no_fields(body)
     return _accepted(webhooks.test(webhook_id, tenant=tenant, idempotency_key=idempotency_key))
 
@@ -114,13 +114,13 @@ def list_deliveries(
     after: Cursor = None,
     status: DeliveryStatus | None = None,
 ) -> Response:
-    """Messages to this webhook, newest first: how often each was tried, how that ended, and when it is tried again."""
+    """List the messages to this webhook, newest first: the attempts, the result, and the time of the next attempt."""
     return json_view(webhooks.list_deliveries(webhook_id, tenant=tenant, limit=limit, after=after, status=status))
 
 
 @router.get("/{webhook_id}/deliveries/{delivery_id}", responses={200: {"model": DeliveryView}})
 def get_delivery(webhook_id: WebhookId, delivery_id: DeliveryId, webhooks: Webhooks, tenant: Tenant) -> Response:
-    """One message."""
+    """Return one message."""
     return json_view(webhooks.get_delivery(webhook_id, delivery_id, tenant=tenant))
 
 
@@ -136,7 +136,7 @@ def redeliver(
     *,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Send a message again, at once, with the same webhook-id and all its attempts. Takes no body, or ``{}``."""
+    """Send a message again at once, with the same webhook-id and all its attempts. Takes no body, or ``{}``."""
     _require_no_fields(body)
     return _accepted(webhooks.redeliver(webhook_id, delivery_id, tenant=tenant, idempotency_key=idempotency_key))
 
@@ -151,6 +151,7 @@ def _headers(view: WebhookView) -> dict[str, str]:
 
 
 def _secret_headers(view: WebhookView) -> dict[str, str]:
+    # No cache may store a secret.
     return {"ETag": view.etag, "Cache-Control": "no-store"}
 
 
