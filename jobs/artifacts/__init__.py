@@ -1,4 +1,4 @@
-"""The artifact store: published files by content, on a local disk or in an S3-compatible store."""
+"""The artifact store: published files named by their content, on a local disk or in an S3-compatible store."""
 
 from jobs.artifacts.legacy import LegacyFiles
 from jobs.artifacts.local import LocalStore

@@ -1,4 +1,4 @@
-"""Files that the first release published: ``<root>/<job_id>/<fence>/<path>``. Read and deleted, never written."""
+"""Files of the first release: ``<root>/<job_id>/<fence>/<path>``. They are read and deleted, never written."""
 
 import contextlib
 import shutil
@@ -11,13 +11,14 @@ from jobs.kit.ids import is_id
 
 
 class LegacyFiles:
-    """What lies below the data directory in the old order, whatever store is used now."""
+    """The files below the data directory in the layout of the first release, whatever store is used now."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def find(self, job_id: str, fence: int, path: str) -> Path | None:
-        """The file of one row; None when there is none, or the row points outside its attempt's directory."""
+        """Return the file of one row; None if it is missing, or if the row points outside its attempt's directory."""
+        # Resolved before the check: a path with ".." or a link must not lead out of the directory.
         base = (self._job_dir(job_id) / str(int(fence))).resolve()
         candidate = (base / path).resolve()
         if PurePosixPath(path).is_absolute() or not candidate.is_relative_to(base) or not candidate.is_file():
@@ -26,18 +27,18 @@ class LegacyFiles:
 
     @staticmethod
     def read(path: Path, *, start: int, length: int) -> Iterator[bytes]:
-        """Part of a file that :meth:`find` gave, as ``ArtifactStore.read``."""
+        """Yield a part of a file that :meth:`find` returned, like ``ArtifactStore.read``."""
         return read_file(path, start=start, length=length)
 
     def jobs(self, before: datetime) -> Iterator[str]:
-        """Ids of the jobs that have files here and that nobody has published to since ``before``, ascending."""
+        """Yield, in ascending order, the ids of jobs with files here that nothing was published to since ``before``."""
         for path in sorted(self._root.glob("job_*")):
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                 if is_id(path.name) and datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
                     yield path.name
 
     def delete(self, job_id: str) -> None:
-        """Remove every file of the job; nothing to remove is fine."""
+        """Remove every file of the job. A job without files is no error."""
         shutil.rmtree(self._job_dir(job_id), ignore_errors=True)
 
     def _job_dir(self, job_id: str) -> Path:

@@ -1,4 +1,4 @@
-"""Blobs on a local disk: ``<root>/blobs/<2 hex>/<sha256>``, beside ``<root>/incoming/`` for what is being written."""
+"""Blobs on a local disk, as ``<root>/blobs/<2 hex>/<sha256>``. Unfinished files are in ``<root>/incoming/``."""
 
 import errno
 import fcntl
@@ -14,6 +14,7 @@ from typing import Final
 from jobs.artifacts.manifest import CHUNK_BYTES, ManifestEntry, OnBytes, hash_file, ignore_bytes, manifest_of
 from jobs.artifacts.store import READ_BYTES, Blob, DamagedBlob, require_sha256
 
+# The file system can not make this link, so the file is copied. Other errors are real ones.
 _NO_LINK: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 )
@@ -21,13 +22,13 @@ _READ_ONLY: Final = 0o444
 
 
 class LocalStore:
-    """An :class:`jobs.artifacts.ArtifactStore` in a directory, which is made with the first file."""
+    """An :class:`jobs.artifacts.ArtifactStore` in a directory, which is created with the first file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def put(self, directory: Path, *, on_bytes: OnBytes | None = None) -> tuple[ManifestEntry, ...]:
-        """Store every file: linked where the file system can, copied otherwise; see the protocol."""
+        """Store every file, as a hard link where the file system can, else as a copy; see the protocol."""
         report_bytes = on_bytes or ignore_bytes
         entries = []
         for path, entry in manifest_of(directory, report_bytes):
@@ -36,23 +37,24 @@ class LocalStore:
         return tuple(entries)
 
     def size(self, sha256: str) -> int | None:
-        """Bytes of a blob; None when there is none."""
+        """Return the size of a blob in bytes; None when there is none."""
         try:
             return self.path(sha256).stat().st_size
         except FileNotFoundError:
             return None
 
     def read(self, sha256: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Part of a blob, in chunks; see the protocol."""
+        """Yield a part of a blob in chunks; see the protocol."""
         return read_file(self.path(sha256), start=start, length=length)
 
     def fetch(self, sha256: str, target: Path, *, on_bytes: OnBytes | None = None) -> None:
-        """The blob as ``target``: a read-only hard link where the file system can, a copy otherwise."""
+        """Write the blob to ``target``: as a read-only hard link where the file system can, else as a copy."""
         report_bytes = on_bytes or ignore_bytes
         source = self.path(sha256)
         target.unlink(missing_ok=True)
         if not _try_link(source, target):
             _copy(source, target, report_bytes)
+        # Also for a link: the disk may have damaged the blob since it was stored.
         size, found = hash_file(target, report_bytes)
         if found != sha256:
             target.unlink()
@@ -60,10 +62,11 @@ class LocalStore:
         report_bytes(size)
 
     def delete(self, sha256: str, *, unless_since: datetime | None = None) -> bool:
-        """Remove a blob; no ``put`` can make it young between the look at its age and its end."""
+        """Remove a blob. The lock prevents that a ``put`` renews it between the check of its age and the removal."""
         path = self.path(sha256)
         if not path.exists():
             return False
+        # The lock file is in the root, which exists if the blob does.
         with self._locked(fcntl.LOCK_EX):
             try:
                 modified = _modified(path)
@@ -75,7 +78,7 @@ class LocalStore:
         return True
 
     def blobs(self) -> Iterator[Blob]:
-        """Every blob, by ascending ``sha256``."""
+        """Yield every blob, by ascending ``sha256``."""
         for directory in _sorted(self._blobs):
             for path in _sorted(directory):
                 try:
@@ -85,7 +88,7 @@ class LocalStore:
                 yield Blob(path.name, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def discard_incomplete(self, before: datetime, *, dry_run: bool = False) -> int:
-        """Copies that were cut off."""
+        """Remove unfinished copies that are older than ``before``, and return their number."""
         found = 0
         for path in _sorted(self._incoming):
             try:
@@ -98,7 +101,7 @@ class LocalStore:
         return found
 
     def path(self, sha256: str) -> Path:
-        """Where the blob is, if it is. Raises: ValueError."""
+        """Return the path of the blob, whether or not it exists. Raises: ValueError."""
         return self._blobs / require_sha256(sha256)[:2] / sha256
 
     @property
@@ -114,21 +117,25 @@ class LocalStore:
         if not self._refresh(blob, entry.bytes):
             blob.parent.mkdir(parents=True, exist_ok=True)
             self._incoming.mkdir(exist_ok=True)
+            # A random name: two processes may store the same content at the same time.
             aside = self._incoming / f"{entry.sha256}.{secrets.token_hex(8)}"
             try:
                 _bring(path, aside, entry, report_bytes)
+                # The rename is atomic, so a blob with its final name is always whole.
                 aside.replace(blob)
             finally:
                 aside.unlink(missing_ok=True)
+            # Without this a power failure could undo the rename, although the file's own bytes are on the disk.
             _sync_directory(blob.parent)
         report_bytes(entry.bytes)
 
     def _refresh(self, blob: Path, size: int) -> bool:
-        """Make a blob that is there young again. False: it must be stored."""
+        """Set the time of an existing blob to now. False: the blob must be stored."""
         if not blob.exists():
             return False
         with self._locked(fcntl.LOCK_SH):
             try:
+                # A blob of another size is damaged; storing it again replaces it.
                 if blob.stat().st_size != size:
                     return False
                 os.utime(blob)
@@ -138,18 +145,19 @@ class LocalStore:
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
-        """Deleting and refreshing exclude each other, in every process; the lock ends with its process."""
+        """Hold the lock that separates deleting from refreshing, for all processes; it ends with its process."""
         with (self.root / ".lock").open("ab") as file:
             fcntl.flock(file, kind)
             yield
 
 
 def read_file(path: Path, *, start: int, length: int | None) -> Iterator[bytes]:
-    """``length`` bytes of a file from ``start`` on, or all that follow; the first chunk is read before this returns.
+    """Yield ``length`` bytes of a file from ``start`` on, or all that follow. This call reads the first chunk.
 
     Raises: FileNotFoundError; while iterating, DamagedBlob when the file ends too early.
     """
     chunks = _chunks(path, start, length)
+    # Reading the first chunk opens the file, so a missing file is found here and not while the response is sent.
     return chain((next(chunks, b""),), chunks)
 
 
@@ -167,9 +175,10 @@ def _chunks(path: Path, start: int, length: int | None) -> Iterator[bytes]:
 
 
 def _bring(path: Path, aside: Path, entry: ManifestEntry, report_bytes: OnBytes) -> None:
-    """The file under the name ``aside``: whole, durable, young and read-only."""
+    """Make the file ``aside``: whole, on the disk, with the current time, and read-only."""
     if not _try_link(path, aside):
         _copy(path, aside, report_bytes)
+        # The file may have changed between the first hash and the copy.
         if hash_file(aside, report_bytes) != (entry.bytes, entry.sha256):
             raise DamagedBlob(f"{path.name!r} changed while it was stored")
     with aside.open("rb") as file:
@@ -192,6 +201,7 @@ def _copy(source: Path, target: Path, report_bytes: OnBytes) -> None:
     with source.open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
             writer.write(chunk)
+            # No byte is finished yet, but the caller may stop the work here.
             report_bytes(0)
 
 

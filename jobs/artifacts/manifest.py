@@ -1,4 +1,4 @@
-"""What a directory holds, file by file: the manifest that a finished run publishes."""
+"""The manifest of a directory: an entry for each file, as a finished run publishes them."""
 
 import hashlib
 import mimetypes
@@ -17,12 +17,12 @@ _MEDIA_TYPES: Final = {
 }
 
 OnBytes = Callable[[int], None]
-"""Told how many bytes are done since the last call, 0 while it hashes. What it raises stops the work, resumably."""
+"""Called with the bytes done since the last call, 0 while hashing. An exception of it stops the work, resumably."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestEntry:
-    """One stored file. ``path`` is POSIX, relative to the stored directory; ``sha256`` hexadecimal."""
+    """One stored file. ``path`` is a POSIX path relative to the stored directory; ``sha256`` is hexadecimal."""
 
     path: str
     bytes: int
@@ -36,16 +36,16 @@ class ManifestEntry:
 
 
 class UnsafeArtifactError(ValueError):
-    """A name that a manifest can not carry, or something that is not a plain file or directory."""
+    """A name that a manifest can not contain, or something that is not a plain file or directory."""
 
 
 def manifest_of(directory: Path, on_bytes: OnBytes) -> Iterator[tuple[Path, ManifestEntry]]:
-    """Every file below ``directory`` with its entry, in the order of their paths; each is hashed when it is asked for.
+    """Yield every file below ``directory`` with its entry, by path. A file is hashed when its entry is requested.
 
-    The whole tree is looked through before the first is. ``on_bytes`` hears 0 after every chunk that was hashed.
+    The whole tree is listed before the first file is hashed. ``on_bytes`` is called with 0 after every hashed chunk.
 
     Raises:
-        UnsafeArtifactError: a link, a device or a name that a manifest can not carry.
+            UnsafeArtifactError: there is a link, a device or a name that a manifest can not contain.
         OSError: a file can not be read.
     """
     for path in _walk(directory):
@@ -53,12 +53,12 @@ def manifest_of(directory: Path, on_bytes: OnBytes) -> Iterator[tuple[Path, Mani
 
 
 def total_bytes(directory: Path) -> int:
-    """How many bytes the files below ``directory`` have. Raises: UnsafeArtifactError, OSError."""
+    """Return the number of bytes of the files below ``directory``. Raises: UnsafeArtifactError, OSError."""
     return sum(path.stat().st_size for path in _walk(directory))
 
 
 def hash_file(path: Path, on_bytes: OnBytes) -> tuple[int, str]:
-    """(size in bytes, hexadecimal SHA-256). ``on_bytes`` hears 0 after every chunk. Raises: OSError."""
+    """Return (size in bytes, hexadecimal SHA-256). ``on_bytes`` is called with 0 after every chunk. Raises: OSError."""
     digest = hashlib.sha256()
     size = 0
     with path.open("rb") as stream:
@@ -72,6 +72,7 @@ def hash_file(path: Path, on_bytes: OnBytes) -> tuple[int, str]:
 def _walk(directory: Path) -> list[Path]:
     files: list[Path] = []
     for path in sorted(directory.iterdir()):
+        # A link could lead out of the directory, to files that are not the job's.
         if path.is_symlink():
             raise UnsafeArtifactError(f"{path.name!r} is a link; an artifact must be a plain file")
         if not path.name.isprintable():
@@ -92,9 +93,10 @@ def _entry(path: Path, directory: Path, on_bytes: OnBytes) -> ManifestEntry:
 
 
 def _media_type(path: Path) -> str:
+    # The own table comes first: mimetypes depends on the files of the machine.
     known = _MEDIA_TYPES.get(path.suffix.lower())
     return known or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
 
 
 def ignore_bytes(_: int) -> None:
-    """Nobody listens."""
+    """Do nothing, as the default for ``on_bytes``."""

@@ -1,4 +1,4 @@
-"""From settings to a store. A new kind of store is one more entry of ``_STORES``."""
+"""Opening the store that the settings name. A new kind of store is one more entry of ``_STORES``."""
 
 from collections.abc import Callable
 from typing import Final
@@ -11,7 +11,7 @@ from jobs.settings.artifact_location import Scheme
 
 
 def open_store(settings: Settings) -> ArtifactStore:
-    """The store that ``settings.artifacts_url`` names; nothing is asked of it yet. Open it after a fork."""
+    """Return the store that ``settings.artifacts_url`` names, without a request to it. Call it after a fork."""
     return _STORES[settings.artifacts_location.scheme](settings)
 
 

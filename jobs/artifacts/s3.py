@@ -1,11 +1,11 @@
 """Blobs in an S3-compatible store: ``<prefix>/blobs/<2 hex>/<sha256>``.
 
-An object can not be made young without writing it again, so a ``put`` of content that is there writes an empty
-``<prefix>/touched/<sha256>`` beside it. S3 has no lock either: ``delete`` looks at both ages just before it deletes,
-and ``put``, last of all, looks again for every blob that it did not write itself.
+The time of an object can not be renewed without writing the object again. So a ``put`` of existing content writes an
+empty mark ``<prefix>/touched/<sha256>``. S3 also has no lock. So ``delete`` checks the times of blob and mark just
+before it deletes, and ``put`` checks at its end that every blob that it did not write itself is still there.
 
 The service needs s3:GetObject, PutObject, DeleteObject, ListBucket, ListBucketMultipartUploads, AbortMultipartUpload
-and ListMultipartUploadParts; without ListBucket a store says 403 of what is not there.
+and ListMultipartUploadParts. Without ListBucket a store answers 403 for a missing object.
 """
 
 import hashlib
@@ -25,13 +25,14 @@ from jobs.artifacts.store import READ_BYTES, Blob, DamagedBlob, require_sha256
 from jobs.kit.errors import StoreUnavailable
 
 _ATTEMPTS: Final = 4
+# How often a blob is sent if it is gone again after it was sent.
 _SENDS: Final = 3
 _READS_WITHOUT_A_BYTE: Final = 3
 _SHA256_LENGTH: Final = 64
 
 
 class S3Store:
-    """An :class:`jobs.artifacts.ArtifactStore` below ``prefix`` of one bucket; threads may share it."""
+    """An :class:`jobs.artifacts.ArtifactStore` below ``prefix`` of one bucket. Threads may share it."""
 
     def __init__(self, client: Any, bucket: str, *, prefix: str = "", part_bytes: int = 16 << 20) -> None:
         self._client = client
@@ -49,12 +50,12 @@ class S3Store:
         part_bytes: int = 16 << 20,
         attempts: int = _ATTEMPTS,
     ) -> "S3Store":
-        """With boto3's own settings beside these. Nothing is asked of the store yet. Raises: InstallationError."""
+        """Connect, with boto3's own settings as well, without a request to the store. Raises: InstallationError."""
         client = s3_client(endpoint_url=endpoint_url, attempts=attempts)
         return cls(client, bucket, prefix=prefix, part_bytes=part_bytes)
 
     def put(self, directory: Path, *, on_bytes: OnBytes | None = None) -> tuple[ManifestEntry, ...]:
-        """Store every file, going on with parts that arrived before; see the protocol."""
+        """Store every file. Parts that arrived earlier are not sent again; see the protocol."""
         report_bytes = on_bytes or ignore_bytes
         entries, found = [], []
         with asking():
@@ -65,19 +66,21 @@ class S3Store:
                     report_bytes(entry.bytes)
                 else:
                     self._send(path, entry, report_bytes)
+            # A collection may have read the old time before the mark was written, so these blobs are checked again.
             for path, entry in found:
                 if not self._holds(entry):
+                    # The bytes of this file were reported above already.
                     self._send(path, entry, lambda _: report_bytes(0))
         return tuple(entries)
 
     def size(self, sha256: str) -> int | None:
-        """Bytes of a blob; None when there is none."""
+        """Return the size of a blob in bytes; None when there is none."""
         with asking():
             head = self._head(self._key(sha256))
         return None if head is None else int(head["ContentLength"])
 
     def read(self, sha256: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Part of a blob, in chunks; a connection that ends is taken up where it ended. See the protocol."""
+        """Yield a part of a blob in chunks. After a lost connection it continues at that byte. See the protocol."""
         size = self.size(sha256)
         if size is None:
             raise FileNotFoundError("there is no such blob")
@@ -88,7 +91,7 @@ class S3Store:
         return chain((next(chunks, b""),), chunks)
 
     def fetch(self, sha256: str, target: Path, *, on_bytes: OnBytes | None = None) -> None:
-        """The blob as ``target``; until it is whole, what has come is beside it in ``<target>.part``."""
+        """Write the blob to ``target``. Unfinished bytes are stored beside it in ``<target>.part``."""
         report_bytes = on_bytes or ignore_bytes
         size = self.size(sha256)
         if size is None:
@@ -96,6 +99,7 @@ class S3Store:
         part = target.with_name(f"{target.name}.part")
         digest, done = hashlib.sha256(), 0
         with part.open("a+b") as file:
+            # The bytes of an earlier call are hashed again: the digest is of the whole content.
             file.seek(0)
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
@@ -111,20 +115,21 @@ class S3Store:
         part.replace(target)
 
     def delete(self, sha256: str, *, unless_since: datetime | None = None) -> bool:
-        """Remove a blob, unless it or its mark is young."""
+        """Remove a blob, unless it or its mark was written at or after ``unless_since``."""
         key, mark = self._key(sha256), self._mark(sha256)
         with asking():
             heads = self._head(key), self._head(mark)
             moments = [head["LastModified"] for head in heads if head is not None]
             if unless_since is not None and any(moment >= unless_since for moment in moments):
                 return False
+            # The mark goes first: a mark without a blob would never be found by ``blobs``.
             for each, head in zip((mark, key), reversed(heads), strict=True):
                 if head is not None:
                     self._client.delete_object(Bucket=self._bucket, Key=each)
         return heads[0] is not None
 
     def blobs(self) -> Iterator[Blob]:
-        """Every blob, by ascending ``sha256``."""
+        """Yield every blob, by ascending ``sha256``."""
         pages = iter(self._client.get_paginator("list_objects_v2").paginate(**self._below))
         while True:
             with asking():
@@ -137,7 +142,7 @@ class S3Store:
                     yield Blob(name, entry["Size"], entry["LastModified"])
 
     def discard_incomplete(self, before: datetime, *, dry_run: bool = False) -> int:
-        """Abort uploads in parts whose latest part came before ``before``."""
+        """Abort multipart uploads whose latest part arrived before ``before``, and return their number."""
         found = 0
         with asking():
             for page in self._client.get_paginator("list_multipart_uploads").paginate(**self._below):
@@ -162,19 +167,20 @@ class S3Store:
         for _ in range(_SENDS):
             with suppress(Overtaken):
                 upload.send()
+            # Another process may have finished the same upload, which is as good.
             if self._holds(entry):
                 return
         raise StoreUnavailable("The artifact store does not keep what it is sent. Repeat it in a few seconds.")
 
     def _refresh(self, entry: ManifestEntry) -> bool:
-        """Make a blob that is there young again. False: it must be sent."""
+        """Renew the time of an existing blob by its mark. False: the blob must be sent."""
         if not self._holds(entry):
             return False
         self._client.put_object(Bucket=self._bucket, Key=self._mark(entry.sha256), Body=b"")
         return True
 
     def _holds(self, entry: ManifestEntry) -> bool:
-        """Whether the object is there, of this size, and said by its writer to be of this content."""
+        """Return whether the object exists with this size, and its metadata has this digest."""
         head = self._head(self._key(entry.sha256))
         if head is None:
             return False
@@ -191,7 +197,7 @@ class S3Store:
         return head
 
     def _chunks(self, key: str, position: int, stop: int) -> Iterator[bytes]:
-        """Bytes of an object; asked for again from where the connection ended, as long as some come each time."""
+        """Yield bytes of an object. After a lost connection it asks for the rest, while each request brings bytes."""
         futile = 0
         while position < stop:
             began = position
@@ -206,6 +212,7 @@ class S3Store:
                     raise StoreUnavailable from error
             else:
                 if position < stop:
+                    # The body ended without an error before its announced end.
                     raise DamagedBlob("a published file is shorter than its manifest says")
 
     def _body(self, key: str, position: int, stop: int) -> Any:
@@ -222,7 +229,7 @@ class S3Store:
         return answer["Body"]
 
     def _last_sign(self, target: dict[str, str], initiated: datetime) -> datetime:
-        """When the upload was begun, or its latest part came; one that ended meanwhile counts as young."""
+        """Return when the upload began or its latest part arrived. An upload that just ended counts as new."""
         pages = self._client.get_paginator("list_parts").paginate(**target)
         try:
             moments = [part["LastModified"] for page in pages for part in page.get("Parts", ())]

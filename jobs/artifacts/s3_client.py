@@ -1,4 +1,4 @@
-"""The connection to an S3-compatible store, and what its errors mean to the service.
+"""The connection to an S3-compatible store, and the meaning of its errors for the service.
 
 Keys, region, profile, proxies and certificates come from boto3's own environment variables and files:
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION, AWS_PROFILE, AWS_CA_BUNDLE, a role, …
@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 from jobs.kit.errors import InstallationError, StoreRefused, StoreUnavailable
 
 CUT: Final = (HTTPClientError, IncompleteReadError)
-"""The connection ended, or never began."""
+"""Errors of a connection that ended early or was never made."""
 
 _CONNECT_SECONDS: Final = 3
 _READ_SECONDS: Final = 20
@@ -26,10 +26,10 @@ _TRY_LATER: Final = frozenset({"SlowDown", "RequestTimeout", "Throttling", "Thro
 
 
 def s3_client(*, endpoint_url: str | None, attempts: int) -> Any:
-    """A client whose requests are tried ``attempts`` times in botocore's standard mode. Threads may share it.
+    """Return a client that tries each request ``attempts`` times, in botocore's standard mode. Threads may share it.
 
     Raises:
-        InstallationError: boto3's own settings are wrong, such as a profile that is not there.
+            InstallationError: boto3's own settings are wrong, such as a profile that does not exist.
     """
     own_endpoint = endpoint_url is not None or any(os.environ.get(name) for name in _OWN_ENDPOINT)
     config = Config(
@@ -38,9 +38,9 @@ def s3_client(*, endpoint_url: str | None, attempts: int) -> Any:
         retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=_CONNECTIONS,
         tcp_keepalive=True,
-        # A server of one's own seldom has a name for every bucket.
+        # A self-hosted server rarely has a DNS name for each bucket.
         s3={"addressing_style": "path" if own_endpoint else "auto"},
-        # Many compatible stores do not know the newer checksums; parts carry their MD5, and blobs are named by SHA-256.
+        # Many compatible stores lack the newer checksums. Parts have their MD5, and blobs are named by SHA-256.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -54,7 +54,7 @@ def s3_client(*, endpoint_url: str | None, attempts: int) -> Any:
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """Around every request. Raises: StoreUnavailable, StoreRefused in place of botocore's errors."""
+    """Convert botocore's errors of every request. Raises: StoreUnavailable, StoreRefused."""
     try:
         yield
     except ClientError as error:
@@ -68,12 +68,12 @@ def asking() -> Iterator[None]:
 
 
 def error_code(error: ClientError) -> str:
-    """S3's name of an error; of a HEAD, which has no body, its status."""
+    """Return S3's name of an error. A HEAD response has no body, so for it this is the status."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def is_missing(error: ClientError) -> bool:
-    """Whether the error says that there is no such object."""
+    """Return whether the error means that the object does not exist."""
     return error_code(error) in {"404", "NoSuchKey", "NotFound"}
 
 

@@ -1,7 +1,7 @@
-"""Sending one file to S3: small ones at once, larger ones in parts that a later try goes on with.
+"""Sending one file to S3: a small file in one request, a larger one in parts, which a later call can continue.
 
-The key names the content, so an unfinished upload under it is of the same bytes, whoever began it. A part counts as
-sent when its size and MD5 are those of the file's bytes; where the store shows no MD5 (SSE-KMS), parts are sent again.
+The key names the content, so an unfinished upload of this key has the same bytes, whoever began it. A part counts as
+sent when its size and MD5 match the file's bytes. Where the store shows no MD5 (SSE-KMS), parts are sent again.
 """
 
 import base64
@@ -17,18 +17,20 @@ from jobs.artifacts.manifest import ManifestEntry, OnBytes
 from jobs.artifacts.s3_client import error_code
 from jobs.artifacts.store import DamagedBlob
 
+# The limit of S3 for one upload.
 MAX_PARTS: Final = 10_000
 _MEBIBYTE: Final = 1 << 20
+# What S3 answers when another process has finished or aborted the upload.
 _OVERTAKEN: Final = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder"})
 
 
 class Overtaken(Exception):
-    """Somebody else finished or aborted the upload meanwhile: look again whether the object is there."""
+    """Another process finished or aborted the upload meanwhile. Check again whether the object exists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """One file on its way to one key. ``part_bytes`` is raised where the file would have more parts than S3 takes."""
+    """The upload of one file to one key. ``part_bytes`` is raised where the file would have too many parts for S3."""
 
     client: Any
     bucket: str
@@ -39,7 +41,7 @@ class Upload:
     on_bytes: OnBytes
 
     def send(self) -> None:
-        """Put the object. Raises: Overtaken, DamagedBlob (the file changed), OSError, and botocore's errors."""
+        """Send the file. Raises: Overtaken, DamagedBlob (the file changed), OSError, and botocore's errors."""
         if self.entry.bytes <= self.part_bytes:
             self._send_at_once()
             return
@@ -59,6 +61,7 @@ class Upload:
     def _send_parts(self) -> None:
         upload_id = self._unfinished() or self._begin()
         sent = self._sent_parts(upload_id)
+        # Every call must cut the file at the same places, else earlier parts would not match.
         size = max(self.part_bytes, _round_up(-(-self.entry.bytes // MAX_PARTS), _MEBIBYTE))
         digest, parts = hashlib.sha256(), []
         with self.path.open("rb") as file:
@@ -67,11 +70,12 @@ class Upload:
                 digest.update(content)
                 parts.append({"PartNumber": number, "ETag": self._part(upload_id, number, content, sent)})
                 self.on_bytes(len(content))
+        # Before the upload is completed: a changed file must not become an object under this digest.
         self._check(digest.hexdigest())
         self.client.complete_multipart_upload(**self._target, UploadId=upload_id, MultipartUpload={"Parts": parts})
 
     def _part(self, upload_id: str, number: int, content: bytes, sent: Mapping[int, tuple[int, str]]) -> str:
-        """The part's ETag, as S3 wrote it."""
+        """Send one part if it is not there yet, and return its ETag as S3 wrote it."""
         digest = _md5(content)
         size, etag = sent.get(number, (-1, ""))
         if (size, etag.strip('"')) == (len(content), digest.hex()):
@@ -82,8 +86,9 @@ class Upload:
         return str(answer["ETag"])
 
     def _unfinished(self) -> str | None:
-        """The latest upload to this key that was begun and not finished."""
+        """Return the id of the latest unfinished upload to this key."""
         answer = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self.key)
+        # The prefix also matches longer keys.
         found = [upload for upload in answer.get("Uploads", ()) if upload["Key"] == self.key]
         latest = max(found, key=lambda upload: upload["Initiated"], default=None)
         return None if latest is None else str(latest["UploadId"])
@@ -92,7 +97,7 @@ class Upload:
         return str(self.client.create_multipart_upload(**self._target, **self._described)["UploadId"])
 
     def _sent_parts(self, upload_id: str) -> dict[int, tuple[int, str]]:
-        """(size, ETag) of every part that arrived."""
+        """Return (size, ETag) of every part that arrived, by part number."""
         pages = self.client.get_paginator("list_parts").paginate(**self._target, UploadId=upload_id)
         return {part["PartNumber"]: (part["Size"], part["ETag"]) for page in pages for part in page.get("Parts", ())}
 

@@ -1,7 +1,7 @@
-"""What an artifact store is: blobs named by the SHA-256 of their content, so that equal files are stored once.
+"""The protocol of artifact stores: blobs are named by the SHA-256 of their content, so equal files are stored once.
 
-A blob is never changed. ``put`` of content that is there already makes the blob young again, and garbage collection
-(``jobs.gc``) takes only old blobs that no row names: what a running publication has put is safe until its row stands.
+A blob is never changed. ``put`` of existing content renews the blob's time. Garbage collection (``jobs.gc``) takes only
+old blobs that no row names. So the blobs of a running publication are safe until its rows are committed.
 """
 
 import re
@@ -18,12 +18,12 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class DamagedBlob(RuntimeError):
-    """A blob's bytes are not those its name promises, or fewer than its row says."""
+    """The bytes of a blob do not match its name, or are fewer than its row says."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """One stored content. ``modified``: when it was stored; a later ``put`` may have refreshed it since."""
+    """One stored content. ``modified`` is when it was stored; a later ``put`` may have renewed it since."""
 
     sha256: str
     bytes: int
@@ -31,55 +31,55 @@ class Blob:
 
 
 class ArtifactStore(Protocol):
-    """A place for blobs. Safe from any thread and beside other processes.
+    """A place for blobs. Threads and other processes may use it at the same time.
 
-    Every method raises :class:`jobs.kit.errors.StoreUnavailable` when the store does not answer, ``StoreRefused`` when
-    it does and says no; a local one raises OSError. A ``sha256`` that is none is a ValueError.
+    Every method raises :class:`jobs.kit.errors.StoreUnavailable` when the store does not answer, and ``StoreRefused``
+    when it refuses; a local store raises OSError. A malformed ``sha256`` is a ValueError.
     """
 
     def put(self, directory: Path, *, on_bytes: OnBytes | None = None) -> tuple[ManifestEntry, ...]:
-        """Store every file below ``directory``, by path. Cut off, it can be called again and goes on where it was.
+        """Store every file below ``directory``, by path. After an interruption, call it again: it continues.
 
-        Once it returns, every blob is durable. The files may be linked into the store: do not write into them again.
+        Once it returns, every blob is durable. The files may be linked into the store: do not write to them again.
 
         Raises: UnsafeArtifactError: a link, a device, an unprintable name; OSError: a file can not be read.
         """
         ...
 
     def size(self, sha256: str) -> int | None:
-        """Bytes of a blob; None when there is none."""
+        """Return the size of a blob in bytes; None when there is none."""
         ...
 
     def read(self, sha256: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Bytes ``start`` up to ``start + length`` (or the end) in chunks of at most 256 KiB.
+        """Yield bytes ``start`` up to ``start + length`` (or the end) in chunks of at most 256 KiB.
 
-        The first chunk is read before this returns, so that a blob that is gone, or a store that does not answer, is
-        known by then. Raises: FileNotFoundError; while iterating, DamagedBlob when the blob ends too early.
+        The first chunk is read before this returns. So a missing blob, or a store that does not answer, is reported by
+        this call. Raises: FileNotFoundError; while iterating, DamagedBlob when the blob ends too early.
         """
         ...
 
     def fetch(self, sha256: str, target: Path, *, on_bytes: OnBytes | None = None) -> None:
-        """The whole blob as the file ``target``, verified; its directory exists. ``target`` may be a read-only link.
+        """Write the whole blob to ``target`` and verify it. Its directory must exist. It may become a read-only link.
 
-        Cut off, it can be called again and goes on where it was. Raises: FileNotFoundError, DamagedBlob, OSError.
+        After an interruption, call it again: it continues. Raises: FileNotFoundError, DamagedBlob, OSError.
         """
         ...
 
     def delete(self, sha256: str, *, unless_since: datetime | None = None) -> bool:
-        """Remove a blob, unless it was put at or after ``unless_since``. Whether one was removed."""
+        """Remove a blob, unless it was put at or after ``unless_since``. Return whether one was removed."""
         ...
 
     def blobs(self) -> Iterator[Blob]:
-        """Every blob, by ascending ``sha256``."""
+        """Yield every blob, by ascending ``sha256``."""
         ...
 
     def discard_incomplete(self, before: datetime, *, dry_run: bool = False) -> int:
-        """Remove what uploads left that nobody has gone on with since ``before``; how many there were."""
+        """Remove unfinished uploads that did not grow since ``before``, and return their number."""
         ...
 
 
 def require_sha256(text: str) -> str:
-    """``text`` itself. Raises: ValueError: it is no hexadecimal SHA-256, and must not become a path."""
+    """Return ``text``. Raises: ValueError: it is no hexadecimal SHA-256, and must not become a path."""
     if not _SHA256.fullmatch(text):
         raise ValueError("a blob is named by 64 lower-case hexadecimal digits")
     return text

@@ -1,11 +1,11 @@
-"""A service's jobs, files and key in one directory, and a service made of that directory again.
+"""Backup and restore: the jobs, files and key of a service in one directory.
 
-``python -m jobs.backup make|restore DIR``. A backup holds
+The command is ``python -m jobs.backup make|restore DIR``. A backup contains
 
-    backup.json      what it is of; written last, so that a directory without it is no backup
+    backup.json      the description; it is written last, so a directory without it is no backup
     database.dump    pg_dump's custom format, of one snapshot
-    artifacts/       every file that the snapshot's jobs have, by content, as a local store has them
-    secret.key       of stored credentials, unless QUANTRY_SECRET_KEY holds the key
+    artifacts/       every file of the snapshot's jobs, by content, in the layout of a local store
+        secret.key       the key of stored credentials, unless QUANTRY_SECRET_KEY has it
 
-The broker has nothing that the database does not have.
+The broker is not backed up: everything in it is also in the database.
 """

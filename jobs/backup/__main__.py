@@ -1,7 +1,7 @@
-"""``python -m jobs.backup make DIR`` and ``python -m jobs.backup restore DIR``.
+"""The commands ``python -m jobs.backup make DIR`` and ``python -m jobs.backup restore DIR``.
 
-On the database that QUANTRY_DATABASE_URL names, or the embedded one of QUANTRY_DATA_DIR, whether a service runs on it
-or not (to restore, none may); files from and to the store that the other settings name.
+They use the database of QUANTRY_DATABASE_URL, or the embedded one of QUANTRY_DATA_DIR. ``make`` works whether or not
+the service runs; ``restore`` needs a stopped one. Files come from, and go to, the store that the other settings name.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from jobs.settings import Settings, get_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit 1 when it failed, or when files are missing."""
+    """Run the command. The exit code is 1 when it failed, or when files are missing."""
     parser = argparse.ArgumentParser(prog="jobs.backup", description="Backs up a service, and restores it.")
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="while the service runs, or not")
@@ -62,6 +62,7 @@ def _make(settings: Settings, layout: Layout, *, with_files: bool) -> int:
 
 
 def _restore(settings: Settings, layout: Layout) -> int:
+    # First, so that a wrong directory is reported before a database is started.
     layout.read()
     with _database_to_write(settings) as database:
         restored = Restore(database=database, settings=settings, layout=layout, say=_say).make()
@@ -73,7 +74,7 @@ def _restore(settings: Settings, layout: Layout) -> int:
 
 @contextmanager
 def _database_to_read(settings: Settings) -> Iterator[Database]:
-    """The configured one, that of the service that runs here, or that of one that does not run."""
+    """Open the configured database, that of the service that runs here, or that of a stopped one."""
     running = None if settings.database_url is not None else embedded_url(settings.data_dir)
     if running is not None:
         with _opened(running) as database:
@@ -87,7 +88,7 @@ def _database_to_read(settings: Settings) -> Iterator[Database]:
 
 @contextmanager
 def _database_to_write(settings: Settings) -> Iterator[Database]:
-    """The configured one, or the embedded one, for which no other process may run."""
+    """Open the configured database, or the embedded one, which no other process may use."""
     if settings.database_url is not None:
         with _opened(settings.database_url.get_secret_value()) as database:
             yield database

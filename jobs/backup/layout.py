@@ -1,4 +1,4 @@
-"""Where things lie in a backup's directory, and what ``backup.json`` says."""
+"""The paths in a backup's directory, and the content of ``backup.json``."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a backup is of. ``files`` is None where the files are backed up by other means."""
+    """What a backup contains. ``files`` is None where the files are backed up by other means."""
 
     made_at: str
     revision: str
@@ -32,22 +32,22 @@ class Layout:
 
     @property
     def description(self) -> Path:
-        """What the backup is of."""
+        """The file that describes the backup."""
         return self.root / "backup.json"
 
     @property
     def dump(self) -> Path:
-        """The database."""
+        """The dump of the database."""
         return self.root / "database.dump"
 
     @property
     def store(self) -> LocalStore:
-        """The files."""
+        """The store of the files."""
         return LocalStore(self.root / "artifacts")
 
     @property
     def blobs(self) -> Path:
-        """The directory of the files themselves."""
+        """The directory with the files themselves."""
         return self.root / "artifacts" / "blobs"
 
     @property
@@ -56,13 +56,14 @@ class Layout:
         return self.root / "secret.key"
 
     def describe(self, description: Description) -> None:
-        """Make the directory a backup."""
+        """Write the description, which makes the directory a backup."""
+        # Written under another name first: a description that exists is always whole.
         draft = self.description.with_suffix(".json.partial")
         draft.write_text(json.dumps(asdict(description), indent=2) + "\n", encoding="utf-8")
         draft.replace(self.description)
 
     def read(self) -> Description:
-        """Raises: InstallationError: the directory is no backup, or a later release's."""
+        """Read the description. Raises: InstallationError: the directory is no backup, or one of a later release."""
         try:
             members: dict[str, Any] = json.loads(self.description.read_text(encoding="utf-8"))
             if members["format"] != FORMAT:

@@ -1,11 +1,10 @@
 """Making a backup while the service runs.
 
-The collection of garbage is kept out from before the snapshot until the last file is copied: whatever rows go
-meanwhile, by retention or by hand, their bytes stay until the backup has them. So the dump may come first, of one
-moment, and the files after it: each that the dump names was whole when its row was written, is never changed, and is
-still there. The other order would miss the files of jobs that succeed between the two.
+No garbage is collected from before the snapshot until the last file is copied. Rows may be deleted meanwhile, by
+retention or by a user; their bytes stay until the backup has them. So the dump comes first, of one moment, and the
+files after it: each file that the dump names was whole when its row was written, is never changed, and still exists.
+The other order would miss the files of jobs that succeed between the two.
 """
-
 import os
 import shutil
 import time
@@ -35,7 +34,7 @@ _LOOK_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a backup holds. ``fetched``: files that an earlier one in the same directory did not have.
+    """What a backup contains. ``fetched``: files that an earlier backup in the same directory did not have.
 
     ``missing``: files that rows name and that the store does not have, or has damaged.
     """
@@ -47,7 +46,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
-    """One backup of one service, into a directory of its own."""
+    """A backup of one service into one directory."""
 
     database: Database
     settings: Settings
@@ -57,13 +56,14 @@ class Backup:
     say: Callable[[str], None] = lambda _: None
 
     def make(self) -> Made:
-        """Dump, then files, then the key, then ``backup.json``; an earlier backup there is replaced by this one.
+        """Write the dump, the files, the key, and last ``backup.json``. An earlier backup in the directory is replaced.
 
         Raises:
-            InstallationError: no pg_dump fits, or it failed, or the database is another release's.
-            Unavailable: the database or the store does not answer, or garbage is collected all the time.
+                InstallationError: no pg_dump fits, or it failed, or the database is of another release.
+                Unavailable: the database or the store does not answer, or garbage collection does not end in time.
             OSError: the directory can not be written.
         """
+        # Only the owner may read it: it holds the key and every job.
         self.layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self.layout.dump.with_suffix(".dump.partial")
         try:
@@ -79,7 +79,7 @@ class Backup:
             raise Unavailable from error
         has_key = self._copy_key()
         draft.replace(self.layout.dump)
-        os.sync()  # what the description vouches for is on the disk before it is
+        os.sync()  # everything that the description refers to must be on the disk before the description is
         description = Description(
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             revision=taken.revision,
@@ -89,12 +89,13 @@ class Backup:
             has_key=has_key,
         )
         self.layout.describe(description)
+        # Last, so that a backup that fails before this point removes no file of the earlier one.
         self._forget_others(taken)
         return Made(description=description, fetched=fetched, missing=tuple(missing))
 
     @contextmanager
     def _files_stay(self) -> Iterator[None]:
-        """No file is collected for the block. Raises: Unavailable: somebody collects, and goes on and on."""
+        """Prevent garbage collection for the block. Raises: Unavailable: another process collects for too long."""
         deadline = time.monotonic() + self.patience_seconds
         while True:
             with blobs.collecting_alone(self.database.engine) as alone:
@@ -115,11 +116,12 @@ class Backup:
         return taken
 
     def _copy_files(self, taken: Snapshot) -> tuple[int, list[NamedFile]]:
-        """How many were fetched, and those that could not be."""
+        """Copy the files. Return how many were copied, and those that could not be."""
         self.say(f"copying {len(taken.files)} files")
         source, legacy = open_store(self.settings), LegacyFiles(self.settings.artifacts_dir)
         fetched, missing = 0, []
         for file in taken.files:
+            # An earlier backup in this directory has it already.
             if self.layout.store.size(file.sha256) == file.bytes:
                 continue
             try:
@@ -130,7 +132,8 @@ class Backup:
         return fetched, missing
 
     def _copy_key(self) -> bool:
-        """The key, unless the operator holds it elsewhere or no credential was ever stored."""
+        """Copy the key, and return True, unless the operator stores it elsewhere or no credential was ever stored."""
+        # The key of an earlier backup must not stay beside a database that does not use it.
         self.layout.key.unlink(missing_ok=True)
         source = key_file(self.settings)
         if self.settings.secret_key is not None or not source.is_file():
@@ -140,7 +143,7 @@ class Backup:
         return True
 
     def _forget_others(self, taken: Snapshot) -> None:
-        """Remove what only an earlier backup in this directory needed."""
+        """Remove files that only an earlier backup in this directory needed."""
         if not self.with_files:
             return
         needed = {file.sha256 for file in taken.files}
@@ -150,7 +153,7 @@ class Backup:
 
 
 def _bring(file: NamedFile, source: ArtifactStore, legacy: LegacyFiles, target: LocalStore) -> None:
-    """One file, verified, under its name. Raises: FileNotFoundError, DamagedBlob."""
+    """Copy one file to its place and verify it. Raises: FileNotFoundError, DamagedBlob."""
     path, partial = target.path(file.sha256), target.root / "incoming" / file.sha256
     for directory in (path.parent, partial.parent):
         directory.mkdir(parents=True, exist_ok=True)
@@ -167,7 +170,7 @@ def _bring(file: NamedFile, source: ArtifactStore, legacy: LegacyFiles, target: 
 
 
 def require_database(settings: Settings) -> None:
-    """Raises: InstallationError: there is nothing to back up here."""
+    """Check that there is a database to back up. Raises: InstallationError: there is none."""
     if not (settings.data_dir / "postgres").is_dir():
         raise InstallationError(
             f"QUANTRY_DATABASE_URL is not set, and {settings.data_dir} has no database. Set the one, or name the "

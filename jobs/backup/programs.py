@@ -1,4 +1,4 @@
-"""PostgreSQL's own ``pg_dump`` and ``pg_restore``: which ones, and how they are called."""
+"""PostgreSQL's own ``pg_dump`` and ``pg_restore``: finding and calling them."""
 
 import os
 import re
@@ -19,9 +19,9 @@ _SAID_BYTES: Final = 2000
 
 
 def programs_for(server_version: int) -> Path:
-    """The directory of programs of the server's major version, or else of the next one that there is.
+    """Return the directory of the programs of the server's major version, or else of the next newer one.
 
-    A dump is never made by older programs than the server; newer ones may write what an older server does not know.
+    pg_dump refuses a server that is newer than itself. Newer programs may write what an older server does not know.
 
     Raises:
         InstallationError: there are none.
@@ -38,10 +38,10 @@ def programs_for(server_version: int) -> Path:
 
 
 def run(program: Path, database: Database, *arguments: str) -> None:
-    """Run ``program`` on the database; its password is on no command line.
+    """Run ``program`` on the database. The password is not on the command line, which other users can read.
 
     Raises:
-        InstallationError: it failed; the message carries what it said.
+            InstallationError: it failed; the message contains the end of its output.
     """
     url = database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     parameters = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
@@ -68,7 +68,7 @@ def _installed() -> Iterator[tuple[int, Path]]:
 
 
 def _versioned(directory: Path) -> Iterator[tuple[int, Path]]:
-    """(major version, the directory) if it has the programs."""
+    """Yield (major version, directory) if the directory has the programs."""
     try:
         said = subprocess.run(  # noqa: S603 — as above
             [str(directory / "pg_dump"), "--version"], capture_output=True, text=True, check=True

@@ -1,6 +1,6 @@
-"""Making a service of a backup: files first, then the key, then the rows that name them, in one transaction.
+"""Restoring a service from a backup: the files first, then the key, then all rows in one transaction.
 
-In that order a row never names a file that is not there yet. Nothing is overwritten: the database must have no jobs.
+In this order a row never names a file that is not there yet. Nothing is overwritten: the database must have no jobs.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from jobs.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What a restore made. ``missing``: files that jobs have and that the store has not."""
+    """The result of a restore. ``missing``: files that jobs have and that the store does not have."""
 
     jobs: int
     files: int
@@ -31,7 +31,7 @@ class Restored:
 
 @dataclass(frozen=True, kw_only=True)
 class Restore:
-    """One restore into an empty service that does not run."""
+    """A restore into an empty service that does not run."""
 
     database: Database
     settings: Settings
@@ -39,10 +39,12 @@ class Restore:
     say: Callable[[str], None] = lambda _: None
 
     def make(self) -> Restored:
-        """Raises:
-        InstallationError: the directory is no backup, the service is not empty, or pg_restore failed.
-        Unavailable: the database or the store does not answer.
-        OSError: the store or the data directory can not be written.
+        """Restore the service.
+
+        Raises:
+            InstallationError: the directory is no backup, the service is not empty, or pg_restore failed.
+            Unavailable: the database or the store does not answer.
+            OSError: the store or the data directory can not be written.
         """
         description = self.layout.read()
         try:
@@ -55,6 +57,7 @@ class Restore:
         with self.database.transaction() as session:
             backup.invalidate_claims(session)
             jobs = backup.count_jobs(session)
+        # A dry run of the collector finds the rows without bytes, for example after a backup without files.
         found = Collector.of(self.database, self.settings, dry_run=True).run()
         return Restored(jobs=jobs, files=files, missing=() if found is None else found.missing)
 
@@ -73,7 +76,7 @@ class Restore:
         return len(open_store(self.settings).put(self.layout.blobs))
 
     def _put_key(self, description: Description) -> None:
-        """Raises: InstallationError: another key is there already."""
+        """Copy the key of stored credentials. Raises: InstallationError: there is another key already."""
         target = key_file(self.settings)
         if not description.has_key or self.settings.secret_key is not None:
             return
@@ -91,7 +94,9 @@ class Restore:
             version = backup.server_version(connection)
         program = programs.programs_for(version) / "pg_restore"
         self.say(f"restoring the database with {program}")
+        # The dump creates the tables itself. These have no rows that matter: ``_require_empty`` has checked it.
         backup.drop_tables(self.database.engine)
         options = ("--no-owner", "--no-privileges", "--single-transaction", "--exit-on-error")
         programs.run(program, self.database, *options, str(self.layout.dump))
+        # The backup may be of an older release.
         migrate.upgrade(self.database)
