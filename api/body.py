@@ -19,7 +19,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     """Return the whole body, if it has at most ``limit`` bytes.
 
     Raises:
-            BodyTooLarge: the Content-Length is larger, or more bytes arrive; it is raised as early as possible.
+        BodyTooLarge: the Content-Length is larger, or more bytes arrive; it is raised as early as possible.
     """
     announced = request.headers.get("content-length", "")
     # A number of more than 18 digits is always too large, so it is not converted.
@@ -46,7 +46,7 @@ def parse_json(raw: bytes) -> object:
     """Parse one interoperable JSON value as RFC 8259 describes it: no NaN, no overflow, no key twice in an object.
 
     Raises:
-            MalformedJson: its message has the kind and the place of the error, and nothing of what was sent.
+        MalformedJson: its message has the kind and the place of the error, and nothing of what was sent.
     """
     try:
         return json.loads(

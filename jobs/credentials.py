@@ -1,7 +1,8 @@
-"""Hub tokens that tenants store: encrypted at rest, shown to nobody, given only to the worker that needs one.
+"""Hub tokens of tenants: stored encrypted, never shown, and given only to the worker that needs one.
 
-The key is ``QUANTRY_SECRET_KEY`` (Fernet keys, newest first, so that an old one can still read while it is replaced),
-or one made on first use in the data directory. Several machines must share it: a worker reads what the API wrote.
+The key is ``QUANTRY_SECRET_KEY`` (Fernet keys, newest first, so that tokens of an old key can be read while it is being
+replaced), or one made on first use in the data directory. Several machines must share it: workers read what the API
+wrote.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ from quant_engine.policy import JobRequest
 MAX_PER_TENANT: Final = 100
 
 _KEY_FILE: Final = "secret.key"
+# A prefix of its own, so that the same key gives other digests here than anywhere else.
 _HASHED_AS: Final = b"quantry idempotency\0"
 _MAKE_ONE: Final = (
     'Make one with: python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
@@ -45,7 +47,7 @@ _MAKE_ONE: Final = (
 
 
 def key_file(settings: Settings) -> Path:
-    """Where the key lies that was made here, if QUANTRY_SECRET_KEY gives none."""
+    """Return the path of the key that is made here, if QUANTRY_SECRET_KEY gives none."""
     return settings.data_dir / _KEY_FILE
 
 
@@ -61,7 +63,7 @@ class CredentialView(View):
 
 
 class Vault:
-    """Seals tokens with the newest key, and opens what any of the keys sealed."""
+    """Encrypts ("seals") tokens with the newest key, and decrypts what any of the keys sealed."""
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         self._fernet = MultiFernet([Fernet(key) for key in keys])
@@ -69,7 +71,7 @@ class Vault:
 
     @classmethod
     def open(cls, settings: Settings) -> "Vault":
-        """The installation's vault; its key is made in the data directory if there is none and none is configured.
+        """Open the installation's vault. A key is made in the data directory if there is none and none is configured.
 
         Raises:
             InstallationError: a key is malformed, or the key file can not be read or written.
@@ -87,11 +89,11 @@ class Vault:
             ) from error
 
     def seal(self, token: str) -> bytes:
-        """The token, encrypted and authenticated."""
+        """Encrypt and authenticate a token."""
         return self._fernet.encrypt(token.encode())
 
     def unseal(self, secret: bytes) -> str:
-        """The token that was sealed.
+        """Decrypt a token.
 
         Raises:
             CredentialUnreadable: another key sealed it, or it was altered.
@@ -102,13 +104,13 @@ class Vault:
             raise CredentialUnreadable from None
 
     def digest(self, *parts: str) -> str:
-        """Tells equal from different, and tells nothing more to who has no key."""
+        """Return a digest that is equal for equal ``parts``, and reveals nothing about them without the key."""
         text = _HASHED_AS + json.dumps(parts).encode()
         return hmac.digest(self._newest, text, hashlib.sha256).hex()
 
 
 class CredentialService:
-    """What a tenant can do with credentials, and a worker with one. Each method is one transaction."""
+    """The operations of tenants on credentials, and of a worker on one. Each method is one transaction."""
 
     def __init__(self, database: Database, vault: Vault, *, idempotency_seconds: float = KEEP_SECONDS) -> None:
         self._database = database
@@ -124,13 +126,14 @@ class CredentialService:
         kind: Literal["hub"] = "hub",
         idempotency_key: str | None = None,
     ) -> CredentialView:
-        """Store a token. The answer to a repeated Idempotency-Key is the first one's.
+        """Store a token. A repeated Idempotency-Key gets the first answer again.
 
         Raises:
             TooManyCredentials: the tenant has as many as a tenant may have.
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
         plain = token.get_secret_value()
+        # Not a plain hash of the body: it could be used to test guesses of the token.
         digest = self._vault.digest(name, kind, plain)
         kept = self._idempotency_seconds
         idempotent = IdempotentRequest.of(
@@ -151,9 +154,10 @@ class CredentialService:
         return view
 
     def list(self, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[CredentialView]:
-        """Newest first, keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
+        """List credentials, newest first, by keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
         key = None if after is None else cursors.decode_job(after)
         with self._database.transaction() as session:
+            # One row more than asked for shows whether another page follows.
             found = credentials.page(session, tenant, limit=limit + 1, after=key)
         views = tuple(_view(row) for row in found[:limit])
         has_more = len(found) > limit
@@ -161,16 +165,16 @@ class CredentialService:
         return Page(data=views, has_more=has_more, next_cursor=cursor)
 
     def delete(self, credential_id: str, *, tenant: str) -> None:
-        """Forget a token. A job that still needs it will fail and say so. Raises: CredentialNotFound."""
+        """Delete a token. A job that still needs it will fail and report it. Raises: CredentialNotFound."""
         with self._database.transaction() as session:
             if not is_id(credential_id) or not credentials.delete(session, tenant, credential_id):
                 raise CredentialNotFound
 
     def hub_token(self, credential_id: str, *, tenant: str) -> str:
-        """The token, for the process that talks to the Hub; notes the time of use.
+        """Return the token, for the process that uses the Hub, and record the time of use.
 
         Raises:
-            CredentialNotFound: it was deleted, or is another tenant's.
+            CredentialNotFound: it was deleted, or belongs to another tenant.
             CredentialUnreadable: this machine does not have the key that sealed it.
         """
         with self._database.transaction() as session:
@@ -183,10 +187,10 @@ class CredentialService:
 
 
 def require_credential(session: Session, tenant: str, credential_id: str | None, pointer: str) -> None:
-    """Check a request's reference to a credential, null being none.
+    """Check a request's reference to a credential; null refers to none.
 
     Raises:
-        UnknownCredential: the tenant has no such credential; names the field.
+        UnknownCredential: the tenant has no such credential; the error names the field.
     """
     if credential_id is not None and credentials.find(session, tenant, credential_id) is None:
         raise UnknownCredential(pointer)
@@ -216,11 +220,12 @@ def _checked(keys: list[bytes], origin: str) -> tuple[bytes, ...]:
 
 
 def _kept_key(path: Path) -> bytes:
-    """The key in ``path``, made by whoever comes first: the API and the workers start at the same time."""
+    """Read the key in ``path``, or make it. The API and workers start at the same time: the first one makes it."""
     try:
         return path.read_bytes().strip()
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
+    # A hard link to a complete file, unlike a rename, never replaces a key that another process made.
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

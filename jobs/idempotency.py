@@ -1,4 +1,4 @@
-"""Idempotency-Key: a POST repeated with the same key and body gets the first one's answer, for a day or as set."""
+"""Idempotency-Key: a POST with the same key and body gets the first answer again, for a day or as configured."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _MAX_KEY: Final = 255
 
 @dataclass(frozen=True)
 class IdempotentRequest:
-    """One POST by one tenant; without a key it is answered anew every time. Its answer is kept ``keep_seconds``."""
+    """A POST of a tenant. Without a key each call is a new one. The answer is stored for ``keep_seconds``."""
 
     tenant: str
     endpoint: str
@@ -41,7 +41,7 @@ class IdempotentRequest:
         digest: str | None = None,
         keep_seconds: float = KEEP_SECONDS,
     ) -> "IdempotentRequest":
-        """``digest`` identifies a body whose plain hash must not be stored, because it holds a secret.
+        """Describe a request. ``digest`` replaces the plain hash of a body with a secret, which must not be stored.
 
         Raises:
             InvalidRequest: the key is empty, too long or not printable ASCII.
@@ -52,11 +52,11 @@ class IdempotentRequest:
                 pointer="Idempotency-Key",
             )
         hashed = digest or request_hash(body)
-        named = storable_text(endpoint)  # a path from a request can hold what no id does, such as NUL
+        named = storable_text(endpoint)  # the path of a request can have characters that no id has, such as NUL
         return cls(tenant=tenant, endpoint=named, key=key, request_hash=hashed, keep_seconds=keep_seconds)
 
     def replay(self, session: Session, view: type[AnyView]) -> AnyView | None:
-        """The stored answer as a ``view``; None for a first request, which holds the key until its transaction ends.
+        """Return the stored answer as a ``view``; None for a first request, which locks the key for its transaction.
 
         Raises:
             IdempotencyInFlight: another transaction holds the key.
@@ -64,6 +64,7 @@ class IdempotentRequest:
         """
         if self.key is None:
             return None
+        # The lock comes first: without it two equal requests could both find no answer.
         if not idempotency.try_lock(session, self.tenant, self.endpoint, self.key):
             raise IdempotencyInFlight
         row = idempotency.find(session, self.tenant, self.endpoint, self.key)
@@ -74,7 +75,7 @@ class IdempotentRequest:
         return view.model_validate(row.response)
 
     def remember(self, session: Session, view: View) -> None:
-        """Store the answer in the transaction that made it, with the row's version where the view has one."""
+        """Store the answer in the transaction that made it, including fields that the JSON leaves out (the version)."""
         if self.key is None:
             return
         hidden = {name: getattr(view, name) for name, field in type(view).model_fields.items() if field.exclude}
@@ -85,6 +86,7 @@ class IdempotentRequest:
 
 
 def request_hash(request: BaseModel | None) -> str:
-    """Identifies a body for Idempotency-Key: what it says, not how it was spelled."""
+    """Return a hash of a body for Idempotency-Key. It depends on the content, not on the spelling of the JSON."""
+    # Without unset fields, a new default in a later release does not change the hash.
     body = None if request is None else request.model_dump(mode="json", exclude_unset=True)
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -34,7 +34,7 @@ def requested_range(header: str | None, size: int) -> ByteRange | None:
     A header that is malformed, uses another unit or lists several ranges is ignored, as RFC 9110 section 14.2 allows.
 
     Raises:
-            RangeNotSatisfiable: the range starts after the last byte, or is an empty suffix.
+        RangeNotSatisfiable: the range starts after the last byte, or is an empty suffix.
     """
     match = _SINGLE_RANGE.fullmatch(header) if header else None
     if match is None:

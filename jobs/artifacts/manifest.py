@@ -45,7 +45,7 @@ def manifest_of(directory: Path, on_bytes: OnBytes) -> Iterator[tuple[Path, Mani
     The whole tree is listed before the first file is hashed. ``on_bytes`` is called with 0 after every hashed chunk.
 
     Raises:
-            UnsafeArtifactError: there is a link, a device or a name that a manifest can not contain.
+        UnsafeArtifactError: there is a link, a device or a name that a manifest can not contain.
         OSError: a file can not be read.
     """
     for path in _walk(directory):

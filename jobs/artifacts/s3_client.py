@@ -29,7 +29,7 @@ def s3_client(*, endpoint_url: str | None, attempts: int) -> Any:
     """Return a client that tries each request ``attempts`` times, in botocore's standard mode. Threads may share it.
 
     Raises:
-            InstallationError: boto3's own settings are wrong, such as a profile that does not exist.
+        InstallationError: boto3's own settings are wrong, such as a profile that does not exist.
     """
     own_endpoint = endpoint_url is not None or any(os.environ.get(name) for name in _OWN_ENDPOINT)
     config = Config(

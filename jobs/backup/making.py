@@ -5,6 +5,7 @@ retention or by a user; their bytes stay until the backup has them. So the dump 
 files after it: each file that the dump names was whole when its row was written, is never changed, and still exists.
 The other order would miss the files of jobs that succeed between the two.
 """
+
 import os
 import shutil
 import time
@@ -59,8 +60,8 @@ class Backup:
         """Write the dump, the files, the key, and last ``backup.json``. An earlier backup in the directory is replaced.
 
         Raises:
-                InstallationError: no pg_dump fits, or it failed, or the database is of another release.
-                Unavailable: the database or the store does not answer, or garbage collection does not end in time.
+            InstallationError: no pg_dump fits, or it failed, or the database is of another release.
+            Unavailable: the database or the store does not answer, or garbage collection does not end in time.
             OSError: the directory can not be written.
         """
         # Only the owner may read it: it holds the key and every job.

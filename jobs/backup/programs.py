@@ -41,7 +41,7 @@ def run(program: Path, database: Database, *arguments: str) -> None:
     """Run ``program`` on the database. The password is not on the command line, which other users can read.
 
     Raises:
-            InstallationError: it failed; the message contains the end of its output.
+        InstallationError: it failed; the message contains the end of its output.
     """
     url = database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     parameters = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}

@@ -1,6 +1,6 @@
-"""Private PostgreSQL and Valkey for whoever gives no URLs: started, migrated, watched, stopped.
+"""Private PostgreSQL and Valkey servers, where no URLs are given: started, migrated, watched and stopped.
 
-``python -m jobs.embedded`` holds them for other processes; :func:`embedded_services` for this one.
+``python -m jobs.embedded`` runs them for other processes, and :func:`embedded_services` for this process.
 """
 
 import contextlib
@@ -21,20 +21,21 @@ from jobs.repository import migrate
 from jobs.repository.database import Database
 from jobs.settings import Settings
 
+# Unix socket paths have about 104 to 108 bytes at most, depending on the system.
 _LONGEST_SOCKET_PATH: Final = 100
 _LONGEST_SOCKET_NAME: Final = "pg/.s.PGSQL.5432"
 
 
 @dataclass(frozen=True)
 class Urls:
-    """Where the servers are: the ones given, or the private ones."""
+    """The URLs of the servers: the given ones, or those of the private servers."""
 
     database_url: str
     broker_url: str
 
 
 class EmbeddedServices:
-    """The private servers that ``settings`` asks for by giving no URL; none, when both are given."""
+    """The private servers: one for each URL that ``settings`` does not give; none when both are given."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,6 +49,7 @@ class EmbeddedServices:
             InstallationError: another instance holds the data directory, or a server can not run here.
         """
         with contextlib.ExitStack() as undo:
+            # A failed migration must not leave the servers running.
             undo.callback(self.stop)
             urls = self._start_servers()
             database = Database(urls.database_url)
@@ -59,12 +61,12 @@ class EmbeddedServices:
         return urls
 
     def stop(self) -> None:
-        """Stop the servers, newest first, and let go of the data directory."""
+        """Stop the servers, newest first, and release the data directory."""
         self._exit.close()
         self._servers.clear()
 
     def revive(self) -> tuple[str, ...]:
-        """Start again, on the same URLs, what has died; the names of what had. Raises: InstallationError."""
+        """Restart servers that died, with the same URLs, and return their names. Raises: InstallationError."""
         dead = [server for server in self._servers if server.pid is None]
         for server in dead:
             server.start()
@@ -85,6 +87,7 @@ class EmbeddedServices:
         return Urls(database_url, broker_url)
 
     def _run(self, server: Postgres | Valkey) -> str:
+        # Before the start: a server that starts only in part must be stopped too.
         self._exit.callback(server.stop)
         server.start()
         self._servers.append(server)
@@ -93,7 +96,7 @@ class EmbeddedServices:
 
 @contextmanager
 def embedded_services(settings: Settings) -> Iterator[Urls]:
-    """The servers for the time of a ``with``. Raises: InstallationError."""
+    """Run the servers for the time of a ``with`` block. Raises: InstallationError."""
     services = EmbeddedServices(settings)
     urls = services.start()
     try:
@@ -104,7 +107,7 @@ def embedded_services(settings: Settings) -> Iterator[Urls]:
 
 @contextmanager
 def embedded_database(settings: Settings) -> Iterator[str]:
-    """The private PostgreSQL alone, as it is, for the time of a ``with``; its URL. Raises: InstallationError."""
+    """Run only the private PostgreSQL for a ``with`` block, without a migration. Raises: InstallationError."""
     _make_directory(settings.data_dir)
     with _locked(settings.data_dir), _socket_dir(settings.data_dir) as socket_dir:
         server = Postgres(settings.data_dir, socket_dir)
@@ -127,12 +130,13 @@ def _make_directory(directory: Path) -> None:
 
 @contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    """One instance per data directory. The kernel lets go of the lock when the process dies, however it dies."""
+    """Allow one instance per data directory. The kernel releases the lock when the process ends, also after a kill."""
     with (data_dir / "embedded.lock").open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InstallationError(_already_running(data_dir, stream)) from None
+        # The process id is only for the error message of the next instance.
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
@@ -149,7 +153,7 @@ def _already_running(data_dir: Path, stream: IO[str]) -> str:
 
 @contextmanager
 def _socket_dir(data_dir: Path) -> Iterator[Path]:
-    """A directory for Unix sockets: in the data directory, or a short temporary one where that path is too long."""
+    """Make a directory for Unix sockets: in the data directory, or a temporary one where that path is too long."""
     inside = data_dir / "run"
     if len(os.fsencode(inside / _LONGEST_SOCKET_NAME)) <= _LONGEST_SOCKET_PATH:
         inside.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
-"""``python -m jobs.embedded``: start what no URL is given for, migrate, say where it is, hold it until told to stop.
+"""The command ``python -m jobs.embedded``: run the servers that no URL is given for, until it is stopped.
 
-Writes one JSON line ``{"database_url", "broker_url"}`` to standard output when ready. Stops both servers cleanly on
-SIGTERM or SIGINT, when its standard input (a pipe) closes, or when its parent dies. Exit 0 after a clean stop.
+It migrates the database and then writes one JSON line ``{"database_url", "broker_url"}`` to standard output. It stops
+both servers cleanly on SIGTERM or SIGINT, when its standard input (a pipe) closes, or when its parent dies. The exit
+code is 0 after a clean stop.
 """
 
 import json
@@ -24,6 +25,7 @@ from jobs.observability.logs import configure_logging
 from jobs.settings import Settings
 
 _POLL_SECONDS: Final = 0.25
+# A server that dies more often than this within the window is not restarted any more.
 _MAX_REVIVALS: Final = 20
 _REVIVAL_WINDOW_SECONDS: Final = 60.0
 
@@ -31,7 +33,7 @@ logger = structlog.get_logger("jobs.embedded")
 
 
 def main() -> int:
-    """The process's exit code."""
+    """Run the servers, and return the process's exit code."""
     configure_logging()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,6 +67,7 @@ def _hold(services: EmbeddedServices, stopping: threading.Event) -> None:
     parent = os.getppid()
     watched = _watched_input()
     revivals: deque[float] = deque(maxlen=_MAX_REVIVALS)
+    # A process whose parent died gets another parent.
     while not stopping.is_set() and os.getppid() == parent and not _closed(watched, stopping):
         for name in services.revive():
             revivals.append(time.monotonic())
@@ -74,7 +77,7 @@ def _hold(services: EmbeddedServices, stopping: threading.Event) -> None:
 
 
 def _watched_input() -> int | None:
-    """Standard input, when somebody holds its other end; /dev/null and terminals close for other reasons."""
+    """Return standard input if it is a pipe or socket; /dev/null and terminals close for other reasons."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -83,7 +86,7 @@ def _watched_input() -> int | None:
 
 
 def _closed(watched: int | None, stopping: threading.Event) -> bool:
-    """Wait a moment; True when the watched input has ended."""
+    """Wait a short time. Return True when the watched input has ended."""
     if watched is None:
         stopping.wait(_POLL_SECONDS)
         return False

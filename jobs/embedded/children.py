@@ -1,4 +1,4 @@
-"""Server processes that die with this one, and the account they run under when this one is root."""
+"""Server processes that end with this one, and the account that they run as when this process is root."""
 
 import ctypes
 import os
@@ -16,6 +16,7 @@ from typing import Final
 
 from jobs.kit.errors import InstallationError
 
+# From <linux/prctl.h>. Other systems have no such call.
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _ACCOUNT_NAME: Final = "pgserver"
@@ -33,7 +34,7 @@ class Account:
 
 
 def unprivileged_account() -> Account | None:
-    """Whom PostgreSQL runs as: None for "whoever we are"; a system user, made if missing, when we are root.
+    """Return the account for PostgreSQL: None for the current user; as root, a system user, made if missing.
 
     Raises:
         InstallationError: the user can not be made.
@@ -63,7 +64,7 @@ def _make_account() -> None:
 
 
 def allow_traversal(account: Account | None, path: Path) -> None:
-    """As root: let others search (not list) the directories that lead to ``path``, as the account must reach it."""
+    """As root, let others search (not list) the directories above ``path``, because the account must reach it."""
     if account is None:
         return
     for directory in path.absolute().parents:
@@ -73,9 +74,10 @@ def allow_traversal(account: Account | None, path: Path) -> None:
 
 
 def chown_to(account: Account | None, directory: Path) -> None:
-    """As root: make the directory and all in it the account's, if it is not yet."""
+    """As root, give the directory and everything in it to the account, unless it has it already."""
     if account is None or directory.stat().st_uid == account.uid:
         return
+    # The directory itself comes last: its owner shows that everything in it is done.
     for path in (*directory.rglob("*"), directory):
         os.chown(path, account.uid, account.gid, follow_symlinks=False)
 
@@ -83,12 +85,13 @@ def chown_to(account: Account | None, directory: Path) -> None:
 def spawn(
     arguments: Sequence[str | Path], *, log: Path, on_parent_death: signal.Signals, account: Account | None = None
 ) -> Server:
-    """Start a server in a session of its own; on Linux it gets the signal when this process dies, however it dies."""
+    """Start a server in a session of its own. On Linux it gets the signal when this process ends in any way."""
     parent = os.getpid()
 
     def bind_to_parent() -> None:
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, int(on_parent_death), 0, 0, 0)
+            # The parent may have ended before prctl was called; then no signal would come.
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -112,7 +115,7 @@ def wait_until(ready: Callable[[], bool], process: Server, *, name: str, log: Pa
     """Poll until ``ready``.
 
     Raises:
-        InstallationError: the process ended or was not ready in time; the message carries the end of its log.
+        InstallationError: the process ended or was not ready in time; the message has the end of its log.
     """
     deadline = time.monotonic() + seconds
     while not ready():
@@ -125,7 +128,7 @@ def wait_until(ready: Callable[[], bool], process: Server, *, name: str, log: Pa
 
 
 def stop(process: Server, signals: Sequence[signal.Signals], *, seconds: float) -> None:
-    """Send the signals one after another, each with its time, until the process is gone; SIGKILL is the last."""
+    """Send the signals one by one, each with ``seconds`` to take effect, until the process ends; last is SIGKILL."""
     for number in (*signals, signal.SIGKILL):
         if process.poll() is not None:
             return

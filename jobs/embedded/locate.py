@@ -1,4 +1,4 @@
-"""Which database a command works on: the one it is told of, or the embedded one of a service that runs."""
+"""Finding the database of a command: the configured one, or the embedded one of a running service."""
 
 import contextlib
 from pathlib import Path
@@ -14,10 +14,10 @@ _SOCKET_DIRECTORY_LINE: Final = 4  # of postmaster.pid, counted from 0
 
 
 def database_url(settings: Settings) -> str:
-    """QUANTRY_DATABASE_URL, or where the embedded server of QUANTRY_DATA_DIR listens now.
+    """Return QUANTRY_DATABASE_URL, or the URL of the running embedded server of QUANTRY_DATA_DIR.
 
     Raises:
-        InstallationError: neither is there.
+        InstallationError: there is neither.
     """
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
@@ -31,9 +31,10 @@ def database_url(settings: Settings) -> str:
 
 
 def embedded_url(data_dir: Path) -> str | None:
-    """Where the embedded server of ``data_dir`` listens; None when it does not run."""
+    """Return the URL of the running embedded server of ``data_dir``; None when it does not run."""
     with contextlib.suppress(FileNotFoundError, ValueError, IndexError, psutil.NoSuchProcess):
         lines = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
+        # After a crash the file remains, and another program may have got the process id.
         if psutil.Process(int(lines[0])).name() == "postgres":
             return url_at(Path(lines[_SOCKET_DIRECTORY_LINE]))
     return None

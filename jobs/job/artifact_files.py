@@ -1,4 +1,4 @@
-"""One published file: its row, and where its bytes are."""
+"""A published file: its row, and the place of its bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from jobs.settings import Settings
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """A row and its bytes: a blob of the store, or the file ``legacy`` that the first release published."""
+    """A row and its bytes: a blob of the store, or the file ``legacy`` of the first release."""
 
     view: ArtifactView
     store: ArtifactStore
     legacy: Path | None
 
     def require(self) -> None:
-        """Raises: ArtifactNotFound: the bytes are gone; StoreUnavailable: the store does not answer."""
+        """Check that the bytes exist. Raises: ArtifactNotFound: they are gone; StoreUnavailable: no answer."""
         if self.legacy is None and self.store.size(self.view.sha256) is None:
             raise ArtifactNotFound
 
     def read(self, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Part of the bytes, in chunks; the first is read before this returns.
+        """Yield a part of the bytes in chunks; the first chunk is read before this returns.
 
         Raises:
             ArtifactNotFound: the bytes are gone.
             StoreUnavailable: the store does not answer.
-            jobs.artifacts.DamagedBlob: it has fewer bytes than the row says; possibly while iterating.
+            jobs.artifacts.DamagedBlob: there are fewer bytes than the row says; possibly while iterating.
         """
         wanted = self.view.bytes - start if length is None else length
         try:
@@ -43,17 +43,17 @@ class ArtifactFile:
 
 
 class ArtifactFiles:
-    """Finds the bytes of rows."""
+    """Finds the bytes of artifact rows."""
 
     def __init__(self, store: ArtifactStore, settings: Settings) -> None:
         self._store = store
         self._legacy = LegacyFiles(settings.artifacts_dir)
 
     def open(self, artifact: Artifact) -> ArtifactFile:
-        """The row's file; whether its bytes are there, the file says when it is asked."""
+        """Return the row's file. Whether its bytes exist is only checked when they are read."""
         legacy = self._legacy.find(artifact.job_id, artifact.fence, artifact.path)
         return ArtifactFile(view=artifact_view(artifact), store=self._store, legacy=legacy)
 
     def forget(self, job_id: str) -> None:
-        """Remove what the first release published of a job whose rows are gone. Blobs are left to ``jobs.gc``."""
+        """Remove the first release's files of a job whose rows are gone. Blobs are left to ``jobs.gc``."""
         self._legacy.delete(job_id)

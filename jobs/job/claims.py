@@ -1,4 +1,4 @@
-"""What a worker holds and what it tells: a claim, its heartbeats, its reports and its result."""
+"""The types between a worker and the database: a claim, and the reports and results of an attempt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from quant_engine.policy import JobRequest
 class Claim:
     """The right to run one attempt of one job. ``spec`` is the fully resolved JobRequest as JSON.
 
-    ``resolved_revision`` is the commit that an earlier attempt found the model's revision to mean; ``request_id`` and
-    ``traceparent`` are those of the request that queued the job. ``low_memory``: an attempt ran out of memory;
-    ``retry_from``: the stage that a retry asked to begin with, until that is done; ``run_seconds_left``: what earlier
-    attempts left of the job's time.
+    ``resolved_revision``: the commit that an earlier attempt found for the model's revision. ``request_id`` and
+    ``traceparent``: those of the request that queued the job. ``low_memory``: an attempt ran out of memory.
+    ``retry_from``: the stage that a retry asked to begin with, until that is done. ``run_seconds_left``: the part of
+    the job's time that earlier attempts did not use.
     """
 
     job_id: str
@@ -29,20 +29,20 @@ class Claim:
     resolved_revision: str | None = None
     request_id: str | None = None
     traceparent: str | None = None
-    waited_seconds: float = 0.0  # since it could have been claimed
+    waited_seconds: float = 0.0  # since the job could have been claimed
     low_memory: bool = False
     retry_from: str | None = None
     run_seconds_left: float | None = None
 
     @property
     def request(self) -> JobRequest:
-        """The specification as types. Raises: pydantic.ValidationError."""
+        """The specification as a JobRequest. Raises: pydantic.ValidationError."""
         return JobRequest.model_validate(self.spec)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressReport:
-    """One progress report. ``fraction`` in [0, 1] is of the whole job; eta in seconds."""
+    """A progress report. ``fraction`` in [0, 1] is of the whole job; the eta values are in seconds."""
 
     fraction: float
     stage: str
@@ -53,7 +53,7 @@ class ProgressReport:
     eta_p90: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The members of a job's ``progress`` that a worker reports."""
+        """Return the members of a job's ``progress`` that a worker reports."""
         eta = None if self.eta_p50 is None or self.eta_p90 is None else {"p50": self.eta_p50, "p90": self.eta_p90}
         cleaned: dict[str, Any] = storable_json(
             {
@@ -70,7 +70,7 @@ class ProgressReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything a finished run publishes, at once. ``artifacts``: from ``ArtifactStore.put``."""
+    """Everything that a finished run publishes at once. ``artifacts``: from ``ArtifactStore.put``."""
 
     summary: Mapping[str, Any]
     report: Mapping[str, Any]
@@ -79,4 +79,4 @@ class Manifest:
 
 
 ReleaseReason = Literal["crash", "drain", "low_memory"]
-"""Why an attempt ends without an end of its job: it died, its worker stops, or it needs more memory than there is."""
+"""Why an attempt ends but its job does not: it crashed, its worker stops, or it ran out of memory."""

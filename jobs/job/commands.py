@@ -1,6 +1,6 @@
-"""What a tenant can have done with jobs. Each public method is one transaction; what it returns is a frozen view.
+"""The commands of a tenant on jobs. Each public method is one transaction and returns a frozen view.
 
-Errors: any :class:`jobs.kit.errors.QuantryError` named per method; a database that does not answer is ``Unavailable``.
+Errors: each method names its :class:`jobs.kit.errors.QuantryError`. ``Unavailable``: the database does not answer.
 """
 
 import shutil
@@ -23,14 +23,14 @@ from quant_engine.policy import JobRequest
 
 
 class CreatedJob(NamedTuple):
-    """The answer to a request for a job. ``is_new`` is false when it is replayed from the Idempotency-Key."""
+    """The answer to a request for a job. ``is_new`` is false when the Idempotency-Key returned a stored answer."""
 
     job: JobView
     is_new: bool
 
 
 class JobCommands:
-    """Creates, cancels, retries and deletes jobs. Every query is scoped by ``tenant``; foreign ids look missing."""
+    """Creates, cancels, retries and deletes jobs. Every query is limited to ``tenant``; ids of others look missing."""
 
     def __init__(self, database: Database, settings: Settings, store: ArtifactStore, nudger: Nudger) -> None:
         self._database = database
@@ -47,12 +47,12 @@ class JobCommands:
         request_id: str | None = None,
         traceparent: str | None = None,
     ) -> CreatedJob:
-        """Validate, resolve and enqueue; nudges a worker after the commit.
+        """Validate, resolve and enqueue a job; then nudge a worker, after the commit.
 
-        ``request_id`` and ``traceparent`` (W3C Trace Context) go with the job to whoever runs it, for logs and traces.
+        ``request_id`` and ``traceparent`` (W3C Trace Context) are stored with the job for the worker's logs and traces.
 
         Raises:
-            InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: what is asked for can not be done; names
+            InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: the request can not be done; names
                 the field.
             IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
         """
@@ -66,11 +66,12 @@ class JobCommands:
             job = enqueue(session, request, tenant, self._settings, Origin(request_id, traceparent))
             view = job_views(session, [job])[0]
             idempotent.remember(session, view)
+        # After the commit: a worker that is nudged earlier would not see the row.
         self._nudger.nudge()
         return CreatedJob(view, is_new=True)
 
     def cancel_job(self, job_id: str, *, tenant: str, idempotency_key: str | None = None) -> JobView:
-        """Raises: JobNotFound, InvalidState on a terminal job, IdempotencyConflict, IdempotencyInFlight."""
+        """Cancel a job. Raises: JobNotFound, InvalidState if it is over, IdempotencyConflict, IdempotencyInFlight."""
         kept = self._settings.idempotency_seconds
         idempotent = IdempotentRequest.of(
             tenant, f"POST /v1/jobs/{job_id}/cancel", idempotency_key, None, keep_seconds=kept
@@ -93,11 +94,11 @@ class JobCommands:
         request_id: str | None = None,
         traceparent: str | None = None,
     ) -> JobView:
-        """Queue a failed or cancelled job again; nudges a worker after the commit.
+        """Queue a failed or cancelled job again; then nudge a worker, after the commit.
 
-        It resumes from what its attempts left where it ran, from the stage ``from_stage`` if one is named.
+        It resumes from what its attempts left on the machine that runs it, or at the stage ``from_stage``.
 
-        Raises: JobNotFound, InvalidState on any other job, IdempotencyConflict, IdempotencyInFlight.
+        Raises: JobNotFound, InvalidState for a job in another state, IdempotencyConflict, IdempotencyInFlight.
         """
         wanted = RetryRequest(from_stage=from_stage)
         kept = self._settings.idempotency_seconds
@@ -116,7 +117,7 @@ class JobCommands:
         return view
 
     def delete_job(self, job_id: str, *, tenant: str) -> None:
-        """Rows and work files of a terminal job, at once; bytes that no other job has follow with ``jobs.gc``.
+        """Delete rows and work files of a finished job. ``jobs.gc`` later removes bytes that no other job has.
 
         Raises: JobNotFound, InvalidState.
         """
@@ -126,5 +127,6 @@ class JobCommands:
                 raise InvalidState(
                     f"The job is {job.status}. Cancel it first; it can be deleted once it is over.", retry_after=5
                 )
+        # Files go after the commit: a rollback must not leave a job without its files.
         self._files.forget(job_id)
         shutil.rmtree(self._settings.work_dir / job_id, ignore_errors=True)

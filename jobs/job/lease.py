@@ -1,7 +1,7 @@
-"""The worker's side of a job's life: claim, heartbeat, fenced writes, publish, release, sweep.
+"""The worker's operations on a job: claim, heartbeat, fenced writes, publish, release, sweep.
 
-Every write has the claim's fence in its WHERE; a write that changes no row returns False, and the caller must then
-stop its runner: another worker, a cancel or a sweep has taken the job. All times are the database's clock.
+Every write has the claim's fence in its WHERE. A write that changes no row returns False, and the caller must then stop
+its runner: another worker, a cancel or a sweep has taken the job. All times are of the database's clock.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,14 +30,14 @@ __all__ = ["Claim", "HeartbeatResult", "JobLeases", "Manifest", "ProgressReport"
 
 
 class JobLeases:
-    """Claims jobs for workers and writes what they learn. One instance per process; methods are transactions."""
+    """Claims jobs for workers and writes their results. One instance per process; each method is a transaction."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
 
     def claim(self, owner: str) -> Claim | None:
-        """Take the job whose turn it is: fence + 1, attempt + 1, a fresh lease."""
+        """Claim the job whose turn it is: fence + 1, attempt + 1, a new lease. None when there is none."""
         with self._database.transaction() as session:
             job = leases.claim_oldest(session, owner, self._settings.lease_seconds)
             if job is None:
@@ -60,7 +60,7 @@ class JobLeases:
             )
 
     def heartbeat(self, claim: Claim) -> HeartbeatResult:
-        """Renew the lease."""
+        """Renew the lease of a claim."""
         with self._database.transaction() as session:
             renewed = leases.renew(session, claim.job_id, claim.fence, self._settings.lease_seconds)
         if renewed is None:
@@ -71,11 +71,11 @@ class JobLeases:
         )
 
     def record_resolved_revision(self, claim: Claim, revision: str) -> bool:
-        """The commit sha that the model's revision meant."""
+        """Store the commit SHA of the model's revision, so that every later attempt uses the same model."""
         return self._write(claim, {"resolved_revision": storable_text(revision)})
 
     def record_retry_begun(self, claim: Claim) -> bool:
-        """The files that a retry does not want are gone: attempts after this one keep all there are."""
+        """Record that a retry's unwanted files are deleted, so that later attempts keep all files."""
         return self._write(claim, {"retry_from": None})
 
     def record_progress(self, claim: Claim, progress: ProgressReport) -> bool:
@@ -84,9 +84,10 @@ class JobLeases:
         return self._write(claim, {"progress": shown}, [NewEvent("progress", shown)])
 
     def record_stage(self, claim: Claim, name: str, status: StageStatus, seconds: float | None = None) -> bool:
-        """Set one stage's line (appended in order of first mention) and append a ``stage.status`` event."""
+        """Set the line of one stage (new stages are appended) and append a ``stage.status`` event."""
         line = storable_json({"name": name, "status": status.value, "seconds": seconds})
         with self._database.transaction() as session:
+            # The list is read and written back, so the row stays locked between the two.
             stages = leases.lock_stages(session, claim.job_id, claim.fence)
             if stages is None:
                 return False
@@ -95,7 +96,7 @@ class JobLeases:
             return leases.update_fenced(session, claim.job_id, claim.fence, values, [event]) is not None
 
     def record_layers(self, claim: Claim, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Insert or replace layer rows by name and append one ``layer.completed`` event each."""
+        """Insert or replace layer rows by name, and append one ``layer.completed`` event for each."""
         values = [layer_values(row) for row in rows]
         events = [NewEvent("layer.completed", row) for row in values]
         with self._database.transaction() as session:
@@ -109,7 +110,7 @@ class JobLeases:
         return self._write(claim, {}, [NewEvent(event_type, storable_json(data))])
 
     def publish(self, claim: Claim, manifest: Manifest) -> bool:
-        """Make the job succeeded, with all it produced, in one fenced UPDATE. False: lost, or a cancel came first."""
+        """Make the job succeed, with all its results, in one fenced UPDATE. False: lost, or a cancel came first."""
         layers = [layer_values(row) for row in manifest.layers]
         values = {
             "summary": storable_json(manifest.summary),
@@ -117,28 +118,30 @@ class JobLeases:
             "published_fence": claim.fence,
         }
         with self._database.transaction() as session:
+            # The fenced UPDATE is first: when the claim is lost, nothing else is written.
             job = self._move(session, claim, JobStatus.SUCCEEDED, values=values)
             if job is None:
                 return False
             leases.replace_layers(session, claim.job_id, layers)
             artifacts = [_artifact(claim, entry) for entry in manifest.artifacts]
             leases.add_artifacts(session, artifacts)
+            # In the same transaction: no success can lose the publication that it asked for.
             queue_output(session, job, claim.spec, artifacts, self._settings)
             return True
 
     def fail(self, claim: Claim, problem: JobProblem) -> bool:
-        """End the job as failed (as cancelled, if a cancel came first)."""
+        """End the job as failed, or as cancelled if a cancel came first."""
         error = storable_json(problem.as_json(claim.job_id))
         with self._database.transaction() as session:
             failed = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code=problem.code)
+            # A cancelling job can not become failed; the only way out is cancelled.
             return failed is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
 
     def release(self, claim: Claim, reason: ReleaseReason) -> bool:
-        """Give the job back: queued again, or failed ``crash_loop`` when a crash used the last attempt up.
+        """Return the job to the queue, or fail it with ``crash_loop`` after a crash in its last attempt.
 
-        A ``drain`` does not count the attempt. ``low_memory`` may be given once between two retries: it earns the job
-        one attempt more, and every attempt from then on is made with less memory. A job that was cancelling becomes
-        cancelled.
+        A ``drain`` does not count the attempt. ``low_memory`` is possible once between two retries: it gives the job
+        one more attempt, and all later attempts run with less memory. A cancelling job becomes cancelled.
         """
         with self._database.transaction() as session:
             if reason == "crash" and claim.attempt >= claim.max_attempts:
@@ -151,28 +154,28 @@ class JobLeases:
             return moved is not None or self._move(session, claim, JobStatus.CANCELLED) is not None
 
     def cancelled(self, claim: Claim) -> bool:
-        """The runner is gone: a cancelling job becomes cancelled."""
+        """Make a cancelling job cancelled, after its runner ended."""
         with self._database.transaction() as session:
             return self._move(session, claim, JobStatus.CANCELLED) is not None
 
     def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
-        """Repair what workers left behind: expired leases, deadlines, queued rows without a nudge.
+        """Repair what dead workers left: expired leases, exceeded deadlines, queued rows without a nudge.
 
-        ``orphans`` are claims on jobs and publications whose holder is known to be dead: their lease is over now.
+        ``orphans`` are claims on jobs and publications whose process is known to be dead: their lease ends now.
         """
         return sweep(self._database, self._settings, orphans)
 
     @contextmanager
     def locking_finished_jobs(self, job_ids: Collection[str]) -> Iterator[frozenset[str]]:
-        """Those of ``job_ids`` whose work files nobody needs any more; as long as this lasts, none can be retried.
+        """Yield those of ``job_ids`` whose work files are not needed any more; none can be retried during the block.
 
-        They have succeeded or are deleted, or failed or were cancelled longer ago than such files are kept.
+        They succeeded, are deleted, or failed or were cancelled before the retention time of work files.
         """
         with self._database.transaction() as session:
             yield leases.lock_finished(session, job_ids, self._settings.work_retention_seconds)
 
     def beat_worker(self, owner: str, *, hostname: str, pid: int, device: str) -> None:
-        """Say that this worker is alive."""
+        """Record that this worker is alive."""
         with self._database.transaction() as session:
             leases.beat_worker(session, owner, hostname, pid, device)
 
@@ -181,6 +184,7 @@ class JobLeases:
         return leases.requeue(
             session,
             *leases.fenced(claim.job_id, claim.fence),
+            # A drain is no failure of the job, so it adds no delay.
             delay_seconds=self._settings.retry_delay_seconds * claim.attempt if counts else 0.0,
             counts=counts,
             reason=reason,
@@ -190,6 +194,7 @@ class JobLeases:
         queued = leases.requeue(
             session,
             *leases.fenced(claim.job_id, claim.fence),
+            # Matches only a job that does not run with less memory yet.
             Job.low_memory.is_(False),
             delay_seconds=self._settings.retry_delay_seconds,
             counts=True,
@@ -218,13 +223,13 @@ class JobLeases:
 
 
 def _waited_seconds(job: Job) -> float:
-    """From when a job that is claimed now could have been claimed; a retry's delay is no waiting."""
+    """Return how long a claimed job could have been claimed before; the delay of a retry does not count."""
     begun = job.attempt_started_at
     return 0.0 if begun is None else (begun - max(job.queued_at, job.available_at)).total_seconds()
 
 
 def _with_line(stages: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """``stages`` with the line of the same name replaced, or the new one at the end."""
+    """Return ``stages`` with the line of the same name replaced, or the new line at the end."""
     if any(stage["name"] == line["name"] for stage in stages):
         return [line if stage["name"] == line["name"] else stage for stage in stages]
     return [*stages, line]

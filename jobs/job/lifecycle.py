@@ -1,4 +1,4 @@
-"""How a tenant moves a job: made, cancelled, taken up again. Functions work in their caller's transaction."""
+"""Creating, cancelling and retrying a job for a tenant. The functions work in their caller's transaction."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from quant_engine.policy import JobRequest, policy_hash
 
 
 class RetryRequest(BaseModel):
-    """The body of a retry: where to take the job up. Without a stage it resumes from all that its attempts left."""
+    """The body of a retry: the stage to begin at. Without one it resumes from all that its attempts left."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,14 +27,15 @@ class RetryRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Origin:
-    """The request that queues a job, for the logs and traces of whoever runs it."""
+    """The request that queues a job, for the logs and traces of the worker."""
 
     request_id: str | None = None
     traceparent: str | None = None
 
 
 def find_job(session: Session, tenant: str, job_id: str) -> Job:
-    """The tenant's job. Raises: JobNotFound."""
+    """Return the tenant's job. Raises: JobNotFound."""
+    # An id that has the wrong form is not sent to the database.
     job = jobs.find(session, tenant, job_id) if is_id(job_id) else None
     if job is None:
         raise JobNotFound
@@ -42,7 +43,7 @@ def find_job(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def enqueue(session: Session, request: JobRequest, tenant: str, settings: Settings, origin: Origin) -> Job:
-    """A new job. Raises: InvalidPolicy, ModelNotFound, DatasetNotFound."""
+    """Insert a new job. Raises: InvalidPolicy, ModelNotFound, DatasetNotFound."""
     spec = resolve_request(request, settings)
     job = Job(
         id=new_id("job"),
@@ -67,13 +68,14 @@ def enqueue(session: Session, request: JobRequest, tenant: str, settings: Settin
 
 
 def cancel(session: Session, tenant: str, job_id: str) -> Job:
-    """The job after a cancel.
+    """Cancel a job and return it.
 
     Raises:
         JobNotFound: there is none.
-        InvalidState: it is over.
+        InvalidState: the job is over.
     """
     job = _locked(session, tenant, job_id)
+    # Cancelling twice is no error: the client wants the same state.
     if job.status == JobStatus.CANCELLING:
         return job
     cancelled = jobs.request_cancel(session, job)
@@ -83,11 +85,11 @@ def cancel(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def retry(session: Session, tenant: str, job_id: str, request: RetryRequest, attempts: int, origin: Origin) -> Job:
-    """The job, queued again with ``attempts`` more and all its time.
+    """Queue a job again, with ``attempts`` more attempts and its full time.
 
     Raises:
         JobNotFound: there is none.
-        InvalidState: it has succeeded, or is not over.
+        InvalidState: the job has succeeded, or is not over.
     """
     job = _locked(session, tenant, job_id)
     restarted = jobs.restart(
@@ -107,7 +109,7 @@ def retry(session: Session, tenant: str, job_id: str, request: RetryRequest, att
 
 
 def _locked(session: Session, tenant: str, job_id: str) -> Job:
-    """The row is locked first, so that a claim or a publish beside it comes before or after."""
+    """Return the job with its row locked, so that a claim or a publish comes entirely before or after."""
     job = jobs.lock(session, tenant, job_id) if is_id(job_id) else None
     if job is None:
         raise JobNotFound

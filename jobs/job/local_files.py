@@ -1,4 +1,4 @@
-"""What lies on the operator's disk under a name: models and datasets. Names come from requests, paths never do."""
+"""Models and datasets on the operator's disk, found by name. Requests contain names and never paths."""
 
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,7 @@ _EVALUATION_FILES: Final = ("test*.txt",)
 
 
 def local_models(settings: Settings) -> tuple[str, ...]:
-    """Ids that ``model.source: local`` accepts, sorted: ``name`` or ``group/name``."""
+    """Return the ids that ``model.source: local`` accepts, sorted: ``name`` or ``group/name``."""
     root = settings.models_dir
     candidates = [path.parent.relative_to(root).as_posix() for path in sorted(root.glob("*/config.json"))]
     candidates += [path.parent.relative_to(root).as_posix() for path in sorted(root.glob("*/*/config.json"))]
@@ -20,10 +20,10 @@ def local_models(settings: Settings) -> tuple[str, ...]:
 
 
 def local_model_dir(settings: Settings, model_id: str) -> Path:
-    """The directory of a local model, resolved, inside the models directory.
+    """Return the directory of a local model, resolved, inside the models directory.
 
     Raises:
-        ModelNotFound: there is no such directory with a ``config.json``, or it leads outside.
+        ModelNotFound: there is no such directory with a ``config.json``, or it is outside.
     """
     directory = _model_dir(settings.models_dir, model_id)
     if directory is None:
@@ -36,23 +36,24 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
 
 
 def calibration_datasets(settings: Settings) -> tuple[str, ...]:
-    """Names that ``calibration.dataset`` accepts, sorted."""
+    """Return the names that ``calibration.dataset`` accepts, sorted."""
     return tuple(sorted({BUILT_IN, SELF, *_datasets_with(settings, _CALIBRATION_FILES)}))
 
 
 def evaluation_datasets(settings: Settings) -> tuple[str, ...]:
-    """Names that ``evaluation.perplexity.dataset`` accepts, sorted."""
+    """Return the names that ``evaluation.perplexity.dataset`` accepts, sorted."""
     return tuple(sorted({BUILT_IN, *_datasets_with(settings, _EVALUATION_FILES)}))
 
 
 def resolve_calibration_dataset(settings: Settings, name: str | None) -> str:
-    """The name itself, or the operator's default for null. Raises: DatasetNotFound."""
+    """Return the name itself, or the operator's default for null. Raises: DatasetNotFound."""
     chosen = settings.default_dataset if name is None else name
     return _checked(chosen, calibration_datasets(settings), "/calibration/dataset")
 
 
 def resolve_evaluation_dataset(settings: Settings, name: str | None) -> str:
-    """The name itself, or the operator's default for null. Raises: DatasetNotFound."""
+    """Return the name itself, or the operator's default for null. Raises: DatasetNotFound."""
+    # The texts of SELF are for calibration only.
     default = BUILT_IN if settings.default_dataset == SELF else settings.default_dataset
     chosen = default if name is None else name
     return _checked(chosen, evaluation_datasets(settings), "/evaluation/perplexity/dataset")
@@ -77,6 +78,7 @@ def _datasets_with(settings: Settings, patterns: tuple[str, ...]) -> list[str]:
 
 
 def _model_dir(models_dir: Path, model_id: str) -> Path | None:
+    # Both paths are resolved first: neither ".." nor a link may lead outside.
     root = models_dir.resolve()
     directory = (root / model_id).resolve()
     if directory == root or not directory.is_relative_to(root) or not (directory / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The operator's view of the whole installation, across tenants: for readiness, metrics and capabilities."""
+"""The state of the whole installation, across tenants: for readiness, metrics and capabilities."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ from jobs.settings import Settings
 
 _CHEAP_SECONDS: Final = 0.5
 _COST: Final = 100.0
-"""A count that takes longer than that is kept a hundred times as long: at most one percent of a database's time."""
+"""A slow count is cached for a hundred times as long as it took: at most one percent of the database's time."""
 
 
 class WorkerView(View):
-    """A worker that said lately that it is alive. ``busy``: it holds a job. The JSON leaves out what is internal."""
+    """A worker that reported recently. ``busy``: it holds a job. The JSON leaves out internal fields."""
 
     owner: Annotated[str, Field(exclude=True)]
     busy: Annotated[bool, Field(exclude=True)] = False
@@ -33,7 +33,7 @@ class WorkerView(View):
 
 
 class Installation(View):
-    """What the database knows at one moment. Counts have every status, zeros included."""
+    """The counts of the database at one moment. They have every status, zeros included."""
 
     jobs: Mapping[str, int]
     publications: Mapping[str, int]
@@ -42,7 +42,7 @@ class Installation(View):
 
 
 class Overview:
-    """Read-only questions. Every method raises Unavailable when the database does not answer."""
+    """Read-only queries. Every method raises Unavailable when the database does not answer."""
 
     def __init__(self, database: Database, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
@@ -52,9 +52,10 @@ class Overview:
         self._deliveries = _CachedCount(overview.count_deliveries, clock)
 
     def installation(self) -> Installation:
-        """Everything that is measured. What is final may be a little old where there is very much of it."""
+        """Return all counts. Counts of final states may be a little old where there are very many rows."""
         with self._database.transaction() as session:
-            queue = overview.queue_health(session, self._alive_seconds)  # first: a connection is no part of a count
+            # First, so that the time to connect is not measured as the time of a count.
+            queue = overview.queue_health(session, self._alive_seconds)
             return Installation(
                 queue=queue,
                 jobs=_every(JobStatus, {**self._finished.read(session), **overview.count_unfinished(session)}),
@@ -63,12 +64,12 @@ class Overview:
             )
 
     def queue_health(self) -> QueueHealth:
-        """Whether the queue moves."""
+        """Return the numbers that show whether the queue moves."""
         with self._database.transaction() as session:
             return overview.queue_health(session, self._alive_seconds)
 
     def recent_workers(self) -> tuple[WorkerView, ...]:
-        """The workers that beat within the last lease."""
+        """Return the workers that reported within the last lease."""
         with self._database.transaction() as session:
             found = overview.workers_since(session, self._alive_seconds)
             busy = overview.busy_owners(session)
@@ -77,7 +78,7 @@ class Overview:
 
 
 class _CachedCount:
-    """A count that is asked again only when that is cheap."""
+    """A count that is repeated only when that is cheap."""
 
     def __init__(self, count: Callable[[Session], Counts], clock: Callable[[], float]) -> None:
         self._count = count

@@ -1,6 +1,6 @@
-"""What a tenant can ask about jobs. Each public method is one transaction; what it returns is a frozen view.
+"""The queries of a tenant on jobs. Each public method is one transaction and returns a frozen view.
 
-Errors: any :class:`jobs.kit.errors.QuantryError` named per method; a database that does not answer is ``Unavailable``.
+Errors: each method names its :class:`jobs.kit.errors.QuantryError`. ``Unavailable``: the database does not answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from quant_engine.policy.fields import MAX_INT32
 
 
 class JobQueries:
-    """Reads jobs and what belongs to them. Every query is scoped by ``tenant``; foreign ids look missing."""
+    """Reads jobs and what belongs to them. Every query is limited to ``tenant``; ids of others look missing."""
 
     def __init__(self, database: Database, settings: Settings, store: ArtifactStore) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class JobQueries:
         self._files = ArtifactFiles(store, settings)
 
     def get_job(self, job_id: str, *, tenant: str) -> JobView:
-        """Raises: JobNotFound."""
+        """Return a job. Raises: JobNotFound."""
         with self._database.transaction() as session:
             return job_views(session, [find_job(session, tenant, job_id)])[0]
 
@@ -50,7 +50,7 @@ class JobQueries:
         model: str | None = None,
         metadata: dict[str, str] | None = None,
     ) -> Page[JobView]:
-        """Newest first, keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
+        """List jobs, newest first, by keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
         filters = {"status": status, "model_id": model}
         labels = metadata or {}
         _check_storable({"model": model or "", **{f"metadata[{key}]": key + value for key, value in labels.items()}})
@@ -58,6 +58,7 @@ class JobQueries:
             found = jobs.page(
                 session,
                 tenant,
+                # One row more than asked for shows whether another page follows.
                 limit=limit + 1,
                 after=None if after is None else cursors.decode_job(after),
                 filters={name: value for name, value in filters.items() if value is not None},
@@ -67,7 +68,7 @@ class JobQueries:
         return _page(views, len(found) > limit, lambda last: cursors.encode_job(last.created_at, last.id))
 
     def list_events(self, job_id: str, *, tenant: str, after: int = 0, limit: int = 100) -> Page[EventView]:
-        """Events with ``id`` > after, oldest first; next_cursor is the last id. Raises: JobNotFound."""
+        """List events with ``id`` > after, oldest first; next_cursor is the last id. Raises: JobNotFound."""
         with self._database.transaction() as session:
             find_job(session, tenant, job_id)
             found = jobs.events_after(session, job_id, min(after, MAX_INT32), limit + 1)
@@ -77,11 +78,12 @@ class JobQueries:
     def list_layers(
         self, job_id: str, *, tenant: str, sort: str = "block", limit: int = 100, after: str | None = None
     ) -> Page[LayerView]:
-        """``sort``: a numeric field, ``-`` before it for descending. Raises: JobNotFound, InvalidQuery."""
+        """List layers by ``sort``, a numeric field; ``-`` before it: descending. Raises: JobNotFound, InvalidQuery."""
         field = sort.removeprefix("-").removeprefix("+")
         if field not in LAYER_NUMBERS:
             known = ", ".join(LAYER_NUMBERS)
             raise InvalidQuery(f"Layers can be sorted by a numeric field, '-' before it: {known}.", pointer="?sort")
+        # The order is part of the cursor: a cursor of another order is refused.
         order = ("-" if sort.startswith("-") else "") + field
         with self._database.transaction() as session:
             find_job(session, tenant, job_id)
@@ -99,7 +101,7 @@ class JobQueries:
         )
 
     def get_report(self, job_id: str, *, tenant: str) -> dict[str, Any]:
-        """Raises: JobNotFound, ReportNotFound."""
+        """Return the report of a job. Raises: JobNotFound, ReportNotFound."""
         with self._database.transaction() as session:
             found = jobs.find_report(session, tenant, job_id) if is_id(job_id) else None
         if found is None:
@@ -112,14 +114,14 @@ class JobQueries:
         return report
 
     def list_artifacts(self, job_id: str, *, tenant: str) -> Page[ArtifactView]:
-        """All of them in one page, by path. Raises: JobNotFound."""
+        """List all artifacts in one page, by path. Raises: JobNotFound."""
         with self._database.transaction() as session:
             find_job(session, tenant, job_id)
             found = jobs.artifacts_of(session, job_id)
         return _page([artifact_view(artifact) for artifact in found], False, lambda last: last.id)
 
     def open_artifact(self, artifact_id: str, *, tenant: str) -> ArtifactFile:
-        """Nothing is asked of the store yet. Raises: ArtifactNotFound, ArtifactsExpired."""
+        """Return one artifact, without a request to the store. Raises: ArtifactNotFound, ArtifactsExpired."""
         with self._database.transaction() as session:
             artifact = jobs.find_artifact(session, tenant, artifact_id) if is_id(artifact_id) else None
             if artifact is None:
@@ -128,7 +130,7 @@ class JobQueries:
         return self._files.open(artifact)
 
     def archive_files(self, job_id: str, *, tenant: str) -> tuple[ArtifactFile, ...]:
-        """The files of the checkpoint directory, by path; empty before success.
+        """Return the files of the checkpoint directory, by path; empty before success.
 
         Raises: JobNotFound, ArtifactsExpired, ArtifactNotFound when one of them is gone, StoreUnavailable.
         """
@@ -136,19 +138,20 @@ class JobQueries:
             _not_expired(find_job(session, tenant, job_id))
             found = jobs.artifacts_of(session, job_id)
         files = tuple(self._files.open(artifact) for artifact in found if artifact.path.startswith(CHECKPOINT_PREFIX))
+        # All are checked first: an archive that has begun can not report a missing file.
         for file in files:
             file.require()
         return files
 
     def queue_health(self) -> QueueHealth:
-        """Raises: Unavailable when the database does not answer, NotMigrated when it is of an older release."""
+        """Return the state of the queue. Raises: Unavailable; NotMigrated if the database is of an older release."""
         with self._database.transaction() as session:
             schema.require_current(session)
             return overview.queue_health(session, alive_seconds=self._settings.lease_seconds)
 
 
 def job_views(session: Session, found: Sequence[Job]) -> list[JobView]:
-    """The rows as the HTTP contract shows them, with the place in the queue of those that wait."""
+    """Return the views of rows, with the queue position of those that wait."""
     queued = [job.id for job in found if job.status == JobStatus.QUEUED]
     positions = turns.queue_positions(session, queued)
     return [job_view(job, positions.get(job.id)) for job in found]

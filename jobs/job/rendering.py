@@ -1,4 +1,4 @@
-"""From rows to views, and from incoming layer rows to storable ones."""
+"""Converting rows to views, and reported layer rows to values that can be stored."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,21 +22,21 @@ from jobs.repository.models import Artifact, Job, JobEvent, JobLayer
 LAYER_NUMBERS = tuple(
     name for name, field in LayerView.model_fields.items() if field.annotation in (int, float, float | None)
 )
-"""Columns of a layer that can be sorted by."""
+"""The columns that layers can be sorted by."""
 
 
 def layer_values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One reported row as column values: unknown columns are dropped, non-finite numbers become null.
+    """Convert a reported row to column values: unknown columns are dropped, non-finite numbers become null.
 
     Raises:
-        pydantic.ValidationError: it lacks a column. Those that say what was chosen may be left out.
+        pydantic.ValidationError: a column is missing. Only columns about the choice may be left out.
     """
     left_out = {"alpha": None, "statistic": None, "selected": None}
     return LayerView.model_validate(storable_json({**left_out, **row})).model_dump()
 
 
 def job_view(job: Job, queue_position: int | None = None) -> JobView:
-    """The job as the HTTP contract shows it."""
+    """Return the view of a job."""
     status = JobStatus(job.status)
     return JobView(
         id=job.id,
@@ -72,6 +72,7 @@ def job_view(job: Job, queue_position: int | None = None) -> JobView:
 
 def _progress(job: Job, status: JobStatus, queue_position: int | None) -> ProgressView:
     shown: dict[str, Any] = {**job.progress, "queue_position": queue_position, "heartbeat_at": job.heartbeat_at}
+    # The last report of a run may be below 1, and an estimate is only true while the job runs.
     if status is JobStatus.SUCCEEDED:
         shown["fraction"] = 1.0
     if status is not JobStatus.RUNNING:
@@ -80,17 +81,17 @@ def _progress(job: Job, status: JobStatus, queue_position: int | None) -> Progre
 
 
 def event_view(event: JobEvent) -> EventView:
-    """One log entry."""
+    """Return the view of one log entry."""
     return EventView(id=event.id, type=event.type, created_at=event.created_at, data=event.data)
 
 
 def layer_view(layer: JobLayer) -> LayerView:
-    """One layer row."""
+    """Return the view of one layer row."""
     return LayerView.model_validate(layer, from_attributes=True)
 
 
 def artifact_view(artifact: Artifact) -> ArtifactView:
-    """One artifact."""
+    """Return the view of one artifact."""
     return ArtifactView(
         id=artifact.id,
         name=artifact.path.rsplit("/", 1)[-1],
@@ -103,7 +104,7 @@ def artifact_view(artifact: Artifact) -> ArtifactView:
 
 
 def shown_options(spec: BaseModel) -> dict[str, Any]:
-    """What a job shows of its request beside model and policy; inline texts are counted, not repeated."""
+    """Return the parts of a request that a job shows beside model and policy; inline texts are only counted."""
     options: dict[str, Any] = spec.model_dump(mode="json", include={"calibration", "evaluation", "output", "limits"})
     for holder in (options["calibration"], options["evaluation"]["perplexity"]):
         if holder is not None and isinstance(holder["dataset"], dict):

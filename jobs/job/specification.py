@@ -1,4 +1,4 @@
-"""From a request to the specification a job stores: policy resolved, names checked, everything spelled out."""
+"""Making the specification that a job stores from a request: policy resolved, names checked, defaults filled in."""
 
 from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
 from jobs.kit.errors import InvalidPolicy
@@ -17,13 +17,13 @@ from quant_engine.policy import (
 
 
 def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
-    """The same request with nothing left to defaults. Hub ids are resolved later, by the worker.
+    """Return the request with all defaults filled in. The worker resolves Hub ids later.
 
     Raises:
-        InvalidPolicy: the policy contradicts itself or names an unknown preset (the pointer begins with /policy), or
-            there is nothing for ``output`` to act on, or it asks for a profile that the policy does not keep to.
+        InvalidPolicy: the policy contradicts itself or names an unknown preset (its pointer begins with /policy), or
+            ``output`` has nothing to act on, or the policy does not fit the profile that ``output`` asks for.
         ModelNotFound: a local model is not in the models directory.
-        DatasetNotFound: a dataset's name means nothing here.
+        DatasetNotFound: a dataset's name is unknown here.
     """
     if request.model.source == "local":
         local_model_dir(settings, request.model.id)

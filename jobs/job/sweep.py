@@ -1,4 +1,4 @@
-"""Repairing what workers leave behind. Any worker may sweep at any time; rows locked by another are passed over."""
+"""Repairing what dead workers leave. Any worker may sweep at any time; rows that another has locked are skipped."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ MAX_NUDGES: Final = 8
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep did; ``nudges``: how many queued rows deserve a nudge now (at most 8).
+    """What a sweep did. ``nudges``: how many queued rows need a nudge now (at most 8).
 
-    ``publications``: how many of them had a lease that ran out, or a claim that was orphaned.
+    ``publications``: how many publications had an expired lease or an orphaned claim.
     """
 
     requeued: int = 0
@@ -34,11 +34,12 @@ class Swept:
 
 
 def sweep(database: Database, settings: Settings, orphans: Collection[ClaimKey] = ()) -> Swept:
-    """Settle expired leases, orphaned claims and deadlines, then pick queued rows to nudge for. Raises: Unavailable."""
+    """Settle expired leases, orphans and deadlines, then choose queued rows to nudge for. Raises: Unavailable."""
     with database.transaction() as session:
         outcomes = list(_settle(session, settings.lease_seconds, orphans))
         publications = sweep_publications(session, orphans)
         leases.purge_expired_keys(session)
+    # Separate transactions: locks are held for a short time, and a failure keeps the repairs before it.
     with database.transaction() as session:
         turns.tidy(session)
     with database.transaction() as session:
@@ -53,10 +54,11 @@ def sweep(database: Database, settings: Settings, orphans: Collection[ClaimKey] 
 
 
 def _settle(session: Session, grace_seconds: float, orphans: Collection[ClaimKey]) -> Iterator[JobStatus]:
-    """The new status of every row repaired."""
+    """Repair rows, and yield the new status of each."""
     for job, deadline_exceeded in leases.lock_expired(session, orphans):
         reason = "crash" if (job.id, job.fence) in orphans else "lease_expired"
         yield _settle_expired(session, job, deadline_exceeded, reason)
+    # A worker ends such a run itself. The sweep does it a lease later, for a worker that does not.
     for job, _ in leases.lock_overdue_runs(session, grace_seconds):
         yield _fail(session, job, run_deadline(job.max_run_seconds))
     for job, _ in leases.lock_overdue_queued(session):
@@ -67,6 +69,7 @@ def _settle_expired(session: Session, job: Job, deadline_exceeded: bool, reason:
     if job.status == JobStatus.CANCELLING:
         move_job(session, JobStatus.CANCELLED, Job.id == job.id)
         return JobStatus.CANCELLED
+    # Before the attempts: a job without time left could not use another attempt.
     if deadline_exceeded:
         return _fail(session, job, run_deadline(job.max_run_seconds))
     if job.attempt >= job.max_attempts:
