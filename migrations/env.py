@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that ``jobs.repository.migrate`` hands over, or on ``QUANTRY_DATABASE_URL``."""
+"""Run migrations on the connection of ``jobs.repository.migrate``, or on ``QUANTRY_DATABASE_URL``."""
 
 from alembic import context
 from sqlalchemy import Connection, create_engine, text
@@ -7,14 +7,14 @@ from jobs.repository.database import normalize_url
 from jobs.repository.models import Base
 from jobs.settings import get_settings
 
-# A migration that waits for a lock makes every later query on that table wait behind it; give up instead, and retry.
+# A migration that waits for a lock blocks every later query on that table. It gives up instead and can be repeated.
 LOCK_TIMEOUT = "3s"
-# One migrator at a time; any constant that nothing else here uses.
+# Only one process migrates at a time. Any number that no other lock of the service uses.
 ADVISORY_LOCK = 7_212_023
 
 
 def run(connection: Connection) -> None:
-    """Bring the database to the asked revision in one transaction."""
+    """Bring the database to the requested revision, in one transaction."""
     context.configure(
         connection=connection, target_metadata=Base.metadata, compare_type=True, compare_server_default=True
     )
@@ -25,7 +25,7 @@ def run(connection: Connection) -> None:
 
 
 def run_from_settings() -> None:
-    """The command line's way: a connection of its own."""
+    """Migrate from the command line, with a connection of its own."""
     url = get_settings().database_url
     if url is None:
         raise SystemExit("Set QUANTRY_DATABASE_URL to the database to migrate.")

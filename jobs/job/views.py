@@ -1,4 +1,4 @@
-"""What the service shows of a job: frozen models that render exactly the JSON of the HTTP contract."""
+"""The views of a job: frozen models that render exactly the JSON of the HTTP contract."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from quant_engine.interface.layers import LayerRow
 
 
 class ModelView(View):
-    """The model as asked for, and the commit it was resolved to (null for local models and before resolving)."""
+    """The requested model, and the commit it was resolved to (null for local models and before resolving)."""
 
     source: Literal["hub", "local"]
     id: str
@@ -26,10 +26,10 @@ class EtaView(View):
 
 
 class ProgressView(View):
-    """Where a job is. ``fraction`` is of the whole job; ``done``/``total`` count ``unit`` in the current stage.
+    """The progress of a job. ``fraction`` is of the whole job; ``done``/``total`` count ``unit`` in the current stage.
 
-    ``queue_position`` is 1 for the job that is claimed next. It is an estimate: tenants take turns, and a job may come
-    after it and still run before it.
+    ``queue_position`` is 1 for the job that is claimed next. It is an estimate: tenants take turns, so a job that is
+    submitted later may run earlier.
     """
 
     fraction: float = 0.0
@@ -43,7 +43,7 @@ class ProgressView(View):
 
 
 class StageView(View):
-    """One phase of the run. ``seconds`` is null while it runs."""
+    """One stage of the run. ``seconds`` is null while it runs."""
 
     name: str
     status: StageStatus
@@ -51,18 +51,18 @@ class StageView(View):
 
 
 class LinksView(View):
-    """Where the rest of a job is."""
+    """The paths of the other resources of a job."""
 
     self: str
     events: str
     layers: str
     report: str
     artifacts: str
-    publications: str = ""  # not in answers that an older release kept for their Idempotency-Key
+    publications: str = ""  # missing in answers that an older release stored for an Idempotency-Key
 
     @classmethod
     def of(cls, job_id: str) -> "LinksView":
-        """The links of one job, as paths of this server."""
+        """Return the links of one job, as paths of this server."""
         base = f"/v1/jobs/{job_id}"
         return cls(
             self=base,
@@ -75,9 +75,9 @@ class LinksView(View):
 
 
 class JobView(View):
-    """A job. ``version`` is the row's, for the ETag; it is not part of the JSON.
+    """A job. ``version`` is that of the row, for the ETag; it is not part of the JSON.
 
-    ``attempt`` and ``retries`` count over its whole life; ``low_memory``: it ran out of memory and runs with less.
+    ``attempt`` and ``retries`` count over its whole life. ``low_memory``: it ran out of memory and now runs with less.
     """
 
     id: str
@@ -85,12 +85,12 @@ class JobView(View):
     status: JobStatus
     is_terminal: bool
     attempt: int
-    retries: int = 0  # not in answers that an older release kept for their Idempotency-Key, nor is the next
+    retries: int = 0  # missing in answers that an older release stored for an Idempotency-Key, as is the next field
     low_memory: bool = False
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
-    expired_at: Timestamp | None = None  # when retention removed its files; not in answers that an older release kept
+    expired_at: Timestamp | None = None  # when retention removed its files; missing in stored answers too
     model: ModelView
     policy: dict[str, Any]
     policy_hash: str
@@ -108,13 +108,13 @@ class JobView(View):
 
     @property
     def etag(self) -> str:
-        """A strong validator: the row's version, and the queue position, which changes without the row."""
+        """A strong validator: the row's version and the queue position, which changes without the row."""
         position = self.progress.queue_position
         return f'"{self.version}"' if position is None else f'"{self.version}-{position}"'
 
 
 class EventView(View):
-    """One entry of a job's event log. ``id`` counts from 1 within the job, without gaps; old ones may have expired."""
+    """One entry of a job's event log. ``id`` counts from 1 in the job, without gaps; old entries may have expired."""
 
     id: int
     object: Literal["job.event"] = "job.event"
@@ -124,7 +124,7 @@ class EventView(View):
 
 
 class LayerView(LayerRow):
-    """One quantized linear: what was chosen for it and what that does to its held-out error."""
+    """One quantized linear: what was chosen for it, and the effect on its held-out error."""
 
     # A runner of another release may report columns that this one does not have.
     model_config = ConfigDict(frozen=True, extra="ignore")

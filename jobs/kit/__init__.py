@@ -1,1 +1,1 @@
-"""What every concept of this room is built from: ids, errors, states, cursors, leases and view types."""
+"""The basic types of this package: ids, errors, states, cursors, leases and view types."""

@@ -1,4 +1,4 @@
-"""The error tree of the service. The HTTP status sits on the class; ``api.problems`` renders any of them.
+"""The error tree of the service. Each class has its HTTP status; ``api.problems`` renders all of them.
 
     QuantryError                          500 internal_error
     ├── NotFound                          404
@@ -14,20 +14,20 @@
     │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
     │   ├── ModelNotFound                     model_not_found
     │   ├── DatasetNotFound                   dataset_not_found
-    │   ├── UnknownCredential                 (told as credential_not_found)
+        │   ├── UnknownCredential                 (with the code credential_not_found)
     │   └── InvalidQuery                      invalid_query         (names the parameter)
     ├── IdempotencyConflict               422 idempotency_key_reused
     ├── TooManyCredentials                409 quota_exceeded
-    ├── CredentialUnreadable              500 credential_unreadable (for workers: the key is another one)
+        ├── CredentialUnreadable              500 credential_unreadable (for workers: the key is a different one)
     ├── Unauthorized                      401 unauthorized          (WWW-Authenticate)
     ├── BodyTooLarge                      413 body_too_large
     ├── Unavailable                       503 unavailable           (Retry-After)
     │   ├── NotMigrated                       not_migrated          (the database is of an older release)
     │   └── StoreUnavailable                  store_unavailable     (the artifact store)
-    │       └── StoreRefused                  store_refused         (it answers, and says no)
+        │       └── StoreRefused                  store_refused         (the store answers and refuses)
     └── InstallationError                 500 installation_error    (raised at start, never by a request)
 
-A failed *job* is not an exception: its ``error`` is a :class:`JobProblem`, the same shape as data.
+A failed *job* is not an exception: its ``error`` is a :class:`JobProblem`, with the same members as data.
 """
 
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ _STATUS_OF_CATEGORY: Final[dict[Category, int]] = {"user": 422, "platform": 500,
 
 
 def problem_type(code: str) -> str:
-    """The ``type`` member of a problem: a stable name, not a page."""
+    """Return the ``type`` member of a problem: a stable name, which is not the address of a page."""
     return f"urn:quantry:problem:{code}"
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """One wrong place of a request: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
+    """One wrong field of a request: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
 
     pointer: str
     code: str
@@ -53,7 +53,7 @@ class FieldError:
 
 
 class QuantryError(Exception):
-    """Anything the service answers with a problem. ``detail`` says what is wrong with a remedy, never echoing input."""
+    """An error that is answered with a problem. ``detail`` has the fault and a remedy, and never repeats the input."""
 
     status: ClassVar[int] = 500
     code: str = "internal_error"
@@ -78,7 +78,7 @@ class QuantryError(Exception):
 
 
 class NotFound(QuantryError):
-    """Missing, or another tenant's: the two look the same."""
+    """The object is missing, or belongs to another tenant: the two look the same."""
 
     status = 404
     code = "not_found"
@@ -141,7 +141,7 @@ class InvalidState(QuantryError):
 
 
 class ArtifactsExpired(QuantryError):
-    """The operator's retention removed the job's files; the job, its summary, layers and report are still there."""
+    """The operator's retention removed the job's files; the job, its summary, layers and report remain."""
 
     status = 410
     code = "artifacts_expired"
@@ -170,7 +170,7 @@ class IdempotencyInFlight(QuantryError):
 
 
 class InvalidRequest(QuantryError):
-    """A well-formed request that asks for something impossible."""
+    """The request is well-formed but can not be done."""
 
     status = 422
     code = "invalid_request"
@@ -189,21 +189,21 @@ class InvalidPolicy(InvalidRequest):
 
 
 class ModelNotFound(InvalidRequest):
-    """A local model that is not in the operator's models directory."""
+    """The local model is not in the operator's models directory."""
 
     code = "model_not_found"
     title = "Model not found"
 
 
 class DatasetNotFound(InvalidRequest):
-    """A dataset name that nothing here can resolve."""
+    """The dataset's name is unknown here."""
 
     code = "dataset_not_found"
     title = "Dataset not found"
 
 
 class UnknownCredential(InvalidRequest):
-    """A request names a credential that its tenant does not have; told under the code of one that is missing."""
+    """The request names a credential that its tenant does not have; the code is that of a missing credential."""
 
     code = "unknown_credential"
     title = "Credential not found"
@@ -218,7 +218,7 @@ class UnknownCredential(InvalidRequest):
 
 
 class InvalidQuery(InvalidRequest):
-    """A query parameter that means nothing here, such as a foreign cursor."""
+    """A query parameter has no meaning here, such as a foreign cursor."""
 
     code = "invalid_query"
     title = "Invalid query"
@@ -247,7 +247,7 @@ class TooManyCredentials(QuantryError):
 
 
 class CredentialUnreadable(QuantryError):
-    """A stored secret does not open with the keys at hand."""
+    """A stored secret can not be decrypted with the keys of this machine."""
 
     code = "credential_unreadable"
     title = "Credential unreadable"
@@ -285,7 +285,7 @@ class BodyTooLarge(QuantryError):
 
 
 class Unavailable(QuantryError):
-    """A server this service depends on does not answer."""
+    """A server that this service depends on does not answer."""
 
     status = 503
     code = "unavailable"
@@ -296,7 +296,7 @@ class Unavailable(QuantryError):
 
 
 class NotMigrated(Unavailable):
-    """The database lacks a table or a column of this release: its migration has yet to run."""
+    """The database lacks a table or a column of this release: its migration has not run yet."""
 
     code = "not_migrated"
 
@@ -316,7 +316,7 @@ class StoreUnavailable(Unavailable):
 
 
 class StoreRefused(StoreUnavailable):
-    """The artifact store answers and refuses: no such bucket, or keys that may not. Only the operator can mend it."""
+    """The artifact store refuses: the bucket is missing, or the keys lack rights. Only the operator can fix it."""
 
     code = "store_refused"
 
@@ -325,7 +325,7 @@ class StoreRefused(StoreUnavailable):
 
 
 class InstallationError(QuantryError):
-    """The service can not start here; the message names the remedy."""
+    """The service can not start here; the message has the remedy."""
 
     code = "installation_error"
     title = "Can not start"
@@ -333,7 +333,7 @@ class InstallationError(QuantryError):
 
 @dataclass(frozen=True, kw_only=True)
 class JobProblem:
-    """Why a job failed, as its ``error`` shows it."""
+    """Why a job failed: the content of its ``error``."""
 
     code: str
     category: Category
@@ -342,7 +342,7 @@ class JobProblem:
     title: str | None = None
 
     def as_json(self, job_id: str) -> dict[str, Any]:
-        """RFC 9457 members plus ``code``, ``category`` and ``hint``."""
+        """Return the members of RFC 9457 plus ``code``, ``category`` and ``hint``."""
         return {
             "type": problem_type(self.code),
             "title": self.title or self.code.replace("_", " ").capitalize(),
@@ -356,7 +356,7 @@ class JobProblem:
 
 
 def crash_loop(attempt: int) -> JobProblem:
-    """The runner died on every attempt; ``attempt`` is the last one's number."""
+    """The problem of a job whose runner died on every attempt; ``attempt`` is the number of the last one."""
     return JobProblem(
         code="crash_loop",
         category="platform",
@@ -367,7 +367,7 @@ def crash_loop(attempt: int) -> JobProblem:
 
 
 def queue_deadline(seconds: int) -> JobProblem:
-    """No worker took the job in time."""
+    """The problem of a job that no worker took in time."""
     return JobProblem(
         code="deadline_exceeded",
         category="capacity",
@@ -378,7 +378,7 @@ def queue_deadline(seconds: int) -> JobProblem:
 
 
 def run_deadline(seconds: int) -> JobProblem:
-    """The job ran longer than it was allowed to."""
+    """The problem of a job that ran longer than it was allowed to."""
     return JobProblem(
         code="deadline_exceeded",
         category="user",

@@ -1,4 +1,4 @@
-"""What claims on jobs and on publications have in common."""
+"""The types that claims on jobs and claims on publications share."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ ClaimKey = tuple[str, int]
 
 @dataclass(frozen=True)
 class HeartbeatResult:
-    """What a heartbeat learnt. ``ok`` false: the claim is lost, kill the runner and write nothing more.
+    """The result of a heartbeat. ``ok`` false: the claim is lost; kill the runner and write nothing more.
 
-    ``run_seconds_left``: of the job's time, where it is limited; 0 or less once it is used up.
+    ``run_seconds_left``: the rest of the job's time, where it is limited; 0 or less once it is used up.
     """
 
     ok: bool

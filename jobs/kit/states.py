@@ -1,22 +1,22 @@
-"""What a job can be, and the one table of how it may change."""
+"""The states of a job, and the one table of allowed changes."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class JobStatus(StrEnum):
-    """The public states. Clients never see another value; phases of a run live in ``stages``."""
+    """The public states. Clients never see another value; the stages of a run are in ``stages``."""
 
-    QUEUED = "queued"  # accepted and durable; waits for a worker (again, after a crash)
+    QUEUED = "queued"  # accepted and stored; waits for a worker (again, after a crash)
     RUNNING = "running"  # a worker holds the lease
-    CANCELLING = "cancelling"  # a cancel is durable; the worker has yet to stop the runner
+    CANCELLING = "cancelling"  # a cancel is stored; the worker has not stopped the runner yet
     SUCCEEDED = "succeeded"  # the manifest is published
-    FAILED = "failed"  # ended by a problem, which ``error`` tells
-    CANCELLED = "cancelled"  # ended by request; nothing was published
+    FAILED = "failed"  # ended by a problem, which is in ``error``
+    CANCELLED = "cancelled"  # ended by a request; nothing was published
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job is over: it has an end, and only a retry that somebody asks for takes it up again."""
+        """Whether the job is over: it changes no more unless somebody asks for a retry."""
         return self in TERMINAL
 
 
@@ -32,45 +32,45 @@ TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
 }
 
 HELD: Final = frozenset({_S.RUNNING, _S.CANCELLING})
-"""States in which a worker holds the lease, so that its fenced writes may still land."""
+"""States in which a worker holds the lease, so that its fenced writes still count."""
 
 RETRIABLE: Final = frozenset({_S.FAILED, _S.CANCELLED})
-"""States that a retry leaves. Nothing leaves ``succeeded``."""
+"""States from which a retry is possible. Nothing leaves ``succeeded``."""
 
 TERMINAL: Final = frozenset({_S.SUCCEEDED}) | RETRIABLE
 
 
 def sources(target: JobStatus) -> frozenset[JobStatus]:
-    """The states from which ``target`` may be reached: what an UPDATE that sets it has in its WHERE."""
+    """Return the states from which ``target`` may be reached: the UPDATE that sets it has them in its WHERE."""
     return frozenset(status for status, targets in TRANSITIONS.items() if target in targets)
 
 
 class StageStatus(StrEnum):
-    """One phase of a run."""
+    """The state of one stage of a run."""
 
     RUNNING = "running"  # started, not finished
     SUCCEEDED = "succeeded"  # finished in this attempt
-    REUSED = "reused"  # finished by an earlier attempt; its files were taken over
-    FAILED = "failed"  # the run ended inside it
+    REUSED = "reused"  # finished by an earlier attempt, whose files are used
+    FAILED = "failed"  # the run ended in this stage
 
 
 class PublicationStatus(StrEnum):
-    """A push of one job's checkpoint to the Hub."""
+    """The states of a push of a job's checkpoint to the Hub."""
 
     QUEUED = "queued"  # waits for a worker (again, after a crash or a Hub that did not answer)
     RUNNING = "running"  # a worker holds the lease
     SUCCEEDED = "succeeded"  # the commit is on the Hub
-    FAILED = "failed"  # ended by a problem, which ``error`` tells; a retry queues it again
+    FAILED = "failed"  # ended by a problem, which is in ``error``; a retry queues it again
 
     @property
     def is_terminal(self) -> bool:
-        """Whether only a retry moves it."""
+        """Whether it is over: only a retry can change it."""
         return self in {PublicationStatus.SUCCEEDED, PublicationStatus.FAILED}
 
 
 class DeliveryStatus(StrEnum):
-    """One message to one webhook endpoint."""
+    """The states of one message to one webhook endpoint."""
 
     PENDING = "pending"  # waits for its first or next attempt, or is being sent
     SUCCEEDED = "succeeded"  # the receiver answered with a 2xx status
-    FAILED = "failed"  # given up; ``last_error`` tells why, and a redelivery begins anew
+    FAILED = "failed"  # given up; ``last_error`` has the reason, and a redelivery starts again

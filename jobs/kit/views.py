@@ -1,4 +1,4 @@
-"""What every view is made of. Views are frozen models that render exactly the JSON of the HTTP contract."""
+"""The base types of views. Views are frozen models that render exactly the JSON of the HTTP contract."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Generic, Literal, TypeVar
@@ -22,7 +22,7 @@ class View(BaseModel):
 
 
 class Page(View, Generic[Item]):
-    """One page of a list; ``next_cursor`` goes into ``after`` and is null on the last page."""
+    """One page of a list. ``next_cursor`` is the ``after`` of the next request; it is null on the last page."""
 
     object: Literal["list"] = "list"
     data: tuple[Item, ...]
@@ -31,11 +31,11 @@ class Page(View, Generic[Item]):
 
 
 class QueueHealth(View):
-    """What readiness and metrics ask: is the queue moving? Ages in seconds, by the database's clock."""
+    """The numbers for readiness and metrics: does the queue move? Ages are in seconds, by the database's clock."""
 
     queued: int
     running: int
     oldest_queued_seconds: float | None
-    oldest_claimable_seconds: float | None = None  # not of jobs that wait for their next attempt
+    oldest_claimable_seconds: float | None = None  # without jobs that wait for their next attempt
     workers: int
     seconds_since_claim: float | None

@@ -1,7 +1,7 @@
-"""One shape of log line for every process: a JSON object with ``time``, ``level``, ``logger`` and ``event``.
+"""One format of log lines for every process: a JSON object with ``time``, ``level``, ``logger`` and ``event``.
 
-Ids are bound where they become known (``structlog.contextvars``) and then stand on every line: ``request_id`` in the
-API and, of the request that queued the job, in the worker; ``job_id``, ``attempt`` and ``fence`` in the worker.
+Ids are bound where they become known (``structlog.contextvars``), and are then on every line. The API has
+``request_id``. The worker has ``job_id``, ``attempt`` and ``fence``, and the ``request_id`` that queued the job.
 """
 
 import logging
@@ -22,9 +22,9 @@ _SHARED: Final[tuple[Processor, ...]] = (
 
 
 def configure_logging(level: int = logging.INFO, **fields: object) -> None:
-    """Send what structlog and the standard library log to standard error. Safe to call again.
+    """Send what structlog and the standard library log to standard error. It may be called again.
 
-    ``fields`` stand on every line of this process, whichever thread writes it; a line's own field of that name wins.
+    ``fields`` are on every line of this process, from every thread. A line's own field of the same name replaces them.
     """
 
     def with_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -35,11 +35,13 @@ def configure_logging(level: int = logging.INFO, **fields: object) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
+        # A cached logger would keep the settings of an earlier call.
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
+            # For lines of the standard library, such as uvicorn's and SQLAlchemy's.
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -48,5 +50,6 @@ def configure_logging(level: int = logging.INFO, **fields: object) -> None:
         )
     )
     root = logging.getLogger()
+    # Replaced, not added: a second call must not write every line twice.
     root.handlers[:] = [handler]
     root.setLevel(level)

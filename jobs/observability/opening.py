@@ -1,4 +1,4 @@
-"""Whether traces are sent anywhere, and the tracing of a process: OTLP, or none."""
+"""Choosing the tracing of a process: OTLP if it is configured, else none."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_E
 
 
 def is_configured(settings: Settings, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether traces are sent anywhere. OpenTelemetry's own switches turn them off again."""
+    """Return whether traces are sent anywhere. OpenTelemetry's own variables can turn them off."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
@@ -20,10 +20,10 @@ def is_configured(settings: Settings, environment: Mapping[str, str] = os.enviro
 
 
 def open_tracing(settings: Settings, service: str) -> Tracing:
-    """The tracing of this process, known as ``service`` (OTEL_SERVICE_NAME wins); call it after the fork."""
+    """Return the tracing of this process, named ``service`` unless OTEL_SERVICE_NAME is set; call it after the fork."""
     if not is_configured(settings):
         return NoTracing()
-    # Imported only now: the SDK and its exporter take 0.3 s and 20 MB, which nobody without traces should pay.
+    # Imported only here: the SDK and its exporter take 0.3 s and 20 MB, which a process without traces should not need.
     from jobs.observability.otlp import OtlpTracing  # noqa: PLC0415 — see above
 
     return OtlpTracing(settings.otlp_endpoint, service)

@@ -1,8 +1,8 @@
-"""Traces by OTLP over HTTP, through OpenTelemetry's SDK. Import it only where traces are configured.
+"""Traces by OTLP over HTTP, with OpenTelemetry's SDK. Import this only where traces are configured.
 
-Nothing here ever makes a job or a request wait: a span that ends goes into a bounded queue in memory, a thread sends
-them in batches with a short timeout, and what the queue can not hold is dropped. The provider is this process's own
-and not OpenTelemetry's global one: no library begins to trace itself because Quantry does.
+Nothing here makes a job or a request wait. An ended span goes into a bounded queue in memory, a thread sends batches
+with a short timeout, and spans that do not fit into the queue are dropped. The provider belongs to this process and is
+not OpenTelemetry's global one, so that other libraries do not start to trace themselves.
 """
 
 import os
@@ -30,6 +30,7 @@ from jobs.observability import tracing
 from jobs.observability.tracing import STOP_SECONDS, Attribute
 
 _EXPORT_SECONDS: Final = 5.0
+# Our timeout is only a default: these variables of OpenTelemetry replace it.
 _TIMEOUTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
 _KINDS: Final = {"server": SpanKind.SERVER, "consumer": SpanKind.CONSUMER, "internal": SpanKind.INTERNAL}
 
@@ -37,9 +38,9 @@ _KINDS: Final = {"server": SpanKind.SERVER, "consumer": SpanKind.CONSUMER, "inte
 class OtlpTracing:
     """A :class:`~jobs.observability.tracing.Tracing`.
 
-    ``endpoint``: the collector's base URL; None: OpenTelemetry's variables say it.
+    ``endpoint``: the collector's base URL; None: OpenTelemetry's variables give it.
 
-    Sampling, headers, certificates, batch sizes and timeouts are OpenTelemetry's own ``OTEL_*`` variables.
+    OpenTelemetry's own ``OTEL_*`` variables set sampling, headers, certificates, batch sizes and timeouts.
     """
 
     def __init__(self, endpoint: str | None, service: str) -> None:
@@ -63,7 +64,7 @@ class OtlpTracing:
     ) -> tracing.Span:
         """Begin a span."""
         above = _remote(parent)
-        # An empty context, not the current one: only what we name ourselves is a parent.
+        # An empty context, not the current one: the only parent is the one that the caller names.
         context = set_span_in_context(NonRecordingSpan(above)) if above is not None else set_span_in_context(_NOBODY)
         began = time.time_ns() - round(began_seconds_ago * 1e9)
         span = self._tracer.start_span(
@@ -72,7 +73,7 @@ class OtlpTracing:
         return _OtlpSpan(span)
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Send what is left. The SDK itself would wait for half a minute; its threads die with the process."""
+        """Send the remaining spans. The SDK would wait for half a minute; its daemon threads end with the process."""
         stopping = threading.Thread(target=self._provider.shutdown, name="traces-stop", daemon=True)
         stopping.start()
         stopping.join(seconds)

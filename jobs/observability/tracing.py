@@ -1,8 +1,8 @@
-"""Traces from the API over the job to its stages: what the rooms speak, whether or not anybody listens.
+"""The interface of tracing, from the API through the job to its stages, with or without a collector.
 
-Off unless ``QUANTRY_OTLP_ENDPOINT``, or one of OpenTelemetry's own ``OTEL_EXPORTER_OTLP[_TRACES]_ENDPOINT``, is set. A
-job's row carries the ``traceparent`` (W3C Trace Context) of the request that queued it, so that the spans of its
-attempts, in whichever process they run, belong to that request's trace.
+Traces are off unless ``QUANTRY_OTLP_ENDPOINT``, or OpenTelemetry's ``OTEL_EXPORTER_OTLP[_TRACES]_ENDPOINT``, is set. A
+job's row has the ``traceparent`` (W3C Trace Context) of the request that queued it. So the spans of its attempts belong
+to that request's trace, in whichever process they run.
 """
 
 import re
@@ -13,38 +13,39 @@ Attribute = str | bool | int | float
 SpanKind = Literal["server", "consumer", "internal"]
 
 STOP_SECONDS: Final = 2.0
-"""How long a process that ends waits for what it has not sent yet."""
+"""How long a process that ends waits for spans that are not sent yet."""
 
+# The version ff and ids of only zeros are invalid by the specification.
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
 class Span(Protocol):
-    """One operation. Setting and ending it costs microseconds and never waits."""
+    """One operation. Its methods take microseconds and never wait."""
 
     @property
     def traceparent(self) -> str | None:
-        """What children in other processes name as their parent; None without a trace."""
+        """The parent that children in other processes name; None without a trace."""
         ...
 
     def rename(self, name: str) -> None:
-        """Give it a better name, now that it is known."""
+        """Replace the name, when a better one is known."""
         ...
 
     def set(self, attributes: Mapping[str, Attribute]) -> None:
-        """Add attributes."""
+        """Add attributes to the span."""
         ...
 
     def fail(self, reason: str) -> None:
-        """Mark it as failed. ``reason`` is a word or a code, never what a user sent."""
+        """Mark the span as failed. ``reason`` is a word or a code, never a user's input."""
         ...
 
     def end(self) -> None:
-        """It is over now. Further calls do nothing."""
+        """End the span. Later calls do nothing."""
         ...
 
 
 class Tracing(Protocol):
-    """One per process, made after it forked."""
+    """The tracing of one process, made after it forked."""
 
     def span(
         self,
@@ -55,11 +56,11 @@ class Tracing(Protocol):
         attributes: Mapping[str, Attribute] | None = None,
         began_seconds_ago: float = 0.0,
     ) -> Span:
-        """Begin a span. ``parent`` is a ``traceparent``; None, or an unusable one, begins a trace."""
+        """Begin a span. ``parent`` is a ``traceparent``; None, or an invalid one, begins a new trace."""
         ...
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Send what is left, for at most ``seconds``; the spans that are ended later are dropped."""
+        """Send the remaining spans, for at most ``seconds``. Spans that end later are dropped."""
         ...
 
 
@@ -68,20 +69,20 @@ class _NoSpan:
         self.traceparent = traceparent
 
     def rename(self, name: str) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def set(self, attributes: Mapping[str, Attribute]) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def fail(self, reason: str) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
 
 class NoTracing:
-    """Traces are off: spans are nothing, and hand on the ``traceparent`` that they were given."""
+    """Tracing that is off. Its spans record nothing; they pass on the ``traceparent`` that they were given."""
 
     def span(
         self,
@@ -92,13 +93,13 @@ class NoTracing:
         attributes: Mapping[str, Attribute] | None = None,  # noqa: ARG002 — the protocol's
         began_seconds_ago: float = 0.0,  # noqa: ARG002 — the protocol's
     ) -> Span:
-        """Nothing, but its parent."""
+        """Return a span that only passes on its parent."""
         return _NoSpan(usable(parent))
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Nothing is left to send."""
+        """Do nothing: there is nothing to send."""
 
 
 def usable(traceparent: str | None) -> str | None:
-    """``traceparent`` if it is one as W3C Trace Context defines it (its first four fields), else None."""
+    """Return ``traceparent`` if it is valid in W3C Trace Context (its first four fields), else None."""
     return traceparent if traceparent is not None and _TRACEPARENT.fullmatch(traceparent) else None

@@ -1,1 +1,1 @@
-"""Pushing a job's checkpoint to the Hub: an operation of its own, queued, leased and fenced like a job."""
+"""Publications: pushing a job's checkpoint to the Hub, as a separate operation with its own queue, lease and fence."""

@@ -1,7 +1,7 @@
-"""The worker's side of a publication: claim, heartbeat and fenced writes.
+"""The worker's operations on a publication: claim, heartbeat and fenced writes.
 
-As for jobs: every write has the claim's fence in its WHERE, one that changes no row returns False, and all times are
-the database's clock. An attempt that the Hub refused for now is followed by another, later each time.
+As for jobs, every write has the claim's fence in its WHERE, a write that changes no row returns False, and all times
+are of the database's clock. When the Hub refuses an attempt for now, another one follows, each time later.
 """
 
 import random
@@ -22,15 +22,16 @@ from jobs.repository.models import Publication
 from jobs.settings import Settings
 
 _LONGEST_DELAY_SECONDS: Final = 600.0
+# A Hub that asks for a longer time than this does not delay a publication further.
 _LONGEST_RETRY_AFTER_SECONDS: Final = 3600.0
 _JITTER: Final = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """One file to publish: its path in the repository, and what the artifact store knows it by.
+    """One file to publish: its path in the repository, and its digest in the artifact store.
 
-    ``artifact_fence``: of the row, by which the first release's files are found.
+    ``artifact_fence``: the fence of the row, which is part of the path of a file of the first release.
     """
 
     path: str
@@ -64,7 +65,7 @@ class PublicationClaim:
 
 @dataclass(frozen=True)
 class Commit:
-    """Where the checkpoint is now. ``created_repo``: this publication made the repository."""
+    """The commit of the checkpoint. ``created_repo``: this publication made the repository."""
 
     sha: str
     url: str
@@ -72,42 +73,42 @@ class Commit:
 
 
 class PublicationLeases:
-    """Claims publications for workers and writes what they learn. Methods are transactions; all raise Unavailable."""
+    """Claims publications for workers and writes their results. Methods are transactions; all raise Unavailable."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
 
     def claim(self, owner: str) -> PublicationClaim | None:
-        """Take the one that has been available longest: fence + 1, attempt + 1, a fresh lease."""
+        """Claim the publication that has been available longest: fence + 1, attempt + 1, a new lease."""
         with self._database.transaction() as session:
             row = publications.claim_oldest(session, owner, self._settings.lease_seconds)
             return None if row is None else _claim(session, row)
 
     def heartbeat(self, claim: PublicationClaim) -> HeartbeatResult:
-        """Renew the lease."""
+        """Renew the lease of a claim."""
         with self._database.transaction() as session:
             lease = self._settings.lease_seconds
             return HeartbeatResult(ok=publications.renew(session, claim.publication_id, claim.fence, lease))
 
     def record_progress(self, claim: PublicationClaim, done: int, total: int) -> bool:
-        """How many bytes of the checkpoint the Hub has. The caller limits the rate."""
+        """Record how many bytes of the checkpoint the Hub has. The caller limits the rate."""
         with self._database.transaction() as session:
             values = {"bytes_done": min(done, total), "bytes_total": total}
             return publications.update_fenced(session, claim.publication_id, claim.fence, values)
 
     def succeed(self, claim: PublicationClaim, commit: Commit) -> bool:
-        """The commit is on the Hub."""
+        """End the publication as succeeded: the commit is on the Hub."""
         values = {"commit_sha": commit.sha, "commit_url": commit.url, "created_repo": commit.created_repo}
         whole = {"bytes_done": claim.bytes, "bytes_total": claim.bytes, "error": None}
         return self._finish(claim, PublicationStatus.SUCCEEDED, values | whole)
 
     def fail(self, claim: PublicationClaim, problem: JobProblem) -> bool:
-        """Trying again would not help."""
+        """End the publication as failed, because another attempt would not help."""
         return self._finish(claim, PublicationStatus.FAILED, {"error": shown(problem, claim.publication_id)})
 
     def postpone(self, claim: PublicationClaim, problem: JobProblem, *, retry_after: float = 0.0) -> bool:
-        """Try again later, not before ``retry_after`` seconds; failed with ``problem`` after the last attempt."""
+        """Queue another attempt, not before ``retry_after`` seconds; after the last attempt fail with ``problem``."""
         if claim.attempt >= claim.max_attempts:
             return self.fail(claim, problem)
         with self._database.transaction() as session:
@@ -120,12 +121,12 @@ class PublicationLeases:
             )
 
     def release(self, claim: PublicationClaim) -> bool:
-        """Give it back at once, because this worker stops; the attempt does not count."""
+        """Return the publication to the queue at once, because this worker stops; the attempt does not count."""
         with self._database.transaction() as session:
             return publications.requeue(session, claim.publication_id, claim.fence, delay_seconds=0.0, counts=False)
 
     def unfinished(self, publication_ids: Collection[str]) -> frozenset[str]:
-        """Those that are not over: their files may still be needed."""
+        """Return those publications that are not over: their files may still be needed."""
         with self._database.transaction() as session:
             return publications.unfinished(session, publication_ids)
 
@@ -134,7 +135,7 @@ class PublicationLeases:
             return publications.finish(session, claim.publication_id, claim.fence, status, values)
 
     def _delay(self, attempt: int, retry_after: float) -> float:
-        """Doubled with each attempt, with jitter on top so that many do not come back at once."""
+        """Return the delay: doubled with each attempt, plus jitter so that publications do not all return at once."""
         backoff = min(self._settings.publish_retry_seconds * 2.0 ** (attempt - 1), _LONGEST_DELAY_SECONDS)
         least = max(backoff, min(retry_after, _LONGEST_RETRY_AFTER_SECONDS))
         return least * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311 — nobody gains from guessing it

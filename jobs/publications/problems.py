@@ -1,4 +1,4 @@
-"""Why a publication failed, or has to wait, as its view shows it."""
+"""The problems of publications: why one failed or has to wait."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from jobs.kit.storable import storable_json
 
 
 def shown(problem: JobProblem, publication_id: str) -> dict[str, Any]:
-    """The problem as JSON, of this publication."""
+    """Return the problem of this publication as JSON."""
     members: dict[str, Any] = storable_json(problem.as_json("") | {"instance": f"/v1/publications/{publication_id}"})
     return members
 
 
 def crashed(attempts: int) -> JobProblem:
-    """The process that uploads died on every attempt."""
+    """The problem of a publication whose upload process died on every attempt."""
     return JobProblem(
         code="crash_loop",
         category="platform",

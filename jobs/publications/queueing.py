@@ -1,4 +1,4 @@
-"""Making a publication of what a job's manifest holds under ``checkpoint/``."""
+"""Queueing a publication of the files that a job's manifest has under ``checkpoint/``."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ CHECKPOINT_PREFIX: Final = "checkpoint/"
 def queue(
     session: Session, *, job_id: str, tenant: str, target: HubTarget, files: Iterable[Artifact], max_attempts: int
 ) -> Publication:
-    """A queued publication of ``files``, flushed."""
+    """Insert and flush a queued publication of ``files``."""
     published = sorted((file.path.removeprefix(CHECKPOINT_PREFIX), file.sha256, file.bytes) for file in files)
     row = Publication(
         id=new_id("pub"),
@@ -42,7 +42,7 @@ def queue(
 def queue_output(
     session: Session, job: Job, spec: Mapping[str, Any], artifacts: Sequence[Artifact], settings: Settings
 ) -> None:
-    """What ``output.hub`` of a job's specification asks for, in the transaction that makes the job succeed."""
+    """Queue what ``output.hub`` of a job's specification asks for, in the transaction that makes the job succeed."""
     asked = spec.get("output", {}).get("hub")
     files = [artifact for artifact in artifacts if artifact.path.startswith(CHECKPOINT_PREFIX)]
     if asked is None or not files:
@@ -53,6 +53,6 @@ def queue_output(
 
 
 def published_files_digest(files: Iterable[tuple[str, str, int]]) -> str:
-    """Identifies a set of (path in the repository, SHA-256, bytes): equal sets have equal digests, in hexadecimal."""
+    """Return the hexadecimal digest of a set of (path in the repository, SHA-256, bytes); equal sets, equal digests."""
     text = json.dumps(sorted(files), separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

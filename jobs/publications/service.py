@@ -1,4 +1,4 @@
-"""The use cases of the API side. Each public method is one transaction; what it returns is a frozen view."""
+"""The operations of tenants on publications. Each public method is one transaction and returns a frozen view."""
 
 from sqlalchemy.orm import Session
 
@@ -19,7 +19,7 @@ from quant_engine.policy.request import HubTarget
 
 
 class PublicationService:
-    """What a tenant can do with publications. Every query is scoped by ``tenant``; foreign ids look missing."""
+    """The operations on publications. Every query is limited to ``tenant``; ids of others look missing."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
@@ -28,7 +28,7 @@ class PublicationService:
     def create(
         self, job_id: str, target: HubTarget, *, tenant: str, idempotency_key: str | None = None
     ) -> PublicationView:
-        """Queue a push of the job's checkpoint; a worker's publisher takes it up within seconds.
+        """Queue a push of the job's checkpoint; a worker's publisher takes it within seconds.
 
         Raises:
             JobNotFound: this tenant has no such job.
@@ -46,6 +46,7 @@ class PublicationService:
             if stored is not None:
                 return stored
             _find_job(session, tenant, job_id)
+            # The lock is taken before the files are read, so retention can not expire them in between.
             job = _succeeded(_with_files(session, job_id))
             require_credential(session, tenant, target.credential, "/credential")
             files = publications.artifacts_of(session, job.id, CHECKPOINT_PREFIX)
@@ -64,7 +65,7 @@ class PublicationService:
         return view
 
     def list_of(self, job_id: str, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[PublicationView]:
-        """A job's publications, newest first. Raises: JobNotFound, InvalidQuery for a foreign cursor."""
+        """List a job's publications, newest first. Raises: JobNotFound, InvalidQuery for a foreign cursor."""
         cursor = None if after is None else cursors.decode_job(after)
         with self._database.transaction() as session:
             _find_job(session, tenant, job_id)
@@ -75,12 +76,12 @@ class PublicationService:
         return Page(data=views, has_more=has_more, next_cursor=last)
 
     def get(self, publication_id: str, *, tenant: str) -> PublicationView:
-        """Raises: PublicationNotFound."""
+        """Return a publication. Raises: PublicationNotFound."""
         with self._database.transaction() as session:
             return publication_view(_find(session, tenant, publication_id))
 
     def retry(self, publication_id: str, *, tenant: str, idempotency_key: str | None = None) -> PublicationView:
-        """Queue a failed publication again, with all its attempts.
+        """Queue a failed publication again, with its full number of attempts.
 
         Raises:
             PublicationNotFound, InvalidState, ArtifactsExpired, IdempotencyConflict, IdempotencyInFlight.
@@ -92,6 +93,7 @@ class PublicationService:
             if stored is not None:
                 return stored
             found = _find(session, tenant, publication_id)
+            # Locked first: a publication in the queue prevents that the job's files expire.
             _with_files(session, found.job_id)
             restarted = publications.restart(session, tenant, publication_id)
             if restarted is None:
@@ -109,7 +111,7 @@ def _find_job(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def _with_files(session: Session, job_id: str) -> Job:
-    """The job, whose files then stay until the transaction ends. Raises: JobNotFound, ArtifactsExpired."""
+    """Lock the job, whose files then stay until the transaction ends. Raises: JobNotFound, ArtifactsExpired."""
     job = jobs.lock_for_share(session, job_id)
     if job is None:
         raise JobNotFound

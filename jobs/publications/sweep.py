@@ -1,4 +1,4 @@
-"""Repairing what dead workers leave of publications. Any worker may sweep at any time; locked rows are passed over."""
+"""Repairing publications of dead workers. Any worker may sweep at any time; locked rows are skipped."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ from jobs.repository import publications
 
 
 def sweep_publications(session: Session, orphans: Collection[ClaimKey]) -> int:
-    """Settle expired leases and orphans: queued again, or failed when the attempts are used up. How many there were."""
+    """Queue publications of expired leases or orphaned claims again; after the last attempt fail them. Count them."""
     expired = publications.lock_expired(session, orphans)
     for row in expired:
         if row.attempt >= row.max_attempts:

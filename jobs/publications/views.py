@@ -1,4 +1,4 @@
-"""What the service shows of a publication."""
+"""The views of publications."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from jobs.repository.models import Publication
 
 
 class BytesView(View):
-    """How much of the checkpoint is on the Hub; both are 0 before the first attempt has looked."""
+    """How much of the checkpoint is on the Hub. Both are 0 until the first attempt has checked."""
 
     bytes_done: int
     bytes_total: int
@@ -24,9 +24,9 @@ class CommitView(View):
 
 
 class PublicationView(View):
-    """A publication. ``error`` says why it failed; ``last_error`` why its latest attempt will be followed by another.
+    """A publication. ``error``: why it failed; ``last_error``: why its latest attempt is followed by another.
 
-    ``next_attempt_at`` is set while it waits for that. ``version`` is the row's, for the ETag; the JSON has it not.
+    ``next_attempt_at`` is set while it waits for that. ``version`` is that of the row, for the ETag; the JSON lacks it.
     """
 
     id: str
@@ -55,14 +55,15 @@ class PublicationView(View):
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The path of the publication."""
         return f"/v1/publications/{self.id}"
 
 
 def publication_view(row: Publication) -> PublicationView:
-    """The row as the HTTP contract shows it."""
+    """Return the view of a row."""
     status = PublicationStatus(row.status)
     failed = status is PublicationStatus.FAILED
+    # A first attempt waits for no delay, only for a worker.
     waits = status is PublicationStatus.QUEUED and row.attempt > 0
     landed = row.commit_sha is not None and row.commit_url is not None
     return PublicationView(

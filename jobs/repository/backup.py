@@ -1,4 +1,4 @@
-"""SQL of backup and restore: one snapshot for the dump and the list of files, and rows that a restore makes anew."""
+"""SQL of backup and restore: one snapshot for the dump and the list of files, and the changes after a restore."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +12,14 @@ from sqlalchemy.orm import Session
 from jobs.kit.states import JobStatus
 from jobs.repository.models import Artifact, Base, Chore, Job, Publication, WebhookDelivery, Worker
 
+# More claims than could have been given out between a backup and its restore.
 _FENCES_SKIPPED: Final = 1_000_000
 _REVISION_TABLE: Final = "alembic_version"
 
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A content that a job has, and one of the rows that name it."""
+    """A content of a job's file, and one of the rows that name it."""
 
     sha256: str
     bytes: int
@@ -29,7 +30,7 @@ class NamedFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of the database, of which ``pg_dump --snapshot`` makes its dump, as long as the block lasts."""
+    """One moment of the database, for ``pg_dump --snapshot``. It is valid until the ``with`` block ends."""
 
     id: str
     revision: str
@@ -39,10 +40,10 @@ class Snapshot:
 
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Snapshot]:
-    """Raises: sqlalchemy.exc.DBAPIError: there is no database of this service."""
+    """Open a snapshot. Raises: sqlalchemy.exc.DBAPIError: there is no database of this service."""
     with engine.connect() as opened:
         connection = opened.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        # It idles while pg_dump reads, and lists every file of the service.
+        # The transaction idles while pg_dump reads, and lists every file of the service, so it has no time limits.
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         yield Snapshot(
@@ -54,12 +55,13 @@ def snapshot(engine: Engine) -> Iterator[Snapshot]:
 
 
 def server_version(connection: Connection) -> int:
-    """The server's major version."""
+    """Return the server's major version."""
     return int(connection.scalars(text("SHOW server_version_num")).one()) // 10_000
 
 
 def occupied(engine: Engine) -> str | None:
-    """The name of a table that has rows which a restore would take away; None of an empty service."""
+    """Return the name of a table with rows that a restore would remove; None for an empty service."""
+    # A service writes these rows even without a job.
     spared = {Worker.__tablename__, Chore.__tablename__}
     with engine.connect() as connection:
         there = set(inspect(connection).get_table_names())
@@ -70,18 +72,19 @@ def occupied(engine: Engine) -> str | None:
 
 
 def drop_tables(engine: Engine) -> None:
-    """Remove the service's tables, whatever release made them, and nothing else."""
+    """Remove the service's tables, of any release, and nothing else."""
     with engine.begin() as connection:
         for name in (_REVISION_TABLE, *(table.name for table in Base.metadata.sorted_tables)):
             connection.execute(text(f"DROP TABLE IF EXISTS {name} CASCADE"))
 
 
 def invalidate_claims(session: Session) -> None:
-    """Let no write of before the restore count: skip the fences that were given out since the backup was made.
+    """Skip the fences that were given out since the backup, so that no write from before the restore counts.
 
-    A worker of that time may still run; without this, its fence could equal that of a claim to come.
+    A worker of that time may still run; without this, its fence could equal that of a later claim.
     """
     skipped = {"fence": Job.fence + _FENCES_SKIPPED}
+    # No write can change a succeeded job, so its row stays as it was.
     session.execute(update(Job).where(Job.status != JobStatus.SUCCEEDED).values(skipped))
     session.execute(update(Publication).values(fence=Publication.fence + _FENCES_SKIPPED))
     session.execute(update(WebhookDelivery).values(fence=WebhookDelivery.fence + _FENCES_SKIPPED))
@@ -89,12 +92,12 @@ def invalidate_claims(session: Session) -> None:
 
 
 def count_jobs(session: Session) -> int:
-    """How many jobs there are."""
+    """Return the number of jobs."""
     return session.scalars(select(func.count()).select_from(Job)).one()
 
 
 def _named_files(connection: Connection) -> Sequence[NamedFile]:
-    """Every content once, ascending; not those of jobs whose files expired."""
+    """Return every content once, in ascending order, without those of jobs whose files expired."""
     columns = (Artifact.sha256, Artifact.bytes, Artifact.job_id, Artifact.fence, Artifact.path)
     rows = select(*columns).join(Job).where(Job.expired_at.is_(None)).ext(distinct_on(Artifact.sha256))
     return [NamedFile(*row) for row in connection.execute(rows.order_by(Artifact.sha256))]

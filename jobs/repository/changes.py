@@ -1,4 +1,4 @@
-"""The one way a job's row changes: an UPDATE that bumps its version and allocates the ids of its events."""
+"""The only way to change a job's row: an UPDATE that raises its version and allocates the ids of its events."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from jobs.repository.outbox import announce_job
 
 @dataclass(frozen=True)
 class NewEvent:
-    """An event to append. Status events get the row's own ``status`` and ``attempt`` laid under ``data``."""
+    """An event to append. Status events also get the row's ``status`` and ``attempt``, unless ``data`` has them."""
 
     type: str
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def status_events(target: JobStatus, **data: Any) -> tuple[NewEvent, ...]:
-    """What a change to ``target`` appends: ``job.status``, and ``done`` at the end of a job's life."""
+    """Return the events of a change to ``target``: ``job.status``, and ``done`` at the end of a job's life."""
     changed = NewEvent("job.status", data)
     return (changed, NewEvent("done")) if target.is_terminal else (changed,)
 
@@ -30,12 +30,14 @@ def status_events(target: JobStatus, **data: Any) -> tuple[NewEvent, ...]:
 def update_job(
     session: Session, *where: ColumnElement[bool], values: Mapping[str, Any], events: Sequence[NewEvent] = ()
 ) -> Job | None:
-    """Change the one row that ``where`` finds and append ``events`` to its log; None when it finds no row."""
+    """Change the one row that ``where`` finds, and append ``events`` to its log; None when it finds no row."""
     statement = (
         update(Job)
         .where(*where)
+        # The row's own counter gives the ids: the row lock keeps them in order and without gaps.
         .values({"version": Job.version + 1, "last_event_id": Job.last_event_id + len(events), **values})
         .returning(Job)
+        # The session may have an older copy of the row, which the returned values replace.
         .execution_options(synchronize_session=False, populate_existing=True)
     )
     job = session.scalars(statement).one_or_none()
@@ -51,9 +53,9 @@ def move_job(
     values: Mapping[str, Any] | None = None,
     **event_data: Any,
 ) -> Job | None:
-    """Change the status to ``target`` if the table of transitions allows it from where the row is now.
+    """Change the status to ``target``, if the table of transitions allows it from the row's current status.
 
-    Webhook endpoints that subscribe to it get their messages here, in the same transaction.
+    Webhook endpoints that subscribe to the event get their messages here, in the same transaction.
     """
     changes: dict[str, Any] = {"status": target.value, **(values or {})}
     if target.is_terminal:
@@ -71,7 +73,7 @@ def move_job(
 
 
 def insert_job(session: Session, job: Job) -> None:
-    """A new job with its first event, flushed; its tenant gets a turn."""
+    """Insert and flush a new job with its first event, and enroll its tenant in the queue."""
     job.last_event_id = 1
     session.add(job)
     session.flush()

@@ -1,4 +1,4 @@
-"""The database's clock: leases, turns and deliveries know no other."""
+"""The database's clock, the only one for leases, turns and deliveries: clocks of machines may differ."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ from sqlalchemy import ColumnElement, func
 
 
 def now() -> ColumnElement[Any]:
-    """Stable within a statement, so that indexes can serve it."""
+    """Return the time of the statement. It is constant within a statement, so that indexes can be used."""
     return func.statement_timestamp()

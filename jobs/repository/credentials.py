@@ -1,4 +1,4 @@
-"""SQL of credentials. Every query is scoped by tenant; the secret is loaded only where it is used."""
+"""SQL of credentials. Every query is limited to a tenant; the secret is only loaded where it is used."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,18 +11,18 @@ from jobs.repository.models import Credential
 
 
 def find(session: Session, tenant: str, credential_id: str) -> Credential | None:
-    """The credential, without its secret."""
+    """Return the credential, without its secret."""
     statement = select(Credential).where(Credential.tenant == tenant, Credential.id == credential_id)
     return session.scalars(statement).one_or_none()
 
 
 def count(session: Session, tenant: str) -> int:
-    """How many the tenant has."""
+    """Return the number of the tenant's credentials."""
     return session.scalars(select(func.count()).where(Credential.tenant == tenant)).one()
 
 
 def page(session: Session, tenant: str, *, limit: int, after: tuple[datetime, str] | None) -> Sequence[Credential]:
-    """Up to ``limit`` credentials, newest first, that come after the cursor."""
+    """Return up to ``limit`` credentials, newest first, that come after the cursor."""
     statement = select(Credential).where(Credential.tenant == tenant)
     if after is not None:
         statement = statement.where(tuple_(Credential.created_at, Credential.id) < after)
@@ -30,6 +30,6 @@ def page(session: Session, tenant: str, *, limit: int, after: tuple[datetime, st
 
 
 def delete(session: Session, tenant: str, credential_id: str) -> bool:
-    """Delete it; False when there is none."""
+    """Delete a credential; False when there is none."""
     where = (Credential.tenant == tenant, Credential.id == credential_id)
     return session.scalars(delete_from(Credential).where(*where).returning(Credential.id)).one_or_none() is not None

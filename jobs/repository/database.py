@@ -16,20 +16,21 @@ _DRIVER: Final = "postgresql+psycopg"
 _CONNECT_TIMEOUT_SECONDS: Final = 5
 _POOL_TIMEOUT_SECONDS: Final = 10
 _STATEMENT_TIMEOUT: Final = "30s"
-_IDLE_IN_TRANSACTION_TIMEOUT: Final = "10s"  # a process frozen inside a transaction must not keep its row locks
+# A process that freezes inside a transaction must not keep its row locks.
+_IDLE_IN_TRANSACTION_TIMEOUT: Final = "10s"
 
 _SILENCE: Final = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
-"""When a network takes packets and answers none, a connection fails within 25 seconds (the last in milliseconds): by
-the system's own settings a heartbeat, and with it a worker, would wait for a quarter of an hour. TCP's, not a Unix
-socket's.
+"""A connection fails within 25 seconds when the network drops packets (the last value is in milliseconds). With the
+system's defaults a heartbeat, and with it a worker, would wait for a quarter of an hour. This is for TCP only, not for
+Unix sockets.
 """
 
 
 def normalize_url(url: str) -> str:
-    """Any PostgreSQL URL as SQLAlchemy needs it for psycopg 3.
+    """Return a PostgreSQL URL in the form that SQLAlchemy needs for psycopg 3.
 
     Raises:
-        ValueError: the URL is not one of PostgreSQL.
+        ValueError: it is not a PostgreSQL URL.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.partition("+")[0] not in {"postgresql", "postgres"}:
@@ -45,6 +46,7 @@ class Database:
             make_url(normalize_url(url)),
             pool_size=pool_size,
             max_overflow=pool_size,
+            # A restart of the server closes pooled connections; this finds it before a statement fails.
             pool_pre_ping=True,
             pool_timeout=_POOL_TIMEOUT_SECONDS,
             connect_args={
@@ -55,20 +57,21 @@ class Database:
                 f"-c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_TIMEOUT}",
             },
         )
+        # Rows are read after the commit, which must not query them again.
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
     @property
     def engine(self) -> Engine:
-        """The engine itself, for migrations and tests."""
+        """The engine, for migrations and tests."""
         return self._engine
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session whose work is committed at the end, or rolled back by whatever is raised inside.
+        """Open a session that is committed at the end of the block, or rolled back by an exception.
 
         Raises:
-            Unavailable: the database does not answer, or broke the connection.
-            NotMigrated: it has yet to be upgraded to this release's tables.
+            Unavailable: the database does not answer, or closed the connection.
+            NotMigrated: it has not been upgraded to this release's tables.
         """
         try:
             with self._sessions.begin() as session:
@@ -83,7 +86,7 @@ class Database:
             raise
 
     def after_fork(self) -> None:
-        """In a forked child: forget the parent's connections without closing them under it."""
+        """Call this in a forked child: it forgets the parent's connections without closing them for the parent."""
         self._engine.dispose(close=False)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""SQL of Idempotency-Key. The primary key (tenant, endpoint, key) is the arbiter; a lock tells who is in flight."""
+"""SQL of Idempotency-Key. The primary key is (tenant, endpoint, key); an advisory lock marks requests in flight."""
 
 from datetime import timedelta
 from typing import Any
@@ -10,13 +10,14 @@ from jobs.repository.models import IdempotencyKey
 
 
 def try_lock(session: Session, tenant: str, endpoint: str, key: str) -> bool:
-    """Take the key until the transaction ends; False when another transaction has it."""
+    """Lock the key until the transaction ends; False when another transaction has it."""
+    # Advisory locks have 64-bit numbers. Two keys with the same hash would only exclude each other.
     identity = func.hashtextextended("\n".join((tenant, endpoint, key)), 0)
     return bool(session.scalars(select(func.pg_try_advisory_xact_lock(identity))).one())
 
 
 def find(session: Session, tenant: str, endpoint: str, key: str) -> IdempotencyKey | None:
-    """The stored answer, unless its day is over; then it is forgotten here."""
+    """Return the stored answer. An expired one is deleted here instead."""
     now = func.clock_timestamp()
     where = (IdempotencyKey.tenant == tenant, IdempotencyKey.endpoint == endpoint, IdempotencyKey.key == key)
     session.execute(delete(IdempotencyKey).where(*where, IdempotencyKey.expires_at < now))
@@ -31,7 +32,7 @@ def store(
     response: dict[str, Any],
     keep: timedelta,
 ) -> None:
-    """Keep the answer, in the transaction of what it answers."""
+    """Store the answer, in the transaction of the change that it answers."""
     tenant, endpoint, key = identity
     row = IdempotencyKey(tenant=tenant, endpoint=endpoint, key=key, request_hash=request_hash, response=response)
     row.expires_at = session.scalars(select(func.clock_timestamp() + keep)).one()

@@ -1,4 +1,4 @@
-"""SQL of the API side: find, list, count. Every query is scoped by tenant."""
+"""SQL of the API side: find, list and count jobs. Every query is limited to a tenant."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,27 +14,28 @@ from quant_engine.interface.stages import RESOLVE
 
 
 def find(session: Session, tenant: str, job_id: str) -> Job | None:
-    """The job, without its large columns."""
+    """Return the job, without its large columns."""
     return session.scalars(select(Job).where(Job.tenant == tenant, Job.id == job_id)).one_or_none()
 
 
 def lock(session: Session, tenant: str, job_id: str) -> Job | None:
-    """The job, locked until the transaction ends."""
+    """Return the job, locked until the transaction ends."""
     statement = select(Job).where(Job.tenant == tenant, Job.id == job_id).with_for_update()
     return session.scalars(statement).one_or_none()
 
 
 def lock_for_share(session: Session, job_id: str) -> Job | None:
-    """The job as it is now, kept from expiring and from being deleted until the transaction ends.
+    """Return the job as it is now. Until the transaction ends it can not expire or be deleted.
 
-    FOR KEY SHARE: what writes the row otherwise, a worker's heartbeat say, does not wait for it.
+    The lock is FOR KEY SHARE, so other writes of the row, such as a worker's heartbeat, do not wait for it.
     """
     statement = select(Job).where(Job.id == job_id).with_for_update(read=True, key_share=True)
+    # The session may have read the row before it was locked.
     return session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
 
 
 def request_cancel(session: Session, job: Job) -> Job | None:
-    """A locked job after a cancel: cancelled at once if it waits, cancelling if it runs, None if it is over."""
+    """Cancel a locked job: cancelled at once if it waits, cancelling if it runs, None if it is over."""
     target = JobStatus.CANCELLED if job.status == JobStatus.QUEUED else JobStatus.CANCELLING
     return move_job(session, target, Job.id == job.id, values={"cancel_requested_at": func.statement_timestamp()})
 
@@ -42,10 +43,10 @@ def request_cancel(session: Session, job: Job) -> Job | None:
 def restart(
     session: Session, job: Job, *, attempts: int, from_stage: str | None, origin: Mapping[str, str | None]
 ) -> Job | None:
-    """A locked job that failed or was cancelled, queued as if it were new, with ``attempts`` more; None if it may not.
+    """Queue a locked job that failed or was cancelled, with ``attempts`` more attempts; None in any other state.
 
-    What counts on stays: the numbers of its attempts, its fence and its events. ``origin`` are the columns that tell of
-    the request.
+    The numbers of its attempts, its fence and its events continue. ``origin`` has the columns that describe the
+    request.
     """
     now = func.statement_timestamp()
     values: dict[str, Any] = {
@@ -66,6 +67,7 @@ def restart(
         "available_at": now,
         "nudged_at": None,
     }
+    # A retry from the first stage looks the model's revision up again.
     if from_stage == RESOLVE.name:
         values["resolved_revision"] = None
     event_data = {"reason": "retry"} if from_stage is None else {"reason": "retry", "from_stage": from_stage}
@@ -73,7 +75,7 @@ def restart(
 
 
 def find_report(session: Session, tenant: str, job_id: str) -> tuple[str, dict[str, Any] | None] | None:
-    """(status, report) of the job."""
+    """Return (status, report) of the job."""
     row = session.execute(select(Job.status, Job.report).where(Job.tenant == tenant, Job.id == job_id)).one_or_none()
     return None if row is None else (row.status, row.report)
 
@@ -87,7 +89,7 @@ def page(
     filters: Mapping[str, Any],
     labels: Mapping[str, str],
 ) -> Sequence[Job]:
-    """Up to ``limit`` jobs, newest first, that come after the cursor; ``filters`` are equalities by attribute."""
+    """Return up to ``limit`` jobs, newest first, that come after the cursor. ``filters``: equalities by attribute."""
     statement = select(Job).where(Job.tenant == tenant).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
     for attribute, value in filters.items():
         statement = statement.where(getattr(Job, attribute) == value)
@@ -99,13 +101,13 @@ def page(
 
 
 def delete_terminal(session: Session, tenant: str, job_id: str) -> bool:
-    """Delete the job and all that hangs on it, if it is terminal."""
+    """Delete the job and everything that belongs to it, if it is terminal."""
     where = (Job.tenant == tenant, Job.id == job_id, Job.status.in_(TERMINAL))
     return session.scalars(delete(Job).where(*where).returning(Job.id)).one_or_none() is not None
 
 
 def events_after(session: Session, job_id: str, after: int, limit: int) -> Sequence[JobEvent]:
-    """Events with a larger id, oldest first."""
+    """Return events with a larger id, oldest first."""
     where = (JobEvent.job_id == job_id, JobEvent.id > after)
     return session.scalars(select(JobEvent).where(*where).order_by(JobEvent.id).limit(limit)).all()
 
@@ -119,7 +121,8 @@ def layers_after(
     after: tuple[float | None, str] | None,
     limit: int,
 ) -> Sequence[JobLayer]:
-    """Layers in the order of ``column`` (missing values last, then by name) that come after the cursor."""
+    """Return layers in the order of ``column`` (null last, then by name) that come after the cursor."""
+    # Cursors have floats, so integer columns are compared as floats too.
     number = cast(column, Double)
     order = number.desc() if descending else number.asc()
     statement = (
@@ -132,17 +135,19 @@ def layers_after(
 
 def _after_layer(column: ColumnElement[float], descending: bool, value: float | None, name: str) -> ColumnElement[bool]:
     if value is None:
+        # The cursor is at a null already, so only nulls follow.
         return column.is_(None) & (JobLayer.name > name)
     beyond = column < value if descending else column > value
+    # A comparison with null is null in SQL, which ``coalesce`` makes false.
     return func.coalesce(beyond, false()) | ((column == value) & (JobLayer.name > name)) | column.is_(None)
 
 
 def artifacts_of(session: Session, job_id: str) -> Sequence[Artifact]:
-    """The manifest, by path."""
+    """Return the job's artifacts, by path."""
     return session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.path)).all()
 
 
 def find_artifact(session: Session, tenant: str, artifact_id: str) -> Artifact | None:
-    """One artifact of one of the tenant's jobs."""
+    """Return one artifact of one of the tenant's jobs."""
     statement = select(Artifact).join(Job, Job.id == Artifact.job_id)
     return session.scalars(statement.where(Job.tenant == tenant, Artifact.id == artifact_id)).one_or_none()

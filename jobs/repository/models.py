@@ -1,4 +1,4 @@
-"""The rows. PostgreSQL is the truth about every job; ``migrations/`` creates exactly these tables."""
+"""The tables. The rows are the only state of a job; ``migrations/`` creates exactly these tables."""
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
@@ -33,7 +33,7 @@ JobKey = Annotated[str, mapped_column(Text, ForeignKey("jobs.id", ondelete="CASC
 
 
 class Base(DeclarativeBase):
-    """Constraint names are spelled out, so that a migration can name them."""
+    """The base of all tables. Its names of constraints are fixed, so that a migration can use them."""
 
     metadata = MetaData(
         naming_convention={
@@ -55,12 +55,13 @@ class Base(DeclarativeBase):
 
 
 class Job(Base):
-    """One job. Large columns (``spec`` may carry inline texts, ``report``) load only when asked for."""
+    """One job. Large columns (``spec`` may contain inline texts, ``report``) are only loaded when they are read."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"status IN ({', '.join(repr(status.value) for status in JobStatus)})", name="status"),
         Index("ix_jobs_tenant_created_at_id", "tenant", text("created_at DESC"), text("id DESC")),
+        # Partial indexes: they stay small although finished jobs stay in the table.
         Index("ix_jobs_queued", "created_at", "id", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_queued_tenant", "tenant", "created_at", "id", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
@@ -102,9 +103,11 @@ class Job(Base):
     model_id: Mapped[str]
     model_revision: Mapped[str]
     resolved_revision: Mapped[str | None]
+    # ``policy`` and ``options`` are shown to the user; ``spec`` is what the worker runs.
     policy: Mapped[Json]
     policy_hash: Mapped[str]
     options: Mapped[Json]
+    # SQLAlchemy reserves the attribute name ``metadata``.
     labels: Mapped[dict[str, str]] = mapped_column("metadata", server_default=_EMPTY_OBJECT)
 
     progress: Mapped[Json] = mapped_column(server_default=_EMPTY_OBJECT)
@@ -118,7 +121,7 @@ class Job(Base):
 
 
 class JobEvent(Base):
-    """One entry of a job's log; ``id`` is allocated by the UPDATE of the job's row, so it has no gaps."""
+    """One entry of a job's log. The UPDATE of the job's row allocates ``id``, so it has no gaps."""
 
     __tablename__ = "job_events"
 
@@ -157,7 +160,7 @@ class JobLayer(Base):
 
 
 class Artifact(Base):
-    """One published file: the manifest. Its bytes are in the artifact store, under ``sha256``."""
+    """One published file. These rows are the manifest; the bytes are in the artifact store, under ``sha256``."""
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("job_id", "path"), Index("ix_artifacts_sha256", "sha256"))
@@ -172,7 +175,7 @@ class Artifact(Base):
 
 
 class Credential(Base):
-    """A Hub token that a tenant stored. ``secret`` is ciphertext; no view ever has it."""
+    """A Hub token of a tenant. ``secret`` is encrypted; no view ever has it."""
 
     __tablename__ = "credentials"
     __table_args__ = (Index("ix_credentials_tenant_created_at_id", "tenant", text("created_at DESC"), text("id DESC")),)
@@ -229,7 +232,7 @@ class Publication(Base):
 
 
 class WebhookEndpoint(Base):
-    """Where a tenant wants to be told of events. The secrets are ciphertext; no view ever has them."""
+    """An address to which a tenant wants events sent. The secrets are encrypted; no view ever has them."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (
@@ -252,7 +255,7 @@ class WebhookEndpoint(Base):
 
 
 class WebhookDelivery(Base):
-    """One message to one endpoint: the outbox. Written in the transaction of what it tells; leased and fenced."""
+    """One message to one endpoint: the outbox. It is written in the transaction of its event; leased and fenced."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -285,7 +288,7 @@ class WebhookDelivery(Base):
 
 
 class IdempotencyKey(Base):
-    """The answer to a POST, kept so that a repetition gets the same one. Outlives the job it made."""
+    """The stored answer to a POST, so that a repeated request gets the same one. It outlives the job that it made."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index("ix_idempotency_keys_expires_at", "expires_at"),)
@@ -309,7 +312,7 @@ class Chore(Base):
 
 
 class QueueTurn(Base):
-    """When a tenant's turn in the queue last came: the one whose turn is longest ago is served next."""
+    """When a tenant last had its turn in the queue: the tenant whose turn is longest ago is served next."""
 
     __tablename__ = "queue_turns"
 
@@ -318,7 +321,7 @@ class QueueTurn(Base):
 
 
 class Worker(Base):
-    """A worker that says it is alive, and when it last took a job."""
+    """A worker that reports that it is alive, and when it last claimed a job."""
 
     __tablename__ = "workers"
 

@@ -1,4 +1,4 @@
-"""Writing messages beside what they tell: in the same transaction, so that both are committed or neither is."""
+"""Writing messages in the transaction of the change that they report: both are committed, or neither is."""
 
 from typing import Any
 
@@ -12,19 +12,20 @@ from jobs.repository.outbox_events import EVENT_TYPES, TEST_EVENT, job_data, pay
 
 
 def announce_job(session: Session, job: Job) -> None:
-    """Tell of the status that the job has now, if it is one that can be subscribed to."""
+    """Announce the job's current status, if endpoints can subscribe to it."""
     _announce(session, job.tenant, f"job.{job.status}", job_data(job))
 
 
 def announce_publication(session: Session, publication: Publication) -> None:
-    """Tell of the status that the publication has now, if it is one that can be subscribed to."""
+    """Announce the publication's current status, if endpoints can subscribe to it."""
     _announce(session, publication.tenant, f"publication.{publication.status}", publication_data(publication))
 
 
 def queue_test(session: Session, endpoint_id: str) -> WebhookDelivery:
-    """A test message to one endpoint, whatever it subscribes to; flushed and read back."""
+    """Queue a test message to one endpoint, even if it does not subscribe to it; flushed and read back."""
     row = _delivery(endpoint_id, TEST_EVENT, payload(TEST_EVENT, webhooks.moment(session), test_data(endpoint_id)))
     webhooks.add_deliveries(session, [row])
+    # The database sets the times.
     session.refresh(row)
     return row
 

@@ -1,7 +1,7 @@
-"""What a webhook endpoint can be told, and in which words.
+"""The events of webhooks and the text of their messages.
 
-The payload is thin: what happened to which object, and where to look. A receiver that needs more asks the service, and
-one that must not learn more gets nothing that it could leak.
+The payload is small: what happened to which object, and where to read more. A receiver that needs more asks the
+service. A receiver that must not know more gets nothing that it could leak.
 """
 
 import json
@@ -20,7 +20,7 @@ EventType = Literal[
     "publication.succeeded",
     "publication.failed",
 ]
-"""What an endpoint can subscribe to. ``job.queued`` also follows a crash or a retry; ``cancelling`` is not told."""
+"""The events to subscribe to. ``job.queued`` also follows a crash or a retry; ``cancelling`` is no event."""
 
 EVENT_TYPES: Final[frozenset[str]] = frozenset(get_args(EventType))
 
@@ -31,13 +31,13 @@ DEFAULT_EVENTS: Final[tuple[EventType, ...]] = (
     "publication.succeeded",
     "publication.failed",
 )
-"""The ends of things, which are what most receivers wait for."""
+"""The ends of jobs and publications, which most receivers wait for."""
 
 TEST_EVENT: Final = "webhook.test"
 
 
 def job_data(job: Job) -> dict[str, Any]:
-    """A job, as its events name it."""
+    """Return the description of a job in its events."""
     path = f"/v1/jobs/{job.id}"
     return {
         "id": job.id,
@@ -49,7 +49,7 @@ def job_data(job: Job) -> dict[str, Any]:
 
 
 def publication_data(publication: Publication) -> dict[str, Any]:
-    """A publication, as its events name it."""
+    """Return the description of a publication in its events."""
     return {
         "id": publication.id,
         "object": "publication",
@@ -60,7 +60,7 @@ def publication_data(publication: Publication) -> dict[str, Any]:
 
 
 def test_data(endpoint_id: str) -> dict[str, Any]:
-    """What a test call brings."""
+    """Return the data of a test message."""
     return {
         "id": endpoint_id,
         "object": "webhook.endpoint",
@@ -70,6 +70,6 @@ def test_data(endpoint_id: str) -> dict[str, Any]:
 
 
 def payload(event_type: str, moment: datetime, data: dict[str, Any]) -> str:
-    """The body of a message: exactly these characters are stored, signed and sent, however often."""
+    """Return the body of a message. Exactly this text is stored, signed and sent, in every attempt."""
     timestamp = moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps({"type": event_type, "timestamp": timestamp, "data": data}, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""SQL of the operator's view: across tenants, and of the workers. Everything asked often is served by an index."""
+"""SQL of the state of the installation, across tenants and workers. Frequent queries are served by an index."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -16,31 +16,32 @@ Counts = dict[str, int]
 
 
 def count_unfinished(session: Session) -> Counts:
-    """How many jobs have each status that is not final; statuses without a job are left out."""
-    # One query for each partial index: together they would read every job there ever was.
+    """Count the jobs in each status that is not final; statuses without a job are left out."""
+    # One query for each partial index: a combined query would read every job of the table.
     queued = session.scalars(select(func.count()).where(is_queued())).one()
     held = _counts(session, Job.status, is_held())
     return {JobStatus.QUEUED.value: queued, **held} if queued else held
 
 
 def count_finished(session: Session) -> Counts:
-    """How many jobs have each final status. Reads all of them."""
+    """Count the jobs in each final status. Reads all of them."""
     return _counts(session, Job.status, Job.finished_at.is_not(None))
 
 
 def count_publications(session: Session) -> Counts:
-    """How many publications have each status. Reads all of them."""
+    """Count the publications in each status. Reads all of them."""
     return _counts(session, Publication.status)
 
 
 def count_deliveries(session: Session) -> Counts:
-    """How many webhook deliveries have each status. Reads all of them."""
+    """Count the webhook deliveries in each status. Reads all of them."""
     return _counts(session, WebhookDelivery.status)
 
 
 def queue_health(session: Session, alive_seconds: float) -> QueueHealth:
-    """Depth and age of the queue, and what the workers last said. A job that waits for its retry is not claimable."""
+    """Return the numbers of the queue and of the workers. A job that waits for its retry is not claimable."""
     now = func.clock_timestamp()
+    # The delay of a retry does not count as waiting for a worker.
     claimable_since = func.greatest(Job.queued_at, Job.available_at)
     queue = session.execute(
         select(
@@ -66,13 +67,13 @@ def queue_health(session: Session, alive_seconds: float) -> QueueHealth:
 
 
 def workers_since(session: Session, seconds: float) -> Sequence[Worker]:
-    """Workers whose last heartbeat is at most ``seconds`` old by the database's clock, by name and start."""
+    """Return workers with a heartbeat in the last ``seconds`` by the database's clock, by name and start."""
     alive = Worker.heartbeat_at > func.clock_timestamp() - timedelta(seconds=seconds)
     return session.scalars(select(Worker).where(alive).order_by(Worker.hostname, Worker.started_at)).all()
 
 
 def busy_owners(session: Session) -> frozenset[str]:
-    """The workers that hold a job."""
+    """Return the owners that hold a job."""
     return frozenset(owner for owner in session.scalars(select(Job.owner).where(is_held())) if owner)
 
 
