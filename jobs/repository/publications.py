@@ -1,4 +1,4 @@
-"""SQL of publications: the tenant's view of them, and their lease. Their states are those of ``PublicationStatus``."""
+"""SQL of publications: queries of tenants, and the lease. The states are those of ``PublicationStatus``."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -17,21 +17,21 @@ _SWEEP_ROWS: Final = 100
 
 
 def insert(session: Session, row: Publication) -> None:
-    """A new publication, flushed and read back."""
+    """Insert a new publication, flushed and read back."""
     session.add(row)
     session.flush()
     session.refresh(row)
 
 
 def find(session: Session, tenant: str, publication_id: str) -> Publication | None:
-    """One of the tenant's."""
+    """Return one of the tenant's publications."""
     return session.scalars(
         select(Publication).where(Publication.tenant == tenant, Publication.id == publication_id)
     ).one_or_none()
 
 
 def page(session: Session, job_id: str, *, limit: int, after: tuple[datetime, str] | None) -> Sequence[Publication]:
-    """Up to ``limit`` of a job's, newest first, that come after the cursor."""
+    """Return up to ``limit`` publications of a job, newest first, that come after the cursor."""
     statement = select(Publication).where(Publication.job_id == job_id)
     if after is not None:
         statement = statement.where(tuple_(Publication.created_at, Publication.id) < after)
@@ -39,7 +39,7 @@ def page(session: Session, job_id: str, *, limit: int, after: tuple[datetime, st
 
 
 def restart(session: Session, tenant: str, publication_id: str) -> Publication | None:
-    """A failed one back in the queue with all its attempts; None when it is not failed."""
+    """Queue a failed publication again with its full number of attempts; None when it is not failed."""
     return _update(
         session,
         Publication.tenant == tenant,
@@ -56,7 +56,7 @@ def restart(session: Session, tenant: str, publication_id: str) -> Publication |
 
 
 def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Publication | None:
-    """Start the next attempt of the one that has been available longest; a locked row is passed over."""
+    """Start the next attempt of the publication that has been available longest; locked rows are skipped."""
     oldest = (
         select(Publication.id)
         .where(Publication.status == PublicationStatus.QUEUED, Publication.available_at <= now())
@@ -81,27 +81,27 @@ def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Publicat
 
 
 def artifacts_of(session: Session, job_id: str, prefix: str) -> Sequence[Artifact]:
-    """The job's files below ``prefix``, by path."""
+    """Return the job's files below ``prefix``, by path."""
     where = (Artifact.job_id == job_id, Artifact.path.startswith(prefix, autoescape=True))
     return session.scalars(select(Artifact).where(*where).order_by(Artifact.path)).all()
 
 
 def renew(session: Session, publication_id: str, fence: int, lease_seconds: float) -> bool:
-    """A heartbeat. It shows in no view, so the version stays. False: the claim is lost."""
+    """Renew a lease. No view shows it, so the version stays. False: the claim is lost."""
     until = now() + timedelta(seconds=lease_seconds)
     statement = update(Publication).where(*fenced(publication_id, fence)).values(lease_until=until)
     return session.scalars(statement.returning(Publication.id)).one_or_none() is not None
 
 
 def update_fenced(session: Session, publication_id: str, fence: int, values: Mapping[str, Any]) -> bool:
-    """Any other write of a worker while it holds the claim."""
+    """Make any other write of a worker while it holds the claim; False when the claim is lost."""
     return _update(session, *fenced(publication_id, fence), values=values) is not None
 
 
 def finish(
     session: Session, publication_id: str, fence: int, status: PublicationStatus, values: Mapping[str, Any]
 ) -> bool:
-    """The write that ends the publication, with its webhook messages. False: the claim was lost first."""
+    """End the publication and write its webhook messages. False: the claim was lost first."""
     ended = _update(session, *fenced(publication_id, fence), values=_ended(status) | dict(values))
     if ended is not None:
         announce_publication(session, ended)
@@ -117,7 +117,7 @@ def requeue(
     counts: bool = True,
     error: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Back to the queue; an attempt that does not count is given back. False: the claim was lost first."""
+    """Return a publication to the queue; an attempt that does not count is subtracted. False: the claim was lost."""
     values: dict[str, Any] = {
         "status": PublicationStatus.QUEUED.value,
         "attempt": Publication.attempt if counts else Publication.attempt - 1,
@@ -129,14 +129,14 @@ def requeue(
 
 
 def lock_expired(session: Session, orphans: Collection[ClaimKey]) -> Sequence[Publication]:
-    """Running ones whose lease has run out or whose claim is an orphan, locked."""
+    """Lock running publications with an expired lease or an orphaned claim."""
     over = (Publication.lease_until < now()) | tuple_(Publication.id, Publication.fence).in_(orphans)
     where = (Publication.status == PublicationStatus.RUNNING, over)
     return session.scalars(select(Publication).where(*where).limit(_SWEEP_ROWS).with_for_update(skip_locked=True)).all()
 
 
 def unfinished(session: Session, publication_ids: Collection[str]) -> frozenset[str]:
-    """Those of ``publication_ids`` that wait or run."""
+    """Return those of ``publication_ids`` that wait or run."""
     if not publication_ids:
         return frozenset()
     waiting = (PublicationStatus.QUEUED, PublicationStatus.RUNNING)
@@ -145,7 +145,7 @@ def unfinished(session: Session, publication_ids: Collection[str]) -> frozenset[
 
 
 def fenced(publication_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
-    """True of the row only while the claim with this fence holds it."""
+    """Return conditions that are true only while the claim with this fence holds the row."""
     return (
         Publication.id == publication_id,
         Publication.fence == fence,

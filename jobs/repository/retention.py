@@ -1,11 +1,11 @@
-"""SQL of retention: what of finished jobs is older than the operator keeps it, in batches that never wait.
+"""SQL of retention: removing what is older than its retention time, in batches that never wait for a lock.
 
-Each batch locks the jobs it is about first, passing over those that somebody else has locked, and looks again once it
-has them: a publication or a retry that was committed in between is then seen, and one that comes later waits for the
-end of this short transaction, and finds what it left.
+Each batch first locks its jobs, without those that another transaction has locked, and then reads them again. A
+publication or a retry that was committed in between is seen by the second reading. One that comes later waits for the
+end of this short transaction, and sees its result.
 
-Batches go through jobs in the order of their ends, each from where the one before got to (``reached``, ``since``): what
-is done already is not looked through again and again, and what was passed over is the next round's.
+Batches go through jobs in the order of their ends, and each continues where the one before stopped (``reached``,
+``since``). So finished work is not read again, and skipped jobs are left to the next round.
 """
 
 from collections.abc import Collection, Mapping
@@ -26,9 +26,9 @@ _JOBS_AT_ONCE: Final = 100
 
 @dataclass(frozen=True)
 class Gone:
-    """What one batch removed, or what there is to remove. ``bytes``: of the files that rows name.
+    """What one batch removed, or could remove. ``bytes``: of the files that rows name.
 
-    ``reached``: the next batch begins with jobs that ended then.
+    ``reached``: the next batch begins with jobs that ended at this time.
     """
 
     rows: int
@@ -37,20 +37,21 @@ class Gone:
 
 
 def delete_jobs(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
-    """Finished jobs with all that hangs on them, the longest finished first."""
+    """Delete finished jobs and everything that belongs to them, the earliest ended first."""
     going = _lock(session, _jobs(older_than_seconds, since), limit)
+    # Counted before the DELETE, which also removes the rows of the files.
     gone = Gone(len(going), _file_bytes(session, going), _latest(going))
     session.execute(delete(Job).where(Job.id.in_(going)))
     return gone
 
 
 def count_jobs(session: Session, older_than_seconds: float) -> Gone:
-    """Finished jobs that are to go."""
+    """Count the finished jobs that would be deleted."""
     return _count(session, _jobs(older_than_seconds))
 
 
 def expire_files(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
-    """Mark jobs as expired. Their artifact rows stay, as a record of what there was, and name nothing any more."""
+    """Mark jobs as expired. Their artifact rows stay as a record, but are no longer references."""
     going = _lock(session, _jobs_with_files(older_than_seconds, since), limit)
     expired = {"expired_at": func.clock_timestamp(), "version": Job.version + 1}
     session.execute(update(Job).where(Job.id.in_(going)).values(expired))
@@ -58,27 +59,28 @@ def expire_files(session: Session, older_than_seconds: float, limit: int, since:
 
 
 def count_files(session: Session, older_than_seconds: float) -> Gone:
-    """Jobs whose files are to expire."""
+    """Count the jobs whose files would expire."""
     return _count(session, _jobs_with_files(older_than_seconds))
 
 
 def delete_events(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
-    """Events of finished jobs, but the last of each, ``done``: who follows such a job still hears that it is over."""
+    """Delete events of finished jobs except the last, ``done``, so that a client still sees that the job is over."""
     held = _lock(session, _jobs_with_events(older_than_seconds, since), _JOBS_AT_ONCE)
     superfluous = _events().where(Job.id.in_(held)).limit(limit)
     event = tuple_(JobEvent.job_id, JobEvent.id)
     deleted = session.scalars(delete(JobEvent).where(event.in_(superfluous)).returning(JobEvent.id)).all()
-    return Gone(len(deleted), reached=min(held.values(), default=None))  # the first may have more than one batch takes
+    # The next batch begins at the first job again: it may have more events than one batch deletes.
+    return Gone(len(deleted), reached=min(held.values(), default=None))
 
 
 def count_events(session: Session, older_than_seconds: float) -> Gone:
-    """Events that are to go."""
+    """Count the events that would be deleted."""
     events = _events().where(_finished(older_than_seconds))
     return Gone(session.scalars(select(func.count()).select_from(events.subquery())).one())
 
 
 def delete_keys(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
-    """Answers kept for an Idempotency-Key that are past their time, which each of them carries."""
+    """Delete answers for an Idempotency-Key whose own time of expiry has passed."""
     del older_than_seconds, since
     key = tuple_(IdempotencyKey.tenant, IdempotencyKey.endpoint, IdempotencyKey.key)
     over = _keys().limit(limit).with_for_update(skip_locked=True)
@@ -87,19 +89,19 @@ def delete_keys(session: Session, older_than_seconds: float, limit: int, since: 
 
 
 def count_keys(session: Session, older_than_seconds: float) -> Gone:
-    """Answers that are to go."""
+    """Count the answers that would be deleted."""
     del older_than_seconds
     return Gone(session.scalars(select(func.count()).select_from(_keys().subquery())).one())
 
 
 def delete_deliveries(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
-    """Webhook deliveries that have ended."""
+    """Delete webhook deliveries that have ended."""
     del since
     return Gone(webhook_queue.purge(session, older_than_seconds, limit))
 
 
 def count_deliveries(session: Session, older_than_seconds: float) -> Gone:
-    """Deliveries that are to go."""
+    """Count the deliveries that would be deleted."""
     before = func.statement_timestamp() - timedelta(seconds=older_than_seconds)
     ended = select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.finished_at < before)
     return Gone(session.scalars(ended).one())
@@ -111,7 +113,7 @@ def _finished(older_than_seconds: float) -> ColumnElement[bool]:
 
 
 def _jobs(older_than_seconds: float, since: datetime | None = None) -> Select[str, datetime | None]:
-    """Those that nothing holds back: a publication that waits or runs needs the files."""
+    """Select jobs without a publication that waits or runs, which would need the files."""
     needed = select(Publication.id).where(Publication.job_id == Job.id, Publication.status.in_(_UNFINISHED))
     return _ended(older_than_seconds, since).where(~needed.exists())
 
@@ -133,7 +135,7 @@ def _ended(older_than_seconds: float, since: datetime | None) -> Select[str, dat
 
 
 def _events() -> Select[str, int]:
-    """(job, id) of every event but the last of its job."""
+    """Select (job, id) of every event except the last one of its job."""
     return select(JobEvent.job_id, JobEvent.id).join(Job).where(JobEvent.id < Job.last_event_id)
 
 
@@ -145,7 +147,8 @@ def _keys() -> Select[str, str, str]:
 
 
 def _lock(session: Session, jobs: Select[str, datetime | None], limit: int) -> dict[str, datetime]:
-    """Up to ``limit`` of ``jobs`` with their ends, locked, that are still among them after the lock was had."""
+    """Lock up to ``limit`` of ``jobs``. Return those that still match after the lock, with the time of their end."""
+    # A statement sees the rows of its own beginning, so the condition is checked again with the locks held.
     locked = session.scalars(jobs.limit(limit).with_for_update(skip_locked=True, of=Job)).all()
     return {job: ended for job, ended in session.execute(jobs.where(Job.id.in_(locked))) if ended is not None}
 

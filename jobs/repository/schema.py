@@ -1,4 +1,4 @@
-"""Whether the database has every table and column that this release reads and writes."""
+"""Checking that the database has every table and column that this release reads and writes."""
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -10,7 +10,7 @@ _COLUMNS = text("SELECT table_name, column_name FROM information_schema.columns 
 
 
 def require_current(session: Session) -> None:
-    """More than this release knows is fine: a newer one may have migrated the database beside it.
+    """Check the tables. Additional ones are allowed: a newer release may have migrated the database already.
 
     Raises:
         NotMigrated: a table or a column is missing.

@@ -1,16 +1,16 @@
-"""Whose turn it is: the queue's order, between tenants and within one.
+"""The order of the queue, between tenants and within one.
 
-Between tenants: the one with the fewest running jobs is served next, and among equals the one whose turn is longest
-ago; a tenant that never had one comes first. So a flood of one tenant delays the others by at most one job for each
-worker, and as long as two tenants wait, neither gets more workers than the other.
+Between tenants: the tenant with the fewest running jobs is served next. Among equals, it is the one whose turn is
+longest ago; a tenant that never had a turn comes first. So many jobs of one tenant delay the others by at most one job
+for each worker. While two tenants wait, neither gets more workers than the other.
 
-Within a tenant: the oldest job, by creation. A job that comes back (after a crash, a drain or a retry) keeps its place
-and is not starved by what was submitted since. Nor does it block: until ``available_at`` it is passed over, a job that
-keeps crashing ends after ``max_attempts``, and only its own tenant waits for it.
+Within a tenant: the oldest job, by creation. A job that returns (after a crash, a drain or a retry) keeps its place, so
+newer jobs do not delay it for ever. It does not block the queue either: until ``available_at`` it is skipped, a job
+that keeps crashing ends after ``max_attempts``, and only its own tenant waits for it.
 
-A tenant in the queue has a row in ``queue_turns``: it is enrolled with its job, and by the sweep should that row be
-missing. A claimer locks the row of the tenant it serves and passes over rows that are locked, so that claimers neither
-wait for each other nor serve one tenant twice in one turn. Where every row is locked, or none has a claimable job, the
+A tenant in the queue has a row in ``queue_turns``. It is enrolled with its job, or by the sweep if that row is missing.
+A claimer locks the row of the tenant that it serves and skips locked rows. So claimers do not wait for each other, and
+do not serve one tenant twice in one turn. Where every row is locked, or no tenant with a row has a claimable job, the
 oldest claimable job of all is taken.
 """
 
@@ -42,6 +42,7 @@ from sqlalchemy.orm import Session, aliased
 from jobs.repository.clock import now
 from jobs.repository.models import Job, QueueTurn
 
+# A new tenant's turn: older than every real one.
 _LONG_AGO: Final = timedelta(days=36_525)
 _IDLE: Final = timedelta(days=1)
 
@@ -50,32 +51,33 @@ AnyJob = type[Job]
 
 
 def is_queued(job: AnyJob = Job) -> ColumnElement[bool]:
-    """Spelled out, not bound: a prepared statement could not use the partial indexes of a parameter."""
+    """Return the condition as literal SQL: a prepared statement with a parameter could not use the partial indexes."""
     return job.status == literal_column("'queued'")
 
 
 def is_held(job: AnyJob = Job) -> ColumnElement[bool]:
-    """The same, of jobs that a worker has."""
+    """Return the condition for jobs that a worker holds, also as literal SQL."""
     return job.status.in_([literal_column("'running'"), literal_column("'cancelling'")])
 
 
 def waited_too_long(job: AnyJob = Job) -> ColumnElement[bool]:
-    """Longer than it was allowed to: for the sweep to end, for a claim to pass over."""
+    """Return the condition for jobs that waited too long: the sweep ends them, and a claim skips them."""
     return now() - job.queued_at > job.max_queue_seconds * timedelta(seconds=1)
 
 
 def is_claimable(job: AnyJob = Job) -> ColumnElement[bool]:
-    """Whether a worker may start it now."""
+    """Return the condition for jobs that a worker may start now."""
     return and_(is_queued(job), job.available_at <= now(), ~waited_too_long(job))
 
 
-@cache  # to put it together takes longer than to run it
+@cache  # building the statement takes longer than running it
 def next_job() -> ScalarSelect[str]:
-    """The oldest claimable job of the tenant whose turn it is; locks both rows."""
+    """Select the oldest claimable job of the tenant whose turn it is; both rows are locked."""
     job = aliased(Job)
     return (
         select(job.id)
         .where(job.tenant == _next_tenant(), is_claimable(job))
+        # In the order of the index ``ix_jobs_queued_tenant``.
         .order_by(job.tenant, job.created_at, job.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -85,7 +87,7 @@ def next_job() -> ScalarSelect[str]:
 
 @cache
 def any_job() -> ScalarSelect[str]:
-    """The oldest claimable job of all that no other claimer has locked."""
+    """Select the oldest claimable job of all that no other claimer has locked."""
     job = aliased(Job)
     return (
         select(job.id)
@@ -98,7 +100,7 @@ def any_job() -> ScalarSelect[str]:
 
 
 def take_turn(session: Session, tenant: str) -> None:
-    """The tenant is served now; where another claimer has its turn's row, that one says so."""
+    """Record that the tenant is served now. If another claimer holds the tenant's row, that claimer records it."""
     free = select(QueueTurn.tenant).where(QueueTurn.tenant == tenant).with_for_update(skip_locked=True)
     taken = session.scalars(
         update(QueueTurn)
@@ -112,20 +114,20 @@ def take_turn(session: Session, tenant: str) -> None:
 
 
 def enrol(session: Session, tenant: str) -> None:
-    """Give a tenant that has a new job its place among the turns, ahead of all that have had theirs."""
+    """Add a tenant with a new job to the turns, before all tenants that had a turn."""
     _insert_missing(session, select(literal(tenant).label("tenant")).subquery(), now() - _LONG_AGO)
 
 
 def tidy(session: Session) -> None:
-    """Forget the turns of tenants that are gone; enrol those that wait without a turn."""
+    """Delete the turns of idle tenants, and enroll tenants that wait without a turn."""
     _purge_idle(session)
     _enrol_waiting(session)
 
 
 def _enrol_waiting(session: Session) -> None:
-    """Whatever an older release enqueued, a retry brought back, or a purge raced with."""
+    """Enroll tenants without a row: their job was queued by an older release, by a retry, or during a purge."""
     job, later = aliased(Job), aliased(Job)
-    # A loose index scan: one descent of the index a tenant, however many jobs it has.
+    # A loose index scan: one search of the index for each tenant, however many jobs it has.
     waiting = select(func.min(job.tenant).label("tenant")).where(is_queued(job)).cte("waiting", recursive=True)
     beyond = select(func.min(later.tenant)).where(is_queued(later), later.tenant > waiting.c.tenant)
     waiting = waiting.union_all(
@@ -135,7 +137,7 @@ def _enrol_waiting(session: Session) -> None:
 
 
 def _purge_idle(session: Session) -> None:
-    """Forget the turns of tenants without a queued job whose turn is more than a day ago."""
+    """Delete the turns of tenants without a queued job whose turn is more than a day ago."""
     waits = exists().where(is_queued(), Job.tenant == QueueTurn.tenant)
     idle = select(QueueTurn.tenant).where(QueueTurn.claimed_at < now() - _IDLE, ~waits)
     idle = idle.with_for_update(of=QueueTurn, skip_locked=True)
@@ -143,11 +145,11 @@ def _purge_idle(session: Session) -> None:
 
 
 def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """Place in the queue of those of ``job_ids`` that are queued; 1 is next.
+    """Return the place in the queue of those of ``job_ids`` that are queued; 1 is next.
 
-    An estimate: the order in which workers would take what is queued now, if until then no job were submitted, ended or
-    held back. With h jobs of its tenant running, a tenant's k-th queued job is of the (h + k)-th round. Within a round
-    those that enter it come first, for their turn is longer ago, and the others follow as in the round before.
+    This is an estimate: the order in which workers would take the queued jobs if no job were submitted, ended or
+    delayed until then. If h jobs of its tenant run, the tenant's k-th queued job belongs to round h + k. Within a
+    round, tenants that enter it come first, because their turn is longer ago. The others follow as in the round before.
     """
     if not job_ids:
         return {}
@@ -155,6 +157,7 @@ def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
     own, other = line.alias("own"), line.alias("other")
     ranked = _ranked_jobs(job_ids).subquery()
     round_ = own.c.held + ranked.c.rank
+    # How many jobs of the other tenant are in earlier rounds, and whether it is served earlier in the same round.
     in_rounds_before = func.least(func.greatest(round_ - 1 - other.c.held, 0), other.c.queued)
     takes_part = and_(other.c.held < round_, round_ <= other.c.held + other.c.queued)
     goes_first = tuple_(-other.c.held, other.c.turn, other.c.tenant) < tuple_(-own.c.held, own.c.turn, own.c.tenant)
@@ -169,7 +172,7 @@ def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
 
 
 def _line() -> Select[Any, Any, Any, Any]:
-    """Every tenant with queued jobs: how many, how many of its jobs run, and when its turn was."""
+    """Select every tenant with queued jobs: their number, the number of its running jobs, and its last turn."""
     waiting = select(Job.tenant, func.count().label("queued")).where(is_queued()).group_by(Job.tenant).subquery()
     busy = _busy().subquery()
     return (
@@ -185,7 +188,7 @@ def _line() -> Select[Any, Any, Any, Any]:
 
 
 def _ranked_jobs(job_ids: Sequence[str]) -> Select[str, str, int]:
-    """The queued jobs of the tenants of ``job_ids``, each with its place among its tenant's."""
+    """Select the queued jobs of the tenants of ``job_ids``, each with its place within its tenant."""
     tenants = select(Job.tenant).where(Job.id.in_(job_ids))
     order = func.row_number().over(partition_by=Job.tenant, order_by=(Job.created_at, Job.id))
     return select(Job.id, Job.tenant, order.label("rank")).where(is_queued(), Job.tenant.in_(tenants))
@@ -201,7 +204,7 @@ def _next_tenant() -> ScalarSelect[str]:
         .limit(1)
         .lateral()
     )
-    # ``ranked`` is as the statement's snapshot has it: a turn that another claimer took since then differs.
+    # ``ranked`` has the values of the statement's snapshot. If another claimer took the turn since, the time differs.
     untaken = and_(turn.tenant == ranked.c.tenant, turn.claimed_at <= ranked.c.claimed_at)
     return (
         select(turn.tenant)
@@ -214,24 +217,25 @@ def _next_tenant() -> ScalarSelect[str]:
 
 
 def _ranked_turns() -> Select[str, datetime, int]:
-    """Every tenant's turn, best first. Sorted before jobs are looked for, so that the first with one is enough."""
+    """Select every tenant's turn, the next one first. The order comes first, so that one match with a job is enough."""
     busy = _busy().subquery()
     held = func.coalesce(busy.c.jobs, 0).label("held")
     return (
         select(QueueTurn.tenant, QueueTurn.claimed_at, held)
         .outerjoin(busy, busy.c.tenant == QueueTurn.tenant)
         .order_by(held, QueueTurn.claimed_at, QueueTurn.tenant)
+        # OFFSET 0 makes PostgreSQL evaluate this subquery by itself, in its order.
         .offset(literal_column("0"))
     )
 
 
 def _busy() -> Select[str, int]:
-    """How many jobs of each tenant run, of those that have any."""
+    """Select the number of running jobs of each tenant that has any."""
     return select(Job.tenant, func.count().label("jobs")).where(is_held()).group_by(Job.tenant)
 
 
 def _insert_missing(session: Session, tenants: FromClause, claimed_at: ColumnElement[Any]) -> None:
-    # Looked for first: ON CONFLICT alone would wait for a claimer that has the row.
+    # Existing rows are excluded first: ON CONFLICT alone would wait for a claimer that has locked the row.
     absent = ~exists().where(QueueTurn.tenant == tenants.c.tenant)
     rows = select(tenants.c.tenant, claimed_at).where(tenants.c.tenant.is_not(None), absent).order_by(tenants.c.tenant)
     session.execute(insert(QueueTurn).from_select(["tenant", "claimed_at"], rows).on_conflict_do_nothing())

@@ -1,6 +1,7 @@
 """SQL of the workers' side of webhooks: claim a delivery, settle it, give up on what can not be delivered.
 
-Whoever locks an endpoint and a delivery of it locks the endpoint first, as a deletion does.
+A transaction that locks an endpoint and one of its deliveries locks the endpoint first, as a deletion does. Otherwise
+two transactions could block each other.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ _PENDING: Final = WebhookDelivery.status == DeliveryStatus.PENDING
 
 @dataclass(frozen=True)
 class Sealed:
-    """The secrets that sign for an endpoint now, newest first, as ciphertext."""
+    """The URL of an endpoint, and the secrets that sign for it now, newest first, encrypted."""
 
     url: str
     secrets: tuple[bytes, ...]
@@ -31,8 +32,8 @@ class Sealed:
 def claim_due(session: Session, lease_seconds: float, max_attempts: int) -> WebhookDelivery | None:
     """Begin the next attempt of the delivery that has been due longest: attempt + 1, fence + 1, a lease.
 
-    Rows that another claimer has locked are passed over, and so are endpoints that one is being sent to: a receiver
-    that does not answer takes up one sender, not all of them.
+    Rows that another claimer has locked are skipped. So are endpoints to which a delivery is being sent: a receiver
+    that does not answer occupies one sender, not all of them.
     """
     other = aliased(WebhookDelivery)
     busy = exists().where(other.endpoint_id == WebhookDelivery.endpoint_id, other.lease_until > now())
@@ -61,7 +62,7 @@ def claim_due(session: Session, lease_seconds: float, max_attempts: int) -> Webh
 
 
 def load_sealed(session: Session, endpoint_id: str) -> Sealed:
-    """Where the endpoint is, and what signs for it."""
+    """Load the endpoint's URL and its valid secrets."""
     row = WebhookEndpoint
     still = row.previous_until > now()
     found = session.execute(
@@ -80,7 +81,7 @@ def settle(
     http_status: int | None,
     error: str | None,
 ) -> bool:
-    """End the delivery. False: the claim with this fence holds it no more."""
+    """End the delivery. False: the claim with this fence is lost."""
     ended = {"status": status.value, "finished_at": func.clock_timestamp()}
     return _update(session, *_fenced(delivery_id, fence), values=_result(http_status, error) | ended) is not None
 
@@ -88,19 +89,19 @@ def settle(
 def postpone(
     session: Session, delivery_id: str, fence: int, *, delay_seconds: float, http_status: int | None, error: str
 ) -> bool:
-    """Let the next attempt wait. False: the claim with this fence holds it no more."""
+    """Set the time of the next attempt. False: the claim with this fence is lost."""
     later = {"available_at": after(delay_seconds)}
     return _update(session, *_fenced(delivery_id, fence), values=_result(http_status, error) | later) is not None
 
 
 def lock_endpoint(session: Session, endpoint_id: str) -> WebhookEndpoint | None:
-    """The endpoint, locked against other changes; None when it was deleted. Jobs can still write messages to it."""
+    """Lock the endpoint against other changes; None when it was deleted. Jobs can still write messages to it."""
     locked = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).with_for_update(key_share=True)
     return session.scalars(locked).one_or_none()
 
 
 def has_failed_for(session: Session, endpoint: WebhookEndpoint, seconds: float) -> bool:
-    """Note a failure of a locked endpoint; whether there has been nothing else for longer than ``seconds``."""
+    """Record a failure of a locked endpoint. Return whether it has only failed for longer than ``seconds``."""
     if endpoint.failing_since is None:
         _change(session, endpoint, {"failing_since": now()})
         return False
@@ -109,19 +110,19 @@ def has_failed_for(session: Session, endpoint: WebhookEndpoint, seconds: float) 
 
 
 def forget_failures(session: Session, endpoint: WebhookEndpoint) -> None:
-    """Note a success of a locked endpoint."""
+    """Record a success of a locked endpoint."""
     if endpoint.failing_since is not None:
         _change(session, endpoint, {"failing_since": None})
 
 
 def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
-    """Send a locked endpoint nothing more."""
+    """Disable a locked endpoint, so that it gets no more messages."""
     if endpoint.enabled:
         _change(session, endpoint, {"enabled": False, "disabled_reason": reason})
 
 
 def give_up(session: Session, max_attempts: int) -> int:
-    """Fail what will never be sent: to disabled endpoints, and last attempts whose worker died. How many there were."""
+    """Fail deliveries to disabled endpoints, and last attempts whose worker died. Return how many there were."""
     hopeless = (
         select(WebhookDelivery.id)
         .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
@@ -141,7 +142,7 @@ def give_up(session: Session, max_attempts: int) -> int:
 
 
 def purge(session: Session, keep_seconds: float, limit: int) -> int:
-    """Forget up to ``limit`` deliveries that ended longer ago than that. How many there were."""
+    """Delete up to ``limit`` deliveries that ended more than ``keep_seconds`` ago. Return how many there were."""
     old = (
         select(WebhookDelivery.id)
         .where(WebhookDelivery.finished_at < now() - timedelta(seconds=keep_seconds))

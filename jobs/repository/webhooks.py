@@ -1,4 +1,4 @@
-"""SQL of webhook endpoints and of their deliveries as a tenant sees them, and the outbox's insert."""
+"""SQL of webhook endpoints and their deliveries for tenants, and the insert of the outbox."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -14,20 +14,20 @@ from jobs.repository.models import WebhookDelivery, WebhookEndpoint
 
 
 def moment(session: Session) -> datetime:
-    """The database's clock, read."""
+    """Return the database's time."""
     now: datetime = session.scalars(select(func.clock_timestamp())).one()
     return now
 
 
 def after(seconds: float) -> ColumnElement[Any]:
-    """So many seconds from now."""
+    """Return the time ``seconds`` from now."""
     return now() + timedelta(seconds=seconds)
 
 
 def hold_subscribers(session: Session, tenant: str, event_type: str) -> Sequence[str]:
-    """Enabled endpoints that want this event; none of them can be deleted until the transaction ends.
+    """Lock enabled endpoints that subscribe to this event; none can be deleted until the transaction ends.
 
-    One that is being deleted right now is passed over: a job's transaction never waits for a webhook's.
+    An endpoint that is just being deleted is skipped: a job's transaction never waits for that of a webhook.
     """
     wanted = (
         WebhookEndpoint.tenant == tenant,
@@ -39,37 +39,37 @@ def hold_subscribers(session: Session, tenant: str, event_type: str) -> Sequence
 
 
 def add_deliveries(session: Session, rows: Sequence[WebhookDelivery]) -> None:
-    """New messages, flushed."""
+    """Insert and flush new messages."""
     session.add_all(rows)
     session.flush()
 
 
 def insert(session: Session, row: WebhookEndpoint) -> None:
-    """A new endpoint, flushed and read back."""
+    """Insert a new endpoint, flushed and read back."""
     session.add(row)
     session.flush()
     session.refresh(row)
 
 
 def lock_tenant(session: Session, tenant: str) -> None:
-    """Let the tenant's endpoints be counted and added to by one transaction at a time."""
+    """Lock the tenant's list of endpoints, so that only one transaction counts and adds at a time."""
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"webhooks\n{tenant}", 0))))
 
 
 def count(session: Session, tenant: str) -> int:
-    """How many endpoints the tenant has."""
+    """Return the number of the tenant's endpoints."""
     return session.scalars(select(func.count()).where(WebhookEndpoint.tenant == tenant)).one()
 
 
 def find(session: Session, tenant: str, endpoint_id: str) -> WebhookEndpoint | None:
-    """One of the tenant's, without its secrets."""
+    """Return one of the tenant's endpoints, without its secrets."""
     return session.scalars(select(WebhookEndpoint).where(*_of(tenant, endpoint_id))).one_or_none()
 
 
 def page(
     session: Session, tenant: str, *, limit: int, after_key: tuple[datetime, str] | None
 ) -> Sequence[WebhookEndpoint]:
-    """Up to ``limit`` endpoints, newest first, that come after the cursor."""
+    """Return up to ``limit`` endpoints, newest first, that come after the cursor."""
     row = WebhookEndpoint
     statement = select(row).where(row.tenant == tenant)
     if after_key is not None:
@@ -78,7 +78,7 @@ def page(
 
 
 def change(session: Session, tenant: str, endpoint_id: str, values: Mapping[str, Any]) -> WebhookEndpoint | None:
-    """The endpoint with these columns changed; None when the tenant has none of this id."""
+    """Change columns of an endpoint and return it; None when the tenant has no such endpoint."""
     statement = (
         update(WebhookEndpoint)
         .where(*_of(tenant, endpoint_id))
@@ -90,13 +90,13 @@ def change(session: Session, tenant: str, endpoint_id: str, values: Mapping[str,
 
 
 def delete(session: Session, tenant: str, endpoint_id: str) -> bool:
-    """Delete it and all its deliveries; False when there is none."""
+    """Delete an endpoint and all its deliveries; False when there is none."""
     statement = delete_from(WebhookEndpoint).where(*_of(tenant, endpoint_id)).returning(WebhookEndpoint.id)
     return session.scalars(statement).one_or_none() is not None
 
 
 def find_delivery(session: Session, tenant: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery | None:
-    """One delivery of one of the tenant's endpoints."""
+    """Return one delivery of one of the tenant's endpoints."""
     statement = select(WebhookDelivery).join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
     return session.scalars(statement.where(*_of(tenant, endpoint_id), WebhookDelivery.id == delivery_id)).one_or_none()
 
@@ -109,7 +109,7 @@ def page_deliveries(
     after_key: tuple[datetime, str] | None,
     status: DeliveryStatus | None,
 ) -> Sequence[WebhookDelivery]:
-    """Up to ``limit`` deliveries, newest first, that come after the cursor."""
+    """Return up to ``limit`` deliveries, newest first, that come after the cursor."""
     row = WebhookDelivery
     statement = select(row).where(row.endpoint_id == endpoint_id)
     if status is not None:
@@ -120,7 +120,7 @@ def page_deliveries(
 
 
 def restart_delivery(session: Session, delivery_id: str) -> WebhookDelivery | None:
-    """Due at once, with all its attempts; None while an attempt of it is under way."""
+    """Make a delivery due at once, with its full number of attempts; None while it is being sent."""
     statement = (
         update(WebhookDelivery)
         .where(WebhookDelivery.id == delivery_id, unleased())
@@ -140,7 +140,7 @@ def restart_delivery(session: Session, delivery_id: str) -> WebhookDelivery | No
 
 
 def unleased() -> ColumnElement[bool]:
-    """True of a delivery that no worker is sending."""
+    """Return the condition for a delivery that no worker is sending."""
     return or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < now())
 
 

@@ -1,5 +1,5 @@
-"""What goes when: rows of finished jobs by setting, their bytes by reference, downloads that nobody went on with.
+"""Retention: deleting rows of finished jobs by setting, bytes without references, and abandoned downloads.
 
-``housekeeping`` is what workers do hourly and ``python -m jobs.gc`` by hand; ``expiry`` removes rows, ``collector``
-bytes of the artifact store, ``downloads`` what lies on this machine's disk.
+``housekeeping`` is one round of all, which workers make hourly and ``python -m jobs.gc`` makes by hand. ``expiry``
+removes rows, ``collector`` bytes of the artifact store, and ``downloads`` unfinished downloads on this machine's disk.
 """

@@ -1,7 +1,7 @@
-"""``python -m jobs.gc [--dry-run]``: remove what expired and what nobody needs any more, and say what that was.
+"""The command ``python -m jobs.gc [--dry-run]``: remove what expired or is not needed any more, and report it.
 
-Workers do the same hourly by themselves. Here it is done now, on the database that QUANTRY_DATABASE_URL names, or on
-the embedded one of the service that runs on QUANTRY_DATA_DIR.
+Workers do the same every hour. The command does it now, on the database of QUANTRY_DATABASE_URL, or on the embedded one
+of the service that runs on QUANTRY_DATA_DIR.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Row = tuple[str, str, str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """One round. Exit 1 when rows were found whose bytes are gone, 75 when another process collects or backs up."""
+    """Run one round. Exit code 1: rows without bytes were found; 75: another process collects or backs up."""
     parser = argparse.ArgumentParser(prog="jobs.gc", description="Removes what expired and what nobody needs any more.")
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     options = parser.parse_args(arguments)
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def table(verb: str, done: Housekept, discarded: Discarded) -> str:
-    """What went: a line for each kind of thing, how many and their bytes."""
+    """Return the report: a line for each kind of thing, with its number and bytes."""
     rows = [(verb, "count", "bytes"), *_expired(done), *_collected(done.collected)]
     rows.append(("downloads cut off", str(discarded.downloads), str(discarded.bytes)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -56,6 +56,7 @@ def _run(settings: Settings, *, dry_run: bool) -> tuple[Housekept, Discarded]:
     database = Database(database_url(settings), pool_size=1)
     try:
         with database.transaction() as session:
+            # A database that lacks tables of this release is not touched.
             schema.require_current(session)
         done = Housekeeping.of(database, settings, dry_run=dry_run).run()
     finally:

@@ -1,12 +1,12 @@
 """Garbage collection of the artifact store, by reference.
 
-A blob goes when no row of ``artifacts`` names it and nobody has put it for QUANTRY_GC_GRACE_SECONDS; so do uploads that
-were cut off and not gone on with for as long. Deleting a job removes its rows at once; its bytes follow here. The rows
-of a job whose files expired stay, and cease to name anything after the grace. The reverse is looked for too, and only
-reported: rows whose bytes are gone.
+A blob is deleted when no row of ``artifacts`` names it and it was not put for QUANTRY_GC_GRACE_SECONDS. Interrupted
+uploads that did not grow for as long are deleted too. Deleting a job removes its rows at once and its bytes here. The
+rows of a job whose files expired stay, and are no references after the grace period. Rows without bytes are also
+searched for, and only reported.
 
-A publication puts its files first and writes its rows last. Each put makes a blob young, and the age is looked at once
-more just before a blob is deleted: the grace only has to be longer than a publication takes.
+A publication puts its files first and writes its rows last. Each put renews the time of the blob, and this time is
+checked again just before a blob is deleted. So the grace period only has to be longer than a publication.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ _BATCH: Final = 500
 
 @dataclass(frozen=True)
 class MissingFile:
-    """A row whose bytes are nowhere."""
+    """A row without bytes."""
 
     artifact_id: str
     job_id: str
@@ -37,9 +37,9 @@ class MissingFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What a collection did, or would have done. ``incomplete``: uploads that were cut off.
+    """What a collection did, or would have done. ``incomplete``: interrupted uploads.
 
-    ``legacy``: jobs that are gone, whose files lay where the first release put them.
+    ``legacy``: deleted jobs whose files were still in the places of the first release.
     """
 
     blobs: int
@@ -51,7 +51,7 @@ class Collected:
 
 @dataclass(frozen=True, kw_only=True)
 class Collector:
-    """One collection. ``stopped`` is asked between blobs; a collection that stops early is simply shorter."""
+    """One collection. ``stopped`` is called between blobs; a collection may end early at any blob."""
 
     database: Database
     store: ArtifactStore
@@ -64,7 +64,7 @@ class Collector:
     def of(
         cls, database: Database, settings: Settings, *, dry_run: bool = False, stopped: Callable[[], bool] | None = None
     ) -> "Collector":
-        """As ``settings`` say."""
+        """Make the collector that ``settings`` describe."""
         return cls(
             database=database,
             store=open_store(settings),
@@ -75,7 +75,7 @@ class Collector:
         )
 
     def run(self) -> Collected | None:
-        """Collect; None when another process does so now.
+        """Collect. Return None when another process collects now.
 
         Raises: Unavailable: the database or the store does not answer.
         """
@@ -86,10 +86,12 @@ class Collector:
             raise Unavailable from error
 
     def _collect(self) -> Collected:
+        # Computed once: whatever is put after this moment is newer.
         before = datetime.now(UTC) - timedelta(seconds=self.grace_seconds)
         deleted: list[Blob] = []
         missing: list[MissingFile] = []
         candidates: list[Blob] = []
+        # Both lists are sorted, so neither has to fit into memory.
         for blob, name in _side_by_side(self.store.blobs(), self._named()):
             if self.stopped():
                 break
@@ -110,7 +112,7 @@ class Collector:
         )
 
     def _named(self) -> Iterator[str]:
-        """Every content that rows name, ascending, in short transactions."""
+        """Yield every content that rows name, ascending, in short transactions."""
         last = ""
         while True:
             with self.database.transaction() as session:
@@ -121,7 +123,7 @@ class Collector:
             last = found[-1]
 
     def _delete(self, candidates: list[Blob], before: datetime) -> Iterator[Blob]:
-        """Those that were deleted: still named by no row, and put by nobody since they were listed."""
+        """Delete candidates that no row names now and that were not put since they were listed; yield them."""
         with self.database.transaction() as session:
             contents = [blob.sha256 for blob in candidates]
             named = blobs.named(session, contents, grace_seconds=self.grace_seconds)
@@ -144,7 +146,7 @@ class Collector:
         return len(going)
 
     def _missing(self, sha256: str) -> Iterator[MissingFile]:
-        """The rows of one content, unless it came after the store was listed, or is where the first release put it."""
+        """Yield the rows of one content, unless it was stored since the listing, or is a file of the first release."""
         if self.store.size(sha256) is not None:
             return
         with self.database.transaction() as session:
@@ -155,7 +157,7 @@ class Collector:
 
 
 def _side_by_side(stored: Iterator[Blob], named: Iterator[str]) -> Iterator[tuple[Blob | None, str]]:
-    """Two ascending rows of contents, joined: (blob, name), (blob, "") named by no row, (None, name) not stored."""
+    """Join two ascending lists: (blob, name); (blob, "") if no row names it; (None, name) if it is not stored."""
     blob, name = next(stored, None), next(named, None)
     while blob is not None or name is not None:
         if name is None or (blob is not None and blob.sha256 < name):

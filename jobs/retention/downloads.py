@@ -1,7 +1,7 @@
-"""Downloads of models that were cut off and that nobody has gone on with, on this machine's disk.
+"""Abandoned downloads of models on this machine's disk: interrupted, and not continued.
 
-``worker.download`` lets a model grow in ``<id>/<commit>.partial`` and holds ``<commit>.lock`` meanwhile; a job that
-asks for the model again goes on with it. Whole models stay: they are the operator's cache.
+``worker.download`` writes a model to ``<id>/<commit>.partial`` and holds ``<commit>.lock`` meanwhile. A job that asks
+for the model again continues it. Complete models stay: they are the operator's cache.
 """
 
 import fcntl
@@ -18,14 +18,14 @@ _PATTERNS: Final = ("*/*.partial", "*/*/*.partial")  # <name>/<commit> and <owne
 
 @dataclass(frozen=True)
 class Discarded:
-    """How many downloads were removed, or would have been, and their bytes."""
+    """The number of downloads that were removed, or would have been, and their bytes."""
 
     downloads: int = 0
     bytes: int = 0
 
 
 def discard_downloads(cache_dir: Path, *, older_than_seconds: float, dry_run: bool = False) -> Discarded:
-    """Remove downloads that no byte has come to for so long; 0 keeps them for ever."""
+    """Remove downloads that got no byte for ``older_than_seconds``; 0 keeps them for ever."""
     if older_than_seconds <= 0:
         return Discarded()
     before = time.time() - older_than_seconds
@@ -35,14 +35,14 @@ def discard_downloads(cache_dir: Path, *, older_than_seconds: float, dry_run: bo
 
 
 def _discard(partial: Path, before: float, dry_run: bool) -> int | None:
-    """The bytes of what was removed; None of a download that goes on, or may."""
+    """Remove one download and return its bytes; None if it continues or may continue."""
     with _locked(partial.with_suffix(".lock")) as free:
         if not free:
             return None
         try:
             size, newest = _extent(partial)
         except FileNotFoundError:
-            return None  # it became whole meanwhile
+            return None  # it was completed and renamed meanwhile
         if newest >= before:
             return None
         if not dry_run:
@@ -51,7 +51,7 @@ def _discard(partial: Path, before: float, dry_run: bool) -> int | None:
 
 
 def _extent(directory: Path) -> tuple[int, float]:
-    """(bytes, newest modification) of a directory's files; of the directory alone when it has none."""
+    """Return (bytes, newest modification) of a directory's files; of the directory alone when it has none."""
     size, newest = 0, directory.stat().st_mtime
     for path in directory.rglob("*"):
         stat = path.stat()
@@ -62,7 +62,7 @@ def _extent(directory: Path) -> tuple[int, float]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Whether no download holds the lock; then it is held here, so that none begins meanwhile."""
+    """Try to lock a download. Yield True with the lock held, so that none begins meanwhile; else False."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

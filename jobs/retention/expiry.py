@@ -1,4 +1,4 @@
-"""Rows of finished jobs that are older than the operator keeps them, removed batch by batch."""
+"""Expiry: removing rows of finished jobs that are older than their retention time, batch by batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from jobs.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One kind of thing that expires. ``keep_seconds`` of 0 keeps it for ever; ``batch``: how many at a time."""
+    """A rule for one kind of rows. ``keep_seconds`` of 0 keeps them for ever; ``batch``: how many at a time."""
 
     name: str
     keep_seconds: Callable[[Settings], float]
@@ -25,7 +25,7 @@ class Rule:
 
 
 RULES: Final = (
-    # What goes with a job is deleted by the same statement: few at a time, for a long job has ten thousands of events.
+    # Few at a time: one statement deletes a job with all its rows, and a long job has tens of thousands of events.
     Rule(
         name="jobs",
         keep_seconds=lambda settings: settings.retention_jobs_seconds,
@@ -62,12 +62,12 @@ RULES: Final = (
         batch=1000,
     ),
 )
-"""In the order in which they are applied. A new kind of thing that expires is one more entry."""
+"""The rules in the order of their use. A new kind of rows that expires is one more entry."""
 
 
 @dataclass(frozen=True)
 class Expired:
-    """What one rule removed, or would have; ``gone`` is None where the operator keeps everything."""
+    """What one rule removed, or would have removed; ``gone`` is None where the operator keeps everything."""
 
     rule: str
     gone: Gone | None
@@ -75,7 +75,7 @@ class Expired:
 
 @dataclass(frozen=True, kw_only=True)
 class Expiry:
-    """One application of all rules. ``stopped`` is asked between batches; several may run beside each other."""
+    """One use of all rules. ``stopped`` is called between batches. Several processes may do this at the same time."""
 
     database: Database
     settings: Settings

@@ -1,4 +1,4 @@
-"""Everything that goes with time, in one round: first rows that expired, then bytes that no row names any more."""
+"""Housekeeping: one round of all removals, first expired rows, then bytes that no row names any more."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _CHORE: Final = "garbage_collection"
 
 @dataclass(frozen=True)
 class Housekept:
-    """What a round did, or would have done. ``collected`` is None when another process collects, or backs up."""
+    """What a round did, or would have done. ``collected`` is None when another process collects or backs up."""
 
     expired: tuple[Expired, ...]
     collected: Collected | None
@@ -24,7 +24,7 @@ class Housekept:
 
 @dataclass(frozen=True, kw_only=True)
 class Housekeeping:
-    """One round; workers take turns at it."""
+    """One round of housekeeping. Of all workers, one at a time makes it."""
 
     database: Database
     expiry: Expiry
@@ -34,7 +34,7 @@ class Housekeeping:
     def of(
         cls, database: Database, settings: Settings, *, dry_run: bool = False, stopped: Callable[[], bool] | None = None
     ) -> "Housekeeping":
-        """As ``settings`` say; ``stopped`` ends a round early."""
+        """Make the round that ``settings`` describe; ``stopped`` ends it early."""
         asked = stopped or (lambda: False)
         return cls(
             database=database,
@@ -43,11 +43,11 @@ class Housekeeping:
         )
 
     def run(self) -> Housekept:
-        """A round, now. Raises: Unavailable: the database or the store does not answer."""
+        """Run a round now. Raises: Unavailable: the database or the store does not answer."""
         return Housekept(expired=self.expiry.run(), collected=self.collector.run())
 
     def run_if_due(self) -> Housekept | None:
-        """A round, unless somebody began one within the last hour. Raises: Unavailable."""
+        """Run a round, unless a process began one within the last hour. Raises: Unavailable."""
         with self.database.transaction() as session:
             due = blobs.claim_chore(session, _CHORE, EVERY_SECONDS)
         return self.run() if due else None

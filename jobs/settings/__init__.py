@@ -1,4 +1,4 @@
-"""What the operator configures: every ``QUANTRY_*`` variable of the service."""
+"""The settings of the operator: every ``QUANTRY_*`` variable of the service."""
 
 from jobs.settings.settings import SINGLE_TENANT, Settings, get_settings, is_loopback
 

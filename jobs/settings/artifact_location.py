@@ -1,4 +1,4 @@
-"""Where published files lie, as ``QUANTRY_ARTIFACTS_URL`` says it. Apart from the stores: settings need none."""
+"""Parsing ``QUANTRY_ARTIFACTS_URL``, the place of published files. It imports no store, so that settings stay light."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Scheme = Literal["file", "s3"]
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactLocation:
-    """A parsed URL. ``directory`` of ``file``; ``bucket`` and ``prefix`` (no slash at either end) of ``s3``."""
+    """A parsed URL. ``directory`` is for ``file``; ``bucket`` and ``prefix`` (without outer slashes) are for ``s3``."""
 
     scheme: Scheme
     directory: Path | None = None
@@ -25,7 +25,7 @@ class ArtifactLocation:
 
 
 def artifact_location(url: str) -> ArtifactLocation:
-    """Raises: ValueError: another scheme, or a part that the scheme does not take; the message never repeats it."""
+    """Parse the URL. Raises: ValueError: a wrong scheme or part; the message never repeats it, as it may have a key."""
     parts = urlsplit(url)
     if parts.query or parts.fragment:
         raise ValueError(f"{_EXPECTED}; it takes no '?' and no '#'. The region and the keys are AWS_* variables.")

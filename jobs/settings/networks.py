@@ -1,4 +1,4 @@
-"""Networks, as ``QUANTRY_WEBHOOK_ALLOWED_NETWORKS`` lists them."""
+"""Parsing ``QUANTRY_WEBHOOK_ALLOWED_NETWORKS``."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -6,9 +6,9 @@ Network = IPv4Network | IPv6Network
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Networks separated by commas.
+    """Parse networks that are separated by commas.
 
     Raises:
-        ValueError: names the one that is none, or that has bits beyond its prefix.
+        ValueError: one is no network, or has bits after its prefix; the message names it.
     """
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())

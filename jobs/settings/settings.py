@@ -1,6 +1,6 @@
-"""Every setting of the service, read from ``QUANTRY_*`` environment variables once.
+"""Every setting of the service, read once from ``QUANTRY_*`` environment variables.
 
-No global is passed inward: rooms take a ``Settings`` (or the one value they need) as an argument.
+Nothing inside reads a global: packages take a ``Settings``, or the one value that they need, as an argument.
 """
 
 import ipaddress
@@ -37,11 +37,11 @@ HttpUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z
 
 
 class Settings(BaseSettings):
-    """The operator's choices. Times are seconds, sizes bytes; directories become absolute.
+    """The operator's settings. Times are in seconds, sizes in bytes; directories become absolute.
 
     Raises:
         pydantic.ValidationError: a value is out of range, the lease is too short for its heartbeat, or the service
-            would listen beyond this machine with neither an API key nor an explicit ``allow_anonymous``.
+            would listen on the network with neither an API key nor an explicit ``allow_anonymous``.
     """
 
     model_config = SettingsConfigDict(env_prefix="QUANTRY_", frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -63,9 +63,9 @@ class Settings(BaseSettings):
     gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0
 
     retention_artifacts_seconds: Retention = 0.0  # files of a finished job
-    retention_events_seconds: Retention = 0.0  # all events of a finished job but its last
-    retention_jobs_seconds: Retention = 0.0  # a finished job with everything that it has
-    retention_downloads_seconds: Retention = 7 * 86_400.0  # a model's download that was cut off and not gone on with
+    retention_events_seconds: Retention = 0.0  # all events of a finished job except the last
+    retention_jobs_seconds: Retention = 0.0  # a finished job with everything that belongs to it
+    retention_downloads_seconds: Retention = 7 * 86_400.0  # an interrupted download of a model that is not continued
     idempotency_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0  # an Idempotency-Key's answer
 
     api_key: SecretStr | None = None
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
 
     secret_key: SecretStr | None = None  # Fernet keys of stored credentials, newest first; default: made in data_dir
-    max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # of what a job may download; 0: no limit
+    max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # of a model that a job may download; 0: no limit
     hub_patience_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0  # a download without a byte, before it fails
 
     lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
@@ -100,17 +100,15 @@ class Settings(BaseSettings):
     webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = 10  # about three days
     webhook_retry_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0  # the first wait; the others keep their ratio
     webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0  # of an attempt as a whole
-    webhook_disable_after_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = (
-        5 * 86_400.0
-    )  # of nothing but failures
-    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  # of the secret before
+    webhook_disable_after_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = 5 * 86_400.0  # with only failures
+    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  # the old secret signs so long
     webhook_retention_seconds: Annotated[float, Field(ge=3600, le=3660 * 86_400)] = 30 * 86_400.0  # of ended deliveries
     webhook_concurrency: Annotated[int, Field(ge=0, le=64)] = 4  # deliveries of one worker at a time; 0: none
 
     @model_validator(mode="before")
     @classmethod
     def _empty_is_unset(cls, values: object) -> object:
-        """A variable set to nothing, as compose files and shells write it, means the default."""
+        """Treat an empty variable, as compose files and shells write it, as the default."""
         if isinstance(values, dict):
             return {key: value for key, value in values.items() if value != ""}
         return values
@@ -136,39 +134,39 @@ class Settings(BaseSettings):
 
     @property
     def artifacts_location(self) -> ArtifactLocation:
-        """Where published files are stored: QUANTRY_ARTIFACTS_URL, or the data directory."""
+        """The place of published files: QUANTRY_ARTIFACTS_URL, or the data directory."""
         if self.artifacts_url is None:
             return ArtifactLocation(scheme="file", directory=self.artifacts_dir)
         return artifact_location(self.artifacts_url)
 
     @property
     def webhook_networks(self) -> tuple[Network, ...]:
-        """Where webhooks may go beside public addresses, as QUANTRY_WEBHOOK_ALLOWED_NETWORKS lists it."""
+        """The networks that webhooks may be sent to, besides public addresses."""
         return parse_networks(self.webhook_allowed_networks)
 
     @property
     def artifacts_dir(self) -> Path:
-        """The store of published files unless QUANTRY_ARTIFACTS_URL names one; also what older releases published."""
+        """The directory of published files unless QUANTRY_ARTIFACTS_URL names a store; and of older releases' files."""
         return self.data_dir / "artifacts"
 
     @property
     def models_cache_dir(self) -> Path:
-        """Where models from the Hub are kept: ``<id>/<commit>``, and ``<commit>.partial`` while they come."""
+        """The directory of models from the Hub: ``<id>/<commit>``, and ``<commit>.partial`` during a download."""
         return self.data_dir / "models-cache"
 
     @property
     def work_dir(self) -> Path:
-        """Where running jobs keep their resumable stages: ``<work_dir>/<job_id>/``."""
+        """The directory of the resumable stages of running jobs: ``<work_dir>/<job_id>/``."""
         return self.data_dir / "work"
 
     @property
     def publishing_dir(self) -> Path:
-        """Where running publications keep what they fetched: ``<publishing_dir>/<publication_id>/``."""
+        """The directory of the files that running publications fetched: ``<publishing_dir>/<publication_id>/``."""
         return self.data_dir / "publishing"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server bound to ``host`` is reachable from this machine only; of names only localhost is trusted."""
+    """Return whether only this machine can reach a server bound to ``host``; of names, only localhost is trusted."""
     if host.lower() == "localhost":
         return True
     try:
@@ -179,5 +177,5 @@ def is_loopback(host: str) -> bool:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read on first use."""
+    """Return the process's settings, which are read on first use."""
     return Settings()

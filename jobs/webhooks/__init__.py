@@ -1,1 +1,1 @@
-"""Telling a tenant's own servers of events: endpoints, an outbox of signed messages, their deliveries."""
+"""Webhooks: sending events to a tenant's own servers, with endpoints, signed messages in an outbox, and deliveries."""

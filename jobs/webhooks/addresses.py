@@ -1,9 +1,10 @@
-"""Which addresses a webhook may be sent to.
+"""The addresses that a webhook may be sent to.
 
-A name is resolved when a message is delivered, every address it resolves to is checked here, and the connection is made
-to one that was. Python's ``is_global`` alone is wrong: it calls multicast, 6to4's relays, and IPv6 addresses that carry
-a private IPv4 one in them (NAT64, 6to4, ISATAP) global. So IPv6 addresses that stand for an IPv4 one are judged as that
-one, tunnels are refused, and of the rest only unicast outside IANA's special-purpose registries remains.
+A name is resolved when a message is delivered. Every address that it resolves to is checked here, and the connection is
+made to a checked one. Python's ``is_global`` alone is wrong: it treats multicast, 6to4 relays, and IPv6 addresses that
+contain a private IPv4 address (NAT64, 6to4, ISATAP) as global. So an IPv6 address that stands for an IPv4 address is
+judged as that address, tunnels are refused, and of the rest only unicast outside IANA's special-purpose registries is
+allowed.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ PRIVATE: Final[tuple[Network, ...]] = tuple(
     ip_network(text)
     for text in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "::1/128", "fc00::/7")
 )
-"""What QUANTRY_WEBHOOK_ALLOW_PRIVATE opens. Link-local stays shut: clouds serve their machines' credentials there."""
+"""What QUANTRY_WEBHOOK_ALLOW_PRIVATE allows. Link-local is never allowed: clouds serve machine credentials there."""
 
 _SPECIAL_V4: Final = tuple(
     IPv4Network(text)
@@ -34,10 +35,10 @@ _SPECIAL_V4: Final = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",
-        "168.63.129.16/32",  # Azure's platform, reachable from its machines only
+        "168.63.129.16/32",  # Azure's platform, which only its machines can reach
         "169.254.0.0/16",  # link-local, and the clouds' metadata
         "172.16.0.0/12",
-        "192.0.0.0/24",  # protocol assignments, two of which are called global
+        "192.0.0.0/24",  # protocol assignments, two of which Python calls global
         "192.0.2.0/24",
         "192.31.196.0/24",  # AS112
         "192.52.193.0/24",  # AMT
@@ -69,12 +70,13 @@ _LOW_32: Final = 0xFFFF_FFFF
 
 @dataclass(frozen=True)
 class AddressPolicy:
-    """Public addresses, and those in ``allowed``."""
+    """A policy that permits public addresses and those in ``allowed``."""
 
     allowed: tuple[Network, ...] = ()
 
     def permits(self, address: Address) -> bool:
-        """Whether a message may go there."""
+        """Return whether a message may be sent to the address."""
+        # A scope names a network interface of this machine, so the address is local.
         if isinstance(address, IPv6Address) and address.scope_id is not None:
             return False
         meant = _meant(address)
@@ -84,12 +86,12 @@ class AddressPolicy:
 
 
 def address_policy(*, allow_private: bool, networks: tuple[Network, ...]) -> AddressPolicy:
-    """The operator's policy, as the settings give it."""
+    """Return the policy of the operator's settings."""
     return AddressPolicy((*networks, *(PRIVATE if allow_private else ())))
 
 
 def parse_address(text: str) -> Address | None:
-    """An address in its canonical form, without the shorthands and octal forms that resolvers take; else None."""
+    """Parse an address in its canonical form, without the short and octal forms that resolvers accept; else None."""
     try:
         return ip_address(text)
     except ValueError:
@@ -97,7 +99,7 @@ def parse_address(text: str) -> Address | None:
 
 
 def _meant(address: Address) -> Address:
-    """The IPv4 address that a v4-mapped or NAT64 address leads to; others are meant as they are."""
+    """Return the IPv4 address that a v4-mapped or NAT64 address leads to; other addresses are returned unchanged."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -112,4 +114,5 @@ def _is_public_v4(address: IPv4Address) -> bool:
 def _is_public_v6(address: IPv6Address) -> bool:
     if address not in _UNICAST_V6 or not address.is_global or any(address in network for network in _SPECIAL_V6):
         return False
+    # An interface id that begins with an ISATAP pattern contains an IPv4 address.
     return int(address) >> 32 & _LOW_32 not in _ISATAP

@@ -1,4 +1,4 @@
-"""What only webhooks answer with. The rest of the tree is drawn in ``jobs.kit.errors``.
+"""The errors of webhooks. ``jobs.kit.errors`` shows the rest of the tree.
 
 NotFound                    404
 ├── WebhookNotFound             webhook_not_found
@@ -21,7 +21,7 @@ class WebhookNotFound(NotFound):
 
 
 class DeliveryNotFound(NotFound):
-    """The endpoint has no delivery of this id, or its time in the list is over."""
+    """The endpoint has no delivery with this id, or it was deleted after its retention time."""
 
     code = "delivery_not_found"
     title = "Delivery not found"

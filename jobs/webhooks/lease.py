@@ -1,7 +1,7 @@
-"""The worker's side of the outbox: claim a message, and write what became of it.
+"""The worker's operations on the outbox: claim a message, and record the result.
 
-As for jobs: a claim has a lease and a fence, a write that changes no row returns False, and all times are the
-database's. A worker that dies while it sends leaves its lease, and after that the message is sent again with the same
+As for jobs, a claim has a lease and a fence, a write that changes no row returns False, and all times are of the
+database's clock. If a worker dies while it sends, its lease ends, and the message is sent again with the same
 ``webhook-id``: at least once.
 """
 
@@ -26,7 +26,7 @@ _LEASES_PER_TIMEOUT: Final = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryClaim:
-    """The right to make one attempt of one delivery. ``secrets``: newest first; empty when the key is another one."""
+    """The right to make one attempt of one delivery. ``secrets``: newest first; empty if they can not be decrypted."""
 
     delivery_id: str
     endpoint_id: str
@@ -40,9 +40,9 @@ class DeliveryClaim:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why an attempt did not succeed. ``error`` is for the tenant and holds nothing of the answer's body.
+    """Why an attempt did not succeed. ``error`` is for the tenant and contains nothing of the response body.
 
-    ``gone``: the receiver wants no more; ``retry_after``: seconds that it asked for.
+    ``gone``: the receiver wants no more messages; ``retry_after``: the seconds that it asked for.
     """
 
     error: str
@@ -52,7 +52,7 @@ class Refusal:
 
 
 class DeliveryLeases:
-    """Claims deliveries for workers and writes what they learn. Methods are transactions; all raise Unavailable."""
+    """Claims deliveries for workers and writes their results. Methods are transactions; all raise Unavailable."""
 
     def __init__(self, database: Database, vault: Vault, settings: Settings) -> None:
         self._database = database
@@ -61,11 +61,11 @@ class DeliveryLeases:
 
     @property
     def lease_seconds(self) -> float:
-        """How long an attempt is nobody else's: several times what it may take."""
+        """How long an attempt belongs to its worker: several times the time that it may take."""
         return max(_SMALLEST_LEASE_SECONDS, _LEASES_PER_TIMEOUT * self._settings.webhook_timeout_seconds)
 
     def claim(self) -> DeliveryClaim | None:
-        """Take the delivery that has been due longest."""
+        """Claim the delivery that has been due longest."""
         with self._database.transaction() as session:
             row = webhook_queue.claim_due(session, self.lease_seconds, self._settings.webhook_max_attempts)
             if row is None:
@@ -83,8 +83,9 @@ class DeliveryLeases:
             )
 
     def succeed(self, claim: DeliveryClaim, http_status: int) -> bool:
-        """The receiver took it."""
+        """End the delivery as succeeded."""
         with self._database.transaction() as session:
+            # The endpoint is locked first, as ``jobs.repository.webhook_queue`` asks for.
             endpoint = webhook_queue.lock_endpoint(session, claim.endpoint_id)
             done = DeliveryStatus.SUCCEEDED
             landed = webhook_queue.settle(
@@ -95,7 +96,7 @@ class DeliveryLeases:
             return landed
 
     def refuse(self, claim: DeliveryClaim, refusal: Refusal) -> bool:
-        """It was not taken: tried again later, or given up after the last attempt; may disable the endpoint."""
+        """Record a refusal: the next attempt, or failure after the last one. This may disable the endpoint."""
         with self._database.transaction() as session:
             endpoint = webhook_queue.lock_endpoint(session, claim.endpoint_id)
             over = refusal.gone or claim.attempt >= self._settings.webhook_max_attempts
@@ -105,7 +106,7 @@ class DeliveryLeases:
             return landed
 
     def tidy(self) -> int:
-        """Give up on what will never be sent. How many there were; retention forgets them in time."""
+        """Fail deliveries that will never be sent. Return how many there were; retention deletes them later."""
         with self._database.transaction() as session:
             return webhook_queue.give_up(session, self._settings.webhook_max_attempts)
 

@@ -1,4 +1,4 @@
-"""What a tenant asks for: the bodies of ``POST /v1/webhooks`` and ``PATCH /v1/webhooks/{id}``."""
+"""The request bodies of ``POST /v1/webhooks`` and ``PATCH /v1/webhooks/{id}``."""
 
 from typing import Annotated, Any, Self
 
@@ -23,7 +23,7 @@ Description = Annotated[Name, Field(max_length=_MAX_DESCRIPTION)]
 
 
 class NewWebhook(Frozen):
-    """An endpoint to tell of events; without ``events``, of the ends of jobs and publications."""
+    """An endpoint for events; without ``events``, for the ends of jobs and publications."""
 
     url: Url
     events: Events = DEFAULT_EVENTS
@@ -31,7 +31,7 @@ class NewWebhook(Frozen):
 
 
 class WebhookChanges(Frozen):
-    """What to change of an endpoint. Enabling it again forgets that it was failing."""
+    """The changes of an endpoint. Enabling it again resets the record of its failures."""
 
     url: Url | None = None
     events: Events | None = None

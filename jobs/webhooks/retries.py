@@ -1,19 +1,19 @@
-"""When a message that was not taken is sent again."""
+"""The times at which a refused message is sent again."""
 
 import random
 from typing import Final
 
 _INTERVALS: Final = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
-"""Seconds between attempts, as the Standard Webhooks specification recommends: nine retries over three days."""
+"""Seconds between attempts, as the Standard Webhooks specification recommends: nine retries in three days."""
 
 _LONGEST_RETRY_AFTER_SECONDS: Final = 86_400.0
 _JITTER: Final = 0.2
 
 
 def delay_seconds(attempts: int, *, first_seconds: float, retry_after: float) -> float:
-    """How long to wait after so many attempts, at least ``retry_after``; ``first_seconds`` scales the schedule.
+    """Return the delay after ``attempts``, at least ``retry_after``; ``first_seconds`` scales the schedule.
 
-    Jitter comes on top, so that what failed together does not come back together.
+    Jitter is added, so that messages that failed together do not return together.
     """
     interval = _INTERVALS[min(max(attempts, 1), len(_INTERVALS)) - 1] * first_seconds / _INTERVALS[0]
     least = max(interval, min(retry_after, _LONGEST_RETRY_AFTER_SECONDS))

@@ -1,4 +1,4 @@
-"""The use cases of the API side. Each public method is one transaction; what it returns is a frozen view."""
+"""The operations of tenants on webhooks. Each public method is one transaction and returns a frozen view."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,9 +36,9 @@ _PATH = "/v1/webhooks"
 
 
 class WebhookService:
-    """What a tenant can do with webhooks. Every query is scoped by ``tenant``; foreign ids look missing.
+    """The operations on webhooks. Every query is limited to ``tenant``; ids of others look missing.
 
-    A POST with an Idempotency-Key raises IdempotencyConflict or IdempotencyInFlight where that is used otherwise.
+    A POST raises IdempotencyConflict or IdempotencyInFlight if its Idempotency-Key is used by another request.
     """
 
     def __init__(self, database: Database, vault: Vault, settings: Settings) -> None:
@@ -47,7 +47,7 @@ class WebhookService:
         self._settings = settings
 
     def create(self, new: NewWebhook, *, tenant: str, idempotency_key: str | None = None) -> WebhookWithSecretView:
-        """An endpoint and its secret, which nobody is shown again.
+        """Create an endpoint with a secret, which is not shown again.
 
         Raises:
             InvalidRequest: messages can not be sent to this URL.
@@ -56,6 +56,7 @@ class WebhookService:
         self._check_url(new.url)
 
         def insert(session: Session) -> WebhookWithSecretView:
+            # Two requests at the same time could otherwise both stay below the limit.
             webhooks.lock_tenant(session, tenant)
             if webhooks.count(session, tenant) >= self._settings.webhook_max_endpoints:
                 raise TooManyWebhooks(self._settings.webhook_max_endpoints)
@@ -74,7 +75,7 @@ class WebhookService:
         return self._answer_with_secret(self._idempotent(tenant, "", idempotency_key, new), insert)
 
     def list(self, *, tenant: str, limit: int = 20, after: str | None = None) -> Page[WebhookView]:
-        """Newest first, keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
+        """List endpoints, newest first, by keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
         key = None if after is None else cursors.decode_job(after)
         with self._database.transaction() as session:
             found = webhooks.page(session, tenant, limit=limit + 1, after_key=key)
@@ -84,12 +85,12 @@ class WebhookService:
         return Page(data=views, has_more=has_more, next_cursor=cursor)
 
     def get(self, endpoint_id: str, *, tenant: str) -> WebhookView:
-        """Raises: WebhookNotFound."""
+        """Return an endpoint. Raises: WebhookNotFound."""
         with self._database.transaction() as session:
             return webhook_view(_find(session, tenant, endpoint_id))
 
     def change(self, endpoint_id: str, changes: WebhookChanges, *, tenant: str) -> WebhookView:
-        """Raises: WebhookNotFound, InvalidRequest for the URL."""
+        """Change an endpoint. Raises: WebhookNotFound, InvalidRequest for the URL."""
         if changes.url is not None:
             self._check_url(changes.url)
         values: dict[str, Any] = changes.model_dump(exclude_unset=True)
@@ -102,19 +103,20 @@ class WebhookService:
             return webhook_view(row)
 
     def delete(self, endpoint_id: str, *, tenant: str) -> None:
-        """Forget it with all its deliveries; what is being sent right now still arrives. Raises: WebhookNotFound."""
+        """Delete an endpoint and its deliveries; a message being sent still arrives. Raises: WebhookNotFound."""
         with self._database.transaction() as session:
             if not is_id(endpoint_id) or not webhooks.delete(session, tenant, endpoint_id):
                 raise WebhookNotFound
 
     def rotate(self, endpoint_id: str, *, tenant: str, idempotency_key: str | None = None) -> WebhookWithSecretView:
-        """A new secret; the one before signs beside it for ``webhook_rotation_seconds``. Raises: WebhookNotFound."""
+        """Make a new secret; the old one also signs for ``webhook_rotation_seconds``. Raises: WebhookNotFound."""
         _could_be(endpoint_id)
 
         def rotate(session: Session) -> WebhookWithSecretView:
             _find(session, tenant, endpoint_id)
             secret = new_secret()
             values = {
+                # The column's value before this UPDATE.
                 "previous_secret": WebhookEndpoint.secret,
                 "previous_until": webhooks.after(self._settings.webhook_rotation_seconds),
                 "secret": self._vault.seal(secret),
@@ -127,7 +129,7 @@ class WebhookService:
         return self._answer_with_secret(self._idempotent(tenant, f"/{endpoint_id}/rotate", idempotency_key), rotate)
 
     def test(self, endpoint_id: str, *, tenant: str, idempotency_key: str | None = None) -> DeliveryView:
-        """Queue a ``webhook.test`` message. Raises: WebhookNotFound, InvalidState while it is disabled."""
+        """Queue a ``webhook.test`` message. Raises: WebhookNotFound, InvalidState if the endpoint is disabled."""
         _could_be(endpoint_id)
 
         def queue(session: Session) -> WebhookDelivery:
@@ -145,7 +147,7 @@ class WebhookService:
         after: str | None = None,
         status: DeliveryStatus | None = None,
     ) -> Page[DeliveryView]:
-        """Newest first. Raises: WebhookNotFound, InvalidQuery for a foreign cursor."""
+        """List deliveries, newest first. Raises: WebhookNotFound, InvalidQuery for a foreign cursor."""
         key = None if after is None else cursors.decode_job(after)
         with self._database.transaction() as session:
             _find(session, tenant, endpoint_id)
@@ -156,7 +158,7 @@ class WebhookService:
         return Page(data=views, has_more=has_more, next_cursor=cursor)
 
     def get_delivery(self, endpoint_id: str, delivery_id: str, *, tenant: str) -> DeliveryView:
-        """Raises: WebhookNotFound, DeliveryNotFound."""
+        """Return a delivery. Raises: WebhookNotFound, DeliveryNotFound."""
         with self._database.transaction() as session:
             _find(session, tenant, endpoint_id)
             return delivery_view(_find_delivery(session, tenant, endpoint_id, delivery_id))
@@ -164,7 +166,7 @@ class WebhookService:
     def redeliver(
         self, endpoint_id: str, delivery_id: str, *, tenant: str, idempotency_key: str | None = None
     ) -> DeliveryView:
-        """Send a message again, now and with all its attempts, under the ``webhook-id`` it has.
+        """Send a message again now, with its full number of attempts and its old ``webhook-id``.
 
         Raises:
             WebhookNotFound, DeliveryNotFound.
@@ -198,7 +200,7 @@ class WebhookService:
     def _answer_with_secret(
         self, idempotent: IdempotentRequest, act: Callable[[Session], WebhookWithSecretView]
     ) -> WebhookWithSecretView:
-        """``act``, or its answer to the same key before; the kept answer has the secret sealed."""
+        """Return ``act``'s answer, or the stored answer of the same key. The stored secret is encrypted."""
         with self._database.transaction() as session:
             stored = idempotent.replay(session, WebhookWithSecretView)
             if stored is not None:
@@ -220,7 +222,7 @@ class WebhookService:
 
 
 def _could_be(endpoint_id: str) -> None:
-    """Refuse what is no id before anything is asked of the database about it. Raises: WebhookNotFound."""
+    """Refuse a malformed id before the database is used. Raises: WebhookNotFound."""
     if not is_id(endpoint_id):
         raise WebhookNotFound
 

@@ -1,8 +1,8 @@
-"""Signatures of messages, as Standard Webhooks has them (symmetric, version 1).
+"""Signatures of messages by the Standard Webhooks specification (symmetric, version 1).
 
     webhook-signature: v1,<base64 of HMAC-SHA256(secret, "<webhook-id>.<webhook-timestamp>.<body>")>
 
-with one signature, separated by a blank, for each secret that is valid. Source: the specification's "Signature scheme"
+with one signature for each valid secret, separated by blanks. Source: the specification's "Signature scheme"
 (standardwebhooks.com).
 """
 
@@ -18,12 +18,12 @@ _BYTES: Final = 32  # the specification asks for 24 to 64
 
 
 def new_secret() -> str:
-    """A fresh secret, as it is shown to the receiver: ``whsec_`` and base64."""
+    """Return a new secret in the form for the receiver: ``whsec_`` and base64."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(_BYTES)).decode()
 
 
 def signed_headers(message_id: str, timestamp: int, body: bytes, secrets_: Sequence[str]) -> dict[str, str]:
-    """The three headers of a message; ``timestamp`` is of the attempt, in seconds since 1970."""
+    """Return the three headers of a message; ``timestamp`` is that of the attempt, in seconds since 1970."""
     signatures = (_signature(secret, message_id, timestamp, body) for secret in secrets_)
     return {
         "webhook-id": message_id,

@@ -1,7 +1,7 @@
-"""The URL of a webhook endpoint: one strict reading of it, for the check at creation and for every delivery.
+"""The URL of a webhook endpoint: one strict parser, for the check at creation and for every delivery.
 
-Two parsers that disagree on where the host ends are how such checks are fooled, so there is one, and it takes only what
-nobody reads differently: ASCII, no user information, no backslash, no fragment.
+Such checks are fooled by two parsers that disagree on where the host ends. So there is one parser, and it only accepts
+what all parsers read in the same way: ASCII, no user information, no backslash, no fragment.
 """
 
 import re
@@ -20,13 +20,14 @@ _URL: Final = re.compile(
     re.ASCII,
 )
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+# Resolvers accept IPv4 addresses in hexadecimal, octal or as one number. No top-level domain is a number.
 _NUMBER: Final = re.compile(r"0x[0-9a-f]*|[0-9]+", re.ASCII)
 _CODE: Final = "invalid_webhook_url"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a message goes. ``host`` is a lower-case name, or an address without brackets; ``path`` has the query."""
+    """The destination of a message. ``host``: a lower-case name, or an address without brackets; ``path``: with query."""
 
     scheme: str
     host: str
@@ -35,15 +36,15 @@ class Target:
 
     @property
     def address(self) -> Address | None:
-        """The address, if the host is one."""
+        """The address, if the host is one; else None."""
         return parse_address(self.host)
 
 
 def read_url(url: str, policy: AddressPolicy, *, allow_http: bool) -> Target:
-    """The parts of a URL that a message may be sent to. A name is not resolved here: it may mean another address later.
+    """Parse a URL that messages may be sent to. A name is not resolved here, because its address may change later.
 
     Raises:
-        InvalidRequest: names what is wrong with ``/url``, and the remedy; never echoes it.
+        InvalidRequest: the message has the fault of ``/url`` and the remedy, and never repeats the URL.
     """
     if len(url) > MAX_URL:
         raise _refused(f"The URL has more than {MAX_URL} characters. Use a shorter one.")
@@ -54,6 +55,7 @@ def read_url(url: str, policy: AddressPolicy, *, allow_http: bool) -> Target:
     if scheme not in (("https", "http") if allow_http else ("https",)):
         raise _refused("Webhooks are sent over https only. Use a URL that begins with https://.")
     port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[scheme]
+    # The pattern allows five digits, which can be more than 65535.
     if not 1 <= port <= 65535:
         raise _refused("The port is not one: it is a number from 1 to 65535. Correct it, or leave it out for 443.")
     path = (match["path"] or "/") + (match["query"] or "")
@@ -82,6 +84,7 @@ def _check_host(target: Target, policy: AddressPolicy) -> None:
         raise _refused("The host is a number in disguise. Write an IPv4 address as four decimal numbers.")
     if len(target.host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise _refused("The host is not a name of the DNS. Correct it; write other alphabets as xn--… labels.")
+    # An operator who allows private networks may also use their names.
     local = len(labels) == 1 or labels[-1] == "localhost"
     if local and not policy.allowed:
         raise _refused("The host is a name of the local network. Use one that the whole internet can resolve.")

@@ -1,4 +1,4 @@
-"""What the service shows of webhook endpoints and of their deliveries."""
+"""The views of webhook endpoints and of their deliveries."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -13,11 +13,11 @@ DisabledReason = Literal["requested", "gone", "failing"]
 
 
 class WebhookView(View):
-    """An endpoint. ``disabled_reason``: by whose will it gets nothing: the tenant's (``requested``), the receiver's own
-    (``gone``: it answered 410), or the service's (``failing``: nothing but failures for days).
+    """An endpoint. ``disabled_reason``: ``requested`` by the tenant, ``gone`` (the receiver answered 410), or
+    ``failing`` (the service saw only failures for days).
 
-    ``previous_secret_until``: how long the secret before the last rotation signs beside the new one, null without a
-    rotation. ``version`` is the row's, for the ETag; the JSON has it not.
+    ``previous_secret_until``: until when the old secret also signs after a rotation; null without a rotation.
+    ``version`` is that of the row, for the ETag; it is not in the JSON.
     """
 
     id: str
@@ -39,12 +39,12 @@ class WebhookView(View):
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The path of the endpoint."""
         return f"/v1/webhooks/{self.id}"
 
 
 class WebhookWithSecretView(WebhookView):
-    """An endpoint with its new secret, which is shown this once."""
+    """An endpoint with its new secret, which is only shown this time."""
 
     secret: str
 
@@ -52,8 +52,8 @@ class WebhookWithSecretView(WebhookView):
 class DeliveryView(View):
     """One message to one endpoint. ``id`` is its ``webhook-id``; ``attempts`` counts since it was last (re)queued.
 
-    ``next_attempt_at`` is set while it is pending; ``last_status`` is the HTTP status of the last answer, if there was
-    one.
+    ``next_attempt_at`` is set while it is pending. ``last_status`` is the HTTP status of the last response, if there
+    was one.
     """
 
     id: str
@@ -72,22 +72,22 @@ class DeliveryView(View):
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The path of the delivery."""
         return f"/v1/webhooks/{self.webhook_id}/deliveries/{self.id}"
 
 
 def webhook_view(row: WebhookEndpoint) -> WebhookView:
-    """The row as the HTTP contract shows it."""
+    """Return the view of an endpoint's row."""
     return WebhookView.model_validate(_shown(row))
 
 
 def webhook_with_secret(row: WebhookEndpoint, secret: str) -> WebhookWithSecretView:
-    """The row with its secret in the clear."""
+    """Return the view of an endpoint's row with the decrypted secret."""
     return WebhookWithSecretView.model_validate({**_shown(row), "secret": secret})
 
 
 def delivery_view(row: WebhookDelivery) -> DeliveryView:
-    """The row as the HTTP contract shows it."""
+    """Return the view of a delivery's row."""
     status = DeliveryStatus(row.status)
     return DeliveryView(
         id=row.id,

@@ -1,6 +1,6 @@
-"""Credentials, publications, chores, and the index by which the artifact store counts references.
+"""Create credentials, publications and chores, and the index for references to the artifact store.
 
-Revision: 0002. Adds only; the release before runs on it unchanged.
+Revision: 0002. It only adds, so the release before runs on it unchanged.
 """
 
 import sqlalchemy as sa

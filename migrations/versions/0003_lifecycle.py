@@ -1,6 +1,6 @@
-"""What retries, low memory, fair queueing, retention and traces need of a job.
+"""Add the columns of jobs for retries, low memory, turns in the queue, retention and traces.
 
-Revision: 0003. Adds only; the release before runs on it unchanged.
+Revision: 0003. It only adds, so the release before runs on it unchanged.
 """
 
 import sqlalchemy as sa

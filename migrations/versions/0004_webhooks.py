@@ -1,6 +1,6 @@
-"""Webhook endpoints, and the outbox of what they are told.
+"""Create webhook endpoints, and the outbox of their messages.
 
-Revision: 0004. Adds only; the release before runs on it unchanged.
+Revision: 0004. It only adds, so the release before runs on it unchanged.
 """
 
 import sqlalchemy as sa
