@@ -114,6 +114,6 @@ IdempotencyKey = Annotated[
 ]
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Cursor = Annotated[
-    str | None, Query(pattern=r"^[\x21-\x7e]{1,512}$", description="The next_cursor of the page before.")
+    str | None, Query(pattern=r"^[\x21-\x7e]{1,512}$", description="The next_cursor of the previous page.")
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many entries a page has at most.")]

@@ -82,12 +82,14 @@ class _Snapshot(Collector):
         )
         yield _gauge(
             "quantry_queue_oldest_claimable_job_age_seconds",
-            "The same of jobs that could be taken now, which a retry's delay does not hold back.",
+            "The same for jobs that could be taken now, without those that wait for a retry.",
             queue.oldest_claimable_seconds or 0.0,
         )
         yield _gauge("quantry_workers", "Workers that reported within the last lease.", queue.workers)
         if queue.seconds_since_claim is not None:
-            yield _gauge("quantry_last_claim_age_seconds", "Since a worker last took a job.", queue.seconds_since_claim)
+            yield _gauge(
+                "quantry_last_claim_age_seconds", "Seconds since a worker last took a job.", queue.seconds_since_claim
+            )
 
 
 def _gauge(name: str, description: str, value: float) -> GaugeMetricFamily:

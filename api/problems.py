@@ -79,7 +79,7 @@ _UNEXPECTED: Final = Problem(
     status=500,
     code="internal_error",
     title="Internal error",
-    detail="Something went wrong here. Repeat the request; if it fails again, give the operator the request_id.",
+    detail="An unexpected error happened. Repeat the request; if it fails again, give the operator the request_id.",
 )
 _FROM_THE_ROUTER: Final[dict[int, tuple[str, str]]] = {
     404: ("route_not_found", "There is nothing at this path. GET /openapi.json lists what there is."),
@@ -130,7 +130,7 @@ def _from_framework(error: HTTPException) -> Problem:
     title = http.HTTPStatus(error.status_code).phrase
     code, detail = _FROM_THE_ROUTER.get(
         error.status_code,
-        (title.lower().replace(" ", "_"), "The request can not be answered. GET /openapi.json tells what is expected."),
+        (title.lower().replace(" ", "_"), "The request can not be answered. GET /openapi.json shows what is expected."),
     )
     return Problem(
         status=error.status_code, code=code, title=title.capitalize(), detail=detail, headers=error.headers or {}

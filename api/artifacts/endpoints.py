@@ -125,7 +125,7 @@ def _index_behind(artifacts: tuple[ArtifactView, ...], cursor: str) -> int:
     for index, artifact in enumerate(artifacts, start=1):
         if artifact.id == cursor:
             return index
-    raise InvalidQuery("This cursor is not of this list. Use the next_cursor of the page before.", pointer="?after")
+    raise InvalidQuery("This is not a cursor of this list. Use the next_cursor of the previous page.", pointer="?after")
 
 
 def _no_checkpoint(job: JobView) -> InvalidState:
@@ -133,4 +133,4 @@ def _no_checkpoint(job: JobView) -> InvalidState:
         return InvalidState("The job measured a model and made no checkpoint. Look at its report.")
     if job.is_terminal:
         return InvalidState(f"The job is {job.status.value} and published no checkpoint. Look at its 'error'.")
-    return InvalidState(f"The job is {job.status.value}; its checkpoint comes with success.", retry_after=5)
+    return InvalidState(f"The job is {job.status.value}; its checkpoint exists once it has succeeded.", retry_after=5)

@@ -26,7 +26,7 @@ def judge_workers(health: QueueHealth | None) -> WorkersCheck:
         return WorkersCheck(status="missing", detail="No worker has reported lately. Start one.", **numbers)
     if _is_stalled(health):
         return WorkersCheck(
-            status="stalled", detail="Jobs wait and workers beat, but none takes a job. Restart them.", **numbers
+            status="stalled", detail="Jobs wait and workers report, but none takes a job. Restart them.", **numbers
         )
     return WorkersCheck(status="ok", detail="A worker has reported lately.", **numbers)
 

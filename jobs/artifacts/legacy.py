@@ -43,5 +43,5 @@ class LegacyFiles:
 
     def _job_dir(self, job_id: str) -> Path:
         if not is_id(job_id):
-            raise ValueError("this is no id of this service, and must not become a path")
+            raise ValueError("this is not an id of this service, and must not become a path")
         return self._root / job_id

@@ -58,7 +58,7 @@ class LocalStore:
         size, found = hash_file(target, report_bytes)
         if found != sha256:
             target.unlink()
-            raise DamagedBlob("a blob on the disk is not what its name says")
+            raise DamagedBlob("the content of a blob on the disk does not match its name")
         report_bytes(size)
 
     def delete(self, sha256: str, *, unless_since: datetime | None = None) -> bool:

@@ -111,7 +111,7 @@ class S3Store:
                 report_bytes(len(chunk))
         if digest.hexdigest() != sha256:
             part.unlink()
-            raise DamagedBlob("what came of a blob is not what its name says; asked again, it starts anew")
+            raise DamagedBlob("the received content of a blob does not match its name; the next request starts again")
         part.replace(target)
 
     def delete(self, sha256: str, *, unless_since: datetime | None = None) -> bool:
@@ -170,7 +170,7 @@ class S3Store:
             # Another process may have finished the same upload, which is as good.
             if self._holds(entry):
                 return
-        raise StoreUnavailable("The artifact store does not keep what it is sent. Repeat it in a few seconds.")
+        raise StoreUnavailable("The artifact store loses files that it is sent. Repeat the request in a few seconds.")
 
     def _refresh(self, entry: ManifestEntry) -> bool:
         """Renew the time of an existing blob by its mark. False: the blob must be sent."""
@@ -225,7 +225,7 @@ class S3Store:
                 raise
         if int(answer["ContentLength"]) != stop - position:
             answer["Body"].close()
-            raise DamagedBlob("the artifact store gave another part of a file than it was asked for")
+            raise DamagedBlob("the artifact store returned another part of a file than the requested one")
         return answer["Body"]
 
     def _last_sign(self, target: dict[str, str], initiated: datetime) -> datetime:

@@ -26,10 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command. The exit code is 1 when it failed, or when files are missing."""
     parser = argparse.ArgumentParser(prog="jobs.backup", description="Backs up a service, and restores it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("make", help="while the service runs, or not")
+    make = commands.add_parser("make", help="make a backup, also while the service runs")
     make.add_argument("directory", type=Path)
     make.add_argument("--no-files", action="store_true", help="the artifact store is backed up by other means")
-    restore = commands.add_parser("restore", help="into an empty service that does not run")
+    restore = commands.add_parser("restore", help="restore a backup into an empty service that does not run")
     restore.add_argument("directory", type=Path)
     options = parser.parse_args(arguments)
     layout = Layout(options.directory.expanduser().absolute())
@@ -55,7 +55,7 @@ def _make(settings: Settings, layout: Layout, *, with_files: bool) -> int:
     )
     sys.stdout.write(f"backup of {described.made_at} in {layout.root}: {files}, {made.fetched} of them new\n")
     if not described.has_key:
-        sys.stdout.write("It holds no key: keep QUANTRY_SECRET_KEY, if you set it, where you will find it.\n")
+        sys.stdout.write("It has no key. If you set QUANTRY_SECRET_KEY, store that key in a safe place.\n")
     for file in made.missing:
         sys.stdout.write(f"missing {file.sha256} of {file.job_id}: {file.path}\n")
     return 1 if made.missing else 0

@@ -69,7 +69,7 @@ class Layout:
             if members["format"] != FORMAT:
                 raise InstallationError(
                     f"The backup in {self.root} is of format {members['format']}, and this release reads {FORMAT}. "
-                    "Restore it with the release that made it, and upgrade then."
+                    "Restore it with the release that made it, and then upgrade."
                 )
             return Description(**members)
         except (OSError, ValueError, KeyError, TypeError) as error:

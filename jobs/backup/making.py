@@ -73,8 +73,8 @@ class Backup:
                 fetched, missing = self._copy_files(taken) if self.with_files else (0, ())
         except ProgrammingError as error:
             raise InstallationError(
-                "The database's tables are not those of this release. Back it up with the release that it is of, or "
-                "migrate it first: alembic upgrade head."
+                "The database's tables are not those of this release. Back it up with its own release, or migrate "
+                "it first: alembic upgrade head."
             ) from error
         except DBAPIError as error:
             raise Unavailable from error
@@ -166,7 +166,7 @@ def _bring(file: NamedFile, source: ArtifactStore, legacy: LegacyFiles, target: 
         shutil.copyfile(old, partial)
         if hash_file(partial, ignore_bytes)[1] != file.sha256:
             partial.unlink()
-            raise DamagedBlob("a published file is not what its row says")
+            raise DamagedBlob("the content of a published file does not match its row")
     partial.replace(path)
 
 
@@ -174,6 +174,6 @@ def require_database(settings: Settings) -> None:
     """Check that there is a database to back up. Raises: InstallationError: there is none."""
     if not (settings.data_dir / "postgres").is_dir():
         raise InstallationError(
-            f"QUANTRY_DATABASE_URL is not set, and {settings.data_dir} has no database. Set the one, or name the "
+            f"QUANTRY_DATABASE_URL is not set, and {settings.data_dir} has no database. Set it, or name the "
             "service's data directory (QUANTRY_DATA_DIR, or --data-dir)."
         )

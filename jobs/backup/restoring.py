@@ -65,7 +65,7 @@ class Restore:
         table = backup.occupied(self.database.engine)
         if table is not None:
             raise InstallationError(
-                f"The database is not empty: {table} has rows, which a restore would take away. Restore into an empty "
+                f"The database is not empty: {table} has rows, which a restore would delete. Restore into an empty "
                 "database (QUANTRY_DATABASE_URL) or a new data directory (QUANTRY_DATA_DIR, or --data-dir)."
             )
 
@@ -82,8 +82,8 @@ class Restore:
             return
         if target.is_file() and target.read_bytes() != self.layout.key.read_bytes():
             raise InstallationError(
-                f"{target} is another key than the backup's. Move it away: no credential was sealed with it, for the "
-                "database is empty."
+                f"{target} is not the key of the backup. Move it away: the database is empty, so no credential was "
+                "encrypted with it."
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.layout.key, target)

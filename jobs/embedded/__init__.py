@@ -124,7 +124,7 @@ def _make_directory(directory: Path) -> None:
     except OSError as error:
         raise InstallationError(
             f"The data directory {directory} can not be made: {error.strerror}. "
-            "Set QUANTRY_DATA_DIR to a place that can."
+            "Set QUANTRY_DATA_DIR to a directory that can be made."
         ) from error
 
 

@@ -73,7 +73,7 @@ def _hold(services: EmbeddedServices, stopping: threading.Event) -> None:
             revivals.append(time.monotonic())
             logger.warning("server_restarted", server=name)
             if len(revivals) == _MAX_REVIVALS and revivals[-1] - revivals[0] < _REVIVAL_WINDOW_SECONDS:
-                raise InstallationError(f"{name} keeps dying; its log is in the data directory under logs/.")
+                raise InstallationError(f"{name} ended too often; its log is in the data directory under logs/.")
 
 
 def _watched_input() -> int | None:

@@ -24,8 +24,8 @@ def database_url(settings: Settings) -> str:
     running = embedded_url(settings.data_dir)
     if running is None:
         raise InstallationError(
-            f"QUANTRY_DATABASE_URL is not set, and no 'quantry serve' runs on {settings.data_dir}. Set the one, start "
-            "the other, or name the data directory of the service that runs (QUANTRY_DATA_DIR, or --data-dir)."
+            f"QUANTRY_DATABASE_URL is not set, and no 'quantry serve' runs on {settings.data_dir}. Set it, start "
+            "the service, or name the data directory of a service that runs (QUANTRY_DATA_DIR, or --data-dir)."
         )
     return running
 

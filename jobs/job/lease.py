@@ -202,7 +202,7 @@ class JobLeases:
             reason="low_memory",
         )
         if queued is not None:
-            log = NewEvent("log", {"message": "The run ran out of memory. It is queued again, to run with less."})
+            log = NewEvent("log", {"message": "The run ran out of memory. It is queued again and will run with less."})
             changes.update_job(session, Job.id == claim.job_id, values={}, events=[log])
         return queued
 

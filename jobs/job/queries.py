@@ -109,7 +109,7 @@ class JobQueries:
         status, report = found
         if report is None:
             over = JobStatus(status).is_terminal
-            remedy = "its error says why" if over else "the report comes with its success"
+            remedy = "its error has the reason" if over else "the report exists once it has succeeded"
             raise ReportNotFound(f"The job is {status}: {remedy}.", retry_after=None if over else 5)
         return report
 

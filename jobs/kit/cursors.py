@@ -74,5 +74,5 @@ def _refuse_constant(name: str) -> None:
 
 def _foreign() -> InvalidQuery:
     return InvalidQuery(
-        "This is not a cursor of this list. Use next_cursor of its last page as it is.", pointer="?after"
+        "This is not a cursor of this list. Use the next_cursor of the previous page unchanged.", pointer="?after"
     )

@@ -243,7 +243,7 @@ class TooManyCredentials(QuantryError):
     title = "Too many credentials"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"There are {limit} credentials already, the most there can be. Delete one first.")
+        super().__init__(f"There are {limit} credentials already, which is the maximum. Delete one first.")
 
 
 class CredentialUnreadable(QuantryError):
@@ -321,7 +321,7 @@ class StoreRefused(StoreUnavailable):
     code = "store_refused"
 
     def __init__(self) -> None:
-        super().__init__("The artifact store refuses the service. The operator must look at its bucket and its keys.")
+        super().__init__("The artifact store refuses the service. The operator must check its bucket and its keys.")
 
 
 class InstallationError(QuantryError):
@@ -362,7 +362,7 @@ def crash_loop(attempt: int) -> JobProblem:
         category="platform",
         title="The run crashed every time",
         detail=f"The process that ran this job ended without a result each time; attempt {attempt} was its last.",
-        hint="Often memory: use a smaller model, fewer samples or a machine with more memory; see the worker's log.",
+        hint="Often it lacks memory: use a smaller model, fewer samples or a larger machine; see the worker's log.",
     )
 
 

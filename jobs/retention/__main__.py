@@ -26,7 +26,7 @@ Row = tuple[str, str, str]
 def main(arguments: list[str] | None = None) -> int:
     """Run one round. Exit code 1: rows without bytes were found; 75: another process collects or backs up."""
     parser = argparse.ArgumentParser(prog="jobs.gc", description="Removes what expired and what nobody needs any more.")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+    parser.add_argument("--dry-run", action="store_true", help="report what would be removed, and remove nothing")
     options = parser.parse_args(arguments)
     try:
         done, discarded = _run(get_settings(), dry_run=options.dry_run)
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.code, error.detail)
     sys.stdout.write(table(("would remove" if options.dry_run else "removed"), done, discarded))
     if done.collected is None:
-        sys.stderr.write("The files were left alone: another process collects them, or makes a backup, right now.\n")
+        sys.stderr.write("No files were removed: another process collects them or makes a backup.\n")
         return os.EX_TEMPFAIL
     for file in done.collected.missing:
         sys.stdout.write(f"missing {file.sha256} of {file.job_id}: {file.path} ({file.artifact_id})\n")

@@ -45,11 +45,13 @@ def _of_file(host: str, path: str) -> ArtifactLocation:
 def _of_s3(bucket: str, prefix: str) -> ArtifactLocation:
     if "@" in bucket or ":" in bucket:
         raise ValueError(
-            f"{_EXPECTED}; keys and ports do not belong into it. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"{_EXPECTED}; it takes no keys and no ports. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "and QUANTRY_S3_ENDPOINT_URL for a server of your own."
         )
     if not _BUCKET.fullmatch(bucket):
         raise ValueError(f"{_EXPECTED}; a bucket's name has 3 to 63 of a-z, 0-9, '.' and '-'.")
     if prefix and (len(prefix) > _MAX_PREFIX or not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
-        raise ValueError(f"{_EXPECTED}; a prefix has up to {_MAX_PREFIX} letters, digits and !_.*'()-, parted by '/'.")
+        raise ValueError(
+            f"{_EXPECTED}; a prefix has up to {_MAX_PREFIX} letters, digits and !_.*'()-, separated by '/'."
+        )
     return ArtifactLocation(scheme="s3", bucket=bucket, prefix=prefix)

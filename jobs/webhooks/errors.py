@@ -40,4 +40,4 @@ class TooManyWebhooks(QuantryError):
     title = "Too many webhooks"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"There are {limit} webhooks already, the most there can be. Delete one first.")
+        super().__init__(f"There are {limit} webhooks already, which is the maximum. Delete one first.")

@@ -27,7 +27,7 @@ _CODE: Final = "invalid_webhook_url"
 
 @dataclass(frozen=True)
 class Target:
-    """The destination of a message. ``host``: a lower-case name, or an address without brackets; ``path``: with query."""
+    """The destination of a message. ``host``: lower-case name, or address without brackets; ``path`` has the query."""
 
     scheme: str
     host: str
@@ -57,7 +57,7 @@ def read_url(url: str, policy: AddressPolicy, *, allow_http: bool) -> Target:
     port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[scheme]
     # The pattern allows five digits, which can be more than 65535.
     if not 1 <= port <= 65535:
-        raise _refused("The port is not one: it is a number from 1 to 65535. Correct it, or leave it out for 443.")
+        raise _refused("The port must be a number from 1 to 65535. Correct it, or leave it out for 443.")
     path = (match["path"] or "/") + (match["query"] or "")
     target = Target(scheme=scheme, host=_host(match["host"].lower()), port=port, path=path)
     _check_host(target, policy)
@@ -69,7 +69,7 @@ def _host(written: str) -> str:
         return written
     address = parse_address(written[1:-1])
     if address is None or address.version != 6:
-        raise _refused("What stands in brackets is not an IPv6 address. Correct it.")
+        raise _refused("The text in brackets is not an IPv6 address. Correct it.")
     return str(address)
 
 
