@@ -54,6 +54,7 @@ def _quality(value: str) -> float:
 def _weight(media_type: str, ranges: Sequence[tuple[str, float]]) -> float:
     """Return the weight of the most specific range that covers ``media_type``; 0 when none does."""
     wildcard = media_type.partition("/")[0] + "/*"
+    # From the most specific range to the least.
     for candidate in (media_type, wildcard, "*/*"):
         for media_range, weight in ranges:
             if media_range == candidate:

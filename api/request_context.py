@@ -95,6 +95,7 @@ class RequestContext:
         self._metrics.observe(method=scope["method"], route=route, status=status, seconds=seconds)
         log.info(
             "request_ended",
+            # A client can send any word as a method, so its length is limited.
             method=scope["method"][:16],
             route=route,
             status=status,

@@ -232,6 +232,7 @@ def _kept_key(path: Path) -> bytes:
         with os.fdopen(descriptor, "wb") as file:
             file.write(Fernet.generate_key())
             file.flush()
+            # If a power failure lost the key, all stored tokens would be unreadable.
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):  # another process was faster, and its key stands
             os.link(draft, path)

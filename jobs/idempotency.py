@@ -79,6 +79,7 @@ class IdempotentRequest:
         if self.key is None:
             return
         hidden = {name: getattr(view, name) for name, field in type(view).model_fields.items() if field.exclude}
+        # The JSON lacks excluded fields, which the replayed view needs for its ETag.
         response = {**view.model_dump(mode="json"), **hidden}
         identity = (self.tenant, self.endpoint, self.key)
         keep = timedelta(seconds=self.keep_seconds)

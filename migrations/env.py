@@ -19,6 +19,7 @@ def run(connection: Connection) -> None:
         connection=connection, target_metadata=Base.metadata, compare_type=True, compare_server_default=True
     )
     with context.begin_transaction():
+        # The wait for another migration comes before the lock timeout, because that migration may take long.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
         context.run_migrations()

@@ -67,6 +67,7 @@ def head_content(
 ) -> Response:
     """Return the headers that GET would return for the whole file. ``Range`` has no meaning here (RFC 9110, 14.2)."""
     file = queries.open_artifact(artifact_id, tenant=tenant)
+    # A HEAD reads no bytes, so this is the only check that they exist.
     file.require()
     artifact = file.view
     headers = _content_headers(artifact)

@@ -42,6 +42,7 @@ def list_events(
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_INT32)] = None,
 ) -> Response:
     """List what happened to a job, in order. A stream resumes after ``Last-Event-ID``."""
+    # JSON comes first: it is the answer for clients that accept anything.
     if preferred(accept, ("application/json", "text/event-stream")) == "application/json":
         return json_view(queries.list_events(job_id, tenant=tenant, after=after, limit=limit), headers=VARY)
 

@@ -18,6 +18,7 @@ from jobs.artifacts.store import READ_BYTES, Blob, DamagedBlob, require_sha256
 _NO_LINK: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 )
+# A hard link shares its content with the blob: a write through it would change the blob.
 _READ_ONLY: Final = 0o444
 
 
@@ -51,6 +52,7 @@ class LocalStore:
         """Write the blob to ``target``: as a read-only hard link where the file system can, else as a copy."""
         report_bytes = on_bytes or ignore_bytes
         source = self.path(sha256)
+        # A hard link can not replace an existing file.
         target.unlink(missing_ok=True)
         if not _try_link(source, target):
             _copy(source, target, report_bytes)

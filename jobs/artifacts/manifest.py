@@ -48,6 +48,7 @@ def manifest_of(directory: Path, on_bytes: OnBytes) -> Iterator[tuple[Path, Mani
         UnsafeArtifactError: there is a link, a device or a name that a manifest can not contain.
         OSError: a file can not be read.
     """
+    # ``_walk`` returns a list, so a bad name is reported before any byte is stored.
     for path in _walk(directory):
         yield path, _entry(path, directory, on_bytes)
 

@@ -84,6 +84,7 @@ class S3Store:
         size = self.size(sha256)
         if size is None:
             raise FileNotFoundError("there is no such blob")
+        # A start after the end gives no bytes; it is no error.
         stop = max(size, start) if length is None else start + length
         if stop > size and stop > start:
             raise DamagedBlob("a published file is shorter than its manifest says")
@@ -223,6 +224,7 @@ class S3Store:
                 if is_missing(error):
                     raise FileNotFoundError("there is no such blob") from error
                 raise
+        # A store that ignores Range would return the whole object.
         if int(answer["ContentLength"]) != stop - position:
             answer["Body"].close()
             raise DamagedBlob("the artifact store returned another part of a file than the requested one")

@@ -54,6 +54,7 @@ class Upload:
 
     def _send_at_once(self) -> None:
         content = self.path.read_bytes()
+        # The file may have changed since its digest was computed.
         self._check(hashlib.sha256(content).hexdigest())
         self.client.put_object(**self._target, Body=content, ContentMD5=_base64(_md5(content)), **self._described)
         self.on_bytes(len(content))

@@ -15,6 +15,7 @@ from jobs.kit.errors import InstallationError
 from jobs.repository.database import Database
 
 _INSTALLED: Final = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin")
+# The cause of a failure is at the end of the output.
 _SAID_BYTES: Final = 2000
 
 

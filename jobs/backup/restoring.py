@@ -82,7 +82,7 @@ class Restore:
             return
         if target.is_file() and target.read_bytes() != self.layout.key.read_bytes():
             raise InstallationError(
-                f"{target} is not the key of the backup. Move it away: the database is empty, so no credential was "
+                f"{target} is another key than the backup's. Move it away: the database is empty, so no credential was "
                 "encrypted with it."
             )
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ class Postgres:
     def _launch(self, account: Account | None, programs: Path) -> None:
         self._clear_leftovers(account)
         self._process = spawn(
+            # No TCP port: clients use the Unix socket.
             [programs / "postgres", "-D", self._cluster, "-k", self._socket_dir, "-h", ""],
             log=self._log,
             on_parent_death=signal.SIGINT,  # a fast, clean shutdown
@@ -192,6 +193,7 @@ def _open_programs(account: Account | None, programs: Path) -> None:
 
 
 def _initdb(programs: Path, directory: Path, account: Account | None) -> None:
+    # No password on the socket: only its owner can enter the directory of the socket.
     options = ("--auth-local=trust", "--auth-host=reject", "--encoding=UTF8", "--locale=C", "--no-instructions")
     result = subprocess.run(  # noqa: S603 — our wheel's program with arguments made here
         [str(programs / "initdb"), *options, "-U", _SUPERUSER, "-D", str(directory)],

@@ -41,6 +41,7 @@ class Valkey:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         # A killed server leaves its socket file, and the next one could not bind to it.
         self._socket.unlink(missing_ok=True)
+        # No TCP port, no snapshots and no append-only file.
         options = {
             "--port": "0",
             "--unixsocket": str(self._socket),

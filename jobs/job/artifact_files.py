@@ -33,6 +33,7 @@ class ArtifactFile:
             StoreUnavailable: the store does not answer.
             jobs.artifacts.DamagedBlob: there are fewer bytes than the row says; possibly while iterating.
         """
+        # The row's size, not the store's: a blob that is too short must be noticed.
         wanted = self.view.bytes - start if length is None else length
         try:
             if self.legacy is not None:

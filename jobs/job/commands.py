@@ -62,6 +62,7 @@ class JobCommands:
             stored = idempotent.replay(session, JobView)
             if stored is not None:
                 return CreatedJob(stored, is_new=False)
+            # Checked now, so that a wrong id is reported to the client and not by a failed job.
             require_credentials_of(session, tenant, request)
             job = enqueue(session, request, tenant, self._settings, Origin(request_id, traceparent))
             view = job_views(session, [job])[0]

@@ -91,6 +91,7 @@ class _CachedCount:
         if began >= self._until:
             self._latest = self._count(session)
             now = self._clock()
+            # After a fast count ``_until`` is already over at the next call, which counts again.
             self._until = now + _COST * (now - began) if now - began > _CHEAP_SECONDS else now
         return self._latest
 

@@ -53,6 +53,7 @@ class JobQueries:
         """List jobs, newest first, by keyset on (created_at, id). Raises: InvalidQuery for a foreign cursor."""
         filters = {"status": status, "model_id": model}
         labels = metadata or {}
+        # Text that PostgreSQL can not store is refused here, before the query fails.
         _check_storable({"model": model or "", **{f"metadata[{key}]": key + value for key, value in labels.items()}})
         with self._database.transaction() as session:
             found = jobs.page(
@@ -71,6 +72,7 @@ class JobQueries:
         """List events with ``id`` > after, oldest first; next_cursor is the last id. Raises: JobNotFound."""
         with self._database.transaction() as session:
             find_job(session, tenant, job_id)
+            # The column is a 32-bit integer; a larger number would be an error of the database.
             found = jobs.events_after(session, job_id, min(after, MAX_INT32), limit + 1)
         views = [event_view(event) for event in found[:limit]]
         return _page(views, len(found) > limit, lambda last: str(last.id))

@@ -24,9 +24,9 @@ _S = JobStatus
 
 TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
     _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.FAILED}),
-    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLING, _S.QUEUED}),
-    _S.CANCELLING: frozenset({_S.CANCELLED}),
-    _S.SUCCEEDED: frozenset(),
+    _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLING, _S.QUEUED}),  # queued: after a crash or a drain
+    _S.CANCELLING: frozenset({_S.CANCELLED}),  # a stored cancel is never taken back
+    _S.SUCCEEDED: frozenset(),  # final: others may have downloaded the files by their manifest
     _S.FAILED: frozenset({_S.QUEUED}),  # by a retry
     _S.CANCELLED: frozenset({_S.QUEUED}),  # by a retry
 }

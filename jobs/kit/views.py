@@ -9,6 +9,7 @@ Item = TypeVar("Item", bound=BaseModel)
 
 
 def _as_utc(value: datetime) -> str:
+    # One form for every timestamp: UTC, with milliseconds and "Z".
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -157,6 +157,7 @@ def _claim(session: Session, row: Publication) -> PublicationClaim:
         manifest_sha256=row.manifest_sha256,
         files=tuple(
             PublishedFile(
+                # The files of the checkpoint are at the top of the repository.
                 path=file.path.removeprefix(CHECKPOINT_PREFIX),
                 bytes=file.bytes,
                 sha256=file.sha256,

@@ -45,6 +45,7 @@ class PublicationService:
             stored = idempotent.replay(session, PublicationView)
             if stored is not None:
                 return stored
+            # First by tenant: ``_with_files`` does not check whose job it is.
             _find_job(session, tenant, job_id)
             # The lock is taken before the files are read, so retention can not expire them in between.
             job = _succeeded(_with_files(session, job_id))

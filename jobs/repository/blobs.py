@@ -44,6 +44,7 @@ def jobs_with_files(session: Session, job_ids: Collection[str], *, grace_seconds
 
 
 def _kept(grace_seconds: float) -> ColumnElement[bool]:
+    # Jobs whose files did not expire, or expired within the grace period.
     since = func.statement_timestamp() - timedelta(seconds=grace_seconds)
     return or_(Job.expired_at.is_(None), Job.expired_at >= since)
 

@@ -43,6 +43,7 @@ def claim_oldest(session: Session, owner: str, lease_seconds: float) -> Job | No
         session, turns.any_job(), owner, lease_seconds
     )
     if job is not None:
+        # Also after ``any_job``: the tenant was served, whichever query found the job.
         turns.take_turn(session, job.tenant)
         session.execute(update(Worker).where(Worker.owner == owner).values(last_claim_at=now()))
     return job
@@ -102,6 +103,7 @@ def merge_layers(session: Session, job_id: str, rows: Sequence[Mapping[str, Any]
     """Insert layer rows, and replace those with the same name."""
     if not rows:
         return
+    # ``excluded`` is PostgreSQL's name for the row that was to be inserted.
     statement = upsert(JobLayer).values([{"job_id": job_id, **row} for row in rows])
     replaced = {
         column.name: statement.excluded[column.name] for column in JobLayer.__table__.columns if not column.primary_key
@@ -205,6 +207,7 @@ def lock_finished(session: Session, job_ids: Collection[str], retention_seconds:
         return frozenset()
     past_retention = Job.finished_at < now() - timedelta(seconds=retention_seconds)
     finished = (Job.status == JobStatus.SUCCEEDED) | (Job.status.in_(RETRIABLE) & past_retention)
+    # Ids without a row are of deleted jobs, whose files nothing needs.
     there = frozenset(session.scalars(select(Job.id).where(Job.id.in_(job_ids))))
     locked = select(Job.id).where(Job.id.in_(there), finished).with_for_update(skip_locked=True)
     return (frozenset(job_ids) - there) | frozenset(session.scalars(locked))

@@ -114,6 +114,7 @@ class Job(Base):
     stages: Mapped[list[Json]] = mapped_column(server_default=_EMPTY_ARRAY)
     last_event_id: Mapped[int] = mapped_column(server_default=_ZERO)
     published_fence: Mapped[int | None] = mapped_column(BigInteger)
+    # With none_as_null, None becomes SQL's NULL and not the JSON value null.
     summary: Mapped[Json | None] = mapped_column(JSONB(none_as_null=True))
     error: Mapped[Json | None] = mapped_column(JSONB(none_as_null=True))
     spec: Mapped[Json] = mapped_column(deferred=True)

@@ -81,6 +81,7 @@ def count_events(session: Session, older_than_seconds: float) -> Gone:
 
 def delete_keys(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
     """Delete answers for an Idempotency-Key whose own time of expiry has passed."""
+    # Each answer has its own time of expiry. The two parameters are those of every rule.
     del older_than_seconds, since
     key = tuple_(IdempotencyKey.tenant, IdempotencyKey.endpoint, IdempotencyKey.key)
     over = _keys().limit(limit).with_for_update(skip_locked=True)
@@ -90,6 +91,7 @@ def delete_keys(session: Session, older_than_seconds: float, limit: int, since: 
 
 def count_keys(session: Session, older_than_seconds: float) -> Gone:
     """Count the answers that would be deleted."""
+    # See ``delete_keys``.
     del older_than_seconds
     return Gone(session.scalars(select(func.count()).select_from(_keys().subquery())).one())
 
@@ -163,6 +165,7 @@ def _file_bytes(session: Session, job_ids: Collection[str]) -> int:
 
 
 def _count(session: Session, jobs: Select[str, datetime | None]) -> Gone:
+    # A count needs no order.
     found = jobs.order_by(None).subquery()
     rows = session.scalars(select(func.count()).select_from(found)).one()
     size: Any = select(func.coalesce(func.sum(Artifact.bytes), 0)).where(Artifact.job_id.in_(select(found.c.id)))

@@ -102,6 +102,7 @@ def lock_endpoint(session: Session, endpoint_id: str) -> WebhookEndpoint | None:
 
 def has_failed_for(session: Session, endpoint: WebhookEndpoint, seconds: float) -> bool:
     """Record a failure of a locked endpoint. Return whether it has only failed for longer than ``seconds``."""
+    # The first failure only starts the time.
     if endpoint.failing_since is None:
         _change(session, endpoint, {"failing_since": now()})
         return False
@@ -133,6 +134,7 @@ def give_up(session: Session, max_attempts: int) -> int:
     ids = session.scalars(hopeless).all()
     if not ids:
         return 0
+    # The error of an earlier attempt says more than this text.
     reason = func.coalesce(
         WebhookDelivery.last_error, "The webhook was disabled, or its sender died, before an answer."
     )

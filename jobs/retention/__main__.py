@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.code, error.detail)
     sys.stdout.write(table(("would remove" if options.dry_run else "removed"), done, discarded))
     if done.collected is None:
-        sys.stderr.write("No files were removed: another process collects them or makes a backup.\n")
+        sys.stderr.write("No files were removed: another process collects them, or makes a backup.\n")
         return os.EX_TEMPFAIL
     for file in done.collected.missing:
         sys.stdout.write(f"missing {file.sha256} of {file.job_id}: {file.path} ({file.artifact_id})\n")

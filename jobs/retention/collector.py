@@ -130,6 +130,7 @@ class Collector:
         for blob in candidates:
             if blob.sha256 in named or self.stopped():
                 continue
+            # The store checks the time of the blob once more, under its own lock or just before it deletes.
             if self.dry_run or self.store.delete(blob.sha256, unless_since=before):
                 yield blob
 

@@ -36,6 +36,7 @@ def discard_downloads(cache_dir: Path, *, older_than_seconds: float, dry_run: bo
 
 def _discard(partial: Path, before: float, dry_run: bool) -> int | None:
     """Remove one download and return its bytes; None if it continues or may continue."""
+    # The lock shows a running download even if no byte arrives for a long time.
     with _locked(partial.with_suffix(".lock")) as free:
         if not free:
             return None

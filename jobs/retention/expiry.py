@@ -97,6 +97,7 @@ class Expiry:
         gone = Gone(0)
         while not self.stopped():
             with self.database.transaction() as session:
+                # One transaction for each batch, so that no lock is held for long.
                 batch = rule.remove(session, keep, rule.batch, gone.reached)
             if batch.rows == 0:
                 break

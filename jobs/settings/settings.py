@@ -44,6 +44,7 @@ class Settings(BaseSettings):
             would listen on the network with neither an API key nor an explicit ``allow_anonymous``.
     """
 
+    # Some settings are secrets, so errors must not repeat the input.
     model_config = SettingsConfigDict(env_prefix="QUANTRY_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
 
     artifacts_url: Annotated[str, AfterValidator(_artifacts_url)] | None = None  # file:///path or s3://bucket/prefix
     s3_endpoint_url: HttpUrl | None = None  # beside boto3's own AWS_* variables
+    # S3 takes parts of 5 MiB to 5 GiB.
     s3_part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
     gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0
 

@@ -135,6 +135,7 @@ class DeliveryLeases:
         patience = self._settings.webhook_disable_after_seconds
         if refusal.gone:
             webhook_queue.disable(session, endpoint, "gone")
+        # Called first, because it also records the failure. A patience of 0 means "never disable".
         elif webhook_queue.has_failed_for(session, endpoint, patience) and patience > 0:
             webhook_queue.disable(session, endpoint, "failing")
 

@@ -110,6 +110,7 @@ class WebhookService:
 
     def rotate(self, endpoint_id: str, *, tenant: str, idempotency_key: str | None = None) -> WebhookWithSecretView:
         """Make a new secret; the old one also signs for ``webhook_rotation_seconds``. Raises: WebhookNotFound."""
+        # The id becomes a part of the key of idempotency, so it is checked before.
         _could_be(endpoint_id)
 
         def rotate(session: Session) -> WebhookWithSecretView:
