@@ -25,7 +25,7 @@ class ByteRange:
 
 
 class RangeNotSatisfiable(ValueError):
-    """The range is well formed and lies outside the file."""
+    """The range is well formed and is outside the file."""
 
 
 def requested_range(header: str | None, size: int) -> ByteRange | None:

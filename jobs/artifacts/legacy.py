@@ -11,7 +11,7 @@ from jobs.kit.ids import is_id
 
 
 class LegacyFiles:
-    """The files below the data directory in the layout of the first release, whatever store is used now."""
+    """The files below the data directory in the layout of the first release, with every kind of store."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -1,6 +1,6 @@
 """Sending one file to S3: a small file in one request, a larger one in parts, which a later call can continue.
 
-The key names the content, so an unfinished upload of this key has the same bytes, whoever began it. A part counts as
+The key names the content, so an unfinished upload of this key has the same bytes, in every process. A part counts as
 sent when its size and MD5 match the file's bytes. Where the store shows no MD5 (SSE-KMS), parts are sent again.
 """
 

@@ -16,7 +16,7 @@ class JobStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job is over: it changes no more unless somebody asks for a retry."""
+        """Whether the job is over: only a requested retry changes it."""
         return self in TERMINAL
 
 

@@ -186,7 +186,7 @@ def mark_nudged(session: Session, limit: int, quiet_seconds: float) -> int:
         .order_by(Job.created_at.desc(), Job.id.desc())
         .limit(limit)
         .with_for_update(skip_locked=True)
-        .cte("due")  # evaluated once, whatever the plan
+        .cte("due")  # evaluated once in every plan
     )
     marked = update(Job).where(Job.id.in_(select(due.c.id))).values(nudged_at=now()).returning(Job.id)
     return len(session.scalars(marked.execution_options(synchronize_session=False)).all())

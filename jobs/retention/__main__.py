@@ -25,7 +25,7 @@ Row = tuple[str, str, str]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one round. Exit code 1: rows without bytes were found; 75: another process collects or backs up."""
-    parser = argparse.ArgumentParser(prog="jobs.gc", description="Removes what expired and what nobody needs any more.")
+    parser = argparse.ArgumentParser(prog="jobs.gc", description="Removes what expired or is not needed any more.")
     parser.add_argument("--dry-run", action="store_true", help="report what would be removed, and remove nothing")
     options = parser.parse_args(arguments)
     try:

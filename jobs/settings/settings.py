@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = None
 
     artifacts_url: Annotated[str, AfterValidator(_artifacts_url)] | None = None  # file:///path or s3://bucket/prefix
-    s3_endpoint_url: HttpUrl | None = None  # beside boto3's own AWS_* variables
+    s3_endpoint_url: HttpUrl | None = None  # in addition to boto3's own AWS_* variables
     # S3 takes parts of 5 MiB to 5 GiB.
     s3_part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
     gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0
@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # doubled with each attempt, at most ten minutes
 
     webhook_allow_private: bool = False  # http, and private and loopback addresses
-    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # 10.1.0.0/16,fd00::/8: beside public ones
+    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # 10.1.0.0/16,fd00::/8: also allowed
     webhook_ca_file: Path | None = None  # certificates of an authority of your own, PEM
     webhook_max_endpoints: Annotated[int, Field(ge=1, le=1000)] = 20  # of one tenant
     webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = 10  # about three days
