@@ -161,7 +161,7 @@ def _tails(run: Run, directory: Path) -> dict[str, Tails]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Candidate:
-    """A candidate at one site: its plan, or the error that prevents one, and its E, which is infinite without a plan."""
+    """A candidate at one site: its plan, or the error that prevents one, and its E, infinite without a plan."""
 
     name: str
     plan: SitePlan | None = None
