@@ -93,6 +93,7 @@ def _compare(writer: str, directory: Path, options: argparse.Namespace) -> Compa
     peer_BTV, versions, error = _peer_logits(options.peer_python.absolute(), directory, ids_BT)
     difference = None
     if peer_BTV is not None:
+        # In fp64, so that the subtraction itself is not rounded.
         difference = float((_streamed_logits(source, ids_BT).double() - peer_BTV.double()).abs().max())
     return Comparison(
         writer=writer,

@@ -105,6 +105,7 @@ def _settings(urls: Urls, directory: Path) -> Settings:
     data_dir = directory / "var"
     model = data_dir / "models" / _MODEL
     model.mkdir(parents=True)
+    # The runner reads no model, but a request has to name one that exists.
     (model / "config.json").write_text("{}")
     return Settings(data_dir=data_dir, database_url=SecretStr(urls.database_url), broker_url=SecretStr(urls.broker_url))
 
@@ -141,6 +142,7 @@ def _worker(settings: Settings, number: int) -> Iterator[None]:
     try:
         yield
     finally:
+        # SIGTERM lets the worker stop in order; it is killed only if that takes too long.
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(_STOP_SECONDS)
@@ -189,6 +191,7 @@ def _bare_start(directory: Path) -> float:
     scratch, output = directory / "scratch", directory / "output"
     scratch.mkdir(parents=True)
     (directory / "run.json").write_text(json.dumps({"output_dir": str(output)}))
+    # The same environment and arguments as from a worker, so that both starts do the same work.
     environment = runner_environment(scratch, threads=1, gpu=None)
     with (directory / "events").open("wb") as events, (directory / "runner.log").open("ab") as log:
         began = time.time()

@@ -152,10 +152,11 @@ def _routed(engine: Engine, routing: Any, config: Mapping[str, Any]) -> str:
         quantization = routing.CompressedTensorsConfig.from_config(config["quantization_config"])
     except Exception as error:  # noqa: BLE001 -- whatever an engine stops with is the outcome
         return f"\n    everything: {_brief(error)}"
-    quantization.packed_modules_mapping = _FUSED
+    quantization.packed_modules_mapping = _FUSED  # in an engine the model's class sets it
     found: defaultdict[str, list[str]] = defaultdict(list)
     for block in range(config["num_hidden_layers"]):
         for role, kind in _LAYERS.items():
+            # A target of the configuration may name a class, so the layer's class has the engine's name.
             layer = type(kind, (_LinearBase,), {})()
             try:
                 method = quantization.get_quant_method(layer, f"model.layers.{block}.{role}")

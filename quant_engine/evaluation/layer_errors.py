@@ -81,6 +81,7 @@ def site_errors(
         for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
             moved_TI = transform_activation(chunk_TI, plan)
             inputs_TI = fake_quantize_activation(moved_TI, activations, peak=plan.input_peak)
+            # Y comes from the original input and weight, so that an inexact transform would count as an error.
             for each, w_OI, rounded_OI in zip(sums, linears, rounded, strict=True):
                 each.add(chunk_TI @ w_OI.T, inputs_TI @ rounded_OI.T)
     return tuple(each.errors() for each in sums)
@@ -132,6 +133,7 @@ def _plan_error(
     rounded = rounded_weights(linears, plan, weights)
     activations = plan.clipped(activations)
     total = 0.0
+    # Y of all tokens is computed already; the chunks limit the memory for X' and Ŷ.
     for first in range(0, x_TI.shape[0], _CHUNK_TOKENS):
         chunk = slice(first, first + _CHUNK_TOKENS)
         moved_TI = transform_activation(x_TI[chunk], plan)

@@ -58,6 +58,7 @@ def perplexity(
         DiskFull: the disk filled up.
     """
     state = execution.latest()
+    # ``pop``, so that only hidden states are left for ``HiddenStates``.
     done, total = (0, 0.0) if state is None else (state.done, float(state.tensors.pop(_TOTAL)))
     for _ in range(done):
         on_block()
@@ -96,6 +97,7 @@ def passes(windows: list[Tensor]) -> int:
 
 def _grouped(windows: list[Tensor]) -> list[list[Tensor]]:
     """Batches of windows of equal length, in groups whose hidden states are in memory together."""
+    # Windows of different lengths are in different batches, so no padding is needed.
     batches = [
         batch for same_length in windows for batch in same_length.split(max(1, _BATCH_TOKENS // same_length.shape[1]))
     ]

@@ -67,6 +67,7 @@ def selection_regret(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     """
     regrets = {}
     for site, choice in choices.items():
+        # Candidates that can not be used have no error. A best error of 0 gives no ratio.
         errors = {row["name"]: row["test_error"] for row in choice["candidates"] if row["test_error"] is not None}
         best = min(errors.values(), default=0.0)
         if choice["chosen"] in errors and best > 0.0:

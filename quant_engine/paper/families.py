@@ -116,6 +116,7 @@ class Family(Generic[Member]):
             return [self.fallback]
         if not safe:
             raise ValueError(f"family {self.name} has no member to choose")
+        # ``sorted`` is stable, so equal members stay in the order in which they were tried.
         return sorted(safe, key=lambda row: row.mean(split or self.judged_on))
 
     @property

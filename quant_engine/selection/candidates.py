@@ -80,6 +80,7 @@ def candidate_name(transform: Transform, found: SitePlan | None = None) -> str:
     if transform.kind.scales_channels:
         label = _statistic_name(transform.statistic) if found is None else found.label
         parts += [label, f"α {transform.alpha:g}"]
+    # Closed forms without scales read α as their balance; for all other kinds ``canonical`` has reset it.
     elif transform.alpha != _DEFAULT.alpha:
         parts.append(f"α {transform.alpha:g}")
     if transform.block_size is not None:

@@ -83,7 +83,7 @@ def error_gram(
     ``chunk_elements`` limits how many output values of all candidates together are in memory at a time.
     """
     outputs = sum(w_OI.shape[0] for w_OI in linears)
-    tokens = max(1, chunk_elements // (len(plans) * outputs))
+    tokens = max(1, chunk_elements // (len(plans) * outputs))  # the errors [N, T, O] are in memory together
     gram_NN = torch.zeros(len(plans), len(plans), dtype=torch.float64)
     with torch.no_grad():
         rounded = [torch.cat(rounded_weights(linears, plan, weights)) for plan in plans]
@@ -119,6 +119,7 @@ def learned_mixture(gram_NN: Tensor, settings: Differentiable) -> Mixture:
 
 
 def _descend(gram_NN: Tensor, settings: Differentiable) -> tuple[Tensor, float]:
+    # From a = 0, where all candidates have equal weights.
     logits_N = torch.zeros(gram_NN.shape[0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits_N], lr=settings.learning_rate)
     for _ in range(settings.steps):

@@ -61,6 +61,7 @@ def weight_kurtosis(linears: Sequence[Tensor]) -> float:
         raise ValueError("a kurtosis needs at least one weight")
     mean = sum(float(w_OI.sum(dtype=torch.float64)) for w_OI in linears) / count
     second = fourth = 0.0
+    # A second pass around the known mean, because moments around 0 would cancel.
     for w_OI in linears:
         for rows_OI in torch.split(w_OI, _CHUNK_ROWS):  # fp64 of one chunk at a time
             square_OI = (rows_OI.double() - mean).square_()

@@ -37,6 +37,7 @@ def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans
         # The checkpoint's own type, not fp32: the perplexity must be that of the exported model (docs/decisions/0005).
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
+        # One state file for each pass, because both are in this directory.
         first, second = (
             run.execution(StateFile(directory, name, share=STATE_SHARE)) for name in ("original", "quantized")
         )

@@ -49,7 +49,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
             dtype=run.source.dtype,
         )
         checkpoint = directory / CHECKPOINT
-        checkpoint.mkdir()
+        checkpoint.mkdir()  # always new: the stage is not resumable, so it starts in an empty directory
         write_checkpoint(checkpoint, model, parts, on_part=progress.reach)
         with disk_full_as_error("the model card"):
             write_card(checkpoint, facts, model.linears)

@@ -82,6 +82,7 @@ def check_memory(run: Run) -> None:
     config = run.model.config
     # Every factor 4 is the size of an fp32 value in bytes.
     hidden = 4 * calibration.samples * calibration.sequence_length * config.hidden_size
+    # The tokens of all sites of one block are recorded at the same time.
     most_sites = max(sum(site.features for site in run.sites if site.block == block) for block in _blocks(run))
     block = 4 * sum(value.numel() for value in run.model.empty_block(0).parameters())
     ends = 4 * config.vocab_size * config.hidden_size * (1 if run.model.ties_embeddings else 2)

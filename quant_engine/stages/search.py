@@ -118,6 +118,7 @@ class _Grid:
         candidates = self._candidates(site)
         if shared is None:
             accepted = search_layer(self.table(site))
+        # The shared candidate is the only one in this table, so it has the index 0.
         elif guarded(0, self._scores(site, [candidates[shared.index]], "shared")) is None:
             accepted = None
         else:

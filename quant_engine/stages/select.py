@@ -110,6 +110,7 @@ def _test_baselines(
         path = directory / f"{site.name}.baseline.json"
         if not path.is_file():
             opened = OpenSite(run, site, records)
+            # A bare plan, because the paper's baseline has no clip.
             errors = opened.baseline_errors(opened.record.test_ED, opened.bare_plan(BASELINE))
             write_json(path, [asdict(each) for each in errors])
         found[site.name] = tuple(LayerErrors(**each) for each in read_json(path))
@@ -214,6 +215,7 @@ def _built(opened: OpenSite, each: Wanted, found: SitePlan | None) -> _Candidate
     except (NumericalInstability, UnsupportedPolicy) as error:
         return _Candidate(name=name, refused=error)
     if inherited is not None:
+        # Another kind than the found plan's: it takes the found scales instead of those of its own policy.
         plan = opened.on_device(replace(plan, scales_D=inherited.scales_D, label=inherited.label))
     return _Candidate(name=name, plan=plan)
 
@@ -228,6 +230,7 @@ def _measured(opened: OpenSite, candidates: Sequence[_Candidate]) -> list[_Candi
     refused = [each.refused for each in candidates if each.refused is not None]
     if not plans:
         raise refused[0]
+    # The errors on test tokens are only for the report; no chooser receives them.
     pairs = zip(
         finite_or_infinite(opened.validation_errors, plans), finite_or_infinite(opened.test_errors, plans), strict=True
     )

@@ -70,7 +70,7 @@ def median_square(batches: Sequence[BlockBatch]) -> float:
         NumericalInstability: a target is not finite, or half of them are zero.
     """
     median = float(torch.cat([_squares(batch).flatten() for batch in batches]).median())
-    if not 0.0 < median < float("inf"):
+    if not 0.0 < median < float("inf"):  # written so that NaN fails too
         raise NumericalInstability(
             detail=f"The outputs of a block have a median squared length of {median}.",
             hint="Check the model's weights for NaN or infinity; run it in float32 if its activations overflow.",

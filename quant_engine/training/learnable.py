@@ -90,7 +90,7 @@ class LearnablePlan(nn.Module):
         live = self.live()
         ratio = None if self._activation_logit is None else self._activation_logit.sigmoid()
         activations = self._quantization.activations
-        fixed = self._start.runtime_clip(activations)
+        fixed = self._start.runtime_clip(activations)  # used where no clip is learned
 
         def rounder(x_TI: Tensor) -> Tensor:
             return fake_quantize_at_run_time(

@@ -39,6 +39,7 @@ class Batch:
         """The estimate of E = ‖Y − Ŷ‖_F under ``plan``; differentiable in ``plan.scales_D``."""
         x_TI = fake_quantize_activation(transform_activation(self.x_TI, plan), plan.clipped(quantization.activations))
         w_OI = fake_quantize_weight(transform_weight(self.w_OI, plan), quantization.weights)
+        # The square roots of the weights, because the norm squares them.
         error: Tensor = torch.linalg.vector_norm((self.y_TO - x_TI @ w_OI.T) * self.root_T1 * self.root_O)
         return error
 

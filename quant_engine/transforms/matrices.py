@@ -21,6 +21,7 @@ def block_count(width: int, block_size: int) -> int:
         UnsupportedPolicy: ``block_size`` does not divide ``width``.
     """
     if block_size < 1 or width % block_size:
+        # The hint names the largest power of two that divides the width.
         raise UnsupportedPolicy(
             detail=f"transform.block_size is {block_size}, which does not divide a layer's {width} input channels.",
             hint=f"Use a divisor of {width}, {width & -width} for example.",

@@ -113,7 +113,7 @@ def duquant(
         raise ValueError(f"x_TI has {x_TI.shape[-1]} channels and peak_D {peak_D.shape[0]}")
     block_count(peak_D.shape[0], block_size)
     tokens_TI = (peak_D[None] if x_TI is None else x_TI).to(peak_D.device, torch.float64)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # one for both rotations, so they use different draws
     first = _block_rotation(tokens_TI, block_size, steps, generator)
     rotated_TI = first.apply(tokens_TI)
     permutation = Permutation(index_D=zigzag_permutation(rotated_TI.abs().amax(dim=0), block_size))

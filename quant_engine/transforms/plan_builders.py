@@ -121,6 +121,7 @@ def _duquant(transform: Transform, evidence: _Evidence, scales_D: Tensor | None)
 def _affine(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -> _Online:
     """The identity in blocks, from which a training starts (AffineQuant, arXiv 2403.12544)."""
     width, device = evidence.w_OD.shape[-1], evidence.w_OD.device
+    # ``hadamard_order`` returns the block size after checking it.
     size = hadamard_order(width, transform.block_size) if transform.block_size else _largest_block(width)
     return (Block(blocks_NKK=torch.eye(size, device=device).repeat(width // size, 1, 1)),)
 

@@ -45,7 +45,7 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
 
     Raises:
         ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
-        UnsupportedPolicy: its checkpoint asks for something that is not honoured here.
+        UnsupportedPolicy: its checkpoint needs something that is not supported here.
     """
     base = CheckpointSource(spec.model_dir)
     source = open_source(base, spec.device)

@@ -80,6 +80,7 @@ class Bench:
         for configuration in configurations:
             for site in sites:
                 path = self._trial_path(site, configuration)
+                # T3 repeats a configuration of T1 or T2, whose files exist for the selected sites.
                 if not path.is_file():
                     self._trial(site, configuration)
                 found[configuration][site.name] = _read_score(path)
@@ -153,6 +154,7 @@ class Bench:
     def _start(self, opened: OpenSite, start: ScalePoint | None) -> SitePlan:
         """The plan with the scales of the policy ``start``, or with s = 1 for None."""
         transform = opened.settings.transform
+        # For s = 1 the baseline's plan supplies everything except the scales.
         plan = opened.plan((start or BASELINE_POINT).transform(transform))
         if start is not None:
             return plan

@@ -87,6 +87,7 @@ def _streams(run: Run, calibrated: Path, directory: Path) -> Streams | None:
         return None
     return Streams(
         run.model,
+        # Without the test samples, on which errors are reported (docs/decisions/0004).
         training_windows(run, read_windows(calibrated)),
         quantized=any(each.correction > 0 for each in gptq),
         execution=run.execution(StateFile(directory)),
@@ -196,7 +197,7 @@ def quantized_block(
         state: the block as :func:`transformed_block` returns it. It is not changed.
         rounded: the packed weights of the whole block where GPTQ made them. If it is empty, all are rounded to nearest.
     """
-    dtype, state = run.source.dtype, dict(state)
+    dtype, state = run.source.dtype, dict(state)  # a copy, from which ``_nearest`` removes the weights
     tensors = dict(rounded)
     for site in run.sites:
         if site.block == block:

@@ -43,6 +43,7 @@ def train_stage(
     def produce(directory: Path, progress: StageProgress) -> None:
         trials = _Trials(run, training, records, directory, found)
         allowed = rates
+        # A single rate needs no choice, hence neither baselines nor selected layers.
         if training.scope == "shared" and len(rates) > 1:
             baselines = site_baselines(run, records, directory, searched, lambda: None)
             allowed = (trials.best_rate(selected_sites(run, baselines, scaled)),)
@@ -50,6 +51,7 @@ def train_stage(
             if not plan_path(directory, site).is_file():
                 run.observer.metric("train.validation_error", trials.settle(site, allowed))
             progress.reach(done)
+        # Null where each site chose among several rates.
         write_json(directory / CHOICE, {"learning_rate": allowed[0] if len(allowed) == 1 else None})
 
     return Stage(
