@@ -1,12 +1,12 @@
-"""Perplexity, layer errors and time of presets on one model, by one protocol, side by side.
+"""Compare perplexity, layer errors and time of presets on one model with one protocol.
 
 python -m benchmarks.accuracy --model DIR --datasets DIR --output DIR best-w4a4 quarot-w4a4
 
-Calibration: 32 × 512 tokens of WikiText-2's validation text, a tenth of them held out for layer errors; perplexity over
-the first 16 windows of 512 tokens of its test text. Every preset runs through the whole pipeline, the gate included.
-``OUTPUT/accuracy.json`` keeps the figures of every preset that was run with this ``--output``; a run that is there
-already is not repeated, and one that was cut short takes up where it was. A preset's policy is overridden under a
-label: ``'best-w4a4:untrained={"training": null}'``.
+The calibration uses 32 × 512 tokens of WikiText-2's validation text, a tenth of which is held out for layer errors. The
+perplexity is that of the first 16 windows of 512 tokens of its test text. Every preset runs through the whole pipeline,
+including the gate. ``OUTPUT/accuracy.json`` stores the figures of every preset that was run with this ``--output``. A
+finished run is not repeated, and an interrupted run continues. With a label, fields of a preset's policy can be
+replaced: ``'best-w4a4:untrained={"training": null}'``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _FILE = "accuracy.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what has not been run, then print the table."""
+    """Run the presets that have no figures yet, then print the table."""
     options = _parser().parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     console = Console()
@@ -76,6 +76,7 @@ def _measure(options: argparse.Namespace, name: str, overrides: dict[str, Any], 
         "stages": observer.seconds,
         "seconds": time.monotonic() - began,
     }
+    # Written after every preset, so that an interruption loses only the preset that is running.
     written = _figures(options.output) | {name: figures}
     (options.output / _FILE).write_text(json.dumps(written, indent=1) + "\n")
 

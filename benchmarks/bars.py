@@ -1,4 +1,4 @@
-"""A run of the pipeline in a terminal: one progress bar for each stage, and how long each of them took."""
+"""Show a run of the pipeline in a terminal: a progress bar for each stage, and the time that each stage took."""
 
 from rich.progress import Progress, TaskID
 
@@ -6,7 +6,7 @@ from quant_engine.interface.layers import LayerRow
 
 
 class Bars:
-    """One progress bar for each stage."""
+    """An observer that shows one progress bar for each stage."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -14,7 +14,7 @@ class Bars:
         self.seconds: dict[str, float] = {}
 
     def stage_started(self, name: str, unit: str, total: int) -> None:
-        """A bar of its own."""
+        """Add a bar for the stage."""
         self._tasks[name] = self._bars.add_task(f"{name} ({unit})", total=total)
 
     def stage_advanced(self, name: str, done: int, total: int) -> None:
@@ -22,18 +22,19 @@ class Bars:
         self._bars.update(self._tasks[name], completed=done, total=total)
 
     def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
-        """Say how long it took."""
+        """Print how long the stage took."""
+        # The time of a reused stage is only that of checking its files.
         if not reused:
             self.seconds[name] = seconds
         self._bars.console.print(f"{name}: {'reused' if reused else f'{seconds:.1f} s'}")
 
     def layer_completed(self, row: LayerRow) -> None:
-        """The table at the end shows them."""
+        """Do nothing: the table at the end shows the layers."""
 
     def metric(self, name: str, value: float) -> None:
-        """A line."""
+        """Print one line."""
         self._bars.console.print(f"{name} = {value:.4f}")
 
     def log(self, message: str) -> None:
-        """A line."""
+        """Print one line."""
         self._bars.console.print(message, markup=False)

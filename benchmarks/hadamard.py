@@ -1,9 +1,9 @@
-"""How fast each Hadamard backend is, as a ratio to the dense matrix product, in one run.
+"""Measure the speed of each Hadamard backend as a ratio to the dense matrix product.
 
 python -m benchmarks.hadamard --width 1536 --rows 4096 --json out.json
 
-Every backend takes its turn within a round, so a machine whose speed drifts slows all of them; the median over the
-rounds is what counts. Shapes: N rows, D = width.
+Every round runs all backends, so a change of the machine's speed affects all of them. The result is the median over the
+rounds. Shapes: N rows, D = width.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.no_grad():
         for way in ways.values():
-            way()
+            way()  # not timed: the first call also builds what later calls reuse
         for _ in range(options.rounds):
             for name, way in ways.items():
                 seconds[name].append(_timed(way, options.device))
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _ways(x_ND: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The dense product and every backend that takes this tensor."""
+    """The dense product and every backend that supports this tensor."""
     width = x_ND.shape[-1]
     order = hadamard_order(width)
     dense_DD = torch.kron(torch.eye(width // order, dtype=torch.float64), hadamard_matrix(order)).to(x_ND)
@@ -65,13 +65,14 @@ def _timed(way: Callable[[], Tensor], device: str) -> float:
     started = time.perf_counter()
     way()
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # kernels run asynchronously, so the call alone returns too early
     return time.perf_counter() - started
 
 
 def _result(seconds: dict[str, list[float]], options: argparse.Namespace) -> dict[str, Any]:
     ways = {}
     for name, times in seconds.items():
+        # Ratios within a round, because both times were taken at nearly the same speed of the machine.
         ratios = [dense / mine for dense, mine in zip(seconds[_DENSE], times, strict=True)]
         ways[name] = {
             "median_seconds": statistics.median(times),

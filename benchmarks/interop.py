@@ -1,10 +1,10 @@
-"""Do two environments read each other's checkpoints? Ours in the peer's, and the peer's here; max |Δ logits|.
+"""Check that two environments read each other's checkpoints, by the largest difference of their logits.
 
 python -m benchmarks.interop --peer-python PEER/bin/python --checkpoint OURS --peer-checkpoint THEIRS --json out.json
 
-The peer is an environment of its own with llmcompressor, compressed-tensors and transformers. It is sent a script that
-imports none of our code, loads the directory with plain ``from_pretrained``, and writes its logits on fixed tokens.
-Ours are streamed block by block, as ``policy.preset: "evaluate"`` does it. Both run on as many threads.
+The peer is a separate environment with llmcompressor, compressed-tensors and transformers. It runs a script that
+imports none of our code, loads the directory with plain ``from_pretrained``, and writes its logits on fixed tokens. Our
+logits are streamed block by block, as ``policy.preset: "evaluate"`` does. Both sides use the same number of threads.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -48,12 +48,13 @@ print(json.dumps({"versions": versions, "foreign": foreign}))
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One checkpoint, read on both sides.
+    """The comparison of one checkpoint, read on both sides.
 
     Attributes:
-        writer: who wrote it: ``ours`` or ``peer``.
-        max_abs_difference: of the logits; None where a side could not read it, which ``error`` then says.
-        max_abs_logit: of the peer's, to judge the difference by.
+        writer: the side that wrote the checkpoint: ``ours`` or ``peer``.
+        max_abs_difference: the largest difference of the logits; None if the peer could not read the checkpoint.
+            ``error`` then holds the reason.
+        max_abs_logit: the largest of the peer's logits, as a scale for the difference.
     """
 
     writer: str
@@ -68,7 +69,7 @@ class Comparison:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print a table and JSON; 0 when every pair is equal to the bit."""
+    """Compare, and print a table and JSON. Return 0 if all logits are equal bit for bit, else 1."""
     options = _parser().parse_args(arguments)
     if not options.checkpoint and not options.peer_checkpoint:
         _parser().error("give --checkpoint, --peer-checkpoint, or both")
@@ -86,14 +87,13 @@ def _compare(writer: str, directory: Path, options: argparse.Namespace) -> Compa
     base = CheckpointSource(directory)
     section = base.stored_config.get("quantization_config") or {}
     if base.stored_config.get("quantry", {}).get("online"):
-        raise SystemExit(
-            f"{directory} has online transforms; the peer's from_pretrained would drop them without a word."
-        )
+        raise SystemExit(f"{directory} has online transforms; the peer's from_pretrained would ignore them silently.")
     source = open_source(base)
     ids_BT = _fixed_ids(int(source.config["vocab_size"]), options.tokens)
     peer_BTV, versions, error = _peer_logits(options.peer_python.absolute(), directory, ids_BT)
     difference = None
     if peer_BTV is not None:
+        # In fp64, so that the subtraction itself is not rounded.
         difference = float((_streamed_logits(source, ids_BT).double() - peer_BTV.double()).abs().max())
     return Comparison(
         writer=writer,
@@ -109,7 +109,7 @@ def _compare(writer: str, directory: Path, options: argparse.Namespace) -> Compa
 
 
 def _fixed_ids(vocabulary: int, tokens: int) -> Tensor:
-    """Two sequences [2, T]."""
+    """The token ids [2, T] of two fixed sequences."""
     return torch.randint(0, vocabulary, (2, tokens // 2), generator=torch.Generator().manual_seed(0))
 
 
@@ -125,9 +125,9 @@ def _streamed_logits(source: WeightSource, ids_BT: Tensor) -> Tensor:
 
 
 def _peer_logits(python: Path, directory: Path, ids_BT: Tensor) -> tuple[Tensor | None, dict[str, str], str | None]:
-    """The peer's logits [B, T, V] and its packages' versions, or what went wrong there.
+    """Return the peer's logits [B, T, V] and the versions of its packages, or the last line of its error.
 
-    The interpreter runs isolated (``-I``), in an empty directory: nothing of this checkout is on its path.
+    The interpreter runs isolated (``-I``) in an empty directory, so nothing of this checkout is on its path.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tokens, out = Path(scratch, "tokens.safetensors"), Path(scratch, "logits.safetensors")
@@ -144,10 +144,11 @@ def _peer_logits(python: Path, directory: Path, ids_BT: Tensor) -> tuple[Tensor 
         )
         if finished.returncode != 0:
             return None, {}, finished.stderr.strip().rpartition("\n")[2][-300:]
+        # Only the last line is ours: the peer's packages may print before it.
         said: dict[str, Any] = json.loads(finished.stdout.strip().rpartition("\n")[2])
         if said["foreign"]:
             raise SystemExit(
-                f"The peer's interpreter imported {', '.join(said['foreign'])}: it is no environment of its own."
+                f"The peer's interpreter imported {', '.join(said['foreign'])}: it is not a separate environment."
             )
         return load_file(out)["logits"], said["versions"], None
 

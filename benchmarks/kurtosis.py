@@ -1,10 +1,10 @@
-"""How well the kurtosis of a layer's weights tells which of two transforms has the lower error.
+"""Measure how well the kurtosis of a layer's weights predicts which of two transforms has the lower error.
 
 python -m benchmarks.kurtosis --model DIR --run OUTPUT/adaptive-w4a4 --outlying CANDIDATE --typical CANDIDATE
 
-Reads the errors that ``benchmarks.accuracy`` left for every site of an adaptive preset, fits sign and β to the lowest
-one's labels, and prints the agreement beside that of always taking the same transform; and the mean error E on
-validation tokens of each rule. The defaults of ``selection.kind: "kurtosis"`` come from this.
+It reads the errors of every site that ``benchmarks.accuracy`` stored for an adaptive preset, and fits sign and β to the
+choices by lowest error. It prints the agreement, that of always taking the same transform, and the mean error E on
+validation tokens of each rule. The defaults of ``selection.kind: "kurtosis"`` come from this benchmark.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fitted(model_dir: Path, selections: Path, outlying: str, typical: str) -> dict[str, Any]:
-    """The fit, its agreement, and what each rule would cost."""
+    """Fit the rule, and return it with its agreement and the mean error of each rule."""
     source = CheckpointSource(model_dir)
     model = StreamedModel(source)
     sites = target_sites(model_sites(model.config, model.architecture), PRESETS["adaptive-w4a4"].policy)
@@ -40,7 +40,7 @@ def fitted(model_dir: Path, selections: Path, outlying: str, typical: str) -> di
     labels = {name: each[outlying] < each[typical] for name, each in errors.items()}
     fit = fit_kurtosis(kappas, groups, labels)
     chosen = by_kurtosis(kappas, groups, sign=fit.sign, beta=fit.beta)
-    share = sum(labels.values()) / len(labels)
+    share = sum(labels.values()) / len(labels)  # how often the outlying transform is better
 
     def mean(rule: dict[str, bool]) -> float:
         return sum(errors[name][outlying if rule[name] else typical] for name in errors) / len(errors)
@@ -68,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument(
-        "--run", type=Path, required=True, help="of benchmarks.accuracy: its directory of an adaptive run"
+        "--run", type=Path, required=True, help="the directory of an adaptive run of benchmarks.accuracy"
     )
-    parser.add_argument("--outlying", required=True, help="a candidate's name as the selection files have it")
+    parser.add_argument("--outlying", required=True, help="the name of a candidate in the selection files")
     parser.add_argument("--typical", required=True)
     return parser
 

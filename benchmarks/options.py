@@ -1,4 +1,4 @@
-"""What the benchmarks that run the whole pipeline have in common: their options, and the run that these ask for."""
+"""The common options of the benchmarks that run the whole pipeline, and the run that these options describe."""
 
 import argparse
 import os
@@ -11,7 +11,8 @@ from quant_engine.policy import Calibration, Evaluation, Output, Perplexity, Pol
 def pipeline_parser(
     description: str | None, *, samples: int, sequence_length: int, holdout: float
 ) -> argparse.ArgumentParser:
-    """A parser of the common options, with these defaults."""
+    """Return a parser of the common options with these defaults."""
+    # Only the first line of a module docstring is a short description.
     parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
     datasets = os.environ.get("QUANTRY_DATASETS_DIR")
     parser.add_argument("--model", type=Path, required=True, help="a dense safetensors checkpoint")
@@ -27,7 +28,7 @@ def pipeline_parser(
 
 
 def run_spec(options: argparse.Namespace, policy: Policy, perplexity: Perplexity | None) -> RunSpec:
-    """The run of ``policy`` that the options ask for."""
+    """Return the run of ``policy`` that the options describe."""
     return RunSpec(
         model_dir=options.model,
         policy=policy,

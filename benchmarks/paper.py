@@ -1,10 +1,11 @@
-"""The experiment of arXiv 2606.09927 on a model: layer choice, N1 to T3, Table I beside the published gains.
+"""Repeat the experiment of arXiv 2606.09927 on a model: layer choice, N1 to T3, and Table I with the published gains.
 
 python -m benchmarks.paper --model DIR --dataset wikitext2 --datasets DIR --output DIR
 
-Runs the pipeline with the preset ``paper-2606.09927``. With the same options and ``--output`` it takes up where it was.
-``OUTPUT/result`` holds the report and the checkpoint, ``OUTPUT/work/search`` the experiment's files and figures. The
-paper's setting is a full batch (``--batch-tokens 0``); minibatches are what a processor manages in reasonable time.
+It runs the pipeline with the preset ``paper-2606.09927``. With the same options and ``--output`` an interrupted run
+continues. ``OUTPUT/result`` holds the report and the checkpoint, ``OUTPUT/work/search`` the experiment's files and
+figures. The paper uses a full batch (``--batch-tokens 0``). The default is a minibatch, because a full batch takes too
+long on a CPU.
 """
 
 import argparse
@@ -24,7 +25,7 @@ PRESET = "paper-2606.09927"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run, then print the table and where the figures are."""
+    """Run the experiment, then print the table and the paths of the figures."""
     options = _parser().parse_args(arguments)
     console = Console()
     work = options.output / "work"
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def paper_table(report: dict[str, Any]) -> Table:
-    """Table I: E on test tokens for each selected layer, their mean, the gains and the published ones."""
+    """Table I: E on test tokens for each selected layer, the mean, our gains, and the published gains."""
     content, published = report["table"], report["published"]
     table = Table("layer", "group", *content["columns"], title="E on test tokens, selected layers")
     for row in content["rows"]:
@@ -62,7 +63,7 @@ def _replay_line(report: dict[str, Any]) -> str:
 
 def _spec(options: argparse.Namespace) -> RunSpec:
     search: dict[str, Any] = {"kind": "paper", "steps": options.steps, "patience": options.patience, "top": options.top}
-    search["batch_tokens"] = options.batch_tokens or None
+    search["batch_tokens"] = options.batch_tokens or None  # null is the full batch
     perplexity = None
     if options.perplexity_tokens:
         perplexity = Perplexity(dataset=options.dataset, tokens=options.perplexity_tokens)

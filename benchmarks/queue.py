@@ -1,12 +1,12 @@
-"""What the queue costs a job, and whether it is just: many small jobs of several tenants through real workers.
+"""Measure the overhead of the queue and its fairness, with many small jobs of several tenants and real workers.
 
 python -m benchmarks.queue --jobs 500 --workers 2 --tenants 5 --json out.json
 
-Private PostgreSQL and Valkey; all jobs are queued before the workers start, half of them by the first tenant, which
-also comes first. The runner computes nothing. Beside the workers, in the same minutes and on the same machine, it is
-started bare again and again. A job's overhead is the time from its claim (the database's clock) to the runner's first
-line, less the median of those bare starts. At the end single jobs find idle workers: ``submit to claim``. Times are
-seconds.
+It uses a private PostgreSQL and Valkey. All jobs are queued before the workers start. Half of them belong to the first
+tenant, which submits first. The runner computes nothing. At the same time and on the same machine, the runner is also
+started repeatedly without a worker (a bare start). A job's overhead is the time from its claim (by the database's
+clock) to the runner's first line, minus the median of the bare starts. At the end single jobs are submitted to idle
+workers, which gives ``submit to claim``. Times are seconds.
 """
 
 import argparse
@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     urls: Urls, directory: Path, *, jobs: int, workers: int, tenants: int, singles: int = 5, seconds: float = 3600.0
 ) -> dict[str, Any]:
-    """Queue the jobs, let the workers serve them, and give the figures of :func:`figures`.
+    """Queue the jobs, wait until the workers have served them, and return the figures of :func:`figures`.
 
     Raises:
-        TimeoutError: they were not done within ``seconds``.
+        TimeoutError: the jobs were not done within ``seconds``.
     """
     settings = _settings(urls, directory)
     database = Database(urls.database_url)
@@ -75,11 +75,13 @@ def measure(
         celery = make_celery(settings)
         stack.callback(celery.close)
         commands = JobCommands(database, settings, open_store(settings), CeleryNudger(celery))
+        # Before the workers start, so that every claim chooses among jobs of all tenants.
         ids = [_submit(commands, tenant) for tenant in _arrivals(jobs, tenants)]
         for number in range(workers):
             stack.enter_context(_worker(settings, number))
         deadline = time.monotonic() + seconds
         bare = _bare_starts_until_done(database, ids, settings, deadline)
+        # A worker that still has nudges to take is not idle.
         _await_silence(urls)
         single = [_serve_alone(commands, database, deadline) for _ in range(singles)]
         served = _served(database, ids)
@@ -87,7 +89,7 @@ def measure(
 
 
 def queue_table(found: dict[str, Any]) -> Table:
-    """A line for each figure."""
+    """The table with one line for each figure."""
     title = f"{found['jobs']} jobs of {found['tenants']} tenants, {found['workers']} workers, {found['cores']} cores"
     table = Table("", "median", "p95", "most", title=title)
     for name in ("claim_to_start", "bare_start", "overhead", "between_jobs", "submit_to_claim"):
@@ -103,12 +105,13 @@ def _settings(urls: Urls, directory: Path) -> Settings:
     data_dir = directory / "var"
     model = data_dir / "models" / _MODEL
     model.mkdir(parents=True)
+    # The runner reads no model, but a request has to name one that exists.
     (model / "config.json").write_text("{}")
     return Settings(data_dir=data_dir, database_url=SecretStr(urls.database_url), broker_url=SecretStr(urls.broker_url))
 
 
 def _arrivals(jobs: int, tenants: int) -> Iterator[str]:
-    """Whose job comes when: half of all by one tenant, then the others in turn."""
+    """Yield the tenant of each job in the order of submission: one tenant submits half, then the others in turn."""
     flood = jobs // 2 if tenants > 1 else jobs
     for _ in range(flood):
         yield "tenant-0"
@@ -139,6 +142,7 @@ def _worker(settings: Settings, number: int) -> Iterator[None]:
     try:
         yield
     finally:
+        # SIGTERM lets the worker stop in order; it is killed only if that takes too long.
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(_STOP_SECONDS)
@@ -148,19 +152,20 @@ def _worker(settings: Settings, number: int) -> Iterator[None]:
 
 
 def _await_silence(urls: Urls) -> None:
-    """Until the workers have taken every nudge."""
+    """Wait until the workers have taken every nudge from the broker."""
     with redis.Redis.from_url(redis_url(urls.broker_url)) as broker:
         while broker.llen(QUEUE_NAME):
             time.sleep(_PAUSE_SECONDS)
 
 
 def _serve_alone(commands: JobCommands, database: Database, deadline: float) -> float:
-    """From the submission of a job to its claim, by a worker with nothing to do."""
+    """Submit one job to idle workers, and return the seconds from its submission to its claim."""
     time.sleep(_PAUSE_SECONDS)
     job_id = _submit(commands, "tenant-0")
     while _unfinished(database, [job_id]):
         _require_time(deadline)
         time.sleep(_PAUSE_SECONDS)
+    # Both times are of the database's clock, so the difference has no error between two clocks.
     with database.transaction() as session:
         waited = select(func.extract("epoch", Job.started_at - Job.created_at)).where(Job.id == job_id)
         return float(session.scalars(waited).one())
@@ -172,7 +177,7 @@ def _require_time(deadline: float) -> None:
 
 
 def _bare_starts_until_done(database: Database, ids: Sequence[str], settings: Settings, deadline: float) -> list[float]:
-    """Starts of the runner without a worker, one every half second, for as long as there are jobs."""
+    """Start the runner without a worker, with pauses of half a second, until all jobs are done; return the times."""
     taken: list[float] = []
     while not taken or _unfinished(database, ids):
         _require_time(deadline)
@@ -182,10 +187,11 @@ def _bare_starts_until_done(database: Database, ids: Sequence[str], settings: Se
 
 
 def _bare_start(directory: Path) -> float:
-    """From just before the process is made to its first line."""
+    """Start the runner once, and return the seconds from just before its process starts to its first line."""
     scratch, output = directory / "scratch", directory / "output"
     scratch.mkdir(parents=True)
     (directory / "run.json").write_text(json.dumps({"output_dir": str(output)}))
+    # The same environment and arguments as from a worker, so that both starts do the same work.
     environment = runner_environment(scratch, threads=1, gpu=None)
     with (directory / "events").open("wb") as events, (directory / "runner.log").open("ab") as log:
         began = time.time()

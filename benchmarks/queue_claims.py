@@ -1,10 +1,11 @@
-"""What a claim costs when very much is queued, beside an empty transaction on the same connection.
+"""Measure the time of a claim in a very long queue, compared with an empty transaction on the same connection.
 
 python -m benchmarks.queue_claims --jobs 100000 --tenants 1000 --claims 200 --json out.json
 
-A private PostgreSQL; half of the jobs are of one tenant. Claims are never ended, so that every one of them finds more
-jobs running. ``places of 100 jobs`` is what a page of a list of jobs asks, ``sweep`` what each worker does every 5 s.
-``server`` is what PostgreSQL says the choice of a job takes it. Times are milliseconds, of the wall clock.
+It uses a private PostgreSQL. Half of the jobs belong to one tenant. Claims are never ended, so each claim finds more
+running jobs than the one before. ``places of 100 jobs`` is the query of one page of the list of jobs, and ``sweep`` is
+what each worker does every 5 s. ``server`` is the time that PostgreSQL reports for the choice of a job. Times are
+milliseconds of the wall clock.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from jobs.repository.database import Database
 from jobs.repository.models import Job
 from jobs.settings import Settings
 
-_NO_BROKER: Final = "redis://127.0.0.1:1"  # never connected to: nobody is nudged
+_NO_BROKER: Final = "redis://127.0.0.1:1"  # never connected to: no nudge is sent
 _FILL: Final = """
 INSERT INTO jobs (id, tenant, status, created_at, max_queue_seconds, max_run_seconds, max_attempts,
                   model_source, model_id, model_revision, policy, policy_hash, options, spec)
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(database: Database, settings: Settings, jobs: int, tenants: int, claims: int) -> dict[str, Any]:
-    """Fill the queue and time what is asked of it; the database is closed at the end."""
+    """Fill the queue and measure the time of each operation on it. The database is closed at the end."""
     _fill(database, jobs, tenants)
     leases = JobLeases(database, settings)
     with database.transaction() as session:
@@ -87,6 +88,7 @@ def _fill(database: Database, jobs: int, tenants: int) -> None:
     with database.transaction() as session:
         session.execute(text(_FILL), {"jobs": jobs, "tenants": tenants})
         turns.tidy(session)
+    # Without statistics PostgreSQL would plan for an empty table. VACUUM can not run in a transaction.
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
 
@@ -98,12 +100,13 @@ def _timed(way: Callable[[], object]) -> float:
 
 
 def _server(database: Database) -> float:
-    """Planning and execution, as EXPLAIN ANALYZE has it."""
+    """The time of planning and execution that EXPLAIN ANALYZE reports."""
+    # EXPLAIN takes a text, so the statement is compiled with its values in it.
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own is untyped
     statement = select(turns.next_job()).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     with database.transaction() as session:
         (plan,) = session.scalars(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}")).one()
-        session.rollback()
+        session.rollback()  # the statement locks the job that it chooses
     return float(plan["Planning Time"]) + float(plan["Execution Time"])
 
 

@@ -1,4 +1,4 @@
-"""What many served jobs say about their queue. Pure functions; times are seconds since the epoch."""
+"""Compute the figures of a queue from the jobs that it served. Pure functions; times are seconds since the epoch."""
 
 import statistics
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ServedJob:
-    """One job that ran. ``claimer``: the process that claimed it."""
+    """One job that ran. ``claimer`` is the process that claimed it."""
 
     tenant: str
     claimer: int
@@ -20,10 +20,12 @@ class ServedJob:
 
 
 def figures(jobs: Sequence[ServedJob], bare: Sequence[float], single: Sequence[float]) -> dict[str, Any]:
-    """All figures.
+    """Compute all figures.
 
-    ``jobs`` in the order of their submission; ``bare``: starts of the runner alone; ``single``: from submission to
-    claim, of jobs that found the workers idle.
+    Args:
+        jobs: in the order of their submission.
+        bare: the seconds of starts of the runner without a worker.
+        single: the seconds from submission to claim of jobs that were submitted to idle workers.
     """
     starts = [job.started_at - job.claimed_at for job in jobs]
     usual = statistics.median(bare)
@@ -43,7 +45,7 @@ def figures(jobs: Sequence[ServedJob], bare: Sequence[float], single: Sequence[f
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, 95th percentile and largest; zeros of nothing."""
+    """Median, 95th percentile and largest value; zeros without values."""
     if not values:
         return {"median": 0.0, "p95": 0.0, "max": 0.0}
     ordered = sorted(values)
@@ -55,7 +57,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def gaps(jobs: Sequence[ServedJob]) -> list[float]:
-    """From the end of a job to the next claim of the same process."""
+    """The seconds from the end of each job to the next claim of the same process."""
     found = []
     for claimer in {job.claimer for job in jobs}:
         own = sorted((job for job in jobs if job.claimer == claimer), key=lambda job: job.claimed_at)
@@ -64,7 +66,7 @@ def gaps(jobs: Sequence[ServedJob]) -> list[float]:
 
 
 def inversions(jobs: Sequence[ServedJob]) -> int:
-    """Jobs that were claimed before an earlier one of their tenant."""
+    """The number of jobs that were claimed before an earlier job of the same tenant."""
     overtaking = 0
     latest: dict[str, float] = {}
     for job in jobs:
@@ -74,13 +76,14 @@ def inversions(jobs: Sequence[ServedJob]) -> int:
 
 
 def share_deviation(jobs: Sequence[ServedJob]) -> float:
-    """While all tenants had jobs waiting: by how much the best and the worst served are off an equal share.
+    """The largest deviation of a tenant from an equal share, while all tenants had waiting jobs.
 
     0.1 means that one tenant was served 10 % more, or less, than its share.
     """
     left = Counter(job.tenant for job in jobs)
     served: Counter[str] = Counter(dict.fromkeys(left, 0))
     for job in sorted(jobs, key=lambda job: job.claimed_at):
+        # From here on a tenant has no waiting jobs, so unequal shares are no longer unfair.
         if min((left - served)[tenant] for tenant in left) == 0:
             break
         served[job.tenant] += 1
@@ -89,9 +92,10 @@ def share_deviation(jobs: Sequence[ServedJob]) -> float:
 
 
 def wait_ratio(jobs: Sequence[ServedJob]) -> float:
-    """Of the job served latest against its due: with T tenants, a tenant's k-th job is due by place k · T.
+    """The largest ratio of a job's place to the place at which it is due.
 
-    At most 1 when turns are kept; claims at the same moment may add a place.
+    With T tenants, a tenant's k-th job is due at place k · T. The ratio is at most 1 if tenants take turns. Claims at
+    the same moment may add one place.
     """
     tenants = len({job.tenant for job in jobs})
     order = {id(job): place for place, job in enumerate(sorted(jobs, key=lambda job: job.claimed_at), start=1)}

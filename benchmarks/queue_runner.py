@@ -1,6 +1,6 @@
-"""A runner that computes nothing: it notes when it started, says one line, and leaves a result's files.
+"""A runner that computes nothing: it records its start time, reports one stage, and writes the files of a result.
 
-Only of the standard library, so that its own start is as short as a process's start can be.
+It uses only the standard library, so that its start is as short as possible.
 """
 
 import time
@@ -16,7 +16,7 @@ COMMAND = (sys.executable, "-P", "-m", "benchmarks.queue_runner")
 
 
 def main(arguments: list[str]) -> None:
-    """``RUN_FILE --events-fd N``, as a worker starts it."""
+    """Run with the arguments ``RUN_FILE --events-fd N``, as a worker passes them."""
     output = Path(json.loads(Path(arguments[0]).read_bytes())["output_dir"])
     fd = int(arguments[arguments.index("--events-fd") + 1])
     _say(fd, type="stage_started", name="load", unit="block", total=1)

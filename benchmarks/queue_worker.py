@@ -1,4 +1,4 @@
-"""The real worker with the runner that computes nothing: ``celery -A benchmarks.queue_worker worker``."""
+"""The real worker, with a runner that computes nothing: ``celery -A benchmarks.queue_worker worker``."""
 
 from typing import Final
 

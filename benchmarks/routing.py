@@ -1,13 +1,14 @@
-"""Which scheme and kernel a serving engine picks for a checkpoint, by the engine's own code, where it can not run.
+"""Find the scheme and the kernel that a serving engine chooses for a checkpoint, without running the engine.
 
     pip download --no-deps vllm && unzip -q vllm-*.whl '*.py' -d vllm
     pip download --no-deps compressed-tensors==0.17.0 && unzip -q compressed_tensors-0.17.0-*.whl -d theirs
     PYTHONPATH=theirs python -m benchmarks.routing --vllm vllm --config DIR/config.json
 
-and ``--sglang`` for SGLang. PYTHONPATH puts the compressed-tensors that the wheel asks for (``Requires-Dist`` in its
-METADATA) before the installed one: it checks the configuration. Executed is what is between config.json and the choice
-of a scheme, of its online transform, and (vLLM) of a kernel for packed integers and fp4. GPUs, other kernels and
-everything around them are stand-ins, so nothing is said about speed, or about kernels' results.
+and ``--sglang`` for SGLang. PYTHONPATH puts the compressed-tensors version that the wheel requires (``Requires-Dist``
+in its METADATA) before the installed one, because it checks the configuration. The benchmark executes the engine's own
+code from config.json to the choice of a scheme, of its online transform, and (vLLM) of a kernel for packed integers and
+fp4. GPUs, other kernels and everything around them are stand-ins. So the outcome shows nothing about speed or about the
+results of kernels.
 """
 
 import argparse
@@ -36,7 +37,7 @@ _LAYERS: Final = {
     "mlp.gate_up_proj": "MergedColumnParallelLinear",
     "mlp.down_proj": "RowParallelLinear",
 }
-"""The linears of a block of Llama, Qwen or Mistral as engines fuse them, and the classes that they have there."""
+"""The linears of a block of Llama, Qwen or Mistral as engines fuse them, and their classes in the engines."""
 _CAPABILITIES: Final = (75, 80, 89, 90, 100, 120)
 
 
@@ -56,36 +57,36 @@ class _Kinds(Enum):
 
 
 class Gpu:
-    """The CUDA device that an engine's code asks about; everything that is not CUDA it denies."""
+    """A stand-in for the CUDA device that an engine's code queries. Every other query returns False."""
 
     def __init__(self) -> None:
         self.capability = _CAPABILITIES[0]
         self._enum = _Kinds.CUDA
 
     def is_cuda(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     is_cuda_alike = is_cuda
 
     def fp8_dtype(self) -> torch.dtype:
-        """NVIDIA's."""
+        """The fp8 type of NVIDIA GPUs."""
         return torch.float8_e4m3fn
 
     def get_device_capability(self, _device: int = 0) -> _Capability:
-        """(9, 0) for sm90."""
+        """The capability as major and minor number: (9, 0) for sm90."""
         return _Capability(*divmod(self.capability, 10))
 
     def has_device_capability(self, wanted: int) -> bool:
-        """At least."""
+        """Whether the capability is at least ``wanted``."""
         return self.capability >= wanted
 
     def is_device_capability(self, wanted: int) -> bool:
-        """Exactly."""
+        """Whether the capability is exactly ``wanted``."""
         return self.capability == wanted
 
     def is_device_capability_family(self, wanted: int) -> bool:
-        """The same major version."""
+        """Whether the major number is that of ``wanted``."""
         return self.capability // 10 == wanted // 10
 
     def __getattr__(self, name: str) -> Callable[..., bool]:
@@ -108,13 +109,14 @@ class _Unquantized(_LinearMethodBase):
 
 @dataclass(frozen=True)
 class Engine:
-    """Where an engine's routing is, and what it needs around it.
+    """The modules that route in one engine, and what they need.
 
     Attributes:
         real: the modules that are executed.
-        stood_in: other packages that those import.
-        prepare: provides what is around them.
-        kernel: the kernel of a scheme, for a linear of this many inputs and outputs; empty where it was not asked.
+        stood_in: other packages that these import.
+        prepare: provides the values that these need from stand-in modules.
+        module: the module with ``CompressedTensorsConfig``.
+        kernel: returns the kernel of a scheme for a linear of this many inputs and outputs; empty if it is not asked.
     """
 
     package: str
@@ -126,7 +128,7 @@ class Engine:
 
 
 def main() -> None:
-    """Route every configuration and print what came out."""
+    """Route every configuration and print the outcomes."""
     options = _parser().parse_args()
     name = "vllm" if options.vllm is not None else "sglang"
     engine, gpu = _ENGINES[name], Gpu()
@@ -137,6 +139,7 @@ def main() -> None:
     for path in options.config:
         print(path)
         outcomes: defaultdict[str, list[str]] = defaultdict(list)
+        # The engine's code reads the capability from ``gpu`` at each query. Equal outcomes are printed once.
         for gpu.capability in options.capability:
             outcomes[_routed(engine, routing, json.loads(path.read_text()))].append(f"sm{gpu.capability}")
         for outcome, capabilities in outcomes.items():
@@ -144,15 +147,16 @@ def main() -> None:
 
 
 def _routed(engine: Engine, routing: Any, config: Mapping[str, Any]) -> str:
-    """One line for each different outcome, with the linears that it is for."""
+    """One line for each different outcome, with the names of its linears."""
     try:
         quantization = routing.CompressedTensorsConfig.from_config(config["quantization_config"])
     except Exception as error:  # noqa: BLE001 -- whatever an engine stops with is the outcome
         return f"\n    everything: {_brief(error)}"
-    quantization.packed_modules_mapping = _FUSED
+    quantization.packed_modules_mapping = _FUSED  # in an engine the model's class sets it
     found: defaultdict[str, list[str]] = defaultdict(list)
     for block in range(config["num_hidden_layers"]):
         for role, kind in _LAYERS.items():
+            # A target of the configuration may name a class, so the layer's class has the engine's name.
             layer = type(kind, (_LinearBase,), {})()
             try:
                 method = quantization.get_quant_method(layer, f"model.layers.{block}.{role}")
@@ -181,7 +185,7 @@ def _brief(error: Exception) -> str:
 
 
 def _shape(role: str, config: Mapping[str, Any]) -> tuple[int, int]:
-    """Inputs and outputs."""
+    """The number of inputs and outputs of a linear."""
     hidden, inner, heads = (config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
     head = config.get("head_dim") or hidden // heads
     groups = config.get("num_key_value_heads", heads)
@@ -228,7 +232,11 @@ def _prepare_vllm(gpu: Gpu) -> None:
 
 
 def _vllm_kernel(scheme: Any, inputs: int, outputs: int) -> str:
-    """Packed integers choose theirs when weights are created: asked here as their schemes do, in bfloat16."""
+    """The kernel of a scheme.
+
+    Schemes of packed integers choose theirs only when weights are created. Here it is queried in the same way, for
+    bfloat16.
+    """
     if not hasattr(scheme, "quant_type"):
         return f" on {type(scheme.kernel).__name__}" if getattr(scheme, "kernel", None) else ""
     kernels = importlib.import_module(_VLLM_KERNELS)
@@ -254,7 +262,7 @@ def _prepare_sglang(gpu: Gpu) -> None:
     provide("sglang.srt.utils", is_cuda=lambda: True, is_hip=no, is_npu=no, is_xpu=no, get_bool_env_var=no)
     provide(f"{_SGLANG}.fp4_utils", get_fp4_gemm_runner_backend=Backend)
     provide("sglang.srt.layers.linear", LinearBase=_LinearBase)
-    # The routing only hands number types on.
+    # The routing only passes number types on, so their names are enough.
     provide(f"{_SGLANG}.utils", get_scalar_types=lambda: (str, SimpleNamespace(**{name: name for name in _TYPES})))
 
 

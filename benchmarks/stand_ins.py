@@ -1,7 +1,7 @@
 """Import a few modules of a package that can not run here, with stand-ins for everything else that they import.
 
-A stand-in answers any attribute with another stand-in, can be called, subclassed, subscripted and used as a decorator,
-and does nothing. What the modules under test really depend on has to be given to them (:func:`provide`).
+Every attribute of a stand-in is another stand-in. It can be called, subclassed, subscripted and used as a decorator,
+and does nothing. Values on which the executed modules really depend are set with :func:`provide`.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class _StandIn(type):
-    """The type of all stand-ins: a class can be subclassed and called, and its type answers for it."""
+    """The type of all stand-ins. They are classes, so that they can be subclassed and called."""
 
     def __getattr__(cls, name: str) -> Any:
         found = _stand_in(name)
@@ -25,8 +25,10 @@ class _StandIn(type):
         return found
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
+        # A real class that has a stand-in as its base is instantiated normally.
         if "is_stand_in" not in cls.__dict__:
             return super().__call__(*arguments, **named)
+        # With one function or class as its argument, the stand-in is used as a decorator and returns it unchanged.
         decorated = arguments[0] if len(arguments) == 1 and not named else None
         return decorated if isinstance(decorated, (FunctionType, type)) else _stand_in(cls.__name__)
 
@@ -47,6 +49,7 @@ class _StandIn(type):
 
 
 def _stand_in(name: str) -> Any:
+    # Python itself looks for special attributes. It must not find a stand-in there.
     if name.startswith("__") and name.endswith("__"):
         raise AttributeError(name)
     return _StandIn(name, (), {"is_stand_in": True})
@@ -60,12 +63,12 @@ class _StandInModule(ModuleType):
 
 
 class StandIns(MetaPathFinder, Loader):
-    """Finds the modules of some packages: real ones below a directory, stand-ins otherwise.
+    """Finds the modules of some packages: real modules below a directory, stand-ins for all others.
 
     Args:
-        root: where the packages were unpacked.
-        packages: the top-level names to answer for.
-        real: patterns of the modules that are read from ``root``.
+        root: the directory where the packages were unpacked.
+        packages: the top-level names that this finder handles.
+        real: patterns of the names of modules that are read from ``root``.
     """
 
     def __init__(self, root: Path, packages: Sequence[str], real: Sequence[str]) -> None:
@@ -74,7 +77,7 @@ class StandIns(MetaPathFinder, Loader):
         self._real = real
 
     def find_spec(self, fullname: str, _path: Any = None, _target: Any = None) -> ModuleSpec | None:
-        """A real module's file, or an empty package."""
+        """Return the file of a real module, or an empty package."""
         if fullname.partition(".")[0] not in self._packages:
             return None
         if any(fnmatchcase(fullname, pattern) for pattern in self._real):
@@ -86,20 +89,20 @@ class StandIns(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """An empty module that answers for everything."""
+        """Create an empty module, every attribute of which is a stand-in."""
         return _StandInModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Do nothing: a stand-in module has no code."""
 
 
 def install(finder: StandIns) -> None:
-    """Ask ``finder`` before all others."""
+    """Put ``finder`` before all other finders."""
     sys.meta_path.insert(0, finder)
 
 
 def provide(module: str, **values: Any) -> None:
-    """Give a stand-in module what the real modules need of it, before they are imported."""
+    """Set the values of a stand-in module that the real modules need, before these are imported."""
     target = importlib.import_module(module)
     for name, value in values.items():
         setattr(target, name, value)

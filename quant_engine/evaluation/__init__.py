@@ -1,1 +1,1 @@
-"""What quantization costs: layer errors, perplexity, and the report that puts them side by side."""
+"""Measure what quantization costs: layer errors, perplexity, and the report that shows both."""

@@ -1,4 +1,4 @@
-"""What quantization costs a linear, or every linear of a site: E, Ẽ, SQNR and cosine on given tokens.
+"""The errors that quantization causes in a linear, or in every linear of a site: E, Ẽ, SQNR and cosine.
 
     E = ‖Y − Q(X') Q(W')ᵀ‖_F      Ẽ = E / (‖Y‖_F + ε)      SQNR = −20 log10 Ẽ      (arXiv 2606.09927; not squared)
 
@@ -19,7 +19,7 @@ from quant_engine.policy import ActivationQuantization, WeightQuantization
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 
 EPSILON: Final = 1e-12
-"""ε of Ẽ, and the floor of the ratio behind the SQNR (240 dB)."""
+"""ε of Ẽ, and the lower bound of the ratio in the SQNR (240 dB)."""
 
 _CHUNK_TOKENS: Final = 4096
 
@@ -44,7 +44,7 @@ class LayerErrors:
 def layer_errors(
     x_TI: Tensor, w_OI: Tensor, plan: SitePlan, weights: WeightQuantization, activations: ActivationQuantization
 ) -> LayerErrors:
-    """The errors of one linear Y = X Wᵀ under ``plan`` and the two grids, in chunks of tokens.
+    """Measure one linear Y = X Wᵀ under ``plan`` and the two grids, in chunks of tokens.
 
     The round-to-nearest baseline is the plan of kind ``none``.
 
@@ -64,12 +64,12 @@ def site_errors(
     *,
     rounded: Sequence[Tensor] | None = None,
 ) -> tuple[LayerErrors, ...]:
-    """The errors of each linear [O, I] that reads the site, transforming and rounding the activations only once.
+    """Measure each linear [O, I] that reads the site. The activations are transformed and rounded only once.
 
-    Each weight is rounded by itself, so a per-tensor scale spans one linear and never its neighbours.
+    Each weight is rounded by itself, so a per-tensor scale covers only one linear.
 
     Args:
-        rounded: Q(W') of each linear where it is known (GPTQ's); rounded to nearest otherwise.
+        rounded: Q(W') of each linear if it is known (GPTQ's). None rounds to nearest.
 
     Raises:
         UnsupportedPolicy, NumericalInstability: as :func:`layer_errors`.
@@ -81,14 +81,16 @@ def site_errors(
         for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
             moved_TI = transform_activation(chunk_TI, plan)
             inputs_TI = fake_quantize_activation(moved_TI, activations, peak=plan.input_peak)
+            # Y comes from the original input and weight, so that an inexact transform would count as an error.
             for each, w_OI, rounded_OI in zip(sums, linears, rounded, strict=True):
                 each.add(chunk_TI @ w_OI.T, inputs_TI @ rounded_OI.T)
     return tuple(each.errors() for each in sums)
 
 
 def rounded_weights(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQuantization) -> list[Tensor]:
-    """Q(W A⁻ᵀ) of each linear, to nearest, with the plan's learned clipping of its rows where it has one."""
+    """Q(W A⁻ᵀ) of each linear, rounded to nearest, with the plan's learned clip of its rows if it has one."""
     transformed = [transform_weight(w_OI, plan) for w_OI in linears]
+    # The peak is shared: NVFP4 has one tensor scale for linears that run as one.
     peak, clips = shared_peak(transformed), weight_clips(linears, plan)
     return [
         fake_quantize_weight(w_OI, weights, clip_ratio_R1=clip_R1, peak=peak)
@@ -97,7 +99,7 @@ def rounded_weights(linears: Sequence[Tensor], plan: SitePlan, weights: WeightQu
 
 
 def weight_clips(linears: Sequence[Tensor], plan: SitePlan) -> list[Tensor | None]:
-    """The plan's learned clip ratio of each scale of each linear [R, 1]; None where nothing was learned."""
+    """The plan's learned clip ratio of each scale of each linear, [R, 1]; None if nothing was learned."""
     if plan.weight_clip_OG is None:
         return [None] * len(linears)
     return [clip_OG.reshape(-1, 1) for clip_OG in plan.weight_clip_OG.split([w_OI.shape[0] for w_OI in linears])]
@@ -110,7 +112,7 @@ def plan_errors(
     weights: WeightQuantization,
     activations: ActivationQuantization,
 ) -> tuple[float, ...]:
-    """E of the whole site, all its linears as one, under each plan in turn; Y is computed once for all of them.
+    """E of the whole site, with its linears as one, under each plan. Y is computed once for all plans.
 
     Raises:
         UnsupportedPolicy, NumericalInstability: as :func:`layer_errors`.
@@ -131,6 +133,7 @@ def _plan_error(
     rounded = rounded_weights(linears, plan, weights)
     activations = plan.clipped(activations)
     total = 0.0
+    # Y of all tokens is computed already; the chunks limit the memory for X' and Ŷ.
     for first in range(0, x_TI.shape[0], _CHUNK_TOKENS):
         chunk = slice(first, first + _CHUNK_TOKENS)
         moved_TI = transform_activation(x_TI[chunk], plan)
@@ -142,7 +145,7 @@ def _plan_error(
 
 
 class _Sums:
-    """⟨Y, Y⟩, ⟨Ŷ, Ŷ⟩, ⟨Y, Ŷ⟩ and ‖Y − Ŷ‖², accumulated in double precision over chunks of tokens."""
+    """⟨Y, Y⟩, ⟨Ŷ, Ŷ⟩, ⟨Y, Ŷ⟩ and ‖Y − Ŷ‖², summed in double precision over chunks of tokens."""
 
     def __init__(self) -> None:
         self.original = self.quantized = self.product = self.difference = 0.0
@@ -151,6 +154,7 @@ class _Sums:
         self.original += _inner(y_TO, y_TO)
         self.quantized += _inner(quantized_TO, quantized_TO)
         self.product += _inner(y_TO, quantized_TO)
+        # Not ⟨Y, Y⟩ + ⟨Ŷ, Ŷ⟩ − 2 ⟨Y, Ŷ⟩, which would cancel if the error is small.
         self.difference += _inner(difference_TO := y_TO - quantized_TO, difference_TO)
 
     def errors(self) -> LayerErrors:
@@ -166,7 +170,7 @@ class _Sums:
 
 
 def _inner(a_TO: Tensor, b_TO: Tensor) -> float:
-    """⟨A, B⟩: per token in the tensors' own precision, then in double precision over the tokens."""
+    """⟨A, B⟩, computed per token in the tensors' own precision and summed over the tokens in double precision."""
     return float(torch.linalg.vecdot(a_TO, b_TO).sum(dtype=torch.float64))
 
 

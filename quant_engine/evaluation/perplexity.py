@@ -1,7 +1,7 @@
 """Perplexity of a streamed model: exp of the mean negative log-likelihood over every predicted token.
 
-Windows are independent: the first token of each is given, the others are predicted, so a window of T tokens counts
-T − 1. Shapes: B windows, T tokens, D hidden, V vocabulary.
+Windows are independent. The first token of each window is given and the others are predicted, so a window of T tokens
+counts T − 1. Shapes: B windows, T tokens, D hidden, V vocabulary.
 """
 
 import math
@@ -19,8 +19,9 @@ from quant_engine.models.streaming import BlockPreparer, BlockReader
 
 _BATCH_TOKENS: Final = 1024
 PASS_TOKENS: Final = 65_536
-"""Hidden states of so many tokens are held together."""
+"""How many tokens have their hidden states in memory together."""
 _HEAD_TOKENS: Final = 256
+"""How many positions go through the head together. Their logits have the width of the vocabulary."""
 _TOTAL: Final = "total"
 
 
@@ -43,23 +44,26 @@ def perplexity(
     on_block: Callable[[], None],
     execution: Execution = IN_MEMORY,
 ) -> PerplexityResult:
-    """Perplexity over ``windows`` ([B, T] token ids each), streaming the blocks once for every 65,536 tokens.
+    """Measure the perplexity over ``windows`` ([B, T] token ids each), streaming the blocks once per 65,536 tokens.
 
     Args:
-        read, prepare: where blocks come from and what they compute with; the dense model by default.
-        on_block: called after every block of every pass; see :func:`passes`. Once for each that was done before, too.
-        execution: keeps the hidden states after each finished block of a pass, and the sum of the passes before;
-            where it has some, the measurement goes on from there. With little memory, the same up to rounding.
+        read, prepare: read a block's parameters, and change its layer; the dense model by default.
+        on_block: called after every block of every pass (see :func:`passes`), also for each block of an earlier
+            attempt.
+        execution: stores the hidden states after each finished block of a pass, with the sum of the earlier passes,
+            and continues from a stored state. With little memory the result is the same up to rounding.
 
     Raises:
         NumericalInstability: the mean is not finite.
         DiskFull: the disk filled up.
     """
     state = execution.latest()
+    # ``pop``, so that only hidden states are left for ``HiddenStates``.
     done, total = (0, 0.0) if state is None else (state.done, float(state.tensors.pop(_TOTAL)))
     for _ in range(done):
         on_block()
     for number, group in enumerate(_grouped(windows)):
+        # ``done`` counts blocks over all passes; passes that an earlier attempt finished are skipped.
         first = max(0, done - number * model.blocks)
         if first >= model.blocks:
             continue
@@ -71,13 +75,14 @@ def perplexity(
             last = index + 1 == model.blocks
             if last:
                 total = _sum(model, hidden_states, batches, total)
+            # After the last block only the sum is needed; the next pass starts from its own windows.
             tensors = {} if last else hidden_states.tensors()
             tensors[_TOTAL] = torch.tensor(total, dtype=torch.float64)
             execution.keep(number * model.blocks + index + 1, tensors)
             on_block()
     predicted = sum(batch[:, 1:].numel() for batch in windows)
     mean = total / predicted
-    if not math.isfinite(mean) or mean > 700.0:
+    if not math.isfinite(mean) or mean > 700.0:  # exp overflows a double from about 709 on
         raise NumericalInstability(
             detail=f"The model's mean negative log-likelihood is {mean}.",
             hint="Check the checkpoint's weights, or run it in float32 if its activations overflow.",
@@ -86,12 +91,13 @@ def perplexity(
 
 
 def passes(windows: list[Tensor]) -> int:
-    """How many times :func:`perplexity` streams the blocks."""
+    """The number of times that :func:`perplexity` streams the blocks."""
     return len(_grouped(windows))
 
 
 def _grouped(windows: list[Tensor]) -> list[list[Tensor]]:
-    """Batches of equally long windows, in groups whose hidden states are held together."""
+    """Batches of windows of equal length, in groups whose hidden states are in memory together."""
+    # Windows of different lengths are in different batches, so no padding is needed.
     batches = [
         batch for same_length in windows for batch in same_length.split(max(1, _BATCH_TOKENS // same_length.shape[1]))
     ]
@@ -119,14 +125,14 @@ def _through_block(
 
 
 def _sum(model: StreamedModel, hidden_states: HiddenStates, batches: Sequence[Tensor], total: float) -> float:
-    """``total`` and the negative log-likelihood of every batch, in their order."""
+    """Add the negative log-likelihood of every batch to ``total``, in their order."""
     for batch, ids_BT in enumerate(batches):
         total += _negative_log_likelihood(model, hidden_states.hidden(batch), ids_BT.to(model.device))
     return total
 
 
 def _negative_log_likelihood(model: StreamedModel, hidden_BTD: Tensor, ids_BT: Tensor) -> float:
-    """The sum over predicted tokens, the head applied to a few positions at a time."""
+    """The sum over predicted tokens, with the head applied to a few positions at a time."""
     total = 0.0
     for hidden_TD, ids_T in zip(hidden_BTD, ids_BT, strict=True):
         for first in range(0, len(ids_T) - 1, _HEAD_TOKENS):

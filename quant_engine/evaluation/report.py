@@ -1,4 +1,4 @@
-"""The numbers of a run as the API shows them: layer rows, the summary, the whole report. Pure functions, plain JSON."""
+"""The numbers of a run as the API shows them: layer rows and the summary. Pure functions that return plain JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class LayerMeasurement:
     """One linear, measured on test tokens only.
 
     Attributes:
-        errors: under the chosen plan; ``baseline`` under SmoothRot(0.5, max), ``rtn`` under no transform.
-        parameters: weights of the linear; ``stored_bytes`` of its codes and scales.
+        errors: under the chosen plan; ``baseline`` under SmoothRot(0.5, max), ``rtn`` without a transform.
+        parameters: the number of weights of the linear; ``stored_bytes`` counts its codes and scales.
     """
 
     name: str
@@ -61,12 +61,13 @@ def layer_row(layer: LayerMeasurement) -> LayerRow:
 
 
 def selection_regret(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How much lower E on test tokens would be with the best candidate of each site, in percent; None without choices.
+    """How far E on test tokens is above that of each site's best candidate, in percent; None without choices.
 
-    ``worst_site`` is where a choice made on validation tokens lost most.
+    ``worst_site`` is the site where the choice on validation tokens lost most.
     """
     regrets = {}
     for site, choice in choices.items():
+        # Candidates that can not be used have no error. A best error of 0 gives no ratio.
         errors = {row["name"]: row["test_error"] for row in choice["candidates"] if row["test_error"] is not None}
         best = min(errors.values(), default=0.0)
         if choice["chosen"] in errors and best > 0.0:
@@ -84,7 +85,7 @@ def selection_regret(choices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
 
 def with_errors(row: LayerRow, errors: LayerErrors) -> LayerRow:
-    """The row of a layer that was measured again, with the weights that are shipped.
+    """The row of a layer that was measured again with the exported weights.
 
     Raises:
         ValueError: the row has no baseline.
@@ -108,7 +109,7 @@ def summarize(
     quantized_bytes: int,
     chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The ``summary`` of a finished job: mean errors E over the selected layers and over all, beside the baseline's.
+    """The ``summary`` of a finished job: mean E over the selected and over all layers, with the baseline's.
 
     Raises:
         ValueError: a row has no error, or no baseline.
@@ -130,7 +131,7 @@ def summarize(
 
 
 def chosen_policy(plans: Sequence[SitePlan], *, learning_rate: float | None) -> dict[str, Any]:
-    """What was chosen: how many sites took which transform and statistic, and α and the learning rate if shared."""
+    """The number of sites per transform and per statistic, and α and the learning rate where all sites share one."""
     return {
         "transforms": _counts([plan.kind.value for plan in plans]),
         "statistics": _counts([statistic_name(plan) or "none" for plan in plans]),
@@ -140,7 +141,7 @@ def chosen_policy(plans: Sequence[SitePlan], *, learning_rate: float | None) -> 
 
 
 def scheme_name(weights: WeightQuantization, activations: ActivationQuantization) -> str:
-    """``W4A4``, ``W8A16``; ``W4A4-g128`` for groups of 128; ``FP8``, ``NVFP4A16`` for floats, by their own name."""
+    """The name of a scheme: ``W4A4``, ``W8A16``; ``W4A4-g128`` for groups of 128; ``FP8``, ``NVFP4A16`` for floats."""
     if weights.format.is_float:
         return weights.format.name + ("A16" if activations.format.bits is None else "")
     group = "" if weights.group_size is None else f"-g{weights.group_size}"
@@ -148,7 +149,7 @@ def scheme_name(weights: WeightQuantization, activations: ActivationQuantization
 
 
 def statistic_name(plan: SitePlan) -> str | None:
-    """``absmax``, ``l2``, ``quantile(0.997)``, ``learned``; None without scales."""
+    """The name of a plan's statistic: ``absmax``, ``l2``, ``quantile(0.997)``, ``learned``; None without scales."""
     if plan.scales_D is None:
         return None
     if plan.label == "quantile" and plan.statistic is not None:
@@ -162,10 +163,10 @@ def gain_percent(error: float, baseline: float) -> float:
 
 
 def measured(error: float | None) -> float:
-    """An error of a model that was quantized here.
+    """Return an error that must be present, because this run quantized the model.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the error is None.
     """
     if error is None:
         raise ValueError("The layer has no measured error.")
@@ -177,7 +178,7 @@ def _mean_errors(rows: Sequence[LayerRow]) -> tuple[float, float]:
 
 
 def _mean(errors: Iterable[float | None]) -> float:
-    """The mean, 0 of nothing."""
+    """The mean; 0 without values."""
     values = [measured(error) for error in errors]
     return sum(values) / max(1, len(values))
 

@@ -1,6 +1,7 @@
 """The experiment of arXiv 2606.09927 without tensors: its families, the table they make, and its figures.
 
-:mod:`quant_engine.stages.paper.stage` computes the errors. ``figures`` is imported by itself: it needs matplotlib.
+:mod:`quant_engine.stages.paper.stage` computes the errors. ``figures`` is not imported here, because it needs
+matplotlib.
 """
 
 from quant_engine.paper.families import (

@@ -1,7 +1,7 @@
-"""The families N1, N2, N3, T1 and T2 of arXiv 2606.09927: what each tries, and how its members are ranked.
+"""The families N1, N2, N3, T1 and T2 of arXiv 2606.09927: the members of each, and how they are ranked.
 
-Members are ranked by their mean E over the selected layers. The paper ranks scale policies on test tokens, and so do
-N1 to N3; training is judged on validation tokens, and so are T1 and T2. Every member keeps both scores.
+Members are ranked by their mean E over the selected layers. N1 to N3 are ranked on test tokens, as in the paper. T1 and
+T2 are ranked on validation tokens, because trainings are judged there. Every member has both scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,12 @@ class ScalePoint:
 
     @property
     def label(self) -> str:
-        """Its name in file names; equal points, equal names."""
+        """The name of the point in file names. Equal points have equal names."""
+        # ``repr`` of a float is exact, so different points never share a file.
         return f"alpha-{self.alpha!r}-q-{self.q!r}"
 
     def transform(self, base: Transform) -> Transform:
-        """``base`` with these scales."""
+        """``base`` with the scale policy of this point."""
         statistic = Statistic(kind="quantile", q=self.q) if self.q < 1.0 else Statistic(kind="absmax")
         return base.model_copy(update={"alpha": self.alpha, "statistic": statistic})
 
@@ -52,7 +53,7 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """Its name in file names; equal configurations, equal names."""
+        """The name of the configuration in file names. Equal configurations have equal names."""
         return f"{'ones' if self.start is None else self.start.label}.rate-{self.learning_rate!r}"
 
     def fields(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ Member = TypeVar("Member", ScalePoint, Configuration)
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Generic[Member]):
-    """A member of a family with its score on every selected layer; ``exploded`` names those where it explodes."""
+    """A member of a family with its score on every selected layer; ``exploded`` names the layers where it explodes."""
 
     member: Member
     scores: Mapping[str, Score]
@@ -90,11 +91,11 @@ class Row(Generic[Member]):
 
 @dataclass(frozen=True, kw_only=True)
 class Family(Generic[Member]):
-    """The members that were tried, in order.
+    """The members of a family, in the order in which they were tried.
 
     Attributes:
         judged_on: the split whose mean E decides.
-        fallback: what is chosen where every member explodes.
+        fallback: the row that is chosen if every member explodes.
     """
 
     name: str
@@ -103,16 +104,19 @@ class Family(Generic[Member]):
     fallback: Row[Member] | None = None
 
     def ranked(self, split: Split | None = None) -> list[Row[Member]]:
-        """The members that may be chosen, the best first (the first of equals), on ``split`` or as the family judges.
+        """The members that may be chosen, the best first, ranked on ``split`` or on the family's own split.
+
+        Equal members are in the order in which they were tried.
 
         Raises:
-            ValueError: there is none, and no fallback.
+            ValueError: no member may be chosen, and there is no fallback.
         """
         safe = [row for row in self.rows if not row.exploded]
         if not safe and self.fallback is not None:
             return [self.fallback]
         if not safe:
             raise ValueError(f"family {self.name} has no member to choose")
+        # ``sorted`` is stable, so equal members stay in the order in which they were tried.
         return sorted(safe, key=lambda row: row.mean(split or self.judged_on))
 
     @property
@@ -124,7 +128,7 @@ class Family(Generic[Member]):
 def scale_family(
     name: str, scored: Mapping[ScalePoint, Mapping[str, Score]], baseline: Mapping[str, Score]
 ) -> Family[ScalePoint]:
-    """A family of scale policies, which falls back to SmoothRot.
+    """Build a family of scale policies, whose fallback is SmoothRot.
 
     Args:
         scored: the members in order, each with its score by layer.
@@ -138,7 +142,7 @@ def scale_family(
 
 
 def training_family(name: str, scored: Mapping[Configuration, Mapping[str, Score]]) -> Family[Configuration]:
-    """A family of trainings. Nothing of it explodes: a step is only kept where it is better than the start."""
+    """Build a family of trainings. None of them explodes, because a training returns its start if no step is better."""
     rows = tuple(Row(member=configuration, scores=scores) for configuration, scores in scored.items())
     return Family(name=name, judged_on="validation", rows=rows)
 
@@ -154,7 +158,7 @@ def n2_points(experiment: PaperExperiment) -> list[ScalePoint]:
 
 
 def n3_points(n1: Family[ScalePoint], n2: Family[ScalePoint], top: int) -> list[ScalePoint]:
-    """N3: the ``top`` best α of N1 times the ``top`` best q of N2, with q = 1 in place of the last if it is missing."""
+    """N3: the ``top`` best α of N1 times the ``top`` best q of N2; a missing q = 1 replaces the last q."""
     alphas = [row.member.alpha for row in n1.ranked()[:top]]
     quantiles = [row.member.q for row in n2.ranked()[:top]]
     if 1.0 not in quantiles:
@@ -170,7 +174,7 @@ def t1_configurations(experiment: PaperExperiment) -> list[Configuration]:
 def t2_configurations(
     experiment: PaperExperiment, n3: Family[ScalePoint], t1: Family[Configuration]
 ) -> list[Configuration]:
-    """T2: from the ``top`` policies of N3 at T1's best rate and at the next smaller one."""
+    """T2: from the ``top`` best policies of N3, at T1's best rate and at the next smaller one."""
     best = t1.chosen.member.learning_rate
     rates = [best, *sorted((rate for rate in experiment.learning_rates if rate < best), reverse=True)[:1]]
     starts = [row.member for row in n3.ranked()[: experiment.top]]
@@ -178,7 +182,8 @@ def t2_configurations(
 
 
 def unit_budget(experiment: PaperExperiment, sites: int) -> dict[str, int]:
-    """An upper bound of the units of work, one layer under one member each, of every phase in order."""
+    """An upper bound of the units of work of every phase, in order. A unit is one layer under one member."""
+    # Only a bound, because members that explode do not reach the next family.
     selected = min(sites, experiment.layers.critical + experiment.layers.normal)
     alphas, quantiles = len(n1_points(experiment)), len(n2_points(experiment))
     rates = len(t1_configurations(experiment))

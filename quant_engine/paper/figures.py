@@ -1,6 +1,6 @@
-"""The experiment's figures, drawn from its report. The only module that imports matplotlib.
+"""Draw the figures of the experiment from its report. This is the only module that imports matplotlib.
 
-Figure objects on the Agg canvas, without pyplot's global state; equal reports give equal bytes.
+It uses figure objects on the Agg canvas, without the global state of pyplot. Equal reports give equal bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ _DPI: Final = 144
 _BASELINE: Final = "SmoothRot(0.5, max)"
 _GREY: Final = "0.45"
 _WIDE: Final = 8.0
-"""From this ratio between the largest and the smallest error on, an axis is logarithmic."""
+"""An axis is logarithmic if the largest error is more than this many times the smallest."""
 
 
 def draw_figures(report: Report, curves: Curves, profile: Report, directory: Path) -> list[Path]:
@@ -29,7 +29,7 @@ def draw_figures(report: Report, curves: Curves, profile: Report, directory: Pat
 
     Args:
         report: :func:`quant_engine.paper.experiment_report`.
-        curves: for T1 and T2 each training's fields with ``curves``, one list of judgements per selected layer.
+        curves: for T1 and T2, each training's fields with ``curves``, one list of judgements per selected layer.
         profile: :func:`quant_engine.paper.profile_report`.
 
     Returns:
@@ -51,7 +51,7 @@ def draw_figures(report: Report, curves: Curves, profile: Report, directory: Pat
 
 def _save(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
-    # The default metadata name matplotlib's version.
+    # The default metadata contain matplotlib's version, and a new version must not change the bytes.
     figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
     return path
 
@@ -63,7 +63,7 @@ def _alpha_figure(report: Report) -> Figure:
 
 
 def _quantile_figure(report: Report) -> Figure:
-    """N2: mean E against 1 − q, a logarithmic axis without a place for q = 1: the baseline's line stands for it."""
+    """N2: mean E against 1 − q on a logarithmic axis, which can not show q = 1; the line of the baseline shows it."""
     rows = sorted((row for row in report["families"]["N2"]["rows"] if row["q"] < 1.0), key=lambda row: row["q"])
     return _family_figure(report, rows, [1.0 - row["q"] for row in rows], "N2: α = 0.5", _tail_axis)
 
@@ -71,7 +71,7 @@ def _quantile_figure(report: Report) -> Figure:
 def _family_figure(
     report: Report, rows: Sequence[Report], at: Sequence[float], title: str, finish: Callable[[Axes], None]
 ) -> Figure:
-    """Mean E on the left, each selected layer's ratio to its baseline on the right."""
+    """Draw mean E on the left, and each selected layer's ratio to its baseline on the right."""
     figure = Figure(figsize=(10.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.axhline(report["baseline"]["mean_error"], color=_GREY, linestyle="--", label=_BASELINE)
@@ -80,7 +80,7 @@ def _family_figure(
     left.set_ylabel("mean E over the selected layers")
     right.axhline(1.0, color=_GREY, linestyle="--")
     for layer in report["layers"]:
-        base = layer["baseline_error"] or 1.0
+        base = layer["baseline_error"] or 1.0  # a baseline of 0 can not be divided by
         right.plot(at, [row["errors"][layer["layer"]] / base for row in rows], marker=".", label=_layer_label(layer))
     right.set_ylabel("E / E of the baseline, test tokens")
     figure.suptitle(title)
@@ -93,7 +93,7 @@ def _family_figure(
 
 
 def _scale_errors(axes: Axes) -> None:
-    """A logarithmic axis where the lines span much, with plain numbers where that is less than two decades."""
+    """Make the axis logarithmic if the values have a wide range, with plain numbers if it is below two decades."""
     values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata()) if y > 0.0]
     ratio = max(values, default=1.0) / min(values, default=1.0)
     if ratio <= _WIDE:
@@ -112,21 +112,21 @@ def _plain_axis(label: str) -> Callable[[Axes], None]:
 
 
 def _tail_axis(axes: Axes) -> None:
-    """1 − q, with q growing to the right."""
+    """Label the axis of 1 − q, on which q grows to the right."""
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.set_xlabel("1 − q (q grows to the right; the dashed line is q = 1)")
 
 
 def _heat_map(report: Report) -> Figure:
-    """N3: mean E by α and q; what explodes is named as such."""
+    """N3: mean E by α and q, with a mark on policies that explode."""
     rows = report["families"]["N3"]["rows"]
     alphas, quantiles = sorted({row["alpha"] for row in rows}), sorted({row["q"] for row in rows})
     by_place = {(row["alpha"], row["q"]): row for row in rows}
     gains = [[by_place[alpha, q]["gain_percent"] for q in quantiles] for alpha in alphas]
     figure = Figure(figsize=(2.6 + 0.95 * len(quantiles), 2.2 + 0.55 * len(alphas)), layout="constrained")
     axes = figure.subplots()
-    # Explosions would leave one colour for everything else.
+    # Without this limit explosions would leave one color for all other cells.
     limit = max(1.0, *(abs(each) for line in gains for each in line if each > -100.0))
     image = axes.imshow(gains, cmap="RdYlGn", vmin=-limit, vmax=limit, aspect="auto")
     for row_index, alpha in enumerate(alphas):
@@ -144,7 +144,7 @@ def _heat_map(report: Report) -> Figure:
 
 
 def _curves_figure(report: Report, curves: Curves) -> Figure:
-    """T1 and T2: the lowest mean validation E so far; a layer that stopped early stays where it was."""
+    """T1 and T2: the lowest mean validation E so far. A layer that stopped early counts with its last value."""
     figure = Figure(figsize=(11.0, 4.4), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (name, trainings) in zip(panels, curves.items(), strict=True):
@@ -163,7 +163,7 @@ def _curves_figure(report: Report, curves: Curves) -> Figure:
 
 
 def _mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> tuple[list[float], list[float]]:
-    """Over the layers that were trained: the steps where any was judged, and the mean of the lowest E until then."""
+    """The steps at which any trained layer was judged, and the mean over these layers of the lowest E until then."""
     judged = [curve for curve in curves if curve]
     steps = sorted({point["step"] for curve in judged for point in curve})
     if not steps:
@@ -199,7 +199,7 @@ def _replay_figure(report: Report) -> Figure:
 
 
 def _profile_figure(profile: Report) -> Figure:
-    """The worst layer's scales, channels in the order of the baseline's."""
+    """The scales of the worst layer, with the channels in the order of the baseline's scales."""
     order = sorted(range(len(profile["before"])), key=profile["before"].__getitem__)
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -220,7 +220,7 @@ def _layer_label(layer: Report) -> str:
 
 
 def _tick_labels(rows: Sequence[Report]) -> list[str]:
-    """The block, and where several layers of a block are drawn, the layer's last name."""
+    """The block of each row, with the last part of the layer's name if a block has several rows."""
     blocks = [row["block"] for row in rows]
     if len(set(blocks)) == len(blocks):
         return [str(block) for block in blocks]

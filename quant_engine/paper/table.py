@@ -1,6 +1,6 @@
-"""The experiment's report: every family's rows, Table I, the replay on all layers, and the published numbers beside.
+"""The report of the experiment: the rows of every family, Table I, the replay on all layers, and the published numbers.
 
-Plain JSON without times or paths, so that a resumed run gives the same bytes. Errors are E in the units of Y.
+It is plain JSON without times or paths, so that a resumed run gives the same bytes. Errors are E in the units of Y.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ PUBLISHED: Final[dict[str, Any]] = {
     "T3": {"baseline_mean_error": 97.51, "mean_error": 78.08, "gain_percent": 19.9},
     "cliff": {"below_q": 0.994, "mean_error_at_q_0.95": 3270.0},
 }
-"""What the paper reports, as far as it is known to us; ``table`` by block number."""
+"""The numbers of the paper, as far as we know them; ``table`` is by block number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer with SmoothRot's score on it; ``group`` is None where it was not selected."""
+    """A layer with SmoothRot's score on it; ``group`` is None if it was not selected."""
 
     name: str
     block: int
@@ -39,7 +39,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """T3 on one layer: the score of the best configuration there, and whether the guard lets the layer keep it."""
+    """T3 on one layer: the score of the best configuration, and whether the guard accepts it there."""
 
     layer: Layer
     score: Score
@@ -51,7 +51,7 @@ class Replay:
 
     @property
     def kept_score(self) -> Score:
-        """What the layer is left with."""
+        """The score that the layer has after the guard."""
         return self.score if self.kept else self.layer.baseline
 
 
@@ -63,16 +63,17 @@ def experiment_report(
     configuration: Configuration,
     replays: Sequence[Replay],
 ) -> dict[str, Any]:
-    """The whole report.
+    """Build the whole report.
 
     Args:
         layers: the selected layers, in the order of the choice.
-        scales: N1, N2 and N3; ``trained``: T1 and T2.
-        configuration: the one that T3 replays; ``replays`` of every layer, in forward order.
+        scales: the families N1, N2 and N3; ``trained`` holds T1 and T2.
+        configuration: the configuration that T3 replays; ``replays`` holds every layer, in forward order.
     """
     baseline = {layer.name: layer.baseline for layer in layers}
     families = {name: _family(family, baseline) for name, family in scales.items()}
     families |= {name: _family(family, baseline) for name, family in trained.items()}
+    # Table I has no column for N1, for which PUBLISHED has no numbers.
     chosen = {name: family.chosen.scores for name, family in scales.items() if name != "N1"}
     chosen |= {name: family.chosen.scores for name, family in trained.items()}
     return {
@@ -121,7 +122,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
 
 
 def _family(family: Family[Member], baseline: Mapping[str, Score]) -> dict[str, Any]:
-    """Rows as they were tried; what was chosen, and what either split alone would have chosen."""
+    """The rows in the order in which they were tried, the choice, and the choice that each split alone would give."""
     return {
         "judged_on": family.judged_on,
         "chosen": _brief(family.chosen, baseline),
@@ -144,13 +145,13 @@ def _brief(row: Row[Member], baseline: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def _explosions(scales: Mapping[str, Family[ScalePoint]]) -> list[dict[str, Any]]:
-    """Every scale policy that explodes somewhere, once, with the layers where it does."""
+    """Every scale policy that explodes on some layer, once, with the names of these layers."""
     found = {row.member: row.exploded for family in scales.values() for row in family.rows if row.exploded}
     return [point.fields() | {"layers": list(names)} for point, names in sorted(found.items())]
 
 
 def _table(layers: Sequence[Layer], chosen: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    """Table I: a row per selected layer, a column per family, their means and gains."""
+    """Table I: a row for each selected layer, a column for each family, and their means and gains."""
     columns = {"SmoothRot": {layer.name: layer.baseline for layer in layers}} | dict(chosen)
     means = {name: _mean(scores) for name, scores in columns.items()}
     return {

@@ -1,4 +1,4 @@
-"""Scale policies by grid search: candidates, scores per site, and the guarded choice over tables of scores."""
+"""Grid search for scale policies: candidates, scores per site, and the guarded choice from tables of scores."""
 
 from quant_engine.search.choice import SharedChoice, guarded, search_layer, search_shared
 from quant_engine.search.clip import search_clip

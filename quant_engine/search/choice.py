@@ -1,6 +1,8 @@
-"""From tables of scores to a choice: pure reductions, so that tables may come from any process in any order.
+"""Choose a scale policy from tables of scores.
 
-The guard: a policy is never accepted on a layer where its validation error is above that layer's baseline
+The functions are pure, so tables may come from any process in any order.
+
+The guard: a policy is never accepted on a layer where its validation error is above that of the layer's baseline
 SmoothRot(0.5, max). Quantile policies need it: at q = 0.99 one layer of SmolLM2-135M has 30,000 times its error.
 """
 
@@ -15,9 +17,9 @@ class SharedChoice:
     """One policy for all layers.
 
     Attributes:
-        index: of the candidate.
-        mean_error: mean E over the judging layers as the guard leaves it, what ``index`` minimises.
-        unguarded_means: mean E of every candidate over the judging layers, without the guard: the report's table.
+        index: the place of the candidate.
+        mean_error: the mean E over the judging layers with the guard, which ``index`` minimizes.
+        unguarded_means: the mean E of every candidate over the judging layers without the guard, for the report.
     """
 
     index: int
@@ -26,7 +28,7 @@ class SharedChoice:
 
 
 def search_shared(tables: Mapping[str, SiteScores], judges: Iterable[str]) -> SharedChoice:
-    """The candidate with the lowest mean guarded error over the layers named ``judges``; the first of equals.
+    """Choose the candidate with the lowest mean guarded error over the layers ``judges``; of equals, the first.
 
     Raises:
         ValueError: ``judges`` is empty, or tables differ in length.
@@ -34,6 +36,7 @@ def search_shared(tables: Mapping[str, SiteScores], judges: Iterable[str]) -> Sh
     rows = [tables[name] for name in judges]
     if not rows:
         raise ValueError("a shared policy needs at least one layer to be judged on")
+    # A layer that refuses a candidate stays at its baseline, so its error counts as that of the baseline.
     guarded = [tuple(min(error, row.baseline) for error in row.errors) for row in rows]
     means = _column_means(guarded)
     index = min(range(len(means)), key=means.__getitem__)
@@ -43,12 +46,12 @@ def search_shared(tables: Mapping[str, SiteScores], judges: Iterable[str]) -> Sh
 
 
 def search_layer(scores: SiteScores) -> int | None:
-    """The layer's own best candidate; None where none is as good as the baseline."""
+    """The layer's own best candidate; None if no candidate is as good as the baseline."""
     return guarded(min(range(len(scores.errors)), key=scores.errors.__getitem__), scores)
 
 
 def guarded(index: int, scores: SiteScores) -> int | None:
-    """``index`` if that candidate is accepted on the layer, None where the layer keeps its baseline."""
+    """``index`` if the guard accepts that candidate on the layer; None if the layer stays at its baseline."""
     return index if scores.errors[index] <= scores.baseline else None
 
 

@@ -1,6 +1,6 @@
-"""The candidates of a grid search, and the shape of one site's scores of them.
+"""The candidates of a grid search, and the scores of one site.
 
-The grid is (α, q) ∪ (α, L2): arXiv 2606.09927, families N1 to N3, and the L2 policy beside them. E is measured on
+The grid is (α, q) ∪ (α, L2): families N1 to N3 of arXiv 2606.09927, and additionally the L2 policy. E is measured on
 validation tokens.
 """
 
@@ -27,10 +27,11 @@ class SiteScores:
 
 
 def candidate_transforms(search: GridSearch, transform: Transform) -> tuple[Transform, ...]:
-    """Every policy of the grid, with the kind and the block size of ``transform``; q = 1 is absmax."""
+    """Every policy of the grid, with all other fields of ``transform``; q = 1 is absmax."""
     statistics = [Statistic(kind="quantile", q=q) if q < 1.0 else BASELINE_STATISTIC for q in search.q]
     statistics += [Statistic(kind="l2")] if search.l2 else []
     statistics += [Statistic(kind="lp", p=p) for p in search.p]
+    # ``dict.fromkeys`` removes duplicates without changing the order, by which ties are broken.
     return tuple(
         transform.model_copy(update={"alpha": alpha, "statistic": statistic})
         for statistic in dict.fromkeys(statistics)
@@ -39,5 +40,5 @@ def candidate_transforms(search: GridSearch, transform: Transform) -> tuple[Tran
 
 
 def baseline_transform(transform: Transform) -> Transform:
-    """SmoothRot(0.5, max), or for a transform of kind ``smooth`` SmoothQuant, with the block size of ``transform``."""
+    """``transform`` with the baseline scales: SmoothRot(0.5, max), or SmoothQuant for kind ``smooth``."""
     return transform.model_copy(update={"alpha": BASELINE_ALPHA, "statistic": BASELINE_STATISTIC})

@@ -1,4 +1,4 @@
-"""Which layers are looked at, and which transform each of them keeps."""
+"""Select the layers on which choices are judged, and the transform of each layer."""
 
 from quant_engine.selection.candidates import Wanted, candidate_name, canonical, distinct, relative_cost, wanted
 from quant_engine.selection.choosers import CandidateMeasurements, Tails, Verdict, candidates_of, choose_candidate

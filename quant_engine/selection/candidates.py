@@ -1,4 +1,4 @@
-"""What a layer chooses among: candidates of a policy as whole transforms, told apart, named, and with their cost."""
+"""The candidates of a policy at one site: complete transforms without duplicates, their names and their costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Wanted:
     """A candidate at one site.
 
     Attributes:
-        transform: as a whole.
-        inherits: whether it takes the scales that a search or a training found for the site.
+        transform: the complete transform.
+        inherits: whether it uses the scales that a search or a training found for the site.
     """
 
     transform: Transform
@@ -27,19 +27,24 @@ class Wanted:
 
 
 def wanted(candidate: Candidate, own: Transform, found: SitePlan | None) -> Wanted:
-    """A kind takes the rest from ``own``, the policy's transform, and its scales from ``found`` where both have any."""
+    """Complete a candidate of a policy for one site.
+
+    A candidate that is only a kind takes its other fields from ``own``, the policy's transform. Its scales come from
+    ``found`` if both the kind and the found plan have scales.
+    """
     if isinstance(candidate, Transform):
         return Wanted(transform=candidate, inherits=False)
     transform = own.model_copy(update={"kind": candidate})
     if found is None or found.scales_D is None or not transform.kind.scales_channels:
         return Wanted(transform=transform, inherits=False)
+    # The transform has to describe the scales that it uses, so α and the statistic are those of the found plan.
     policy = {"alpha": found.alpha, "statistic": found.statistic}
     policy = {key: value for key, value in policy.items() if value is not None}
     return Wanted(transform=transform.model_copy(update=policy), inherits=True)
 
 
 def canonical(transform: Transform) -> Transform:
-    """The transform with the fields that its kind does not read at their defaults: equal ones do the same."""
+    """Reset the fields that the transform's kind does not read, so that transforms that act alike are equal."""
     kind, unread = transform.kind, []
     if not kind.scales_channels:
         unread += ["statistic"] if kind in CLOSED_FORMS else ["alpha", "statistic"]
@@ -51,10 +56,11 @@ def canonical(transform: Transform) -> Transform:
 
 
 def distinct(candidates: Sequence[Wanted], found: SitePlan | None) -> tuple[tuple[Wanted, ...], tuple[int, ...]]:
-    """The candidates without those that an earlier one equals, and each given one's place among the rest.
+    """Return the candidates without duplicates, and for each given candidate its place in that list.
 
-    Found scales make a difference only where they are not those of their own policy.
+    Found scales make a candidate different only if they are not those that its own scale policy gives.
     """
+    # Searched scales follow from their policy. Learned scales do not; they have another label than their statistic.
     learned = found is not None and found.statistic is not None and found.label != found.statistic.kind
     kept: dict[tuple[Transform, bool], Wanted] = {}
     keys = [(canonical(each.transform), each.inherits and learned) for each in candidates]
@@ -65,14 +71,16 @@ def distinct(candidates: Sequence[Wanted], found: SitePlan | None) -> tuple[tupl
 
 
 def candidate_name(transform: Transform, found: SitePlan | None = None) -> str:
-    """``cat``, ``cat(block 128)``, ``smooth_rotation(l2, α 0.5)``; with ``found`` scales, their label.
+    """The name of a candidate: ``cat``, ``cat(block 128)``, ``smooth_rotation(l2, α 0.5)``.
 
-    Names the fields that :func:`canonical` keeps, so that different candidates have different names.
+    With ``found`` scales their label replaces the statistic. The name contains the fields that :func:`canonical` does
+    not reset, so that different candidates have different names.
     """
     transform, parts = canonical(transform), []
     if transform.kind.scales_channels:
         label = _statistic_name(transform.statistic) if found is None else found.label
         parts += [label, f"α {transform.alpha:g}"]
+    # Closed forms without scales read α as their balance; for all other kinds ``canonical`` has reset it.
     elif transform.alpha != _DEFAULT.alpha:
         parts.append(f"α {transform.alpha:g}")
     if transform.block_size is not None:
@@ -85,7 +93,7 @@ def candidate_name(transform: Transform, found: SitePlan | None = None) -> str:
 
 
 def relative_cost(plan: SitePlan, linears: Sequence[Tensor]) -> float:
-    """Multiply-adds per token of what ``plan`` computes online, over those of the ``linears`` [O, I] behind it.
+    """Multiply-adds per token of the online part of ``plan``, divided by those of the ``linears`` [O, I] after it.
 
     The diagonal is fused and costs nothing.
     """

@@ -1,6 +1,6 @@
-"""One chooser for each kind of selection: from a site's candidates, as they were measured, to the one it keeps.
+"""Choose one of a site's measured candidates, with one chooser for each kind of selection.
 
-A chooser never names a candidate whose error on validation tokens is not finite; where none is, it raises
+A chooser never returns a candidate whose error on validation tokens is not finite. If no error is finite, it raises
 :class:`NumericalInstability`.
 """
 
@@ -16,7 +16,7 @@ from quant_engine.selection.lowest_error import lowest, scored
 
 @dataclass(frozen=True, kw_only=True)
 class Tails:
-    """A site's kurtosis κ, its score z among the sites of its role group, and whether the rule calls it outlying."""
+    """A site's kurtosis κ, its score z in its role group, and whether the rule classifies it as outlying."""
 
     kurtosis: float
     z: float
@@ -25,14 +25,14 @@ class Tails:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CandidateMeasurements:
-    """What a chooser looks at.
+    """The input of a chooser.
 
     Attributes:
-        errors: E of every distinct candidate on validation tokens; infinite where it can not be used.
-        costs: c of every one.
-        places: of the selection's candidates, in its order, among the distinct ones.
+        errors: E of every distinct candidate on validation tokens; infinite if it can not be used.
+        costs: c of every distinct candidate.
+        places: for each candidate of the selection, in its order, the place among the distinct ones.
         mixture: learns the weights of the candidates at the given places.
-        tails: with a selection by kurtosis.
+        tails: only for a selection by kurtosis.
     """
 
     errors: Sequence[float]
@@ -44,7 +44,7 @@ class CandidateMeasurements:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The chosen place; what a report says of every candidate, by column, and of the site."""
+    """The chosen place, the report's columns with a value for every candidate, and the report's facts of the site."""
 
     index: int
     columns: dict[str, Sequence[float]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def choose_candidate(selection: AnySelection, choices: CandidateMeasurements) -> Verdict:
-    """The verdict of the selection's kind.
+    """Choose a candidate with the chooser of the selection's kind.
 
     Raises:
         NumericalInstability: no candidate's error is finite.
@@ -61,7 +61,7 @@ def choose_candidate(selection: AnySelection, choices: CandidateMeasurements) ->
 
 
 def candidates_of(selection: AnySelection) -> tuple[Any, ...]:
-    """The selection's candidates; of a selection by kurtosis, the outlying and the typical one."""
+    """The candidates of a selection; for kurtosis, the outlying and the typical one."""
     if isinstance(selection, Kurtosis):
         return (selection.outlying, selection.typical)
     return selection.candidates
@@ -73,10 +73,10 @@ def _by_error(selection: LowestError, choices: CandidateMeasurements) -> Verdict
 
 
 def _by_kurtosis(_: Kurtosis, choices: CandidateMeasurements) -> Verdict:
-    """The one that the rule says, or the other where that one can not be used."""
+    """Choose the candidate that the rule gives, or the other one if it can not be used."""
     if choices.tails is None:
         raise ValueError("a selection by kurtosis needs the kurtosis of every site")
-    outlying, typical = choices.places
+    outlying, typical = choices.places  # the order of ``candidates_of``; both are one place if the two are equal
     index = outlying if choices.tails.outlying else typical
     if not math.isfinite(choices.errors[index]):
         index = lowest(choices.errors)
@@ -85,8 +85,9 @@ def _by_kurtosis(_: Kurtosis, choices: CandidateMeasurements) -> Verdict:
 
 
 def _by_mixture(selection: Differentiable, choices: CandidateMeasurements) -> Verdict:
-    """The heaviest of those that can be used."""
-    lowest(choices.errors)  # raises where none can
+    """Choose the usable candidate with the largest weight."""
+    lowest(choices.errors)  # raises if none can be used
+    # Candidates without a finite error are left out of the mixture; their weight in the report is 0.
     usable = [index for index, error in enumerate(choices.errors) if math.isfinite(error)]
     mixture = choices.mixture(selection, usable)
     weights = [0.0] * len(choices.errors)

@@ -1,16 +1,17 @@
-"""A learned mixture of candidate transforms, and the candidate that weighs most (arXiv 2511.17809).
+"""Learn a mixture of candidate transforms, and choose the candidate with the largest weight (arXiv 2511.17809).
 
     min over a of ‖Y − Σ_t p_t F_t‖²,   p = softmax(a / τ),   F_t = Q(X A_t) Q(W A_t⁻ᵀ)ᵀ
 
-Because Σ p_t = 1, the loss is pᵀ G p with G_st = ⟨Y − F_s, Y − F_t⟩: the candidates' outputs are needed once, in chunks
-of tokens, and never kept. So the loss is that of every token, nothing is drawn at random, and a step costs nothing.
+Because Σ p_t = 1, the loss is pᵀ G p with G_st = ⟨Y − F_s, Y − F_t⟩. The candidates' outputs are needed only once, in
+chunks of tokens, and are not stored. So the loss covers every token, nothing is drawn at random, and a step costs
+almost nothing.
 
-What the largest weight means: the loss is that of a *mixture*, which no layer runs. Rounding errors of different
-candidates partly cancel, so the best mixture hardly ever is one candidate. Where their errors are uncorrelated the
-optimum is p_t ∝ 1 / G_tt, and the argmax is the candidate with the lowest error; where they are correlated, a candidate
-whose errors differ from the others' may weigh more than a better one. A low temperature hardens the mixture and
-closes that gap, at the price of a rougher descent. Use lowest error where the answer has to be the best single
-candidate; this is the published method, on transforms whose own parameters were learned before.
+The largest weight has a limited meaning. The loss is that of a *mixture*, which no layer runs. Rounding errors of
+different candidates partly cancel, so the best mixture is rarely one candidate. If their errors are uncorrelated, the
+optimum is p_t ∝ 1 / G_tt, and the argmax is the candidate with the lowest error. If they are correlated, a candidate
+whose errors differ from the others' may weigh more than a better one. A low temperature brings the mixture closer to
+one candidate, but makes the descent less smooth. Use lowest error if the result has to be the best single candidate.
+This is the published method, on transforms whose own parameters were learned before.
 
 Shapes: T tokens, I input channels, O output channels, N candidates.
 """
@@ -34,12 +35,13 @@ _CHUNK_ELEMENTS: Final = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What was learned.
+    """The learned mixture.
 
     Attributes:
-        weights: p of every candidate, in order; 0 where its outputs are not finite.
-        index: the place of the largest weight; the earlier of equals.
-        loss: pᵀGp over the mean of G's diagonal: below 1 by as much as mixing beats an average candidate.
+        weights: p of every candidate, in order; 0 if its outputs are not finite.
+        index: the place of the largest weight; of equals, the earlier.
+        loss: pᵀGp divided by the mean of G's diagonal; below 1 by the share that mixing gains over an average
+            candidate.
     """
 
     weights: tuple[float, ...]
@@ -55,7 +57,7 @@ def differentiable(
     activations: ActivationQuantization,
     settings: Differentiable,
 ) -> Mixture:
-    """Learn the weights of ``plans`` on a site's fit tokens, and name the heaviest.
+    """Learn the weights of ``plans`` on a site's fit tokens, and find the largest.
 
     Raises:
         ValueError: there is no plan to choose from.
@@ -78,10 +80,10 @@ def error_gram(
 ) -> Tensor:
     """G [N, N], fp64, on the CPU: the inner products of the candidates' errors over all tokens and linears.
 
-    ``chunk_elements`` bounds how many output values of all candidates together are held at a time.
+    ``chunk_elements`` limits how many output values of all candidates together are in memory at a time.
     """
     outputs = sum(w_OI.shape[0] for w_OI in linears)
-    tokens = max(1, chunk_elements // (len(plans) * outputs))
+    tokens = max(1, chunk_elements // (len(plans) * outputs))  # the errors [N, T, O] are in memory together
     gram_NN = torch.zeros(len(plans), len(plans), dtype=torch.float64)
     with torch.no_grad():
         rounded = [torch.cat(rounded_weights(linears, plan, weights)) for plan in plans]
@@ -95,10 +97,10 @@ def error_gram(
 
 
 def learned_mixture(gram_NN: Tensor, settings: Differentiable) -> Mixture:
-    """Adam on a from 0, in fp64, over the candidates whose diagonal is finite.
+    """Learn a with Adam from 0, in fp64, over the candidates whose diagonal in G is finite.
 
     Raises:
-        NumericalInstability: none is.
+        NumericalInstability: no candidate's diagonal is finite.
     """
     finite = [index for index, square in enumerate(gram_NN.diagonal().tolist()) if square < float("inf")]
     if not finite:
@@ -107,6 +109,7 @@ def learned_mixture(gram_NN: Tensor, settings: Differentiable) -> Mixture:
             hint="Check the model's weights for NaN or infinity, or add a candidate that is a rotation.",
         )
     kept_NN = gram_NN[finite][:, finite]
+    # Relative to an average candidate, as ``Mixture.loss`` is.
     kept_NN = kept_NN / kept_NN.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     p_N, loss = _descend(kept_NN, settings)
     weights = [0.0] * gram_NN.shape[0]
@@ -116,6 +119,7 @@ def learned_mixture(gram_NN: Tensor, settings: Differentiable) -> Mixture:
 
 
 def _descend(gram_NN: Tensor, settings: Differentiable) -> tuple[Tensor, float]:
+    # From a = 0, where all candidates have equal weights.
     logits_N = torch.zeros(gram_NN.shape[0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits_N], lr=settings.learning_rate)
     for _ in range(settings.steps):
@@ -133,6 +137,6 @@ def _rounded_inputs(x_TI: Tensor, plan: SitePlan, activations: ActivationQuantiz
 
 
 def _gram(errors_NTO: Tensor) -> Tensor:
-    """⟨D_s, D_t⟩ [N, N]: per token in the tensors' own precision, then in fp64 over the tokens."""
+    """⟨D_s, D_t⟩ [N, N], computed per token in the tensors' own precision and summed over the tokens in fp64."""
     d_TNO = errors_NTO.transpose(0, 1)
     return (d_TNO @ d_TNO.mT).sum(dim=0, dtype=torch.float64)

@@ -1,10 +1,10 @@
-"""Two transforms by the tails of a layer's weights (adaptive layer-wise transformations, arXiv 2511.17809).
+"""Choose between two transforms by the kurtosis of a layer's weights (arXiv 2511.17809, adaptive transformations).
 
     κ = E[(w − μ)⁴] / σ⁴      z = 0.6745 (κ − median) / (MAD + ε)      outlying where sign · z > β
 
-over the layers of one role group. 0.6745 makes z a standard score where κ is normally distributed. The paper's β and
-which tail takes which transform are not public to us; :func:`fit_kurtosis` finds both from layers whose better
-transform is known. Shapes: O outputs, I inputs.
+over the layers of one role group. 0.6745 makes z a standard score if κ is normally distributed. We do not know the
+paper's β, nor which tail takes which transform. :func:`fit_kurtosis` finds both from layers whose better transform is
+known. Shapes: O outputs, I inputs.
 """
 
 import math
@@ -20,18 +20,18 @@ from torch import Tensor
 from quant_engine.errors import NumericalInstability
 
 EPSILON: Final = 1e-12
-"""ε of z."""
+"""ε of z, which avoids a division by zero where MAD is 0."""
 ROLE_GROUPS: Final[Mapping[str, str]] = {
     "attention_input": "attention",
     "attention_output": "attention",
     "feed_forward_input": "feed_forward",
     "feed_forward_inner": "feed_forward",
 }
-"""The group that a site's role is compared within."""
+"""The group of sites with which a site of each role is compared."""
 
 _NORMAL_QUARTILE: Final = 0.6745
 _LEAST: Final = 1.0
-"""The smallest kurtosis there is; given to weights that are all equal, whose own is 0 / 0."""
+"""The smallest possible kurtosis. Weights that are all equal get it, because theirs would be 0 / 0."""
 _CHUNK_ROWS: Final = 1024
 
 
@@ -40,8 +40,8 @@ class KurtosisFit:
     """The rule that agrees best with known labels.
 
     Attributes:
-        sign, beta: outlying where sign · z > beta.
-        agreement: share of the layers that it labels as they are, in [0, 1].
+        sign, beta: a site is outlying where sign · z > beta.
+        agreement: the share of the layers that the rule labels correctly, in [0, 1].
     """
 
     sign: Literal[-1, 1]
@@ -50,7 +50,7 @@ class KurtosisFit:
 
 
 def weight_kurtosis(linears: Sequence[Tensor]) -> float:
-    """κ over all weights of ``linears`` [O, I] as one population, with moments in fp64; 3 for a normal distribution.
+    """κ of all weights of ``linears`` [O, I] as one population, with moments in fp64; 3 for a normal distribution.
 
     Raises:
         ValueError: there are no weights.
@@ -61,6 +61,7 @@ def weight_kurtosis(linears: Sequence[Tensor]) -> float:
         raise ValueError("a kurtosis needs at least one weight")
     mean = sum(float(w_OI.sum(dtype=torch.float64)) for w_OI in linears) / count
     second = fourth = 0.0
+    # A second pass around the known mean, because moments around 0 would cancel.
     for w_OI in linears:
         for rows_OI in torch.split(w_OI, _CHUNK_ROWS):  # fp64 of one chunk at a time
             square_OI = (rows_OI.double() - mean).square_()
@@ -72,14 +73,14 @@ def weight_kurtosis(linears: Sequence[Tensor]) -> float:
             hint="Check the model's weights for NaN or infinity.",
         )
     variance = second / count
-    # Below this the spread is what fp64 leaves of equal numbers.
+    # A variance below this is only the rounding error of fp64: the weights are equal.
     if variance <= (torch.finfo(torch.float64).eps * abs(mean)) ** 2:
         return _LEAST
     return fourth / count / variance**2
 
 
 def robust_z(values: Sequence[float]) -> tuple[float, ...]:
-    """z of each value among all; MAD is the median of abs(κ − median), unscaled.
+    """z of each value among all values. MAD is the median of abs(κ − median), without a factor.
 
     Raises:
         ValueError: there are no values.
@@ -92,7 +93,7 @@ def robust_z(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def grouped_z(kappas: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
-    """z of every site among those of its group, in the order of ``kappas``; ``groups`` is by site name."""
+    """z of every site among the sites of its group, in the order of ``kappas``; ``groups`` is by site name."""
     members: dict[str, list[str]] = {}
     for site in kappas:
         members.setdefault(groups[site], []).append(site)
@@ -110,10 +111,10 @@ def by_kurtosis(
 
 
 def fit_kurtosis(kappas: Mapping[str, float], groups: Mapping[str, str], labels: Mapping[str, bool]) -> KurtosisFit:
-    """The sign and β that label the most sites as ``labels`` does, over every threshold that tells two sites apart.
+    """Find the sign and β that label the most sites as ``labels`` does, over every threshold that separates two sites.
 
-    Thresholds lie halfway between neighbouring scores, and one beyond each end. Of equals the β nearest to zero is
-    taken, then sign 1.
+    Thresholds lie halfway between neighboring scores, and one lies beyond each end. Of equal rules, the β nearest to
+    zero is taken, then sign 1.
 
     Raises:
         ValueError: there are no sites.

@@ -1,11 +1,12 @@
-"""Per layer, the candidate transform with the lowest error on tokens that none of them was fitted to.
+"""Choose, for each layer, the candidate with the lowest error on tokens to which no candidate was fitted.
 
-    score = E · (1 + λ c),   c = online multiply-adds per token of the transform / those of the linears behind it
+    score = E · (1 + λ c),   c = online multiply-adds per token of the transform / those of the linears after it
 
-E is that of all tokens, massive ones included. On SmolLM2-135M (blocks 8 and 11, every linear, seven candidates, 2,560
-validation and 3,072 test tokens) the lowest E on validation tokens was the lowest on test tokens at all eight sites,
-and from a single window of 512 tokens at most 1.2 % above it; a mean over tokens of relative errors took a full CAT for
-block 11's down_proj, whose E on test tokens is 3.3 times that of L2 smooth rotation.
+E includes all tokens, massive ones too (docs/decisions/0010). This was measured on SmolLM2-135M (blocks 8 and 11, every
+linear, seven candidates, 2,560 validation and 3,072 test tokens). The lowest E on validation tokens was the lowest on
+test tokens at all eight sites. With a single window of 512 tokens, the choice was at most 1.2 % above it. A mean over
+tokens of relative errors chose a full CAT for block 11's down_proj, whose E on test tokens is 3.3 times that of L2
+smooth rotation.
 
 Shapes: T tokens, I input channels, O output channels.
 """
@@ -28,9 +29,9 @@ class Selected:
     """The best of some plans for a site.
 
     Attributes:
-        plan: the one with the lowest score; the earlier of equals.
+        plan: the plan with the lowest score; of equals, the earlier.
         index: its place among the candidates.
-        errors: E of every candidate, in order; infinite where it is not a number or not finite.
+        errors: E of every candidate, in order; infinite where it is not finite or not a number.
         costs: c of every candidate.
         scores: E · (1 + λ c).
     """
@@ -51,9 +52,9 @@ def lowest_error(
     *,
     online_cost: float = 0.0,
 ) -> Selected:
-    """Measure every plan on validation tokens and keep the best whose error is finite.
+    """Measure every plan on validation tokens, and return the best one whose error is finite.
 
-    Put the cheaper plan first: it wins a tie.
+    Of two plans with equal scores the first wins, so pass the cheaper plan first.
 
     Args:
         online_cost: λ ≥ 0.
@@ -76,11 +77,11 @@ def scored(errors: Sequence[float], costs: Sequence[float], online_cost: float) 
 
 
 def lowest(scores: Sequence[float]) -> int:
-    """The place of the lowest finite score; the earlier of equals.
+    """The place of the lowest finite score; of equals, the earlier.
 
     Raises:
         ValueError: there are no scores.
-        NumericalInstability: none is finite.
+        NumericalInstability: no score is finite.
     """
     if not scores:
         raise ValueError("there is no plan to choose from")
@@ -96,10 +97,12 @@ def lowest(scores: Sequence[float]) -> int:
 def finite_or_infinite(
     measure: Callable[[Sequence[SitePlan]], Sequence[float]], plans: Sequence[SitePlan]
 ) -> tuple[float, ...]:
-    """``measure(plans)``, or infinity for the plans that it can not measure: one broken candidate spoils no other."""
+    """Return ``measure(plans)``, with infinity for each plan that can not be measured."""
     try:
+        # All plans in one call, because they share the unquantized output Y.
         return tuple(measure(plans))
     except NumericalInstability:
         if len(plans) == 1:
             return (math.inf,)
+        # The error does not name the plan that failed, so each is measured by itself.
         return tuple(error for plan in plans for error in finite_or_infinite(measure, [plan]))

@@ -1,4 +1,4 @@
-"""Stage ``calibrate``: text to windows, and one pass over the blocks to one record per site."""
+"""Stage ``calibrate``: cut text into token windows, and measure one record per site in one pass over the blocks."""
 
 from pathlib import Path
 from typing import Final
@@ -30,7 +30,10 @@ _WINDOWS: Final = "windows.safetensors"
 
 
 def calibrate_stage(run: Run, upstream: str) -> Stage:
-    """Writes ``windows.safetensors`` and ``records/``. One unit per block, which is also what a kill loses at most."""
+    """The stage that writes ``windows.safetensors`` and ``records/``.
+
+    One unit per block. A killed attempt loses the work on one block at most.
+    """
     calibration = run.spec.calibration
     quantiles, norms = quantiles_of(run.spec.policy), norms_of(run.spec.policy)
     split = split_samples(calibration.samples, calibration.holdout)
@@ -53,6 +56,7 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
     return Stage(
         name="calibrate",
         unit="block",
+        # Blocks after the last site are not computed: no record needs them.
         total=1 + max(site.block for site in run.sites),
         inputs={
             "upstream": upstream,
@@ -60,6 +64,7 @@ def calibrate_stage(run: Run, upstream: str) -> Stage:
             "text": dataset_inputs(run, calibration.dataset, Purpose.CALIBRATION, tokens),
             "quantiles": quantiles,
             "norms": norms,
+            # Records drawn with another reservoir size hold other tokens, so they are not reused.
             "reservoir": RESERVOIR_TOKENS,
         },
         produce=produce,
@@ -73,7 +78,8 @@ def read_windows(directory: Path) -> Tensor:
 
 
 def kept_windows(run: Run, path: Path) -> Tensor:
-    """:func:`run_windows`, which a model may have to write first, kept at ``path`` for whoever takes up the stage."""
+    """Return :func:`run_windows`, stored at ``path`` so that a resumed attempt reads the same windows."""
+    # The file saves time too: with the data set ``self`` the model has to generate the text first.
     if not path.is_file():
         with atomic_write(path) as temporary:
             save_file({"windows": run_windows(run)}, temporary)
@@ -81,7 +87,7 @@ def kept_windows(run: Run, path: Path) -> Tensor:
 
 
 def training_windows(run: Run, windows_ST: Tensor) -> Tensor:
-    """The fit and the validation samples: all but those that errors are reported on."""
+    """The fit and the validation samples, without the test samples, which only reports use."""
     calibration = run.spec.calibration
     return windows_ST[: split_samples(calibration.samples, calibration.holdout).training]
 

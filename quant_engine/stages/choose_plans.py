@@ -1,4 +1,4 @@
-"""Search, train and select in the order that a policy asks for them, each from the files of the one before."""
+"""Run search, train and select, as far as a policy asks for them. Each stage reads the files of the stage before."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,18 +19,18 @@ from quant_engine.stages.train.scales import CHOICE as TRAIN_CHOICE
 from quant_engine.stages.train.scales import train_stage
 
 Finished = Callable[[Stage], Path]
-"""Runs a stage, unless that has been done, and says where its files are."""
+"""Runs a stage unless its files are complete, and returns the directory that holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenPlans:
-    """What was chosen, and how.
+    """The plans that were chosen, and what the report shows about the choice.
 
     Attributes:
-        digest: of the stage that settled it.
+        digest: the digest of stage ``select``, which made the final choice.
         search, training, paper: for the report; None where the policy asks for none.
-        learning_rate: that the scales were trained at, where there was one for all.
-        figures: drawn on the way.
+        learning_rate: the rate at which the scales were trained, where all sites share one.
+        figures: the figures that the paper's experiment drew.
     """
 
     selection: Selection
@@ -43,9 +43,10 @@ class ChosenPlans:
 
 
 def choose_plans(run: Run, calibrated: Path, finished: Finished) -> ChosenPlans:
-    """Settle every site's plan, from the calibration's records and, to train blocks, its samples."""
+    """Choose the plan of every site from the calibration records; block training also uses the calibration samples."""
     searched = _search(run, calibrated, finished)
     trained = _train(run, calibrated, searched.directory, finished)
+    # A training starts from the searched plans and writes its own, so its files replace those of the search.
     latest = trained.directory or searched.directory
     selected = finished(
         select_stage(run, calibrated / RECORDS, plan_reader(latest), stage_digest(latest or calibrated))
@@ -56,7 +57,7 @@ def choose_plans(run: Run, calibrated: Path, finished: Finished) -> ChosenPlans:
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """What a search or a training left: its files, if it ran, and its fields of :class:`ChosenPlans`."""
+    """The result of a search or a training: its directory, if it ran, and its fields of :class:`ChosenPlans`."""
 
     directory: Path | None = None
     reported: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +113,7 @@ def _train_scales(run: Run, training: Training, calibrated: Path, searched: Path
 
 
 def _trained_before(*_: Any) -> _Step:
-    """Rotations of the residual stream are learned before the calibration."""
+    """Return an empty step: the pipeline learns rotations of the residual stream before the calibration."""
     return _Step()
 
 

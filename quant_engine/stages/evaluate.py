@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: the perplexity of the original and of the quantized model, on text calibration never saw."""
+"""Stage ``evaluate``: the perplexity of the original and the quantized model, on text that calibration does not use."""
 
 from functools import partial
 from pathlib import Path
@@ -24,18 +24,20 @@ from quant_engine.stages.stage import Stage, StageProgress, read_json, write_jso
 
 PERPLEXITY_FILE = "perplexity.json"
 STATE_SHARE: Final = 0.1
-"""Of the time for states: a pass is short beside the stages before, and on an accelerator a state takes as long as a
-block."""
+"""The largest share of a pass's time that may go into writing states. A pass is short compared with the stages before,
+and on an accelerator a state takes as long as a block."""
 
 
 def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans, upstream: str) -> Stage:
-    """Writes ``perplexity.json``. One unit per block and pass. Both models run in the checkpoint's own type."""
+    """The stage that writes ``perplexity.json``: one unit per block and pass, both models in the checkpoint's type."""
     total = 2 * run.model.blocks * passes(window_shapes(settings))
 
     def produce(directory: Path, progress: StageProgress) -> None:
         windows = windows_of(run, settings)
+        # The checkpoint's own type, not fp32: the perplexity must be that of the exported model (docs/decisions/0005).
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
+        # One state file for each pass, because both are in this directory.
         first, second = (
             run.execution(StateFile(directory, name, share=STATE_SHARE)) for name in ("original", "quantized")
         )
@@ -57,7 +59,7 @@ def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans
 
 
 def evaluation_inputs(run: Run, settings: Perplexity, upstream: str) -> dict[str, Any]:
-    """What a perplexity depends on."""
+    """The inputs that a perplexity depends on."""
     return {
         "upstream": upstream,
         "perplexity": settings.model_dump(mode="json"),
@@ -75,7 +77,7 @@ def windows_of(run: Run, settings: Perplexity) -> list[Tensor]:
     """The evaluation text as windows of token ids [B, T]."""
     if resolved_dataset(run, settings.dataset) == SELF:
         # Another seed than calibration's, so that the model is not measured on what it was calibrated on.
-        samples = -(-settings.tokens // settings.sequence_length)
+        samples = -(-settings.tokens // settings.sequence_length)  # rounded up
         seed = run.spec.calibration.seed + 1
         ids = self_windows(run.source, samples=samples, sequence_length=settings.sequence_length, seed=seed).flatten()
     else:
@@ -85,7 +87,7 @@ def windows_of(run: Run, settings: Perplexity) -> list[Tensor]:
 
 
 def window_shapes(settings: Perplexity) -> list[Tensor]:
-    """Windows of the right shapes, to count passes before there is text."""
+    """Windows of the right shapes with undefined values, to count the passes before any text is read."""
     return evaluation_windows(Tensor(settings.tokens), tokens=settings.tokens, sequence_length=settings.sequence_length)
 
 

@@ -1,4 +1,4 @@
-"""Stages ``export`` and ``verify``: the checkpoint, and the proof that it reloads exactly."""
+"""Stages ``export`` and ``verify``: write the checkpoint, and check that a reload gives exactly the same logits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -28,11 +28,12 @@ _REFERENCE_TOKENS = 64
 
 
 def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measured: Measured | None = None) -> Stage:
-    """Writes ``checkpoint/``. One unit per block, the ends, and what is online.
+    """The stage that writes ``checkpoint/``. One unit per block, one for the ends, and one for the online transforms.
 
     Args:
         measured: for the model card; without it the card says that nothing was measured.
     """
+    # Partial functions, so that one part at a time is in memory while it is written.
     parts: list[Callable[[], dict[str, Tensor]]] = [partial(load_file, quantized / "ends.safetensors")]
     linears = block_linears(run, plans)
     parts += [partial(_block_part, block_path(quantized, block), linears[block]) for block in range(run.model.blocks)]
@@ -48,7 +49,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
             dtype=run.source.dtype,
         )
         checkpoint = directory / CHECKPOINT
-        checkpoint.mkdir()
+        checkpoint.mkdir()  # always new: the stage is not resumable, so it starts in an empty directory
         write_checkpoint(checkpoint, model, parts, on_part=progress.reach)
         with disk_full_as_error("the model card"):
             write_card(checkpoint, facts, model.linears)
@@ -59,6 +60,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
         total=len(parts) + 1,
         inputs={
             "upstream": upstream,
+            # The card and the companion files are part of the checkpoint, so a change in them needs a new export.
             "card": facts.as_json(),
             "companions": companion_hashes(run.spec.model_dir),
         },
@@ -67,7 +69,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
 
 
 def _config(run: Run) -> dict[str, Any]:
-    """The model's configuration. It names the attention where the default of ``from_pretrained`` would be wrong."""
+    """The model's configuration, with the attention named where the default of ``from_pretrained`` would be wrong."""
     config = {key: value for key, value in run.source.config.items() if key != "attn_implementation"}
     attention = attention_implementation(run.model.config)
     return config if attention == "sdpa" else config | {"attn_implementation": attention}
@@ -78,12 +80,14 @@ def _block_part(path: Path, linears: Mapping[str, QuantizedLinear]) -> dict[str,
 
 
 def verify_stage(run: Run, quantized: Path, exported: Path, plans: Plans, upstream: str) -> Stage:
-    """Writes ``verification.json``. One unit: the gate.
+    """The stage that writes ``verification.json``. Its one unit is the gate.
 
     ``produce`` raises VerificationFailed when the reloaded logits differ at all from the in-memory model's.
     """
 
     def produce(directory: Path, progress: StageProgress) -> None:
+        # The reference is a file because a fresh process compares with it. That process shares no state with this one,
+        # so it loads the checkpoint as a user does.
         reference = directory / "reference.safetensors"
         _write_reference(run, quantized, plans, reference)
         found = verify_in_fresh_process(exported / CHECKPOINT, reference)
@@ -94,14 +98,18 @@ def verify_stage(run: Run, quantized: Path, exported: Path, plans: Plans, upstre
 
 
 def read_verification(directory: Path) -> dict[str, Any]:
-    """What the gate found."""
+    """The result of the gate."""
     found: dict[str, Any] = read_json(directory / _VERIFICATION)
     return found
 
 
 @torch.no_grad()
 def _write_reference(run: Run, quantized: Path, plans: Plans, path: Path) -> None:
-    """Fixed tokens and the quantized model's logits on them, computed from the quantized blocks, not the export."""
+    """Write fixed tokens and the logits of the quantized model on them.
+
+    The logits come from the files of ``quantize``. If they came from the export, an error of the export would go
+    unnoticed.
+    """
     model = StreamedModel(run.source, dtype=run.source.dtype)
     length = min(_REFERENCE_TOKENS, int(model.config.max_position_embeddings))
     generator = torch.Generator().manual_seed(0)
@@ -113,4 +121,5 @@ def _write_reference(run: Run, quantized: Path, plans: Plans, path: Path) -> Non
         with model.block(index, read, prepare) as block:
             hidden = block(hidden, **entered.layer_arguments[index])
     tensors = {"input_ids": ids_BT, "logits": model.leave(hidden).contiguous()}
+    # The number of threads decides how sums are split, so the fresh process has to use the same number.
     save_file(tensors, path, metadata={"threads": str(torch.get_num_threads())})

@@ -1,4 +1,4 @@
-"""Stage ``load``: check the model, measure what the run needs, and fix what a resumed run has to repeat."""
+"""Stage ``load``: check the model, the disk and the memory, and record what a resumed run has to repeat."""
 
 import shutil
 from pathlib import Path
@@ -17,11 +17,12 @@ MODEL_FILE = "model.json"
 
 
 def load_stage(run: Run) -> Stage:
-    """Writes the model's fingerprint and the number of threads. One unit per block."""
+    """The stage that writes ``model.json``: facts of the model and the number of threads. One unit per block."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
         check_run_disk(run)
         check_memory(run)
+        # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.
         for block in range(run.model.blocks):
             with run.model.block(block):
                 progress.advance()
@@ -45,7 +46,7 @@ def load_stage(run: Run) -> Stage:
 
 
 def recorded_threads(directory: Path) -> int:
-    """The number of threads that the first attempt computed with: sums are cut by it, so it decides the bits."""
+    """The number of threads that the first attempt computed with. It decides how sums are split, hence the bits."""
     return int(read_json(directory / MODEL_FILE)["threads"])
 
 
@@ -60,7 +61,8 @@ def check_run_disk(run: Run) -> None:
     records = sum(record_bytes(site, kept, statistics) for site in run.sites)
     calibration = run.spec.calibration
     tokens = calibration.samples * calibration.sequence_length
-    states = 2 * hidden_states_bytes(run.model, tokens, streams=2)  # the latest, and the one before until that is whole
+    # The older state is removed only after the newer one is complete, so two of them need space at the same time.
+    states = 2 * hidden_states_bytes(run.model, tokens, streams=2)
     needed = records + states + 2 * run.source.weight_bytes  # quantized blocks, and the checkpoint made of them
     free = shutil.disk_usage(run.work_dir).free
     if needed > free:
@@ -78,7 +80,9 @@ def check_memory(run: Run) -> None:
     """
     calibration = run.spec.calibration
     config = run.model.config
+    # Every factor 4 is the size of an fp32 value in bytes.
     hidden = 4 * calibration.samples * calibration.sequence_length * config.hidden_size
+    # The tokens of all sites of one block are recorded at the same time.
     most_sites = max(sum(site.features for site in run.sites if site.block == block) for block in _blocks(run))
     block = 4 * sum(value.numel() for value in run.model.empty_block(0).parameters())
     ends = 4 * config.vocab_size * config.hidden_size * (1 if run.model.ties_embeddings else 2)

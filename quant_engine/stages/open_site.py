@@ -1,6 +1,6 @@
-"""One site at a time: its weights and record, plans for it, and their errors.
+"""One site with its weights and record: build plans for it, and measure their errors.
 
-Errors of a site are those of all its linears together: E² = Σ E_i², Y being the concatenation of their outputs.
+The error of a site is that of all its linears together: E² = Σ E_i², Y being the concatenation of their outputs.
 Shapes: T tokens, O output and D input channels, P parameters of a diagonal (P < D where heads are tied).
 """
 
@@ -24,8 +24,9 @@ from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan, Tie, build_plan, transform_activation
 
 BASELINE: Final = Transform(kind=TransformKind.SMOOTH_ROTATION, alpha=0.5)
-"""SmoothRot(0.5, max), arXiv 2506.05413: what every gain is measured against."""
+"""SmoothRot(0.5, max), arXiv 2506.05413: the baseline of every gain."""
 
+# The search for a clip takes every n-th fit token, so it uses fewer than twice this many of them.
 _CLIP_TOKENS: Final = 2048
 _HEADROOM: Final = 2.0
 
@@ -34,7 +35,7 @@ NO_TRANSFORM: Final = SitePlan(kind=TransformKind.NONE)
 
 @dataclass(frozen=True)
 class OpenSite:
-    """A site with its record and weights at hand; let go of it before the next is opened."""
+    """A site with its record and weights in memory. Drop it before you open the next one."""
 
     run: Run
     site: Site
@@ -61,24 +62,28 @@ class OpenSite:
         return self.run.settings[self.site.name]
 
     def plan(self, transform: Transform) -> SitePlan:
-        """The plan of ``transform``, its activation clip searched where the policy wants that.
+        """The plan of ``transform``, with its activation clip searched where the policy asks for a search.
 
         Where heads are tied, scales come from statistics over all heads that share a parameter.
         """
         return self.clipped(self.bare_plan(transform))
 
     def clipped(self, plan: SitePlan) -> SitePlan:
-        """``plan`` with the clip ratio that rounds the fit tokens' X' best, as W' sees them; found once."""
+        """``plan`` with the clip ratio that gives the smallest output error on fit tokens.
+
+        A plan that has a clip ratio is returned unchanged.
+        """
         activations = self.settings.activations
+        # A plan of an earlier stage may have a ratio that was searched or learned there. It stays.
         if activations.clip == "none" or not activations.format.quantizes or plan.clip_ratio is not None:
             return plan
         return replace(plan, clip_ratio=search_clip(self._clip_tokens, self.linears, plan, activations))
 
     def with_peak(self, plan: SitePlan) -> SitePlan:
-        """``plan`` with the peak that a static scale of its input is for, where the grid has one (NVFP4).
+        """``plan`` with the peak that a static scale of its input is computed from, where the grid has one (NVFP4).
 
-        Twice the largest on the fit tokens: a value beyond the peak would be cut off, and e4m3 scales reach so far down
-        that a peak too large costs nothing.
+        The peak is twice the largest value on the fit tokens. A value above the peak would be cut off. A peak that is
+        too large costs nothing, because e4m3 scales reach far enough down.
         """
         if not self.settings.activations.format.spec.static_peak:
             return plan
@@ -92,7 +97,7 @@ class OpenSite:
         return fit_FD[:: max(1, len(fit_FD) // _CLIP_TOKENS)].to(self.run.model.device)
 
     def bare_plan(self, transform: Transform) -> SitePlan:
-        """The plan of ``transform`` alone."""
+        """The plan of ``transform``, without a searched clip."""
         rows_OD, tie = self.rows.cpu(), None
         if self.site.tied > 1:
             tie = Tie(pooled_w=self.site.pool(rows_OD), index_D=self.site.tie_index())
@@ -109,7 +114,7 @@ class OpenSite:
         return site_errors(x_TD.to(device), self.linears, self.on_device(plan), settings.weights, settings.activations)
 
     def baseline_errors(self, x_TD: Tensor, plan: SitePlan) -> tuple[LayerErrors, ...]:
-        """The errors of each linear under ``plan`` with the paper's quantizer: to nearest, nothing clipped."""
+        """The errors of each linear under ``plan`` with the paper's quantizer: rounded to nearest, without clips."""
         weights = self.settings.weights.model_copy(update={"clip": "none", "rounding": "rtn"})
         activations = self.settings.activations.model_copy(update={"clip": "none", "clip_ratio": 1.0})
         device = self.run.model.device
@@ -120,7 +125,7 @@ class OpenSite:
         return site_error(self.baseline_errors(self.record.validation_VD, self.bare_plan(BASELINE)))
 
     def final_errors(self, x_TD: Tensor, plan: SitePlan, rounded: Sequence[Tensor]) -> tuple[LayerErrors, ...]:
-        """The errors of each linear with the weights Q(W') that are shipped."""
+        """The errors of each linear with the exported weights Q(W')."""
         settings, device = self.settings, self.run.model.device
         return site_errors(
             x_TD.to(device),
@@ -132,11 +137,11 @@ class OpenSite:
         )
 
     def validation_errors(self, plans: Sequence[SitePlan]) -> tuple[float, ...]:
-        """E of the whole site under each plan, on validation tokens: what every choice is judged by."""
+        """E of the whole site under each plan on validation tokens, by which every choice is made."""
         return self._plan_errors(self.record.validation_VD, plans)
 
     def test_errors(self, plans: Sequence[SitePlan]) -> tuple[float, ...]:
-        """E of the whole site under each plan, on test tokens: for reports, never for a choice."""
+        """E of the whole site under each plan on test tokens, for reports and never for a choice."""
         return self._plan_errors(self.record.test_ED, plans)
 
     def _plan_errors(self, x_TD: Tensor, plans: Sequence[SitePlan]) -> tuple[float, ...]:
@@ -145,10 +150,10 @@ class OpenSite:
         return plan_errors(x_TD.to(device), self.linears, plans, settings.weights, settings.activations)
 
     def on_device(self, plan: SitePlan) -> SitePlan:
-        """The plan with its tensors where the run computes."""
+        """The plan with its tensors on the device of the run."""
         return plan.to(self.run.model.device)
 
 
 def site_error(errors: Sequence[LayerErrors]) -> float:
-    """E of linears that read one input, taken as one linear."""
+    """E of several linears that read one input, as if they were one linear."""
     return math.sqrt(sum(each.error**2 for each in errors))

@@ -1,4 +1,4 @@
-"""Site plans on disk, one safetensors file each: the tensors of its transform, the rest as metadata."""
+"""Read and write site plans, one safetensors file each: tensors as tensors, all other fields as metadata."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PlanReader = Callable[[Site], SitePlan | None]
 
 
 def plan_reader(directory: Path | None) -> PlanReader:
-    """Reads the plans that a stage left in ``directory``; without one there are none."""
+    """Return a reader of the plans that a stage wrote into ``directory``; without a directory it finds none."""
 
     def read(site: Site) -> SitePlan | None:
         if directory is None or not plan_path(directory, site).is_file():
@@ -31,7 +31,7 @@ def plan_reader(directory: Path | None) -> PlanReader:
 
 
 def plan_path(directory: Path, site: Site) -> Path:
-    """Where a site's plan lies."""
+    """The path of a site's plan."""
     return directory / f"{site.name}.safetensors"
 
 
@@ -49,7 +49,7 @@ def plan_fields(plan: SitePlan) -> dict[str, Any]:
 
 
 def write_plan(directory: Path, site: Site, plan: SitePlan) -> None:
-    """Write a plan, whole or not at all."""
+    """Write a plan atomically."""
     tensors = {
         f"online.{i}.{key}": value for i, each in enumerate(plan.online) for key, value in each.tensors().items()
     }
@@ -57,13 +57,14 @@ def write_plan(directory: Path, site: Site, plan: SitePlan) -> None:
         tensors["scales"] = plan.scales_D.float()
     if plan.weight_clip_OG is not None:
         tensors["weight_clip"] = plan.weight_clip_OG.float()
+    # safetensors refuses tensors that are not contiguous.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(plan_path(directory, site)) as temporary:
         save_file(tensors, temporary, metadata={"plan": json.dumps(plan_fields(plan), sort_keys=True)})
 
 
 def read_plan(directory: Path, site: Site) -> SitePlan:
-    """Read a plan back; its tensors are the same bits."""
+    """Read a plan that :func:`write_plan` wrote, bit for bit."""
     with safe_open(plan_path(directory, site), framework="pt") as file:
         fields = json.loads(file.metadata()["plan"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no mapping

@@ -1,8 +1,8 @@
-"""The calibration samples on their way through the blocks: as the original model has them, and as the quantized one.
+"""Send the calibration samples through the blocks of the original and of the quantized model, block by block.
 
-GPTQ wants the second moments of each site's transformed input; a corrected one wants those of what the quantized blocks
-before it make of the same samples. Both streams keep one hidden state per sample in memory, and nothing else; behind
-each block it is kept on disk too, for an attempt that takes up the stage.
+GPTQ needs the second moments of each site's transformed input. GPTQ with a correction needs the moments of the input
+that the quantized blocks before it produce from the same samples. Each stream has one hidden state per sample in
+memory. After each block these states are also stored on disk, for an attempt that resumes the stage.
 
 Shapes: S samples, B batch, T tokens, D hidden size, I channels of a site.
 """
@@ -24,7 +24,8 @@ from quant_engine.training.readers import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan, transform_activation
 
 TOKEN_CAP: Final = 8.0
-"""Tokens longer than this many median tokens count as that long: a handful of massive ones would be the Hessian."""
+"""A token that is longer than this many median tokens counts as that long. Without the cap a few massive tokens would
+dominate the Hessian."""
 
 _BATCH_TOKENS: Final = 2048
 
@@ -34,22 +35,22 @@ QUANTIZED: Final = "quantized"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputMoments:
-    """X̂ᵀX̂ of a site's input as the rounding sees it, and XᵀX̂ with the original's; fp64 [I, I]."""
+    """X̂ᵀX̂ of the input that the rounding uses, and XᵀX̂ with the original input X; fp64 [I, I]."""
 
     hessian_II: Tensor
     cross_II: Tensor | None
 
 
 class Streams:
-    """The two streams, one block at a time.
+    """The original stream, and optionally the quantized one, one block at a time.
 
     Args:
         windows_ST: token ids.
         quantized: whether to follow the quantized model too.
-        batch_samples: how many samples go through a block at a time; as many as are good for it where None.
-        execution: keeps both streams after each finished block; where it has some, they go on from there. With little
-            memory, moments are still summed over as many samples together, so they are the same wherever a row of a
-            smaller product rounds the same; that is not promised.
+        batch_samples: how many samples go through a block at a time; None takes a default by the length of a sample.
+        execution: stores both streams after each finished block, and continues from a stored state. With little
+            memory, moments are still summed over the same number of samples. They have the same bits where a row of a
+            smaller matrix product is rounded in the same way, which is not guaranteed.
 
     Raises:
         DiskFull: the states will not fit.
@@ -75,7 +76,8 @@ class Streams:
         self.follows_quantized = quantized
         self.hidden_states = HiddenStates(model, batches, names, state=state, place=execution.place(model.device))
         self._execution = execution
-        # Batches whose moments are summed as one: together they hold as many samples, however large each batch is.
+        # How many batches are summed as one. Together they always hold the same number of samples, so that little
+        # memory does not change the order of the sums.
         self._together = together // execution.together(together)
 
     def __len__(self) -> int:
@@ -83,11 +85,16 @@ class Streams:
 
     @property
     def together(self) -> list[range]:
-        """The batches whose moments are taken as one."""
+        """The groups of batches whose moments are computed as one."""
         return [range(first, min(first + self._together, len(self))) for first in range(0, len(self), self._together)]
 
     def keep(self, done: int, *, last: bool) -> None:
-        """The first ``done`` blocks are finished, and ``last`` if none follows: let no later attempt do them again."""
+        """Record that the first ``done`` blocks are finished, so that no later attempt repeats them.
+
+        Args:
+            last: whether no block follows.
+        """
+        # After the last block nothing reads the hidden states, so the state is stored without them.
         self._execution.keep(done, {} if last else self.hidden_states.tensors())
 
 
@@ -95,10 +102,10 @@ class Streams:
 def open_block(
     run: Run, streams: Streams, block: int, state: Mapping[str, Tensor] | None = None
 ) -> Iterator["OpenBlock"]:
-    """A block with its two layers at hand.
+    """Open a block with its original layer and, where it is followed, its quantized layer.
 
     Args:
-        state: the parameters of the quantized layer, its diagonals fused; the original ones where None.
+        state: the parameters of the quantized layer, with fused diagonals; None takes the original ones.
     """
     with ExitStack() as stack:
         sites = [site for site in run.sites if site.block == block]
@@ -112,7 +119,7 @@ def open_block(
 
 
 class OpenBlock:
-    """One block of both streams. The quantized one's sites are replaced as they are settled."""
+    """One block of both streams. The sites of the quantized layer are replaced one after the other."""
 
     def __init__(
         self,
@@ -128,12 +135,12 @@ class OpenBlock:
         self._state: dict[str, QuantizedSite] = {}
 
     def unrounded(self, sites: Mapping[str, QuantizedSite]) -> None:
-        """What the quantized layer computes with until a site is settled."""
+        """Set what the quantized layer computes with for each site until :meth:`settle` replaces it."""
         self._state = dict(sites)
         self._use()
 
     def settle(self, site: Site, quantized: QuantizedSite) -> None:
-        """From now on the quantized layer has this site as it will run."""
+        """Make the quantized layer compute this site as it will run."""
         self._state[site.name] = quantized
         self._use()
 
@@ -142,8 +149,8 @@ class OpenBlock:
         """Second moments of the site's transformed input over every sample, massive tokens capped.
 
         Args:
-            rounder: X to Q(X A) of the site at run time: moments of the quantized stream, with the cross moments; None
-                takes X A of the original.
+            rounder: maps X to Q(X A) as the site computes it at run time. With it the moments are those of the
+                quantized stream, with the cross moments. None takes X A of the original stream.
         """
         hessian = torch.zeros(site.features, site.features, dtype=torch.float64, device=self._run.model.device)
         cross = None if rounder is None else torch.zeros_like(hessian)
@@ -151,9 +158,11 @@ class OpenBlock:
             original_TI = transform_activation(_rows(self._site_input(site, batch) for batch in batches), plan)
             factor_T1 = _cap(original_TI)
             original_TI = original_TI * factor_T1
+            # Each product is computed in fp32 and only the sum over batches in fp64.
             if rounder is None or cross is None:
                 hessian += (original_TI.mT @ original_TI).double()
                 continue
+            # The same factors as for the original, so that both moments weigh each token alike.
             quantized_TI = rounder(_rows(self._quantized_input(site, batch) for batch in batches)) * factor_T1
             hessian += (quantized_TI.mT @ quantized_TI).double()
             cross += (original_TI.mT @ quantized_TI).double()
@@ -161,13 +170,17 @@ class OpenBlock:
 
     @torch.no_grad()
     def original_output(self, batch: int) -> Tensor:
-        """What the original block makes of a batch of the original stream."""
+        """The output of the original block on a batch of the original stream."""
         stream = self._streams.hidden_states
         return _hidden(self._original(stream.hidden(batch, ORIGINAL), **stream.arguments(self._block, batch)))
 
     @torch.no_grad()
     def advance(self, originals: Sequence[Tensor] | None = None) -> None:
-        """Send every sample through the block, in both streams; ``originals`` are its outputs where they are known."""
+        """Send every sample through the block in both streams.
+
+        Args:
+            originals: the outputs of the original block for each batch, where they are known already.
+        """
         hidden_states = self._streams.hidden_states
         for batch in range(len(hidden_states)):
             hidden_states.put(batch, self.original_output(batch) if originals is None else originals[batch], ORIGINAL)
@@ -181,6 +194,8 @@ class OpenBlock:
             self._readers.use(self._state)
 
     def _site_input(self, site: Site, batch: int) -> Tensor:
+        # All readers get the same tensor, so the first one is enough. The hook stops the forward there: what follows
+        # in the block is not needed.
         reader = self._original.get_submodule(site.all_readers[0].removeprefix(self._prefix))
         handle = reader.register_forward_pre_hook(lambda _module, arguments: _stop(arguments[0]))
         try:
@@ -192,6 +207,7 @@ class OpenBlock:
 
     def _quantized_input(self, site: Site, batch: int) -> Tensor:
         assert self._readers is not None  # noqa: S101  # a rounder needs the quantized stream
+        # The rounder of the site receives its unrounded input and stops the forward with it.
         listening = QuantizedSite(rounder=_stop, weights=self._state[site.name].weights)
         self._readers.use({**self._state, site.name: listening})
         hidden_states = self._streams.hidden_states
@@ -202,8 +218,8 @@ class OpenBlock:
             self._use()
 
 
-class _Reached(Exception):  # no error: the forward has come as far as it has to
-    """Carries a site's input out of a forward that is not needed any further."""
+class _Reached(Exception):  # control flow, not an error
+    """Ends a forward early and carries the input of a site out of it."""
 
     def __init__(self, x_BTI: Tensor) -> None:
         super().__init__()
@@ -215,7 +231,7 @@ def _stop(x_BTI: Tensor) -> NoReturn:
 
 
 def _reached(forward: Callable[[], object]) -> Tensor:
-    """The input [T, I] of the site that stops ``forward``."""
+    """Run ``forward`` and return the input [T, I] of the site that stops it."""
     try:
         forward()
     except _Reached as reached:
@@ -224,12 +240,13 @@ def _reached(forward: Callable[[], object]) -> Tensor:
 
 
 def _rows(parts: Iterable[Tensor]) -> Tensor:
-    """The rows of every part; the part itself where there is one."""
+    """The concatenated rows of all parts; a single part is not copied."""
     first, *others = parts
     return torch.cat([first, *others]) if others else first
 
 
 def _cap(x_TI: Tensor) -> Tensor:
+    """The factor [T, 1] of each token that limits its norm to ``TOKEN_CAP`` median norms."""
     norm_T1: Tensor = torch.linalg.vector_norm(x_TI, dim=-1, keepdim=True)
     capped_T1: Tensor = TOKEN_CAP * norm_T1.median() / norm_T1.clamp(min=torch.finfo(norm_T1.dtype).tiny)
     return capped_T1.clamp_(max=1.0)

@@ -1,7 +1,7 @@
-"""Stage ``search``: a scale policy for every site that is scaled, from the grid of the policy.
+"""Stage ``search``: choose a scale policy for every scaled site from the policy's grid.
 
-Judged on validation tokens, with the guard of :mod:`quant_engine.search.choice`. On the shared scope only the selected
-layers are scored on the whole grid; the others need the error of the policy that those chose.
+Candidates are judged on validation tokens, with the guard of :mod:`quant_engine.search.choice`. With the shared scope,
+only the selected layers are scored on the whole grid. The other layers are scored on the one policy that was chosen.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ CHOICE: Final = "choice.json"
 
 
 def search_stage(run: Run, search: GridSearch, records: Path, upstream: str) -> Stage:
-    """Writes every site's baseline, the scores of what was tried, and a plan for each scaled site.
+    """The stage that writes every site's baseline, the scores of all candidates, and a plan for each scaled site.
 
     One unit per site for its baseline, and one for its policy.
     """
@@ -46,7 +46,7 @@ def search_stage(run: Run, search: GridSearch, records: Path, upstream: str) -> 
         for site in run.sites:
             if is_scaled(run, site):
                 grid.settle(site, shared)
-            progress.advance()
+            progress.advance()  # also for sites without scales: the total counts every site twice
         write_json(directory / CHOICE, _description(run, search, shared))
 
     return Stage(
@@ -60,14 +60,18 @@ def search_stage(run: Run, search: GridSearch, records: Path, upstream: str) -> 
 
 
 def is_scaled(run: Run, site: Site) -> bool:
-    """Whether the policy gives this site a diagonal, which the search and the training look for."""
+    """Whether the policy gives this site a diagonal, which a search or a training can improve."""
     return run.settings[site.name].transform.kind.scales_channels
 
 
 def site_baselines(
     run: Run, records: Path, directory: Path, known: Path | None, advance: Callable[[], None]
 ) -> dict[str, float]:
-    """E of SmoothRot(0.5, max) on validation tokens by site name, one file each; taken from ``known`` where it is."""
+    """E of SmoothRot(0.5, max) on validation tokens, by site name.
+
+    Each site has its own file in ``directory``. Where the directory ``known`` of an earlier stage is given, its values
+    are copied.
+    """
     found = {}
     for site in run.sites:
         path = directory / f"{site.name}.baseline.json"
@@ -84,19 +88,20 @@ def site_baselines(
 
 
 def selected_layers(run: Run, baselines: dict[str, float]) -> dict[str, LayerGroup]:
-    """Site name to ``critical`` or ``normal``, ranked by the given baseline errors."""
+    """The group, ``critical`` or ``normal``, of each selected site, ranked by the given baseline errors."""
     search = run.spec.policy.search
     return choose_layers(baselines, search.layers if search is not None else LayerChoice())
 
 
 def selected_sites(run: Run, baselines: dict[str, float], among: list[Site]) -> list[Site]:
-    """The sites among ``among`` that choices are judged on, ranked on validation tokens; all where none is selected."""
+    """The sites of ``among`` on which shared choices are judged; all of them where none is selected."""
+    # The ranking covers all sites, so it is possible that no site of ``among`` is in it.
     selected = selected_layers(run, baselines)
     return [site for site in among if site.name in selected] or among
 
 
 class _Grid:
-    """The candidates, and each site's scores of them, kept in files as they come."""
+    """The candidates of the grid, and the scores of each site, stored in files as soon as they are measured."""
 
     def __init__(self, run: Run, search: GridSearch, records: Path, directory: Path) -> None:
         self._run = run
@@ -109,10 +114,11 @@ class _Grid:
         return self._scores(site, self._candidates(site), "table")
 
     def settle(self, site: Site, shared: SharedChoice | None) -> None:
-        """Write the site's plan: the shared candidate or its own best, or its baseline where the guard says so."""
+        """Write the site's plan: the shared or its own best candidate, or its baseline where the guard refuses both."""
         candidates = self._candidates(site)
         if shared is None:
             accepted = search_layer(self.table(site))
+        # The shared candidate is the only one in this table, so it has the index 0.
         elif guarded(0, self._scores(site, [candidates[shared.index]], "shared")) is None:
             accepted = None
         else:
@@ -128,6 +134,7 @@ class _Grid:
         path = self._directory / f"{site.name}.{label}.json"
         if not path.is_file():
             opened = OpenSite(self._run, site, self._records)
+            # The baseline is measured in the same call as the candidates: the guard compares their errors.
             wanted = (baseline_transform(opened.settings.transform), *candidates)
             write_json(path, {"errors": opened.validation_errors([opened.plan(each) for each in wanted])})
         baseline, *errors = read_json(path)["errors"]

@@ -1,7 +1,7 @@
-"""Stage ``select``: every site's final transform, judged on validation tokens; its rows, measured on test tokens.
+"""Stage ``select``: choose every site's final transform on validation tokens, and measure its rows on test tokens.
 
-With a selection in the policy, one chooser for each of its kinds looks at a site's candidates. Whatever it is, the same
-report is left for each site, and no site is left on a candidate whose error on validation tokens is not finite.
+If the policy has a selection, the chooser of its kind compares the candidates of each site. Every chooser gives the
+same kind of report, and none chooses a candidate whose error on validation tokens is not finite.
 """
 
 import math
@@ -46,7 +46,7 @@ from quant_engine.transforms import SitePlan
 
 @dataclass(frozen=True)
 class Selection:
-    """What ``select`` left: a plan per site name, the rows in forward order, and how each site chose."""
+    """The result of ``select``: a plan by site name, the rows in forward order, and the choice report of each site."""
 
     plans: dict[str, SitePlan]
     rows: list[LayerRow]
@@ -54,17 +54,18 @@ class Selection:
 
 
 def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> Stage:
-    """Writes ``<site>.safetensors`` (the plan) and ``<site>.rows.json``, and tells the rows.
+    """The stage that writes ``<site>.safetensors`` (the plan) and ``<site>.rows.json``, and reports the rows.
 
-    With a selection there is ``<site>.selection.json`` too: the candidates by name with E on validation tokens (null
-    where one can not be used, and why), E on test tokens, which nothing is chosen by, and online cost, the chosen one's
-    name; of lowest error the scores, of kurtosis κ and z, of differentiable the weights.
+    With a selection it also writes ``<site>.selection.json``. This file holds the name of the chosen candidate, and for
+    each candidate its name, its E on validation tokens (null where the candidate can not be used, with the reason), its
+    E on test tokens (not used for the choice) and its online cost. Lowest error adds the scores, kurtosis adds κ and z,
+    differentiable adds the weights.
 
-    Which layers are critical and normal is ranked here by the baseline on test tokens, as the paper reports them; the
-    search has ranked for itself on validation tokens. One unit per site for its baseline, and one for its rows.
+    Critical and normal layers are ranked here by the baseline on test tokens, as the paper reports them. The search has
+    its own ranking on validation tokens. One unit per site for its baseline, and one for its rows.
 
     Args:
-        found: the plan of the stages before, for the sites that they looked at.
+        found: the plan that earlier stages found, for the sites that they changed.
     """
 
     def produce(directory: Path, progress: StageProgress) -> None:
@@ -72,6 +73,7 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
         selected = selected_layers(run, {name: site_error(errors) for name, errors in baselines.items()})
         tails = _tails(run, directory)
         for site in run.sites:
+            # The rows are written last, so a site that has them is complete.
             if not _rows_path(directory, site).is_file():
                 opened = OpenSite(run, site, records)
                 plan, choice = _chosen(opened, found(site), tails.get(site.name))
@@ -108,6 +110,7 @@ def _test_baselines(
         path = directory / f"{site.name}.baseline.json"
         if not path.is_file():
             opened = OpenSite(run, site, records)
+            # A bare plan, because the paper's baseline has no clip.
             errors = opened.baseline_errors(opened.record.test_ED, opened.bare_plan(BASELINE))
             write_json(path, [asdict(each) for each in errors])
         found[site.name] = tuple(LayerErrors(**each) for each in read_json(path))
@@ -116,7 +119,7 @@ def _test_baselines(
 
 
 def read_selection(run: Run, directory: Path) -> Selection:
-    """The stage's outcome."""
+    """Read the files of the stage."""
     rows = [row for site in run.sites for row in read_rows(_rows_path(directory, site))]
     chosen = [site for site in run.sites if _choice_path(directory, site).is_file()]
     return Selection(
@@ -140,10 +143,11 @@ def _choice_path(directory: Path, site: Site) -> Path:
 
 
 def _tails(run: Run, directory: Path) -> dict[str, Tails]:
-    """The kurtosis of every site by name, one file each; nothing where the policy does not select by it."""
+    """The kurtosis of every site by name, one file each; empty where the policy does not select by kurtosis."""
     selection = run.spec.policy.selection
     if not isinstance(selection, Kurtosis):
         return {}
+    # All sites are measured before any is chosen, because z compares a site with the others of its group.
     kappas: dict[str, float] = {}
     for site in run.sites:
         path = directory / f"{site.name}.kurtosis.json"
@@ -158,7 +162,7 @@ def _tails(run: Run, directory: Path) -> dict[str, Tails]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Candidate:
-    """A transform at one site: its plan, or why there is none; and E on validation tokens, infinite without one."""
+    """A candidate at one site: its plan, or the error that prevents one, and its E, infinite without a plan."""
 
     name: str
     plan: SitePlan | None = None
@@ -169,12 +173,13 @@ class _Candidate:
 
 
 def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tuple[SitePlan, dict[str, Any] | None]:
-    """The plan that was found or asked for; with a selection, its choice among its candidates and how it came about."""
+    """Return the plan of a site, and the report of the choice where the policy has a selection."""
     selection = opened.run.spec.policy.selection
     if selection is None:
         return (opened.plan(opened.settings.transform) if found is None else opened.clipped(found)), None
     own = opened.settings.transform
     asked = [wanted(each, own, found) for each in candidates_of(selection)]
+    # ``policy.online`` may reduce different candidates to the same transform, which is then built and measured once.
     asked = [replace(each, transform=opened.run.allowed(opened.site, each.transform)) for each in asked]
     apart, places = distinct(asked, found)
     candidates = _measured(opened, [_built(opened, each, found) for each in apart])
@@ -199,30 +204,33 @@ def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tu
 
 
 def _built(opened: OpenSite, each: Wanted, found: SitePlan | None) -> _Candidate:
-    """The candidate's plan; a transform that this site's width or numbers do not allow is no reason to stop."""
+    """Build the candidate's plan. A transform that does not fit the site's width or numbers is marked as refused."""
     inherited = found if each.inherits else None
     name = candidate_name(each.transform, inherited)
     if inherited is not None and inherited.kind is each.transform.kind:
+        # The found plan itself is the candidate, with all that was searched or learned for it.
         return _Candidate(name=name, plan=opened.on_device(inherited))
     try:
         plan = opened.plan(each.transform)
     except (NumericalInstability, UnsupportedPolicy) as error:
         return _Candidate(name=name, refused=error)
     if inherited is not None:
+        # Another kind than the found plan's: it takes the found scales instead of those of its own policy.
         plan = opened.on_device(replace(plan, scales_D=inherited.scales_D, label=inherited.label))
     return _Candidate(name=name, plan=plan)
 
 
 def _measured(opened: OpenSite, candidates: Sequence[_Candidate]) -> list[_Candidate]:
-    """The candidates with their errors and costs.
+    """Return the candidates with their errors and costs.
 
     Raises:
-        NumericalInstability, UnsupportedPolicy: of the first one, where none has a plan.
+        NumericalInstability, UnsupportedPolicy: the error of the first candidate, where none has a plan.
     """
     plans = [each.plan for each in candidates if each.plan is not None]
     refused = [each.refused for each in candidates if each.refused is not None]
     if not plans:
         raise refused[0]
+    # The errors on test tokens are only for the report; no chooser receives them.
     pairs = zip(
         finite_or_infinite(opened.validation_errors, plans), finite_or_infinite(opened.test_errors, plans), strict=True
     )
@@ -241,7 +249,7 @@ def _mixture(opened: OpenSite, plans: Sequence[SitePlan], settings: Differentiab
 
 
 def _choice(selection: AnySelection, candidates: Sequence[_Candidate], verdict: Verdict) -> dict[str, Any]:
-    """What ``<site>.selection.json`` says; JSON has no infinity, so what is not finite is null."""
+    """The content of ``<site>.selection.json``. JSON has no infinity, so a number that is not finite becomes null."""
     rows: list[dict[str, Any]] = []
     for index, each in enumerate(candidates):
         row = {"name": each.name, "error": _finite(each.error), "online_cost": each.cost}
@@ -263,6 +271,7 @@ def _measured_rows(
     """One row per linear, on test tokens."""
     record, settings = opened.record, opened.settings
     chosen = opened.errors(record.test_ED, plan)
+    # With the paper's quantizer, like the baseline.
     rtn = opened.baseline_errors(record.test_ED, NO_TRANSFORM)
     rows = []
     exported = opened.run.quantized_linears(opened.site, plan)

@@ -1,11 +1,10 @@
-"""A stage's files: written aside, described by a manifest, and put in place by one rename.
+"""Run one stage: write its files into a partial directory, list them in a manifest, and rename the directory.
 
-``work_dir/<stage>/`` exists only when it is complete. ``manifest.json`` in it holds a digest of the stage's inputs and
-the SHA-256 of every output; a stage whose manifest matches is reused. What a killed attempt left in
-``work_dir/<stage>.partial/`` is taken up again if the inputs are the same: by stages that work file by file, which skip
-the files that are there, and by those that take samples through the blocks, which also read the samples' latest hidden
-states (:mod:`quant_engine.resume_state`). States belong to work under way: no manifest lists them, and a finished stage
-has none.
+``work_dir/<stage>/`` exists only when it is complete. Its ``manifest.json`` holds a digest of the stage's inputs and
+the SHA-256 of every output. A stage whose manifest matches is reused. If an attempt is killed, the next one continues
+in ``work_dir/<stage>.partial/`` if the inputs are the same. Stages that work file by file skip the files that exist.
+Stages that send samples through the blocks also read the samples' latest hidden states
+(:mod:`quant_engine.resume_state`). Such states are temporary: no manifest lists them, and a finished stage has none.
 """
 
 import hashlib
@@ -25,15 +24,16 @@ from quant_engine.interface.stages import require_stage
 from quant_engine.resume_state import SUFFIX, remove_states
 
 FORMAT: Final = 1
-"""Raised whenever the meaning of a stage's files changes, so that no old file is reused."""
+"""Increased whenever the meaning of a stage's files changes, so that no old file is reused."""
 
 _MANIFEST: Final = "manifest.json"
 _INPUTS: Final = "taken-up.digest"
-"""The inputs of a stage under way; what was left before states were kept had another name, and is not taken up."""
+"""The file with the digest of the inputs of a partial stage. Versions without states used another name, so their
+partial directories are not continued."""
 
 
 class StageProgress:
-    """A stage's own way to advance."""
+    """Reports the progress of one stage to the observer."""
 
     def __init__(self, observer: Observer, name: str, total: int) -> None:
         self._observer = observer
@@ -42,11 +42,11 @@ class StageProgress:
         self._done = 0
 
     def advance(self, units: int = 1) -> None:
-        """``units`` more are finished."""
+        """Report that ``units`` more are finished."""
         self.reach(self._done + units)
 
     def reach(self, done: int) -> None:
-        """``done`` in all are finished."""
+        """Report that ``done`` units in all are finished."""
         self._done = done
         self._observer.stage_advanced(self._name, done, self._total)
 
@@ -56,12 +56,12 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        name, unit, total: what the observer is told. Name and unit are those of a row of
+        name, unit, total: what the observer receives. Name and unit are those of a row of
             :data:`quant_engine.interface.stages.STAGES`.
         inputs: everything that the outputs depend on, as JSON.
         produce: writes the outputs into the directory it is given.
-        resumable: ``produce`` skips the files that are already there, and goes on behind the latest state.
-        retell: tells the observer again what ``produce`` told it, when the files are reused.
+        resumable: ``produce`` skips the files that are already there, and continues after the latest state.
+        retell: reports to the observer again what ``produce`` reported, when the files are reused.
 
     Raises:
         UnknownStage: no row has that name and unit.
@@ -80,7 +80,7 @@ class Stage:
 
 
 def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
-    """Run the stage unless its files are already there; the directory that holds them.
+    """Run the stage unless its files are already complete, and return the directory that holds them.
 
     Raises:
         DiskFull: the disk filled up.
@@ -92,7 +92,7 @@ def run_stage(stage: Stage, work_dir: Path, observer: Observer) -> Path:
     digest = digest_of({"format": FORMAT, "stage": stage.name, "inputs": stage.inputs})
     reused = _is_complete(final, digest)
     if not reused and _is_complete(partial, digest):
-        _put_in_place(partial, final)  # killed between its manifest and its renaming
+        _put_in_place(partial, final)  # the attempt was killed between the manifest and the rename
         reused = True
     if reused:
         if stage.retell is not None:
@@ -114,12 +114,13 @@ def digest_of(value: Any) -> str:
 
 
 def stage_digest(stage_directory: Path) -> str:
-    """What names a finished stage's content: the input of the stages after it."""
+    """A digest of a finished stage's content, which is an input of the stages after it."""
+    # The manifest holds the inputs' digest and the hash of every output, so its own hash covers the whole chain.
     return hashlib.sha256((stage_directory / _MANIFEST).read_bytes()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -144,25 +145,28 @@ def _is_complete(directory: Path, digest: str) -> bool:
         manifest = read_json(directory / _MANIFEST)
         if manifest["inputs"] != digest:
             return False
+        # Hashed again, so that a file that was damaged or changed since is computed again.
         return all(_sha256(directory / name) == sha256 for name, sha256 in manifest["outputs"].items())
+    # A missing or malformed manifest means that the stage is not complete. It is no error.
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _prepare(partial: Path, digest: str, resumable: bool) -> None:
-    """Leave in ``partial`` what can be taken up, and nothing else."""
+    """Prepare ``partial``: keep files that this attempt can continue from, and remove everything else."""
     marker = partial / _INPUTS
     if not (resumable and marker.is_file() and marker.read_text() == digest):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with atomic_write(marker) as temporary:
             temporary.write_text(digest)
+    # A kill during an atomic write leaves its temporary file, which the manifest must not list.
     for leftover in partial.rglob(f"*{TEMPORARY}"):
         leftover.unlink()
 
 
 def _describe(partial: Path, digest: str) -> None:
-    """Write the manifest: from here on nothing has to be computed again, whenever the process dies."""
+    """Write the manifest. After this a kill costs no work: the next attempt only renames the directory."""
     outputs = {
         path.relative_to(partial).as_posix(): _sha256(path)
         for path in sorted(partial.rglob("*"))
@@ -172,6 +176,7 @@ def _describe(partial: Path, digest: str) -> None:
 
 
 def _put_in_place(partial: Path, final: Path) -> None:
+    # In this order a kill at any point leaves a complete ``partial``, which the next attempt puts in place.
     remove_states(partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

@@ -1,4 +1,4 @@
-"""Learned transforms: scales, whole blocks and rotations, trained straight through the rounding."""
+"""Learned transforms: channel scales, whole blocks and rotations, trained with straight-through gradients."""
 
 from quant_engine.training.block_loss import BlockBatch
 from quant_engine.training.blocks import BlockPoint, BlockUnderTraining, TrainedBlock, train_block

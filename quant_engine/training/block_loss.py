@@ -1,4 +1,4 @@
-"""What a block is trained on: samples with their full-precision outputs, and the error that is minimised.
+"""The data and the loss of block training: samples with their full-precision outputs, and the error to minimize.
 
     loss = Σ_t w_t ‖ŷ_t − y_t‖² / Σ_t w_t ‖y_t‖²,    w_t = min(1, c² · median ‖y‖² / ‖y_t‖²)
 
@@ -15,18 +15,18 @@ from torch import Tensor
 from quant_engine.errors import NumericalInstability
 
 TOKEN_CAP: Final = 8.0
-"""c: a token counts fully up to so many times the median length. Massive tokens are hundreds of times longer, one among
-hundreds: uncapped, their error would be the whole loss, and the block would learn to serve them alone."""
+"""c: a token counts fully up to this many times the median length. Massive tokens are rare, and hundreds of times
+longer. Without a cap their error would be the whole loss, and the block would be trained for them alone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockBatch:
-    """Samples at a decoder layer's door.
+    """The inputs of a decoder layer for some samples, and the outputs that it should give.
 
     Attributes:
-        inputs_BTD: hidden states that go in; those that the block will get when it runs, or the full-precision ones.
+        inputs_BTD: the hidden states before the layer: those of the quantized model, or the full-precision ones.
         targets_BTD: the full-precision layer's output on full-precision inputs.
-        arguments: what else the layer is called with, for this shape (masks, rotary positions).
+        arguments: the other arguments of the layer for this shape (masks, rotary positions).
     """
 
     inputs_BTD: Tensor
@@ -36,14 +36,14 @@ class BlockBatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedBatch:
-    """A batch with w_t / mean over the set of w ‖y‖², [B, T], so that losses of batches add up."""
+    """A batch with w_t / (the mean of w ‖y‖² over all batches), [B, T], so that the losses of batches add up."""
 
     batch: BlockBatch
     weight_BT: Tensor
 
     def error(self, outputs_BTD: Tensor) -> Tensor:
-        """The sum over this batch's tokens of the relative, weighted square error."""
-        device = outputs_BTD.device  # samples may be held elsewhere
+        """The relative, weighted square error, summed over the batch's tokens."""
+        device = outputs_BTD.device  # with little memory the samples lie in the memory of the CPU
         square_BT = (outputs_BTD - self.batch.targets_BTD.to(device)).square().sum(dim=-1)
         return (square_BT * self.weight_BT.to(device)).sum()
 
@@ -54,8 +54,9 @@ class WeightedBatch:
 
 
 def weighted(batches: Sequence[BlockBatch], median: float) -> list[WeightedBatch]:
-    """The weights of the tokens of ``batches``, given the median ‖y‖² of the training tokens."""
+    """Weigh the tokens of ``batches``, given the median ‖y‖² of the training tokens."""
     squares = [_squares(batch) for batch in batches]
+    # The clamp avoids a division by zero for tokens whose target is zero; their weight is 1.
     weights = [torch.clamp(TOKEN_CAP**2 * median / square.clamp(min=_tiny(square)), max=1.0) for square in squares]
     total = sum(float((w * s).sum(dtype=torch.float64)) for w, s in zip(weights, squares, strict=True))
     mean = total / sum(square.numel() for square in squares)
@@ -69,7 +70,7 @@ def median_square(batches: Sequence[BlockBatch]) -> float:
         NumericalInstability: a target is not finite, or half of them are zero.
     """
     median = float(torch.cat([_squares(batch).flatten() for batch in batches]).median())
-    if not 0.0 < median < float("inf"):
+    if not 0.0 < median < float("inf"):  # written so that NaN fails too
         raise NumericalInstability(
             detail=f"The outputs of a block have a median squared length of {median}.",
             hint="Check the model's weights for NaN or infinity; run it in float32 if its activations overflow.",

@@ -1,9 +1,11 @@
-"""Training a decoder block's transforms at once, against the full-precision block (FlatQuant, ICML 2025; OmniQuant,
-arXiv 2308.13137; AffineQuant, arXiv 2403.12544: what is learned tells them apart).
+"""Train all transforms of a decoder block together, so that it approximates the full-precision block.
 
-AdamW without weight decay on the error of :mod:`quant_engine.training.block_loss`, a cosine down to a hundredth of each
-rate, straight through the rounding of weights and activations. The step that is kept is judged on validation samples,
-and is the start itself where nothing beat it. Shapes: B samples, T tokens, D hidden size, O outputs, I inputs.
+This is the training of FlatQuant (ICML 2025), OmniQuant (arXiv 2308.13137) and AffineQuant (arXiv 2403.12544), which
+differ in what is learned. AdamW without weight decay minimizes the error of :mod:`quant_engine.training.block_loss`.
+Each rate follows a cosine down to a hundredth of itself. Gradients pass straight through the rounding of weights and
+activations. The result is the step with the lowest loss on validation samples, or the start if no step is better.
+
+Shapes: B samples, T tokens, D hidden size, O outputs, I inputs.
 """
 
 import math
@@ -25,13 +27,14 @@ from quant_engine.training.readers import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan
 
 _JUDGEMENTS: Final = 12
-"""Over a whole training; each costs a forward of every validation sample."""
+"""How often a training is judged. Each judgement costs a forward of every validation sample."""
 _LAST_RATE: Final = 0.01
+"""The learning rate of the last step, as a share of the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPoint:
-    """One judgement: the step's own loss, and the one on validation samples."""
+    """One judgement: the step's loss on its own samples, and the loss on validation samples."""
 
     step: int
     loss: float
@@ -40,10 +43,10 @@ class BlockPoint:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedBlock:
-    """What training a block found.
+    """The result of training a block.
 
     Attributes:
-        plans: by the site's name; the start's own where nothing was better.
+        plans: by the site's name; those of the start where no step was better.
         curve: every judgement, in order.
         start_loss, best_loss: on validation samples; the second is never above the first.
         best_step: the step that ``plans`` come from; 0 for the start.
@@ -58,14 +61,14 @@ class TrainedBlock:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockUnderTraining:
-    """The part of a decoder block that stays as it is: its layer, its sites, their weights and their quantization.
+    """The fixed part of a decoder block: its layer, its sites, their weights and their quantization.
 
     Attributes:
         layer: the decoder layer with its parameters in fp32, none of which require a gradient; called as
             ``layer(hidden_BTD, **arguments)``.
-        prefix: of the layer's names: ``model.layers.3.``.
+        prefix: the prefix of the layer's parameter names: ``model.layers.3.``.
         weights: [O, I] of every linear that reads a site, by its full name.
-        quantization: of each site, by its name.
+        quantization: the number formats of each site, by its name.
     """
 
     layer: nn.Module
@@ -76,7 +79,7 @@ class BlockUnderTraining:
 
     @property
     def device(self) -> torch.device:
-        """Where the block is computed."""
+        """The device that computes the block."""
         return next(iter(self.weights.values())).device
 
     def linears(self, site: Site) -> tuple[Tensor, ...]:
@@ -84,7 +87,7 @@ class BlockUnderTraining:
         return tuple(self.weights[reader] for reader in site.readers)
 
     def learnable(self, start: Mapping[str, SitePlan], training: BlockTraining) -> dict[str, LearnablePlan]:
-        """Each site's plan with its parameters exposed, by the site's name."""
+        """Each site's plan with its parameters exposed to an optimizer, by the site's name."""
         return {
             site.name: LearnablePlan(
                 start[site.name], training, self.linears(site), self.quantization[site.name], tied=site.tied > 1
@@ -111,17 +114,18 @@ def train_block(
     on_step: Callable[[int], None] | None = None,
     execution: Execution = IN_MEMORY,
 ) -> TrainedBlock:
-    """Train the transforms of all sites of a block together. The block's layer is left as it was.
+    """Train the transforms of all sites of a block together. The block's layer is unchanged afterwards.
 
     Args:
         start: a plan for each site, by its name.
-        batches: samples to take steps on, best one to a batch: ``training.batch_samples`` of them are drawn for a
-            step, each once before any comes again.
+        batches: samples to take steps on, preferably one to a batch. ``training.batch_samples`` of them are drawn for
+            a step, each once before any is drawn again.
         validation: samples that steps are judged on.
-        seed: of the draws. Equal arguments and thread counts give equal bits.
-        on_step: called with the number of the step that is done; may raise to stop.
-        execution: with little memory, one batch's activations are held at a time; the bits are the same. Batches may
-            lie in the memory of the CPU. No state is kept: a block is trained again from its start.
+        seed: the seed of the draws. Equal arguments and thread counts give equal bits.
+        on_step: called with the number of each finished step; may raise to stop.
+        execution: with little memory, only one batch's activations are in memory at a time; the bits are the same.
+            Batches may lie in the memory of the CPU. No state is stored: after a kill a block is trained again from
+            its start.
 
     Raises:
         ValueError: there are no batches, or no validation.
@@ -136,7 +140,7 @@ def train_block(
 
 
 class _Descent:
-    """One run of the optimizer, remembering its best judged step."""
+    """One run of the optimizer, with its best judged step."""
 
     def __init__(
         self,
@@ -150,17 +154,19 @@ class _Descent:
     ) -> None:
         self._block, self._readers, self._training, self._execution = block, readers, training, execution
         self._start = {site.name: start[site.name] for site in block.sites}
+        # Validation samples get the median of the training samples, so that both losses weigh tokens by one rule.
         median = median_square(batches)
         self._batches, self._validation = weighted(batches, median), weighted(validation, median)
         self._learnable = block.learnable(self._start, training)
 
     def run(self, seed: int, on_step: Callable[[int], None]) -> TrainedBlock:
-        """Descend until the steps or the patience run out."""
+        """Take steps until their number or the patience is used up."""
         training = self._training
         start_loss = best_loss = self._judge(self._start)
         best, best_step, waited = self._start, 0, 0
         curve: list[BlockPoint] = []
         groups = self._parameter_groups()
+        # Possible, for example, where only scales are learned and no site has any.
         if not groups:
             return TrainedBlock(plans=dict(best), curve=(), start_loss=start_loss, best_loss=best_loss, best_step=0)
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -169,6 +175,7 @@ class _Descent:
         for step in range(1, training.steps + 1):
             loss = self._step(optimizer, next(draws), step)
             on_step(step)
+            # The last step is always judged, even if the number of steps is no multiple of the cadence.
             if step % cadence and step != training.steps:
                 continue
             plans = {name: each.plan() for name, each in self._learnable.items()}
@@ -184,7 +191,7 @@ class _Descent:
         )
 
     def _step(self, optimizer: torch.optim.Optimizer, drawn: Sequence[WeightedBatch], step: int) -> float:
-        """One update; returns the loss before it."""
+        """Make one update and return the loss before it."""
         factor, share = learning_rate_factor(step - 1, self._training.steps), step / self._training.steps
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -192,6 +199,7 @@ class _Descent:
             each.advance(share)
         optimizer.zero_grad()
         with torch.enable_grad():
+            # The weights are rounded once here for all batches of the step.
             self._readers.use({name: each.quantized() for name, each in self._learnable.items()})
             loss = self._loss(drawn)
             loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
@@ -204,7 +212,7 @@ class _Descent:
             return _finite(float(self._loss(self._validation)))
 
     def _loss(self, batches: Sequence[WeightedBatch]) -> Tensor:
-        """The error per token of ``batches`` under the plans in use."""
+        """The error per token of ``batches`` under the plans that the layer uses now."""
         errors = [each.error(self._outputs(each.batch)) for each in batches]
         return torch.stack(errors).sum() / sum(each.tokens for each in batches)
 
@@ -212,6 +220,8 @@ class _Descent:
         inputs_BTD = batch.inputs_BTD.to(self._block.device)
         if not self._execution.recomputes_activations:
             return self._readers.forward(inputs_BTD, batch.arguments)
+        # The layer is in eval mode and draws no random numbers, so their state need not be restored for the second
+        # forward.
         outputs_BTD: Tensor = checkpoint(
             self._readers.forward, inputs_BTD, batch.arguments, use_reentrant=False, preserve_rng_state=False
         )
@@ -226,17 +236,18 @@ class _Descent:
         return [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in groups if params]
 
     def _draws(self, generator: torch.Generator) -> Iterator[list[WeightedBatch]]:
-        """The batches of each step, about ``batch_samples`` samples, without replacement within an epoch."""
+        """Yield the batches of each step, about ``batch_samples`` samples, without replacement within an epoch."""
         samples = sum(each.batch.inputs_BTD.shape[0] for each in self._batches) / len(self._batches)
         count = min(len(self._batches), max(1, round(self._training.batch_samples / samples)))
         while True:
             order = torch.randperm(len(self._batches), generator=generator).tolist()
+            # The rest of an epoch that does not fill a step is left out; the next epoch has a new order.
             for first in range(0, len(order) - count + 1, count):
                 yield [self._batches[index] for index in order[first : first + count]]
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """The schedule at ``step`` (from 0): half a cosine from 1 down to a hundredth at the last step."""
+    """The factor of the learning rate at ``step`` (from 0): half a cosine from 1 to a hundredth at the last step."""
     done = step / max(steps - 1, 1)
     return _LAST_RATE + (1.0 - _LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * done))
 

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent on orthogonal matrices by the Cayley transform.
+"""Stochastic gradient descent on orthogonal matrices with the Cayley transform.
 
 Li, Fuxin and Todorovic, *Efficient Riemannian optimization on the Stiefel manifold via the Cayley transform* (ICLR
 2020, arXiv 2002.01113, algorithm 1); SpinQuant (arXiv 2405.16406, section 3) learns its rotations with it.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 _LARGEST_TURN: Final = 1.0
 """Bound on α ‖W‖_F, 2q with the paper's q = ½: a step turns no plane by more than about a radian."""
-_EPSILON: Final = 1e-8
+_EPSILON: Final = 1e-8  # avoids a division by zero where the gradient is zero
 
 
 def cayley(skew_KK: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def cayley(skew_KK: Tensor) -> Tensor:
 
     In the dtype of ``skew_KK``. Differentiable. (Cayley 1846.)
     """
-    half_KK = 0.25 * (skew_KK - skew_KK.mT)
+    half_KK = 0.25 * (skew_KK - skew_KK.mT)  # A/2, with A = (skew − skewᵀ) / 2
     eye_KK = torch.eye(skew_KK.shape[-1], dtype=skew_KK.dtype, device=skew_KK.device)
     orthogonal_KK: Tensor = torch.linalg.solve(eye_KK - half_KK, eye_KK + half_KK)
     return orthogonal_KK
@@ -30,8 +30,8 @@ def cayley(skew_KK: Tensor) -> Tensor:
 class CayleySGD(torch.optim.Optimizer):
     """X ← cayley(α W) X, where W is the skew matrix of the momentum in X's tangent space; X stays orthogonal.
 
-    The paper approximates the Cayley transform by a fixed-point iteration; here it is solved, which costs little next
-    to a model's backward pass and leaves X orthogonal to rounding: keep the parameters in fp64 for long runs.
+    The paper approximates the Cayley transform by a fixed-point iteration. Here it is solved. This costs little
+    compared with a model's backward pass, and X stays orthogonal up to rounding. Use fp64 parameters for long runs.
 
     Args:
         params: orthogonal matrices [..., K, K].
@@ -44,7 +44,7 @@ class CayleySGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch's has overloads
-        """One update of every parameter that has a gradient; returns the closure's loss."""
+        """Update every parameter that has a gradient, and return the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,10 +60,11 @@ class CayleySGD(torch.optim.Optimizer):
         momentum_KK = -cast("Tensor", x_KK.grad)
         if "momentum" in state:
             momentum_KK += group["momentum"] * state["momentum"]
+        # Algorithm 1: Ŵ = M Xᵀ − ½ X (Xᵀ M Xᵀ) and W = Ŵ − Ŵᵀ.
         half_KK = momentum_KK @ x_KK.mT
         half_KK = half_KK - 0.5 * x_KK @ (x_KK.mT @ half_KK)
         skew_KK = half_KK - half_KK.mT
-        # The part of the momentum outside the tangent space of X would never act again: keep the projection only.
+        # Only the projection on the tangent space of X is stored: the rest of the momentum has no effect on a step.
         state["momentum"] = skew_KK @ x_KK
         norm = torch.linalg.matrix_norm(skew_KK, keepdim=True)
         rate = (_LARGEST_TURN / (norm + _EPSILON)).clamp(max=group["lr"])

@@ -1,8 +1,8 @@
-"""A site's transform with its parameters exposed to an optimizer: what is trained is what is exported.
+"""A site's transform with its parameters exposed to an optimizer. The trained parameters are those that are exported.
 
-Learned are, as a policy names them, the diagonal (``scales``), the matrices of the online part (``transform``:
-FlatQuant's Kronecker factors, AffineQuant's blocks), clipping of weights (OmniQuant, arXiv 2308.13137) and of
-activations (FlatQuant, arXiv 2410.09426). Hadamards and permutations stay.
+A policy names what is learned: the diagonal (``scales``), the matrices of the online part (``transform``: FlatQuant's
+Kronecker factors, AffineQuant's blocks), the clipping of weights (``weight_clip``: OmniQuant, arXiv 2308.13137) and of
+activations (``activation_clip``: FlatQuant, arXiv 2410.09426). Hadamards and permutations are not learned.
 
 Shapes: T tokens, O outputs of every linear that reads the site, I = D channels, G scales of an output's row.
 """
@@ -27,7 +27,7 @@ from quant_engine.transforms.composition import apply_all
 from quant_engine.transforms.primitives import Block, Dense, Kronecker, Primitive
 
 _MATRIX_KINDS: Final = (Block, Dense, Kronecker)
-_GRADUAL_KINDS: Final = (Block, Dense)
+_GRADUAL_KINDS: Final = (Block, Dense)  # AffineQuant's matrices; FlatQuant's Kronecker factors have no mask
 _WIDEST: Final = 0.982
 """Largest ratio that clipping starts from, sigmoid(4) as in FlatQuant: at 1 the sigmoid would have no gradient."""
 
@@ -36,11 +36,11 @@ class LearnablePlan(nn.Module):
     """A :class:`SitePlan` whose parameters are learned.
 
     Args:
-        start: where learning starts.
-        training: ``learn`` and ``gradual`` count.
+        start: the plan that learning starts from.
+        training: only ``learn`` and ``gradual`` are used.
         linears: the weights [O, I] of the linears that read the site, in their order.
-        quantization: of these linears and of their input.
-        tied: channels of neighbouring heads share one diagonal (:attr:`Site.tied` > 1), which then is not learned.
+        quantization: the number formats of these linears and of their input.
+        tied: whether neighboring heads share one diagonal (:attr:`Site.tied` > 1), which then is not learned.
     """
 
     def __init__(
@@ -66,30 +66,31 @@ class LearnablePlan(nn.Module):
         self._online = tuple(
             _learner(each, training.gradual) if "transform" in learn else _Fixed(each) for each in start.online
         )
-        self._registered = nn.ModuleList(self._online)  # a tuple alone hides its parameters
+        self._registered = nn.ModuleList(self._online)  # a module does not find parameters in a tuple
         self._weight_logit_OG = self._weight_logits() if "weight_clip" in learn else None
         self._activation_logit = self._activation_logits() if "activation_clip" in learn else None
 
     def clip_parameters(self) -> list[nn.Parameter]:
-        """The logits of clip ratios, which learn at a rate of their own."""
+        """The logits of the clip ratios, which have their own learning rate."""
         return [each for each in (self._weight_logit_OG, self._activation_logit) if each is not None]
 
     def transform_parameters(self) -> list[nn.Parameter]:
-        """All others."""
+        """All parameters that are not clip logits."""
+        # By identity, because ``in`` would compare tensors by their values.
         clips = {id(each) for each in self.clip_parameters()}
         return [each for each in self.parameters() if id(each) not in clips]
 
     def advance(self, share: float) -> None:
-        """Tell how much of the training is done, for matrices that are freed gradually."""
+        """Set the share of the training that is done, for matrices whose entries are freed gradually."""
         for each in self._online:
             each.advance(share)
 
     def quantized(self) -> QuantizedSite:
-        """The site's rounder and rounded weights, attached to the parameters."""
+        """The site's rounder and rounded weights, differentiable in the parameters."""
         live = self.live()
         ratio = None if self._activation_logit is None else self._activation_logit.sigmoid()
         activations = self._quantization.activations
-        fixed = self._start.runtime_clip(activations)
+        fixed = self._start.runtime_clip(activations)  # used where no clip is learned
 
         def rounder(x_TI: Tensor) -> Tensor:
             return fake_quantize_at_run_time(
@@ -99,7 +100,7 @@ class LearnablePlan(nn.Module):
         return QuantizedSite(rounder=rounder, weights=self.quantized_weights())
 
     def live(self) -> SitePlan:
-        """The transform, attached to the parameters; the clips are not in it."""
+        """The transform without its clips, differentiable in the parameters."""
         return replace(
             self._start,
             scales_D=self._scales(),
@@ -107,12 +108,13 @@ class LearnablePlan(nn.Module):
         )
 
     def quantized_weights(self) -> tuple[Tensor, ...]:
-        """Q(W A⁻ᵀ) of each linear, attached to the parameters.
+        """Q(W A⁻ᵀ) of each linear, differentiable in the parameters.
 
-        A⁻ᵀ is applied as a product with inverted matrices, a sixth of the time of :func:`transform_weight`'s checked
-        solve, with the same result to rounding.
+        A⁻ᵀ is applied as a product with inverted matrices. This takes a sixth of the time of :func:`transform_weight`,
+        which solves and checks, and gives the same result up to rounding.
         """
         scales_D = self._scales()
+        # All linears of the site are transformed in one product, then split.
         w_OI = self._joined_OI if scales_D is None else self._joined_OI * scales_D
         w_OI = apply_all([each.contragredient() for each in self._online], w_OI)
         moved = torch.split(w_OI, [each.shape[0] for each in self._weights])
@@ -121,7 +123,7 @@ class LearnablePlan(nn.Module):
 
     @torch.no_grad()
     def plan(self) -> SitePlan:
-        """What has been learned, detached."""
+        """The learned plan, detached from the parameters."""
         live = self.live()
         clip_ratio = self._start.clip_ratio
         if self._activation_logit is not None:
@@ -150,7 +152,7 @@ class LearnablePlan(nn.Module):
         return split_clip(clip_OG, self._weights)
 
     def _activation_logits(self) -> nn.Parameter | None:
-        """One for the site; None where its input is not rounded to integers."""
+        """One logit for the site; None where its input is not rounded to integers."""
         activations = self._quantization.activations
         if not isinstance(grid_of(activations.format), IntegerGrid):
             return None
@@ -158,19 +160,23 @@ class LearnablePlan(nn.Module):
         return nn.Parameter(_logit(torch.tensor(ratio, device=self._weights[0].device)))
 
     def _weight_logits(self) -> nn.Parameter | None:
-        """From the ratios of the start or else of the least squared error; None where a scale has no row of its own."""
+        """One logit for each weight scale; None where a scale has no row of its own.
+
+        They start from the ratios of the start plan, or else from those with the least squared error.
+        """
         weights = self._quantization.weights
         if grid_of(weights.format) is None or weights.granularity == "tensor":
             return None
         if self._start.weight_clip_OG is not None:
             return nn.Parameter(_logit(self._start.weight_clip_OG))
         moved_OI = transform_weight(self._joined_OI, self._start)
+        # ρ of each scale is the quotient of the scale with the MSE clip and the scale without a clip.
         clipped, whole = (weights.model_copy(update={"clip": clip}) for clip in ("mse", "none"))
         return nn.Parameter(_logit(weight_scale(moved_OI, clipped) / weight_scale(moved_OI, whole)))
 
 
 def quantized_site(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQuantization) -> QuantizedSite:
-    """A site with the weights ``linears`` [O, I] under a finished plan."""
+    """The site with the weights ``linears`` [O, I] under a finished plan."""
     return QuantizedSite(
         rounder=partial(plan_inputs, plan=plan, quantization=quantization),
         weights=plan_weights(linears, plan, quantization),
@@ -178,14 +184,14 @@ def quantized_site(linears: Iterable[Tensor], plan: SitePlan, quantization: Site
 
 
 def plan_inputs(x_TI: Tensor, plan: SitePlan, quantization: SiteQuantization) -> Tensor:
-    """Q(X A) [..., I] of a finished plan, on the grid of the run time."""
+    """Q(X A) [..., I] under a finished plan, on the grid of the run time."""
     activations = quantization.activations
     moved_TI = transform_activation(x_TI, plan)
     return fake_quantize_at_run_time(moved_TI, activations, plan.runtime_clip(activations), plan.input_peak)
 
 
 def plan_weights(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQuantization) -> tuple[Tensor, ...]:
-    """Q(W A⁻ᵀ) of each linear of a finished plan, as layer errors measure them.
+    """Q(W A⁻ᵀ) of each linear under a finished plan, rounded as for layer errors.
 
     Raises:
         NumericalInstability: A can not be inverted.
@@ -194,7 +200,7 @@ def plan_weights(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQu
 
 
 def split_clip(clip_OG: Tensor | None, linears: Iterable[Tensor]) -> list[Tensor | None]:
-    """The clip ratios of each linear, from those of all of them."""
+    """Split the clip ratios of all linears of a site into those of each linear."""
     sizes = [w_OI.shape[0] for w_OI in linears]
     return [None] * len(sizes) if clip_OG is None else list(torch.split(clip_OG, sizes))
 
@@ -212,7 +218,7 @@ class _Fixed(nn.Module):
         self._primitive, self._contragredient = primitive, _contragredient(primitive)
 
     def advance(self, share: float) -> None:
-        """Nothing."""
+        """Do nothing: the primitive does not change."""
 
     def primitive(self) -> Primitive:
         """P."""
@@ -233,19 +239,22 @@ class _Learned(nn.Module):
         self._matrices: dict[str, LearnedMatrix] = {
             key: LearnedMatrix(value, gradual=gradual) for key, value in primitive.tensors().items()
         }
-        self._registered = nn.ModuleDict(self._matrices)  # a dict alone hides its parameters
+        self._registered = nn.ModuleDict(self._matrices)  # a module does not find parameters in a dict
 
     def advance(self, share: float) -> None:
-        """How far the training is."""
+        """Set the share of the training that is done."""
         for matrix in self._matrices.values():
             matrix.advance(share)
 
     def primitive(self) -> Primitive:
-        """P, attached."""
+        """P, differentiable in the parameters."""
         return replace(self._start, **{key: each.matrix() for key, each in self._matrices.items()})
 
     def contragredient(self) -> Primitive:
-        """P⁻ᵀ, attached: that of a block matrix or a Kronecker product is made of those of its parts."""
+        """P⁻ᵀ, differentiable in the parameters.
+
+        The inverse transpose of a block matrix or a Kronecker product is built from those of its parts.
+        """
         return replace(self._start, **{key: each.inverse_transpose() for key, each in self._matrices.items()})
 
 
@@ -256,7 +265,7 @@ def _learner(primitive: Primitive, gradual: bool) -> "_Fixed | _Learned":
 
 
 def _contragredient(primitive: Primitive) -> Primitive:
-    """P⁻ᵀ as a primitive; that of a Hadamard or a permutation is itself."""
+    """P⁻ᵀ as a primitive. Hadamards and permutations are orthogonal, so theirs is P itself."""
     inverted = isinstance(primitive, _MATRIX_KINDS)
     return _with_tensors(primitive, inverse_transpose) if inverted else primitive
 

@@ -1,4 +1,4 @@
-"""Invertible matrices as parameters of an optimizer, together with their inverses.
+"""Invertible matrices as parameters of an optimizer, and their inverses.
 
 Shapes: [..., K, K], one matrix or N blocks of them.
 """
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class LearnedMatrix(nn.Module):
-    """P as its own entries: P = P₀ + mask ⊙ Δ, with Δ learned from zero.
+    """A matrix whose entries are learned: P = P₀ + mask ⊙ Δ, where Δ starts from zero.
 
     Args:
         start_KK: P₀, invertible.
-        gradual: let entries move from the diagonal outwards as :meth:`advance` tells. AffineQuant (arXiv 2403.12544,
-            equation 6) multiplies the matrix by such a mask; here it multiplies what is learned, so that a start which
-            is not diagonally dominant (a Hadamard) stays invertible.
+        gradual: whether entries are freed from the diagonal outwards, as far as :meth:`advance` sets. AffineQuant
+            (arXiv 2403.12544, equation 6) multiplies the matrix by such a mask. Here the mask multiplies Δ, so that a
+            start that is not diagonally dominant (a Hadamard) stays invertible.
     """
 
     def __init__(self, start_KK: Tensor, *, gradual: bool = False) -> None:
@@ -28,7 +28,7 @@ class LearnedMatrix(nn.Module):
         self.advance(0.0)
 
     def advance(self, share: float) -> None:
-        """Free the entries within ``share`` of the width of the diagonal; all of them at 1."""
+        """Free the entries whose distance from the diagonal is within ``share`` of the width; at 1 all are free."""
         if not self._gradual:
             return
         size = self._start_KK.shape[-1]
@@ -42,13 +42,14 @@ class LearnedMatrix(nn.Module):
         return self._start_KK + delta_KK
 
     def inverse_transpose(self) -> Tensor:
-        """P⁻ᵀ, by way of fp64; not finite where P is singular."""
+        """P⁻ᵀ, computed in fp64; not finite where P is singular."""
         return inverse_transpose(self.matrix())
 
 
 def inverse_transpose(matrix_KK: Tensor) -> Tensor:
-    """M⁻ᵀ in the dtype of M, computed in fp64; not finite, rather than an error, where M is singular."""
+    """M⁻ᵀ in the dtype of M, computed in fp64; where M is singular it is NaN and no error is raised."""
     inverse_KK: Tensor
+    # NaN makes the loss of the step not finite, which the training reports with a hint.
     inverse_KK, info = torch.linalg.inv_ex(matrix_KK.double())
     failed = info.reshape(*info.shape, 1, 1) != 0
     return inverse_KK.mT.to(matrix_KK.dtype).masked_fill(failed, torch.nan)

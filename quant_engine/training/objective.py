@@ -1,4 +1,4 @@
-"""The training objective on batches: E = ‖Y − Q(X Λ⁻¹ Hᵀ) Q(W Λ Hᵀ)ᵀ‖_F, whose square is estimated without bias.
+"""The objective of scale training: E = ‖Y − Q(X Λ⁻¹ Hᵀ) Q(W Λ Hᵀ)ᵀ‖_F on batches that estimate E² without bias.
 
 Shapes: T tokens, I = D input channels, O output channels.
 """
@@ -21,7 +21,7 @@ _CHUNK_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Tokens and outputs with the weight of each in the sum of squares.
+    """A batch of tokens and outputs, each with its weight in the sum of squares.
 
     Attributes:
         x_TI, w_OI: inputs and weight rows.
@@ -39,13 +39,14 @@ class Batch:
         """The estimate of E = ‖Y − Ŷ‖_F under ``plan``; differentiable in ``plan.scales_D``."""
         x_TI = fake_quantize_activation(transform_activation(self.x_TI, plan), plan.clipped(quantization.activations))
         w_OI = fake_quantize_weight(transform_weight(self.w_OI, plan), quantization.weights)
+        # The square roots of the weights, because the norm squares them.
         error: Tensor = torch.linalg.vector_norm((self.y_TO - x_TI @ w_OI.T) * self.root_T1 * self.root_O)
         return error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
-    """All tokens and outputs of a layer, with the chance of each to be in a batch.
+    """All tokens and outputs of a layer, with the probability of each to be in a batch.
 
     Attributes:
         x_TI, w_OI, y_TO: the whole layer; ``norm`` is ‖Y‖_F + ε.
@@ -60,10 +61,11 @@ class Batches:
     chance_O: Tensor
 
     def draw(self, generator: torch.Generator) -> Batch:
-        """A random batch, the same for the same state of ``generator``."""
+        """Draw a random batch. Equal states of ``generator`` give equal batches."""
         device = self.x_TI.device
         tokens = systematic_draw(self.chance_T, generator).to(device)
         outputs = systematic_draw(self.chance_O, generator).to(device)
+        # If all outputs are drawn, they are in order: the copies of W and Y can be avoided.
         every_output = outputs.index.shape[0] == self.w_OI.shape[0]
         y_TO = self.y_TO[tokens.index]
         return Batch(
@@ -78,7 +80,7 @@ class Batches:
 def prepare_batches(
     x_TI: Tensor, w_OI: Tensor, plan: SitePlan, quantization: SiteQuantization, *, tokens: int, outputs: int
 ) -> Batches:
-    """Batches of about ``tokens`` and ``outputs``, drawn by their squared error under ``plan``.
+    """Prepare batches of about ``tokens`` tokens and ``outputs`` outputs, drawn by their squared error under ``plan``.
 
     Raises:
         NumericalInstability: Y is not finite.
@@ -87,6 +89,7 @@ def prepare_batches(
         rounded_OI = fake_quantize_weight(transform_weight(w_OI, plan), quantization.weights)
         by_token, y_TO = [], []
         by_output = torch.zeros(w_OI.shape[0], dtype=torch.float64, device=w_OI.device)
+        # In chunks, which limits the memory for transformed inputs and squared errors.
         for chunk_TI in torch.split(x_TI, _CHUNK_TOKENS):
             y_TO.append(chunk_TI @ w_OI.T)
             inputs_TI = fake_quantize_activation(

@@ -1,8 +1,9 @@
-"""Swapping the linears of a decoder layer for their quantized selves while a transform is trained.
+"""Replace the linears of a decoder layer by quantized ones while a transform is trained.
 
-A site's input is transformed and rounded once however many linears read it, and weights once for all batches of a step.
-A fused diagonal needs no fusing here: dividing in front of the linears is the same. Shapes: B samples, T tokens,
-I = D channels, O outputs.
+A site's input is transformed and rounded once, even if several linears read it. Weights are rounded once for all
+batches of a step. The diagonal is not fused here: dividing the input before the linears gives the same result.
+
+Shapes: B samples, T tokens, I = D channels, O outputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,26 +17,26 @@ from torch.nn import functional
 from quant_engine.models import Site
 
 InputRounder = Callable[[Tensor], Tensor]
-"""X [..., I] to Q(X A)."""
+"""Maps X [..., I] to Q(X A)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedSite:
-    """What a site computes with for now: its input's rounder, and its weights Q(W A⁻ᵀ) in the readers' order."""
+    """The quantization of a site: the rounder of its input, and its weights Q(W A⁻ᵀ) in the order of its readers."""
 
     rounder: InputRounder
     weights: Sequence[Tensor]
 
 
 class SwappedReaders:
-    """The readers of ``sites`` in ``layer``, which compute with whatever :meth:`use` was given last.
+    """Replaces the readers of ``sites`` in ``layer``. They compute with what :meth:`use` received last.
 
-    Use as a context manager; on leaving it the layer is as it was.
+    Use it as a context manager. At the end the layer is unchanged.
 
     Args:
         layer: a decoder layer.
-        prefix: of its parameters' names in the whole model.
-        sites: those to quantize.
+        prefix: the prefix of its parameters' names in the whole model.
+        sites: the sites to quantize.
     """
 
     def __init__(self, layer: nn.Module, prefix: str, sites: Sequence[Site]) -> None:
@@ -57,7 +58,7 @@ class SwappedReaders:
         self._stack.close()
 
     def use(self, quantized: Mapping[str, QuantizedSite]) -> None:
-        """Compute with these from now on, one for each site by its name."""
+        """Set the quantization of each site, by its name, for all following calls of :meth:`forward`."""
         for name, readers in self._readers.items():
             self._inputs[name].rounder = quantized[name].rounder
             for reader, w_OI in zip(readers, quantized[name].weights, strict=True):
@@ -66,6 +67,7 @@ class SwappedReaders:
     def forward(self, hidden_BTD: Tensor, arguments: Mapping[str, object]) -> Tensor:
         """The layer's output [B, T, D]."""
         output = self._layer(hidden_BTD, **arguments)
+        # The cached inputs hold the graph of this forward, so they must not outlive it.
         for shared in self._inputs.values():
             shared.forget()
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
@@ -73,25 +75,26 @@ class SwappedReaders:
 
 
 class SharedInput:
-    """Rounds the tensor that several linears read, once."""
+    """Rounds the tensor that several linears read only once."""
 
     def __init__(self, rounder: InputRounder = lambda x_TI: x_TI) -> None:
         self.rounder = rounder
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def rounded(self, x_TI: Tensor) -> Tensor:
-        """Q(X A), remembered for as long as the next linear brings the same tensor."""
+        """Q(X A), cached until a linear passes another tensor."""
+        # By identity: the linears of a site receive the same tensor object.
         if self._seen is None or self._seen[0] is not x_TI:
             self._seen = (x_TI, self.rounder(x_TI))
         return self._seen[1]
 
     def forget(self) -> None:
-        """Let the tensors, and the graph behind them, go."""
+        """Release the cached tensors and their graph."""
         self._seen = None
 
 
 class _Reader(nn.Module):
-    """Stands in for a linear: Q(X') Q(W')ᵀ + b."""
+    """Replaces a linear and computes Q(X') Q(W')ᵀ + b."""
 
     def __init__(self, linear: nn.Module, shared: SharedInput) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""A model whose weights stay as they are and whose activations are rounded in the basis of its rotated self.
+"""Round the activations of a model in the basis of its rotated version, with unchanged weights.
 
-Fused into a checkpoint, R1 and R2 make each linear read a rotated tensor: x̂ R1 behind a norm (x̂ is the norm's output
-without its weight γ, which goes into the linear), v R2 in each value head. Rounding there and turning back gives the
-same outputs without touching a weight, and is differentiable in the rotations (SpinQuant, arXiv 2405.16406, section 3).
+If R1 and R2 are fused into a checkpoint, each linear reads a rotated tensor: x̂ R1 after a norm (x̂ is the norm's
+output without its weight γ, which is moved into the linear), v R2 in each value head. To rotate, round and rotate back
+gives the same outputs without a change of weights, and is differentiable in the rotations (SpinQuant, arXiv
+2405.16406, section 3).
 
 Shapes: B samples, T tokens, D hidden size, K head size, H heads, L blocks, I = H·K or the inner width.
 """
@@ -25,7 +26,7 @@ from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 
 @dataclass(eq=False)
 class LiveRotations:
-    """R1 and R2 as they are at the moment, in the model's dtype and attached to what is learned; assign new ones."""
+    """The current R1 and R2, in the model's dtype and attached to the learned parameters. New ones are assigned."""
 
     r1_DD: Tensor
     r2_LKK: Tensor | None
@@ -33,7 +34,7 @@ class LiveRotations:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _RoundedSite:
-    """How a site is rounded, whatever the rotations are."""
+    """Rounds the input of one site under the current rotations."""
 
     site: Site
     rotations: LiveRotations
@@ -46,14 +47,14 @@ class _RoundedSite:
         return (self._rounded(x_BTD @ r1_DD) @ r1_DD.mT) * gain_D
 
     def in_heads(self, x_BTI: Tensor) -> Tensor:
-        """Rounded behind R2 in each head and the online Hadamard over all of them."""
+        """Round X after R2 in each head and the online Hadamard over all heads, and rotate back."""
         if self.rotations.r2_LKK is None:
             return self.inner(x_BTI)
         r2_KK = self.rotations.r2_LKK[self.site.block]
         return _per_head(self.inner(_per_head(x_BTI, r2_KK)), r2_KK.mT)
 
     def inner(self, x_BTI: Tensor) -> Tensor:
-        """Rounded behind the online Hadamard."""
+        """Round X after the online Hadamard, if there is one, and rotate back."""
         if not self.online:
             return self._rounded(x_BTI)
         order = hadamard_order(x_BTI.shape[-1])
@@ -64,7 +65,7 @@ class _RoundedSite:
 
 
 def _per_head(x_BTI: Tensor, r_KK: Tensor) -> Tensor:
-    x_BTHK = x_BTI.reshape(*x_BTI.shape[:-1], -1, r_KK.shape[0])
+    x_BTHK = x_BTI.reshape(*x_BTI.shape[:-1], -1, r_KK.shape[0])  # [B, T, I] → [B, T, H, K]
     return (x_BTHK @ r_KK).flatten(-2)
 
 
@@ -77,15 +78,16 @@ def rounded_inputs(
     *,
     online: bool,
 ) -> Iterator[None]:
-    """Within it ``model`` computes as the rotated and quantized one; on leaving it the model is as it was.
+    """Make ``model`` compute as its rotated version with rounded activations, as long as the context lasts.
 
     Args:
-        sites: those whose readers are quantized.
+        sites: the sites whose readers are quantized.
         rotations: read at every forward.
-        activations: by the site's name.
+        activations: the activation format of each site, by its name.
         online: whether the attention's output and the feed-forward's inner tensor get an online Hadamard.
     """
     undo: list[Callable[[], None]] = []
+    # Inside ``try``, so that the changes already made are undone if a later site fails.
     try:
         for site in sites:
             rounded = _RoundedSite(site=site, rotations=rotations, activations=activations[site.name], online=online)
@@ -97,20 +99,21 @@ def rounded_inputs(
 
 
 def _attach_behind_norm(model: nn.Module, rounded: _RoundedSite) -> list[Callable[[], None]]:
-    """The norm gives x̂; every linear that reads it multiplies by γ itself."""
+    """Make the norm return x̂, and multiply by γ before every linear that reads it."""
     site = rounded.site
     norm = model.get_submodule(site.producer)
     stored = norm.get_parameter("weight")
     gain_D = stored.detach() + site.norm_offset
-    # A new parameter, for the stored one may be a view of a read-only file.
+    # A new parameter, because the stored one may be a view of a read-only file.
     neutral = torch.full_like(gain_D, 1.0 - site.norm_offset)
     norm.register_parameter("weight", nn.Parameter(neutral, requires_grad=False))
     shared = SharedInput(partial(rounded.behind_norm, gain_D))
     undo: list[Callable[[], None]] = [partial(norm.register_parameter, "weight", stored)]
+    # Readers that are not quantized need γ too, because the norm no longer applies it.
     for name in site.all_readers:
         change = shared.rounded if name in site.readers else partial(torch.mul, gain_D)
         undo.append(_before(model, name, change))
-    # Its last input would otherwise keep a graph alive.
+    # The cached input would otherwise hold a graph in memory after the last reader.
     last = model.get_submodule(site.all_readers[-1]).register_forward_hook(lambda *_: shared.forget())
     return [*undo, last.remove]
 
@@ -131,7 +134,7 @@ _ATTACH: Final[dict[ProducerKind, Callable[[nn.Module, _RoundedSite], list[Calla
 
 
 def _before(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-    """Put ``change`` in front of a linear; returns what removes it."""
+    """Apply ``change`` to the input of a linear, and return the function that undoes this."""
 
     def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (change(arguments[0]), *arguments[1:])

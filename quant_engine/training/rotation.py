@@ -1,8 +1,8 @@
-"""Learning the rotations R1 of the residual stream and R2 of the value heads (SpinQuant, arXiv 2405.16406, section 3).
+"""Learn the rotations R1 of the residual stream and R2 of the value heads (SpinQuant, arXiv 2405.16406, section 3).
 
-The loss is the next-token cross-entropy of the model with rounded activations and untouched weights: weights are
-rounded later, by GPTQ for instance, and rotations that suit round-to-nearest need not suit that. Cayley SGD with a
-linear decay of the rate.
+The loss is the next-token cross-entropy of the model with rounded activations and unrounded weights. Weights are
+rounded later, for example by GPTQ, and rotations that suit rounding to nearest may not suit GPTQ. The optimizer is
+Cayley SGD with a linear decay of the rate.
 
 Shapes: S windows of T tokens, D hidden size, L blocks, K head size, V vocabulary.
 """
@@ -38,31 +38,32 @@ def train_rotation(
     on_step: Callable[[int], None] | None = None,
     execution: Execution = IN_MEMORY,
 ) -> ResidualRotation:
-    """Learn R1 and R2 from where they are.
+    """Learn R1 and R2, starting from ``start``.
 
     Args:
-        model: the whole model, fp32, none of whose parameters requires a gradient; left as it was.
-        sites: those whose readers are quantized.
-        start: orthogonal; without an R2 none is learned.
-        windows_ST: token ids to learn on; ``training.batch_samples`` are drawn for a step, each once before any
-            comes again.
-        quantization: of each site by its name; that of the activations counts.
+        model: the whole model in fp32, none of whose parameters requires a gradient; unchanged afterwards.
+        sites: the sites whose readers are quantized.
+        start: orthogonal rotations; without an R2 none is learned.
+        windows_ST: token ids to learn on. ``training.batch_samples`` windows are drawn for a step, each once before
+            any is drawn again.
+        quantization: the number formats of each site, by its name; only those of activations are used.
         online: whether the attention's output and the feed-forward's inner tensor get an online Hadamard.
-        seed: of the draws. Equal arguments and thread counts give equal bits.
-        on_step: called with the number of the step that is done; may raise to stop. Learning that is taken up begins
-            with the steps of the attempt before.
-        execution: keeps what is learned after every step, with its momentum; where it has some, learning goes on from
-            it. With little memory, windows go through the model one at a time and their gradients are added up: the
-            same up to rounding, and the same bits where a step draws one window.
+        seed: the seed of the draws. Equal arguments and thread counts give equal bits.
+        on_step: called with the number of each finished step; may raise to stop. A resumed attempt first calls it
+            with the number of the last step of the attempt before.
+        execution: stores the rotations and their momentum after every step, and continues from a stored state. With
+            little memory, windows go through the model one at a time and their gradients are added. The result is
+            then the same up to rounding, and has the same bits where a step draws one window.
 
     Returns:
-        R1 and R2 in fp64, orthogonal to rounding, on the device of ``model``; what they were where learning did not
-        lower the loss on the windows.
+        R1 and R2 in fp64, orthogonal up to rounding, on the device of ``model``. They are those of ``start`` if the
+        learning did not lower the loss on the windows.
 
     Raises:
         NumericalInstability: the loss is not finite.
     """
     windows_ST = windows_ST.to(model.device)
+    # fp64, so that many steps leave the matrices orthogonal; the model uses copies in its own type.
     given = [each.to(model.device, torch.float64) for each in (start.r1_DD, start.r2_LKK) if each is not None]
     learned = [each.clone().requires_grad_() for each in given]
     optimizer = CayleySGD(learned, lr=training.learning_rate)
@@ -75,6 +76,7 @@ def train_rotation(
         start_loss = _mean_loss(model, windows_ST) if state is None else _restore(state, optimizer, learned)
         if done and on_step is not None:
             on_step(done)
+        # The draws of finished steps are repeated and skipped, so a resumed attempt draws the same windows.
         for step, drawn_ST in enumerate(islice(draws, done, training.steps), start=done + 1):
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * (1.0 - (step - 1) / training.steps)
@@ -86,13 +88,14 @@ def train_rotation(
             if on_step is not None:
                 on_step(step)
         found = [each.detach() for each in learned]
+        # On all windows, as the start was, and not on those of the last step.
         _follow(rotations, found)
         best = found if _mean_loss(model, windows_ST) < start_loss else given
     return ResidualRotation(r1_DD=best[0], r2_LKK=best[1] if len(best) > 1 else None)
 
 
 def next_token_loss(model: PreTrainedModel, windows_ST: Tensor) -> Tensor:
-    """The mean cross-entropy of each token given those before it in its window."""
+    """The mean cross-entropy of every token, given the tokens before it in its window."""
     logits_STV = model(windows_ST, use_cache=False).logits[:, :-1]
     return functional.cross_entropy(logits_STV.flatten(0, 1).float(), windows_ST[:, 1:].flatten())
 
@@ -100,7 +103,7 @@ def next_token_loss(model: PreTrainedModel, windows_ST: Tensor) -> Tensor:
 def _descend(
     model: PreTrainedModel, rotations: LiveRotations, learned: list[Tensor], windows_ST: Tensor, *, share: float
 ) -> None:
-    """Add ``share`` of the gradient of the windows' loss."""
+    """Add the gradient of the loss on these windows, times ``share``, to the gradients of ``learned``."""
     with torch.enable_grad():
         _follow(rotations, learned)
         loss = next_token_loss(model, windows_ST)
@@ -109,7 +112,7 @@ def _descend(
 
 
 def _kept(optimizer: CayleySGD, learned: Sequence[Tensor], start_loss: float) -> dict[str, Tensor]:
-    """Everything that the steps so far have changed; the draws of a step follow from its number."""
+    """The tensors of a state: everything that the steps so far changed. The draws follow from the step number."""
     tensors = {"start_loss": torch.tensor(start_loss, dtype=torch.float64)}
     for index, each in enumerate(learned):
         tensors[f"learned.{index}"] = each
@@ -118,7 +121,7 @@ def _kept(optimizer: CayleySGD, learned: Sequence[Tensor], start_loss: float) ->
 
 
 def _restore(state: State, optimizer: CayleySGD, learned: Sequence[Tensor]) -> float:
-    """Undo :func:`_kept`; returns the loss at the start."""
+    """Load what :func:`_kept` returned, and return the loss at the start."""
     with torch.no_grad():
         for index, each in enumerate(learned):
             each.copy_(state.tensors[f"learned.{index}"])
@@ -132,19 +135,20 @@ def _live(matrices: Sequence[Tensor], dtype: torch.dtype) -> LiveRotations:
 
 
 def _follow(rotations: LiveRotations, matrices: Sequence[Tensor]) -> None:
-    """Let the model's rotations be these, in its own precision."""
+    """Make the model use these rotations, in its own precision."""
     current = _live(matrices, rotations.r1_DD.dtype)
     rotations.r1_DD, rotations.r2_LKK = current.r1_DD, current.r2_LKK
 
 
 def _mean_loss(model: PreTrainedModel, windows_ST: Tensor) -> float:
     with torch.no_grad():
+        # One window at a time, which limits the memory for logits.
         total = sum(float(next_token_loss(model, window_T[None])) for window_T in windows_ST)
     return _finite(total / windows_ST.shape[0])
 
 
 def _draws(windows_ST: Tensor, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """The windows of each step, without replacement within an epoch."""
+    """Yield the windows of each step, without replacement within an epoch."""
     samples = windows_ST.shape[0]
     count = min(count, samples)
     while True:

@@ -1,7 +1,7 @@
-"""The activation grid of the exported checkpoint, differentiable.
+"""The activation grid of the exported checkpoint in a differentiable form.
 
-compressed-tensors spreads a dynamic integer grid over its whole range, [−8, 7] at 4 bits, and scales by absmax / 7.5;
-the layer errors of a report use the paper's absmax / 7 (docs/decisions/0005). What runs is what has to be trained.
+compressed-tensors spreads a dynamic integer grid over its whole range, [−8, 7] at 4 bits, with the scale absmax / 7.5.
+The layer errors of a report use the paper's absmax / 7 (docs/decisions/0005). The training uses the grid that runs.
 """
 
 from torch import Tensor
@@ -16,15 +16,15 @@ def fake_quantize_at_run_time(
     clip_ratio: float | Tensor | None = None,
     peak: float | None = None,
 ) -> Tensor:
-    """Per-token rounding with scale = clip_ratio · absmax / (2^(b−1) − ½), codes clamped, straight-through gradients.
+    """Round each token with scale = clip_ratio · absmax / (2^(b−1) − ½), clamped codes and straight-through gradients.
 
-    Clamping the activation to clip_ratio · absmax first, as the exported modules do, gives the same codes but for
-    clipped negative values, which then lie on a tie. A float grid is not clipped there, nor here: absmax / 448.
+    The exported modules first clamp the activation to clip_ratio · absmax. This gives the same codes, except for
+    clipped negative values, which then lie on a tie. Neither clips a float grid: its scale is absmax / 448.
 
     Args:
-        x_TI: any leading axes; the last holds a token's channels.
-        clip_ratio: in place of the policy's; a scalar tensor gets its gradient.
-        peak: that NVFP4's static scale is for, where it is known.
+        x_TI: any leading axes; the last one holds a token's channels.
+        clip_ratio: replaces the policy's; a scalar tensor gets its gradient.
+        peak: the peak that NVFP4's static scale is computed from, where it is known.
     """
     grid = grid_of(activations.format)
     if grid is None:
@@ -32,4 +32,5 @@ def fake_quantize_at_run_time(
     if not isinstance(grid, IntegerGrid):
         return fake_quantize_activation(x_TI, activations.model_copy(update={"clip_ratio": 1.0}), peak=peak)
     ratio = activations.clip_ratio if clip_ratio is None else clip_ratio
+    # The grid divides absmax by 2^(b−1) − 1 (``largest``); the factor turns that into 2^(b−1) − ½.
     return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=ratio * (grid.largest / (grid.largest + 0.5)))

@@ -1,4 +1,4 @@
-"""s = softplus(θ) + 1e-5 and back: scales that stay positive whatever the optimizer does (arXiv 2606.09927)."""
+"""The parameter θ of positive scales, s = softplus(θ) + 1e-5 > 0 for every θ (arXiv 2606.09927)."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 OFFSET: Final = 1e-5
-_SMALLEST: Final = 1e-7
+_SMALLEST: Final = 1e-7  # the logarithm of 0 would give θ = −∞, which no gradient moves
 
 
 def scales_from(theta_D: Tensor) -> Tensor:

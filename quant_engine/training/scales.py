@@ -1,13 +1,13 @@
-"""Learned channel scales (arXiv 2606.09927, *trainable smooth rotation*).
+"""Learn channel scales (arXiv 2606.09927, *trainable smooth rotation*).
 
     min over θ of Ẽ = ‖Y − Q(X Λ⁻¹ Hᵀ) Q(W Λ Hᵀ)ᵀ‖_F / (‖Y‖_F + ε),   Λ = g · diag(softplus(θ) + 1e-5)
 
-by AdamW without weight decay, with a linear warm-up and a cosine decay, straight through ``round`` alone. g is the
-geometric mean of the start: Ẽ does not depend on it, and with it one learning rate means the same on every layer.
+by AdamW without weight decay, with a linear warm-up and a cosine decay. Gradients ignore only ``round``. g is the
+geometric mean of the start. Ẽ does not depend on it, and with it one learning rate means the same on every layer.
 
-A step sees a minibatch of tokens and of output channels, drawn so that the sum of squares under the root is unbiased
-(:mod:`quant_engine.training.sampling`); ``batch_tokens`` null is the paper's full batch. The step that is kept is
-judged on validation tokens, and is the start itself where nothing beat it.
+A step uses a minibatch of tokens and of output channels, drawn so that the sum of squares under the root is unbiased
+(:mod:`quant_engine.training.sampling`); ``batch_tokens`` null is the paper's full batch. The result is the step with
+the lowest error on validation tokens, or the start if no step is better.
 
 Shapes: T tokens, I = D input channels, O output channels.
 """
@@ -37,7 +37,7 @@ _FINALISTS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One judgement. ``loss`` is the step's Ẽ on its batch, ``validation_error`` E estimated on validation tokens."""
+    """One judgement: ``loss`` is the step's Ẽ on its batch, ``validation_error`` estimates E on validation tokens."""
 
     learning_rate: float
     step: int
@@ -47,12 +47,12 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedScales:
-    """What training found.
+    """The result of training the scales of one site.
 
     Attributes:
-        plan: with the learned scales, or the start unchanged when nothing was better.
+        plan: the plan with the learned scales, or the start unchanged if no step was better.
         best_step: the step that ``plan`` comes from; 0 for the start.
-        learning_rate: that ``best_step`` was reached with; None for the start.
+        learning_rate: the rate of the descent that reached ``best_step``; None for the start.
         validation_error: E of ``plan`` on all validation tokens.
         start_error: E of the start on them; never below ``validation_error``.
         curve: every judgement, in order, one learning rate after the other.
@@ -68,7 +68,7 @@ class TrainedScales:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Candidate:
-    """A plan, where it comes from, and E (estimated or exact) on validation tokens."""
+    """A plan, the step it comes from, and its E (estimated or exact) on validation tokens."""
 
     plan: SitePlan
     error: float
@@ -87,16 +87,17 @@ def train_scales(
     seed: int,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainedScales:
-    """Train one site's scales with each of ``training.learning_rates`` and keep the best of all.
+    """Train one site's scales with each of ``training.learning_rates``, and return the best of all.
 
     Args:
-        x_fit_TI: tokens that steps are taken on.
-        x_val_TI: tokens that steps are judged on.
+        x_fit_TI: the tokens for the gradients.
+        x_val_TI: the tokens that steps are judged on.
         w_OI: the rows of every linear that reads the site.
-        start_plan: the transform to start from, and to fall back to; ``training.start`` has been settled in it.
+        start_plan: the transform to start from, and the result if nothing is better. It already follows
+            ``training.start``.
         training: steps, schedule, batches and rates.
-        seed: of the batches. Equal arguments and thread counts give equal bits.
-        on_step: called with the number of the step that is done, from 1 again for each rate; may raise to stop.
+        seed: the seed of the batches. Equal arguments and thread counts give equal bits.
+        on_step: called with the number of each finished step, from 1 again for each rate; may raise to stop.
 
     Raises:
         ValueError: ``start_plan`` has no scales.
@@ -105,6 +106,7 @@ def train_scales(
     """
     start = _Candidate(plan=start_plan, error=_error(x_val_TI, w_OI, start_plan, quantization))
     generator = torch.Generator().manual_seed(seed)
+    # One sample of the validation tokens for all judgements, so that their estimates can be compared.
     judge = prepare_batches(
         x_val_TI,
         w_OI,
@@ -123,6 +125,7 @@ def train_scales(
         )
         finalists += descent.run(batches, generator, on_step or (lambda _: None))
         curve += descent.curve
+    # The estimate that ranked the finalists comes from a sample; the final choice uses all validation tokens.
     judged = [replace(each, error=_error(x_val_TI, w_OI, each.plan, quantization)) for each in finalists]
     best = min([start, *judged], key=lambda each: each.error)
     return TrainedScales(
@@ -136,7 +139,7 @@ def train_scales(
 
 
 class _Descent:
-    """One run of the optimizer from ``start``, remembering its best judged steps."""
+    """One run of the optimizer from ``start``, with its best judged steps."""
 
     def __init__(
         self, *, start: SitePlan, training: Training, quantization: SiteQuantization, judge: Batch, learning_rate: float
@@ -150,11 +153,11 @@ class _Descent:
         self.curve: list[CurvePoint] = []
 
     def run(self, batches: Batches, generator: torch.Generator, on_step: Callable[[int], None]) -> list[_Candidate]:
-        """Descend until the steps or the patience run out; the few best judged steps, the best first."""
+        """Take steps until their number or the patience is used up; return the best judged steps, the best first."""
         training, finalists = self._training, list[_Candidate]()
         optimizer = torch.optim.AdamW([self._theta_D], lr=self._rate, weight_decay=0.0)
         lowest, lowest_step = self._validation_error(self._start), 0
-        cadence = min(_JUDGE_EVERY, training.patience)
+        cadence = min(_JUDGE_EVERY, training.patience)  # otherwise a short patience would end too late
         for step in range(1, training.steps + 1):
             loss = self._step(optimizer, batches.draw(generator), step, batches.norm)
             on_step(step)
@@ -172,7 +175,7 @@ class _Descent:
         return finalists
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: Batch, step: int, norm: float) -> float:
-        """One update; returns the loss before it."""
+        """Make one update and return the loss before it."""
         for group in optimizer.param_groups:
             group["lr"] = self._rate * learning_rate_factor(step - 1, self._training)
         optimizer.zero_grad()
@@ -181,6 +184,7 @@ class _Descent:
             loss.backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
         optimizer.step()
         if self._bounds is not None:
+            # ``max_log_ratio`` limits how far a scale may move from its start.
             with torch.no_grad():
                 self._theta_D.clamp_(*self._bounds)
         return float(loss.detach())
@@ -194,7 +198,7 @@ class _Descent:
 
 
 def learning_rate_factor(step: int, training: Training) -> float:
-    """The schedule at ``step`` (from 0): linear warm-up to 1, then half a cosine down towards 0."""
+    """The factor of the learning rate at ``step`` (from 0): linear warm-up to 1, then half a cosine towards 0."""
     if step < training.warmup:
         return (step + 1) / (training.warmup + 1)
     done = (step - training.warmup) / max(training.steps - training.warmup, 1)
@@ -215,12 +219,12 @@ def _training_batches(
 
 
 def _outputs(wanted: int, w_OI: Tensor, weights: WeightQuantization) -> int:
-    """How many outputs a batch may sample: all of them where one scale spans them all."""
+    """The number of outputs in a batch: all of them where one scale is shared by all, ``wanted`` otherwise."""
     return w_OI.shape[0] if weights.granularity == "tensor" else wanted
 
 
 def _theta_bounds(start_D: Tensor, max_log_ratio: float | None) -> tuple[Tensor, Tensor] | None:
-    """θ where log s = log s₀ ∓ δ."""
+    """The smallest and the largest θ, where log s = log s₀ ∓ δ; None without a limit."""
     if max_log_ratio is None:
         return None
     return theta_from(start_D * math.exp(-max_log_ratio)), theta_from(start_D * math.exp(max_log_ratio))

@@ -1,4 +1,4 @@
-"""Equivalent transforms of a linear's input: their statistics, their scale policies, and how they act."""
+"""Equivalent transforms of a linear's input: channel statistics, scale policies, primitives and plans."""
 
 from quant_engine.transforms.closed_form import capped_tokens, cat_blocks, covariance_of, wush_blocks
 from quant_engine.transforms.composition import (

@@ -1,7 +1,7 @@
 """Closed-form transforms that balance two covariances: CAT (arXiv 2603.04359) and WUSH (arXiv 2512.00956).
 
-With Σx of the activations and Σw of the weights, both make AᵀΣxA = A⁻¹ΣwA⁻ᵀ, and differ by an orthogonal factor alone:
-A Aᵀ = Σw # Σx⁻¹, the matrix geometric mean. So one factorization B Bᵀ = Σw # Σx⁻¹ serves both. All of it in fp64.
+With Σx of the activations and Σw of the weights, both make AᵀΣxA = A⁻¹ΣwA⁻ᵀ, and differ only by an orthogonal factor:
+A Aᵀ = Σw # Σx⁻¹, the matrix geometric mean. So one factorization B Bᵀ = Σw # Σx⁻¹ is used for both, in fp64.
 
 Shapes: T tokens, I channels, N blocks of K channels.
 """
@@ -17,9 +17,9 @@ from quant_engine.transforms.matrices import block_count
 from quant_engine.transforms.primitives import Block, Dense, Primitive
 
 _CHUNK_TOKENS: Final = 4096
-"""Tokens held in fp64 at a time."""
+"""How many tokens are converted to fp64 at a time."""
 _DEAD: Final = 1e-8
-"""A block whose variance is below this share of the largest block's is damped as if it had that much."""
+"""A block whose variance is below this share of the largest block's variance is damped as if it had this share."""
 
 
 def cat_blocks(
@@ -34,13 +34,13 @@ def cat_blocks(
     """CAT: A = M H per block, with M = (Σw # Σx⁻¹)^½ and the orthonormal Hadamard H of order K.
 
     Args:
-        sigma_x_II, sigma_w_II: XᵀX and WᵀW, each up to a factor; a factor c on one of them scales A by a power of c,
-            which no scale-invariant quantizer sees.
+        sigma_x_II, sigma_w_II: XᵀX and WᵀW, each up to a factor. A factor c on one of them scales A by a power of c,
+            which does not change the result of a scale-invariant quantizer.
         block_size: K; None, or the width, for one full matrix.
         damping: added to both diagonals, as a share of each block's mean variance.
-        alpha: how much of the difficulty goes to the weights, as SmoothQuant's α: ½ is the papers' balance, 1 whitens
-            the activations (the weighted geometric mean with weight 1 − α; ours).
-        rotate: whether H follows. Where there is none of order K, it is block-diagonal as in
+        alpha: how much of the difficulty is moved to the weights, as SmoothQuant's α: ½ is the papers' balance, 1
+            whitens the activations (the weighted geometric mean with weight 1 − α; ours).
+        rotate: whether H follows. If there is no H of order K, it is block-diagonal as in
             :func:`quant_engine.hadamard.hadamard_order`.
 
     Returns:
@@ -51,7 +51,8 @@ def cat_blocks(
         NumericalInstability: a damped covariance is not finite or not positive definite.
     """
     root_NKK = _balancing_root(sigma_x_II, sigma_w_II, block_size, damping, alpha)
-    # The symmetric root of B Bᵀ: the polar factor of B, that is, WUSH less its orthogonal part.
+    # The symmetric root of B Bᵀ is the polar factor of B, that is, WUSH without its orthogonal part. Rounding may make
+    # a tiny eigenvalue negative, so it is clamped to 0.
     vectors_NKK: Tensor
     values_NK, vectors_NKK = torch.linalg.eigh(root_NKK @ root_NKK.mT)
     mean_NKK = (vectors_NKK * values_NK.clamp(min=0).sqrt()[:, None, :]) @ vectors_NKK.mT
@@ -70,7 +71,7 @@ def wush_blocks(
     """WUSH: A = L⁻ᵀ V S^½ Hᵀ per block, with Σx = L Lᵀ and LᵀΣwL = V S² Vᵀ.
 
     Before the rotation both transformed covariances are the diagonal S; after it, all their variances are equal.
-    Σw is damped as Σx is, so that A is invertible where a layer has fewer outputs than inputs.
+    Σw is damped like Σx, so that A is invertible if a layer has fewer outputs than inputs.
 
     Arguments, result and errors are those of :func:`cat_blocks`.
     """
@@ -79,10 +80,10 @@ def wush_blocks(
 
 
 def capped_tokens(x_TI: Tensor, ratio: float) -> Tensor:
-    """``x_TI`` with every token whose L2 norm exceeds ``ratio`` × the median norm scaled down to that norm.
+    """``x_TI``, in which every token whose L2 norm exceeds ``ratio`` × the median norm is scaled down to that norm.
 
-    A few massive tokens otherwise are Σx. The median is that of the tokens that are not zero; tokens below the cap
-    keep their bits.
+    Without the cap a few massive tokens would dominate Σx. The median is taken over tokens that are not zero. Tokens
+    below the cap have the same bits as before.
 
     Raises:
         ValueError: ``ratio`` is not positive.
@@ -100,7 +101,7 @@ def capped_tokens(x_TI: Tensor, ratio: float) -> Tensor:
 
 
 def covariance_of(x_TI: Tensor) -> Tensor:
-    """XᵀX / T, uncentred, fp64 [I, I].
+    """XᵀX / T, uncentered, fp64 [I, I].
 
     Raises:
         ValueError: there are no tokens.
@@ -128,7 +129,7 @@ def _balancing_root(
     square_NK, v_NKK = torch.linalg.eigh(lower_NKK.mT @ sigma_w_NKK @ lower_NKK)
     if not bool((square_NK > 0).all()):
         raise _not_definite("weights", damping)
-    # S² is what eigh returns; S^(1−α) of the docstring is S^½, its fourth root, at the papers' balance.
+    # eigh returns S². S^(1−α) of the docstring is S^½, the fourth root of S², at the papers' balance.
     power_NK = square_NK.pow((1.0 - alpha) / 2.0)
     root_NKK: Tensor = torch.linalg.solve_triangular(lower_NKK.mT, v_NKK * power_NK[:, None, :], upper=True)
     return root_NKK
@@ -138,19 +139,21 @@ def _damped_blocks(sigma_II: Tensor, size: int, damping: float, side: str) -> Te
     """The diagonal blocks [N, K, K] in fp64, plus damping × the mean of each one's diagonal."""
     blocks = block_count(sigma_II.shape[-1], size)
     grid_NKNK = sigma_II.reshape(blocks, size, blocks, size)
-    sigma_NKK = grid_NKNK.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
+    sigma_NKK = grid_NKNK.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()  # [K, K, N] → [N, K, K]
     if not bool(sigma_NKK.isfinite().all()):
         raise NumericalInstability(
             detail=f"The covariance of the {side} is not finite.",
             hint="Check the model's weights for NaN or infinity; run it in float32 if its activations overflow.",
         )
     mean_N = sigma_NKK.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    # Without the clamp a block of dead channels would get no damping and stay singular.
     added_N = damping * mean_N.clamp(min=_DEAD * float(mean_N.max()))
     return sigma_NKK + added_N[:, None, None] * torch.eye(size, dtype=torch.float64, device=sigma_II.device)
 
 
 def _cholesky(sigma_NKK: Tensor, side: str, damping: float) -> Tensor:
     lower_NKK: Tensor
+    # ``cholesky_ex`` returns a status instead of raising torch's error, so that the error can name the damping.
     lower_NKK, info_N = torch.linalg.cholesky_ex(sigma_NKK)
     if bool(info_N.any()):
         raise _not_definite(side, damping)
@@ -171,6 +174,6 @@ def _times_hadamard(matrix_NKK: Tensor, *, inverse: bool) -> Tensor:
 
 
 def _as_primitives(matrix_NKK: Tensor) -> tuple[Primitive, ...]:
-    # Rounded here, so that the weights get the inverse of the very matrix that runs online.
+    # Rounded to fp32 here, so that the weights get the inverse of exactly the matrix that runs online.
     matrix_NKK = matrix_NKK.float()
     return (Dense(matrix_DD=matrix_NKK[0]),) if matrix_NKK.shape[0] == 1 else (Block(blocks_NKK=matrix_NKK),)

@@ -25,5 +25,5 @@ def apply_online_all(primitives: Sequence[Primitive], x_TI: Tensor) -> Tensor:
 
 
 def online_cost(primitives: Sequence[Primitive], width: int) -> int:
-    """Multiply-adds per token where all of them run online; the diagonal of a plan is fused, and not among them."""
+    """Multiply-adds per token if all of ``primitives`` run online. A plan's diagonal is fused and does not count."""
     return sum(primitive.cost(width) for primitive in primitives)

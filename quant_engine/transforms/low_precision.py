@@ -1,8 +1,7 @@
-"""Closed-form blocks in as few bytes as they need.
+"""Store closed-form blocks in low precision (docs/decisions/0014).
 
-A matrix that runs online need not be the one that a formula gives: the weights get the inverse of the very matrix that
-is stored, so that rounding it costs nothing but a little of its balance. At four bits, fp32 blocks of 64 channels add
-15 % to SmolLM2-135M's checkpoint.
+The weights get the inverse of the stored matrix. So rounding the matrix costs no exactness, only a little of the
+balance that its formula gives. At four bits, fp32 blocks of 64 channels add 15 % to SmolLM2-135M's checkpoint.
 """
 
 import math
@@ -13,15 +12,17 @@ from torch import Tensor
 
 from quant_engine.transforms.primitives import Block, Primitive
 
+# Peaks in this range need no scaling: e4m3 ends at 448, and small entries beside a small peak would be lost.
 _LARGEST: Final = 256.0
 _SMALLEST: Final = 1.0
 
 
 def narrowed(primitives: tuple[Primitive, ...], dtype: torch.dtype) -> tuple[Primitive, ...]:
-    """``primitives`` with every ``Block`` stored as ``dtype``, float8_e4m3fn or bfloat16; the others as they are.
+    """``primitives`` with every ``Block`` stored as ``dtype``, float8_e4m3fn or bfloat16; the others are unchanged.
 
-    A ``Block`` whose largest entry e4m3 would overflow or lose is scaled by a power of two first, which no
-    scale-invariant quantizer sees. What is not finite is left for the inverse to refuse.
+    A ``Block`` whose largest entry is too large or too small for e4m3 is first scaled by a power of two, which does not
+    change the result of a scale-invariant quantizer. A ``Block`` that is not finite is unchanged; computing its inverse
+    raises the error.
     """
     return tuple(
         Block(blocks_NKK=_rounded(each.blocks_NKK, dtype)) if isinstance(each, Block) else each for each in primitives

@@ -1,8 +1,8 @@
 """The transform chosen for one site, and how it acts on activations and weights.
 
-A = Λ⁻¹ P with Λ = diag(s): a diagonal, which is fused into the module that produces the site, then what is computed
-online in front of the linears. X' = X A and W' = W A⁻ᵀ leave X' W'ᵀ = X Wᵀ. With a Hadamard P = Hᵀ that is smooth
-rotation (arXiv 2606.09927; SmoothRot, arXiv 2506.05413). Shapes: T tokens, I = D input channels, O outputs.
+A = Λ⁻¹ P with Λ = diag(s). The diagonal Λ⁻¹ is fused into the module that produces the site. P is computed online
+before the linears. X' = X A and W' = W A⁻ᵀ give X' W'ᵀ = X Wᵀ. With a Hadamard P = Hᵀ this is smooth rotation (arXiv
+2606.09927; SmoothRot, arXiv 2506.05413). Shapes: T tokens, I = D input channels, O outputs.
 """
 
 from dataclasses import dataclass, replace
@@ -19,14 +19,16 @@ class SitePlan:
     """One site's transform, and the clipping that was found with it.
 
     Attributes:
-        kind: what it is called in a policy.
-        alpha, statistic: the scale policy behind ``scales_D``, or where its training started; None without scales.
+        kind: the transform's kind in a policy.
+        alpha, statistic: the scale policy that gave ``scales_D``, or from which its training started; None without
+            scales.
         label: the statistic's kind, or ``learned``; ``none`` without scales.
         scales_D: s > 0, float32 [D], or None.
-        online: what follows the diagonal, in order.
-        clip_ratio: of the activations at run time, where it was searched or learned; None leaves the policy's.
+        online: the primitives that follow the diagonal, in order.
+        clip_ratio: of the activations at run time, where it was searched or learned; None means the policy's.
         input_peak: the largest absolute value that X A is expected to have, where the grid's scale is static (NVFP4).
-        weight_clip_OG: learned clip ratios of the scales of the site's linears, in their order, G to a row; or None.
+        weight_clip_OG: learned clip ratios of the weight scales of the site's linears, in their order, G to a row; or
+            None.
     """
 
     kind: TransformKind
@@ -53,10 +55,10 @@ class SitePlan:
         )
 
     def clipped(self, activations: ActivationQuantization) -> ActivationQuantization:
-        """``activations`` as layer errors round them under this plan.
+        """``activations`` with the clip ratio that layer errors use under this plan.
 
-        A clip ratio of the plan is one of the run time, whose scale is ratio · absmax / (2^(b−1) − ½). Layer errors
-        divide by 2^(b−1) − 1: the ratio is converted, so that both round with the same scale.
+        A plan's clip ratio is that of the run time, whose scale is ratio · absmax / (2^(b−1) − ½). Layer errors divide
+        by 2^(b−1) − 1. The ratio is converted, so that both round with the same scale.
         """
         bits = activations.format.bits
         if self.clip_ratio is None or bits is None or not activations.format.is_integer:
@@ -73,6 +75,7 @@ class SitePlan:
 
 def transform_activation(x_TI: Tensor, plan: SitePlan) -> Tensor:
     """X' = X A, in the dtype of ``x_TI``."""
+    # A = Λ⁻¹ P: X is divided by the scales first. W is multiplied by them first (below), because A⁻ᵀ = Λ P⁻ᵀ.
     if plan.scales_D is not None:
         x_TI = x_TI / plan.scales_D.to(x_TI)
     for primitive in plan.online:

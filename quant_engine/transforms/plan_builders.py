@@ -1,4 +1,7 @@
-"""From a policy's transform to a site's plan: one builder for each kind. Shapes: T tokens, D channels, O outputs."""
+"""Build a site's plan from a policy's transform, with one builder for each kind.
+
+Shapes: T tokens, D channels, O outputs.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +22,21 @@ from quant_engine.transforms.scales import scale_policy
 from quant_engine.transforms.statistics import ChannelStatistics
 
 CLOSED_FORMS: Final = (TransformKind.CAT, TransformKind.WUSH, TransformKind.SMOOTH_CAT)
-"""The kinds that are made of two covariances."""
+"""The kinds that are computed from two covariances."""
 
 _DUQUANT_TOKENS: Final = 2048
 _DEFAULT_BLOCK: Final = 64
+"""The largest block where the policy names no size."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tie:
-    """Grouped-query heads share a diagonal: the weights pooled as the statistics are, and each channel's parameter."""
+    """The shared diagonal of grouped-query heads.
+
+    Attributes:
+        pooled_w: the weights, pooled over heads like the statistics.
+        index_D: the parameter that each channel uses.
+    """
 
     pooled_w: Tensor
     index_D: Tensor
@@ -52,12 +61,12 @@ def build_plan(
     tokens: Callable[[], Tensor] | None = None,
     tie: Tie | None = None,
 ) -> SitePlan:
-    """The plan of a policy's ``transform`` for a site.
+    """Build the plan of a policy's ``transform`` for a site.
 
     Args:
-        stats: of the activations; on pooled channels where there is a ``tie``.
+        stats: the statistics of the activations; on pooled channels where there is a ``tie``.
         w_OD: the rows of every linear that reads the site.
-        tokens: gives the fit tokens [T, D]; only the closed forms and DuQuant ask.
+        tokens: returns the fit tokens [T, D]; only the closed forms and DuQuant call it.
 
     Raises:
         UnsupportedPolicy: ``block_size`` does not fit the site's width.
@@ -67,6 +76,7 @@ def build_plan(
     scales_D = _scales(transform, stats, w_OD, tie) if transform.kind.scales_channels else None
     online = _ONLINE[transform.kind](transform, _Evidence(w_OD=w_OD, tokens=tokens), scales_D)
     if scales_D is None:
+        # A closed form reads α as its balance; for other kinds without scales α has no meaning.
         alpha = transform.alpha if transform.kind in CLOSED_FORMS else None
         return SitePlan(kind=transform.kind, alpha=alpha, online=online)
     return SitePlan(
@@ -109,28 +119,30 @@ def _duquant(transform: Transform, evidence: _Evidence, scales_D: Tensor | None)
 
 
 def _affine(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -> _Online:
-    """The identity in blocks, for training to start from (AffineQuant, arXiv 2403.12544)."""
+    """The identity in blocks, from which a training starts (AffineQuant, arXiv 2403.12544)."""
     width, device = evidence.w_OD.shape[-1], evidence.w_OD.device
+    # ``hadamard_order`` returns the block size after checking it.
     size = hadamard_order(width, transform.block_size) if transform.block_size else _largest_block(width)
     return (Block(blocks_NKK=torch.eye(size, device=device).repeat(width // size, 1, 1)),)
 
 
 def _smooth_cat(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> _Online:
-    """CAT of what the diagonal leaves: one matrix, or blocks of channels that correlate and a Hadamard over all."""
+    """CAT after the diagonal: one matrix, or blocks of correlated channels and a Hadamard over all channels."""
     sigma_x_DD, sigma_w_DD = _covariances(transform, evidence, scales_D)
     fields = _closed_form_fields(transform)
     width = sigma_x_DD.shape[-1]
     if transform.block_size in (None, width):
         return cat_blocks(sigma_x_DD, sigma_w_DD, **fields)
+    # A block can use only correlations inside it, so channels that correlate are moved into one block first.
     index_D = correlated_groups(sigma_x_DD, sigma_w_DD, transform.block_size)
     sigma_x_DD, sigma_w_DD = (each[index_D][:, index_D] for each in (sigma_x_DD, sigma_w_DD))
-    # Without a rotation of their own, blocks are nearly diagonal, and bear e4m3: E rises by 0.1 %.
+    # Blocks without a rotation of their own are nearly diagonal, so e4m3 is precise enough: E rises by 0.1 %.
     blocks = narrowed(cat_blocks(sigma_x_DD, sigma_w_DD, rotate=False, **fields), torch.float8_e4m3fn)
     return (Permutation(index_D=index_D), *blocks, Hadamard(order=hadamard_order(width)))
 
 
 def _covariances(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Σx of the fit tokens and Σw, of what the diagonal leaves of both."""
+    """Σx of the fit tokens and Σw of the weights, both after the diagonal."""
     x_TD = evidence.fit_tokens()
     w_OD = evidence.w_OD.to(x_TD.device).double()
     if scales_D is not None:
@@ -142,7 +154,8 @@ def _covariances(transform: Transform, evidence: _Evidence, scales_D: Tensor | N
 
 def _closed(build: Callable[..., _Online]) -> Callable[[Transform, _Evidence, Tensor | None], _Online]:
     def online(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> _Online:
-        # e4m3 would turn the rotation inside a block away from massive tokens, and cost up to half of E at such sites.
+        # bfloat16, because e4m3 would turn a block's rotation away from massive tokens; WUSH lost up to 41 % of E there
+        # (docs/decisions/0014).
         blocks = build(*_covariances(transform, evidence, scales_D), **_closed_form_fields(transform))
         return narrowed(blocks, torch.bfloat16)
 
@@ -168,10 +181,11 @@ def _closed_form_fields(transform: Transform) -> dict[str, Any]:
 
 
 def _spread(x_TD: Tensor, count: int) -> Tensor:
-    """At most ``count`` tokens, evenly spread, and the largest token of all."""
+    """At most ``count`` tokens: evenly spaced ones, and the token with the largest value."""
     if x_TD.shape[0] <= count:
         return x_TD
     index = torch.linspace(0, x_TD.shape[0] - 1, count - 1, device=x_TD.device).long()
+    # DuQuant flattens the peaks, so the largest one must be in the sample.
     peak = x_TD.abs().amax(dim=1).argmax()[None]
     return x_TD[torch.cat([index, peak])]
 

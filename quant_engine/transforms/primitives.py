@@ -1,7 +1,7 @@
-"""The primitives that a site's transform is composed of: each an invertible P that turns X into X P and W into W P⁻ᵀ.
+"""The primitives of a site's transform: each is an invertible P that turns X into X P and W into W P⁻ᵀ.
 
-X' W'ᵀ = X P (W P⁻ᵀ)ᵀ = X Wᵀ, whatever P is. A primitive knows how to act on either side, what it costs online, and
-how to be written to a file and read again.
+X' W'ᵀ = X P (W P⁻ᵀ)ᵀ = X Wᵀ for every invertible P. A primitive can act on both sides, states its cost online, and can
+be written to a file and read again.
 
 Shapes: T tokens, O outputs, I = D channels, N blocks of K channels, A·B the factorization of a Kronecker product.
 """
@@ -24,7 +24,7 @@ from quant_engine.transforms.matrices import times_inverse_transpose
 class Primitive(ABC):
     """One invertible matrix P. ``name`` is its key in :data:`PRIMITIVES` and in files.
 
-    Every method raises ValueError where a width is not the primitive's own.
+    Every method raises ValueError if a width does not fit the primitive.
     """
 
     name: ClassVar[str]
@@ -32,11 +32,11 @@ class Primitive(ABC):
     @property
     @abstractmethod
     def width(self) -> int | None:
-        """The one width I that P acts on; None where it acts on every width that its block divides."""
+        """The width I that P acts on; None if it acts on every width that its block divides."""
 
     @abstractmethod
     def cost(self, width: int) -> int:
-        """Multiply-adds per token where P is applied online."""
+        """Multiply-adds per token if P is applied online."""
 
     @abstractmethod
     def _apply(self, x_TI: Tensor) -> Tensor: ...
@@ -50,11 +50,11 @@ class Primitive(ABC):
         return self._apply(x_TI)
 
     def apply_online(self, x_TI: Tensor) -> Tensor:
-        """X P as quantized modules compute it: its bits do not depend on the optional wheels that are installed."""
+        """X P as quantized modules compute it, with bits that do not depend on installed optional packages."""
         return self.apply(x_TI)
 
     def apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
-        """W P⁻ᵀ, [..., I], in the dtype of ``w_OI``; where P has to be inverted, in fp64 inside.
+        """W P⁻ᵀ, [..., I], in the dtype of ``w_OI``. An inversion of P is computed in fp64.
 
         Raises:
             NumericalInstability: P is singular, not finite, or so ill-conditioned that W' Pᵀ misses W by 1e-6.
@@ -67,7 +67,7 @@ class Primitive(ABC):
         return dataclasses.replace(self, **{key: tensor.to(device) for key, tensor in self.tensors().items()})
 
     def fields(self) -> dict[str, Any]:
-        """What JSON holds of it: its name and the parameters that are no tensors."""
+        """The part that is stored as JSON: the name, and the parameters that are not tensors."""
         return {"name": self.name} | {key: value for key, value in self._values() if not isinstance(value, Tensor)}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Primitive(ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hadamard(Primitive):
-    """P = Hᵀ of that order, orthonormal; block-diagonal, with equal blocks, where the order is below the width."""
+    """P = Hᵀ of the given order, orthonormal; block-diagonal with equal blocks if the order is below the width."""
 
     name = "hadamard"
     order: int
@@ -102,17 +102,17 @@ class Hadamard(Primitive):
         return online_hadamard(x_TI, self.order)
 
     def cost(self, width: int) -> int:
-        """A butterfly along the power of two, and a dense product per Paley core."""
+        """Count a butterfly along the power of two, and a dense product for each Paley core."""
         cores = hadamard_cores(self.order) or ()
         power = self.order // math.prod(cores)
         return width * (sum(cores) + power.bit_length() - 1)
 
     def _apply(self, x_TI: Tensor) -> Tensor:
-        # One of the backends warns of rows that are not contiguous, as those of a transposed covariance are.
+        # One of the backends warns about rows that are not contiguous, as in a transposed covariance.
         return hadamard_transform(x_TI.contiguous(), order=self.order)
 
     def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
-        return self._apply(w_OI)
+        return self._apply(w_OI)  # P is orthogonal: P⁻ᵀ = P
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,12 +143,12 @@ class Block(Primitive):
         return x_TI.reshape(-1, blocks, size).transpose(0, 1)  # [N, T, K]
 
     def _merged(self, x_NTK: Tensor, like_TI: Tensor) -> Tensor:
-        return x_NTK.transpose(0, 1).reshape(like_TI.shape)
+        return x_NTK.transpose(0, 1).reshape(like_TI.shape)  # [N, T, K] → [..., I]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Kronecker(Primitive):
-    """P = left ⊗ right (FlatQuant, ICML 2025): a token as a matrix [A, B] becomes leftᵀ X right."""
+    """P = left ⊗ right (FlatQuant, ICML 2025): a token, seen as a matrix [A, B], becomes leftᵀ X right."""
 
     name = "kronecker"
     left_AA: Tensor
@@ -170,7 +170,8 @@ class Kronecker(Primitive):
         return (self.left_AA.to(x_TI).mT @ (grid_TAB @ self.right_BB.to(x_TI))).reshape(x_TI.shape)
 
     def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
-        """left⁻¹ W right⁻ᵀ per row, one factor at a time along the last axis."""
+        """Compute left⁻¹ W right⁻ᵀ per row, one factor after the other along the last axis."""
+        # fp64 between the two factors too, so that the result is rounded only once.
         a, b = self.left_AA.shape[0], self.right_BB.shape[0]
         w_OAB = times_inverse_transpose(w_OI.double().reshape(-1, b), self.right_BB).reshape(-1, a, b)
         w_OBA = times_inverse_transpose(w_OAB.mT.reshape(-1, a), self.left_AA).reshape(-1, b, a)
@@ -179,7 +180,7 @@ class Kronecker(Primitive):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Permutation(Primitive):
-    """X P = X[:, index]; ``index_D`` is int64 and holds every channel once."""
+    """X P = X[:, index]. ``index_D`` is int64 and contains every channel once."""
 
     name = "permutation"
     index_D: Tensor
@@ -201,7 +202,7 @@ class Permutation(Primitive):
         return x_TI[..., self.index_D.to(x_TI.device)]
 
     def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
-        return self._apply(w_OI)
+        return self._apply(w_OI)  # P is orthogonal: P⁻ᵀ = P
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -235,7 +236,7 @@ PRIMITIVES: Final[dict[str, type[Primitive]]] = {
 
 
 def primitive_from(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Primitive:
-    """The primitive whose ``fields()`` and ``tensors()`` these are, bit for bit.
+    """Build the primitive with these ``fields()`` and ``tensors()``, bit for bit.
 
     Raises:
         ValueError: the name is unknown, or the named field is missing, unknown, or of a wrong type or shape.
@@ -243,6 +244,7 @@ def primitive_from(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     name = fields.get("name")
     if not isinstance(name, str) or name not in PRIMITIVES:
         raise ValueError(f"name is {name!r}; the primitives are {', '.join(PRIMITIVES)}")
+    # The values come from a file that anyone may have written, so names and types are checked against the declaration.
     declared = {field.name: field.type is Tensor for field in dataclasses.fields(PRIMITIVES[name])}
     for given, is_tensor in ((fields.keys() - {"name"}, False), (tensors.keys(), True)):
         expected = {key for key in declared if declared[key] is is_tensor}

@@ -1,8 +1,9 @@
-"""Scale policies, one family: s_j = stat_X(j)^α / stat_W(j)^(1−α).
+"""Scale policies of the form s_j = stat_X(j)^α / stat_W(j)^(1−α).
 
-absmax and α = 0.5 is SmoothQuant's and SmoothRot's rule; quantile replaces stat_X by a high quantile
-(arXiv 2606.09927, quantile-robust scales); l2 takes ‖X_j‖₂ and ‖W_j‖₂, lp ‖X_j‖_p and ‖W_j‖_p. Shapes: D channels,
-O outputs.
+absmax with α = 0.5 is SmoothQuant's and SmoothRot's rule. quantile replaces stat_X by a high quantile
+(arXiv 2606.09927, quantile-robust scales). l2 takes ‖X_j‖₂ and ‖W_j‖₂, lp ‖X_j‖_p and ‖W_j‖_p.
+
+Shapes: D channels, O outputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,23 +17,24 @@ from quant_engine.policy import Statistic
 from quant_engine.transforms.statistics import ChannelStatistics
 
 SMALLEST_SCALE: Final = 1e-5
-"""Lower clamp of s, and of stat_W, so that a dead channel stays finite."""
+"""The lower bound of s and of stat_W, so that a channel that is always zero gets a finite scale."""
 
 
 def scale_policy(stats: ChannelStatistics, w_OD: Tensor, alpha: float, statistic: Statistic) -> Tensor:
-    """s, float32 [D].
+    """Compute s, float32 [D].
 
     Args:
-        stats: of the site's activations.
+        stats: the statistics of the site's activations.
         w_OD: the rows of every linear that reads the site.
         alpha: the migration strength α in [0, 1].
         statistic: which statistic; ``quantile`` at q = 1 is the maximum.
 
     Raises:
-        KeyError: ``stats`` holds no quantile at the statistic's q, or no norm at its p.
+        KeyError: ``stats`` has no quantile at the statistic's q, or no norm at its p.
         NumericalInstability: a statistic is not finite.
     """
     activation_D, weight_D = _STATISTICS[statistic.kind](stats, w_OD, statistic)
+    # fp64 for the powers; only the result is rounded to fp32.
     weight_D = weight_D.double().clamp(min=SMALLEST_SCALE)
     scales_D = (activation_D.to(weight_D) ** alpha / weight_D ** (1.0 - alpha)).clamp(min=SMALLEST_SCALE).float()
     broken = int((~torch.isfinite(scales_D)).sum())

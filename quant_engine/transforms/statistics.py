@@ -1,4 +1,4 @@
-"""Channel statistics of abs(X): what every scale policy is made of. Shapes: T tokens, D channels."""
+"""Channel statistics of abs(X), from which scale policies are computed. Shapes: T tokens, D channels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""One run: the model, the sites to quantize, each site's settings, and how the run computes."""
+"""The values that all stages of one run share: the model, the sites to quantize, and the settings of each site."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +32,17 @@ from quant_engine.transforms import SitePlan
 
 
 def start_rotation(base: CheckpointSource, residual: Residual) -> ResidualRotation:
-    """The rotation that a policy's ``residual`` draws."""
+    """The rotation that the seed of a policy's ``residual`` draws, before any training."""
     return hadamard_rotation(model_configuration(base.config), seed=residual.seed, value_heads=residual.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run's invariants.
+    """What does not change during one run.
 
     Attributes:
-        base: the checkpoint as it is; ``source`` is what is quantized, the same unless the residual stream is rotated.
+        base: the stored checkpoint. ``source`` is what is quantized: ``base`` itself, or its rotated view where the
+            policy rotates the residual stream.
         model: streams ``source`` in fp32, for calibration and for everything that is computed on weights.
         every_site: all sites of the model; ``sites`` are those that the policy quantizes.
         settings: by site name.
@@ -60,12 +61,15 @@ class Run:
     def site_weights(self, site: Site) -> list[Tensor]:
         """The fp32 weight [O, I] of each linear to quantize, memory-mapped where the checkpoint is fp32."""
         names = [f"{reader}.weight" for reader in site.readers]
+        # fp32 even for half-precision checkpoints: transforms and errors are computed on these weights.
         stored = self.source.read(names, dtype=self.model.dtype, device=self.model.device)
         return [stored[name] for name in names]
 
     def quantized_linears(self, site: Site, plan: SitePlan) -> list[QuantizedLinear]:
         """How each linear of a site is exported under ``plan``."""
         settings = self.settings[site.name]
+        # All linears of the site share this object, because they read the same tensor. The diagonal is not part of it:
+        # it is fused into the weights.
         online = OnlineInput(
             primitives=plan.to(self.model.device).online,
             clip_ratio=plan.runtime_clip(settings.activations),
@@ -82,20 +86,21 @@ class Run:
         ]
 
     def allowed(self, site: Site, transform: Transform) -> Transform:
-        """``transform`` reduced to what ``policy.online`` lets this site compute: the diagonal, or nothing."""
+        """``transform``, reduced to its diagonal or to nothing where ``policy.online`` forbids an online transform."""
         return allowed_transform(transform, site.role, self.spec.policy.online)
 
     def execution(self, states: StateFile | None = None) -> Execution:
-        """How this run carries out a pass or a training that keeps its latest state in ``states``."""
+        """The execution of a pass or a training of this run, which stores its latest state in ``states``."""
         return Execution(states=states, low_memory=self.spec.low_memory)
 
     def policy_inputs(self) -> dict[str, Any]:
-        """The policy as an input of a stage; its preset's name does not count."""
+        """The policy as an input of a stage, without the name of its preset."""
+        # Equal policies compute the same, whatever they are called, so the name must not invalidate a stage's files.
         return self.spec.policy.model_dump(mode="json", exclude={"preset"})
 
 
 def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: ResidualRotation | None = None) -> Run:
-    """Open the model and settle what the policy means for it.
+    """Open the model and apply the policy to its sites.
 
     Args:
         rotation: the learned rotation of the residual stream; the policy's own start where it is None.
@@ -105,6 +110,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
+    # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     source: WeightSource = base
     if spec.policy.residual is not None:
         source = RotatedSource(base, rotation or start_rotation(base, spec.policy.residual))
@@ -125,10 +131,10 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
 
 
 def _export_dtype(policy: Policy) -> torch.dtype | None:
-    """The only type that readers run some of the policy's weights in (fp4's); None for the model's own.
+    """The type that one of the policy's formats prescribes for the checkpoint (fp4: bfloat16); None for the model's.
 
     Raises:
-        UnsupportedPolicy: two of its formats are run in different types.
+        UnsupportedPolicy: two of its formats prescribe different types.
     """
     weights = [policy.weights, *(each.weights for each in policy.overrides if each.weights is not None)]
     wanted = {each.format: export_dtype(each.format) for each in weights}

@@ -1,4 +1,4 @@
-"""The settings of every site to quantize: the policy's overrides applied, and checked against the site's width."""
+"""The settings of every site to quantize: apply the policy's overrides, and check them against the site's width."""
 
 from dataclasses import replace
 from typing import Final
@@ -19,6 +19,7 @@ def site_settings(site: Site, policy: Policy) -> SiteSettings:
         UnsupportedPolicy: the linears are given different settings, or a size does not divide the site's width.
     """
     each = [linear_settings(reader, policy) for reader in site.readers]
+    # The linears of a site share one transform and one rounded input, so their settings can not differ.
     if any(other != each[0] for other in each):
         raise UnsupportedPolicy(
             detail=f"{', '.join(site.readers)} read the same input but are given different settings.",
@@ -34,12 +35,14 @@ def site_settings(site: Site, policy: Policy) -> SiteSettings:
         )
     transform = allowed_transform(each[0].transform, site.role, policy.online)
     if transform.kind.rotates:
+        # Called for its check only: a block size that does not fit is refused before anything is computed.
         hadamard_order(site.features, transform.block_size)
     return replace(each[0], transform=transform)
 
 
 def allowed_transform(transform: Transform, role: str, online: str) -> Transform:
-    """What is left of ``transform`` at a site of ``role`` where ``online`` says which sites may rotate their input."""
+    """``transform`` as a site of ``role`` may use it, where ``online`` names the sites that may rotate their input."""
+    # A transform without a rotation is only a diagonal, which is fused and allowed everywhere.
     if online == "all" or (online == "inner" and role in _INNER_ROLES) or not transform.kind.rotates:
         return transform
     kind = TransformKind.SMOOTH if transform.kind.scales_channels else TransformKind.NONE

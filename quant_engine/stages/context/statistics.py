@@ -1,11 +1,11 @@
-"""Which channel statistics a policy needs: a record keeps these, and no others."""
+"""The channel statistics that a policy needs. A record stores only these."""
 
 from quant_engine.policy import Policy, Transform
 from quant_engine.selection import candidates_of
 
 
 def norms_of(policy: Policy) -> list[float]:
-    """Every p other than 2 whose ‖X_j‖_p some stage may ask for."""
+    """Every p whose ‖X_j‖_p some stage may read, without p = 2, which each record stores anyway."""
     wanted = {each.statistic.p for each in _transforms(policy) if each.statistic.kind == "lp"}
     if policy.search is not None and policy.search.kind == "grid":
         wanted |= set(policy.search.p)
@@ -13,7 +13,7 @@ def norms_of(policy: Policy) -> list[float]:
 
 
 def quantiles_of(policy: Policy) -> list[float]:
-    """Every q below 1 whose exact quantile some stage may ask for; q = 1 is the maximum."""
+    """Every q below 1 whose exact quantile some stage may read; q = 1 is the maximum, which each record stores."""
     wanted = {transform.statistic.q for transform in _transforms(policy) if transform.statistic.kind == "quantile"}
     if policy.search is not None:
         wanted |= set(policy.search.q)

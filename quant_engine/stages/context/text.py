@@ -1,4 +1,4 @@
-"""The text of a run: which data set a request means, and what of it is read."""
+"""The text of a run: which data set a request means, and how much of it is read."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from quant_engine.stages.context.run import Run
 
 
 def text_for(run: Run, dataset: str | InlineTexts | None, purpose: Purpose, tokens: int) -> str:
-    """The text of a request's data set, long enough for ``tokens`` tokens where there is that much."""
+    """The text of a request's data set, long enough for ``tokens`` tokens where the data set holds that much."""
     return dataset_text(
         resolved_dataset(run, dataset), purpose, run.spec.datasets_dir, max_characters=characters_for(tokens)
     )
@@ -20,7 +20,8 @@ def resolved_dataset(run: Run, dataset: str | InlineTexts | None) -> str | Inlin
 
 
 def dataset_inputs(run: Run, dataset: str | InlineTexts | None, purpose: Purpose, tokens: int) -> str:
-    """What a stage's digest says about its text: a hash of it, or ``self``, which the model's fingerprint covers."""
+    """The text as an input of a stage: its SHA-256, or ``self``, because the model's fingerprint covers that text."""
+    # The content is hashed and not the name: an operator may replace the files of a data set.
     if resolved_dataset(run, dataset) == SELF:
         return SELF
     return hashlib.sha256(text_for(run, dataset, purpose, tokens).encode()).hexdigest()

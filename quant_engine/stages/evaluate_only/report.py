@@ -1,4 +1,4 @@
-"""The summary and report of a model that was measured as it is: the shapes of a job that quantizes, and no guesses."""
+"""The summary and report of a model that was only measured. Fields that need a quantization are null."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from quant_engine.stages.report.summary import REPORT_VERSION, described_model
 
 
 def evaluate_only_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, Any] | None) -> dict[str, Any]:
-    """The ``summary``: what needs a reference is null. A dense model is its own original."""
+    """The ``summary``: fields that need a reference model are null. A dense model is its own original."""
     transforms = [row.transform for row in rows]
     return {
         "selected_mean_error": None,
@@ -38,7 +38,7 @@ def evaluate_only_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, 
 def evaluate_only_report(
     run: Run, summary: dict[str, Any], rows: list[LayerRow], perplexity: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""
+    """The whole report, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
     return {
         "version": REPORT_VERSION,

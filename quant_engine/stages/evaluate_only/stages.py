@@ -1,7 +1,7 @@
-"""Measuring a model as it is: dense, quantized by another writer of compressed-tensors, or exported by Quantry.
+"""The stages that measure a model unchanged: dense, quantized by another compressed-tensors writer, or by Quantry.
 
-Nothing is calibrated, quantized or written. Of a quantized model there is no reference here, so nothing is said about
-errors; what a checkpoint stores for each linear, and its perplexity, can be measured all the same.
+Nothing is calibrated, quantized or exported. A quantized model comes without its original, so there are no errors to
+report. What the checkpoint stores for each linear, and the model's perplexity, are measured.
 """
 
 from functools import partial
@@ -41,11 +41,11 @@ _ROWS: Final = "layers.json"
 
 
 def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
-    """Open the model. No site is to be quantized.
+    """Open the model as a run without sites to quantize.
 
     Raises:
         ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
-        UnsupportedPolicy: its checkpoint asks for something that is not honoured here.
+        UnsupportedPolicy: its checkpoint needs something that is not supported here.
     """
     base = CheckpointSource(spec.model_dir)
     source = open_source(base, spec.device)
@@ -64,7 +64,7 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
 
 
 def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> WeightSource:
-    """The checkpoint as its own configuration says that it is to be read.
+    """Open the checkpoint in the way that its own configuration describes.
 
     Raises:
         UnsafeCheckpoint, UnsupportedPolicy: see :class:`QuantizedSource`, and for a checkpoint that Quantry exported
@@ -76,6 +76,8 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     if "quantry" not in base.stored_config:
         return QuantizedSource(base, section)
     online = read_online(base.directory, read_config(base.directory)["quantry"], device)
+    # Quantry's configuration makes other loaders refuse the checkpoint (docs/decisions/0008). ``unbarred`` removes that
+    # for this reader, which applies the online transforms itself.
     attachments = {name: Attachment(_name_of(each), partial(_attach, each)) for name, each in online.items()}
     source = QuantizedSource(base, unbarred(section), attachments)
     strangers = sorted(online.keys() - source.linears.keys())
@@ -85,10 +87,11 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
 
 
 def evaluate_only_load_stage(run: Run) -> Stage:
-    """Reads every block once, and writes ``model.json`` and the layers' rows. One unit per block."""
+    """The stage that reads every block once and writes ``model.json`` and the layer rows. One unit per block."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
         _check_memory(run)
+        # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.
         for block in range(run.model.blocks):
             with run.model.block(block):
                 progress.advance()
@@ -108,12 +111,12 @@ def evaluate_only_load_stage(run: Run) -> Stage:
 
 
 def loaded_rows(directory: Path) -> list[LayerRow]:
-    """The layers' rows that ``load`` wrote."""
+    """The layer rows that ``load`` wrote."""
     return read_rows(directory / _ROWS)
 
 
 def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
-    """Writes ``perplexity.json``. One unit per block and pass. The model runs in its checkpoint's own type."""
+    """The stage that writes ``perplexity.json``: one unit per block and pass, in the checkpoint's own type."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
@@ -124,6 +127,7 @@ def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str
             execution=run.execution(StateFile(directory, share=STATE_SHARE)),
         )
         measured = perplexity_fields(result)
+        # A dense model is its own original; the original of a quantized one is not here.
         original = None if run.base.is_quantized else measured
         write_json(directory / PERPLEXITY_FILE, {"original": original, "quantized": measured})
 
@@ -138,7 +142,7 @@ def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str
 
 
 def stored_scheme_name(scheme: QuantizationScheme | None) -> str:
-    """``W4A16-g64``, ``W8A8``; ``FP8``, ``NVFP4A16`` for floats; ``W16A16`` for a dense linear."""
+    """The name of a stored scheme: ``W4A16-g64``, ``W8A8``, ``FP8``, ``NVFP4A16``; ``W16A16`` for a dense linear."""
     if scheme is None:
         return "W16A16"
     weights, inputs = scheme.weights, scheme.input_activations
@@ -153,7 +157,7 @@ def stored_scheme_name(scheme: QuantizationScheme | None) -> str:
 
 
 def _name_of(online: OnlineInput) -> str:
-    """``rotation`` for Hadamards alone, the names of the primitives for anything else; nothing for a mere clip."""
+    """``rotation`` if all primitives are Hadamards, else the names of the primitives; empty if there is only a clip."""
     if all(isinstance(each, Hadamard) for each in online.primitives):
         return "rotation" if online.transforms else ""
     return "+".join(each.name for each in online.primitives)
@@ -168,7 +172,7 @@ def _attach(online: OnlineInput, linear: nn.Module) -> None:
 
 
 def _rows(run: Run) -> list[LayerRow]:
-    """Every linear of the blocks, and the head where it is quantized."""
+    """The rows of every linear of the blocks, and of the head where it is quantized."""
     rows = [_row(run, name, site.block, site.role) for site in run.every_site for name in site.all_readers]
     head = run.model.architecture.head
     if isinstance(run.source, QuantizedSource) and head in run.source.linears:
@@ -182,7 +186,7 @@ def _row(run: Run, name: str, block: int, role: str) -> LayerRow:
     weight = f"{name}.weight"
     bytes_ = source.stored_bytes(name) if isinstance(source, QuantizedSource) else run.base.stored_bytes[weight]
     shape = run.base.shapes[weight] if linear is None else linear.shape
-    # What may be null needs a reference, or a choice that was made here.
+    # UNMEASURED sets the other columns to null: they need a reference model or a choice that this run made.
     return LayerRow(
         name=name,
         block=block,
@@ -208,7 +212,7 @@ def _check_memory(run: Run) -> None:
     """
     settings, config = run.spec.evaluation.perplexity, run.model.config
     tokens = 0 if settings is None else min(settings.tokens, PASS_TOKENS)
-    block = 4 * sum(value.numel() for value in run.model.empty_block(0).parameters())
+    block = 4 * sum(value.numel() for value in run.model.empty_block(0).parameters())  # bytes in fp32
     ends = 4 * config.vocab_size * config.hidden_size * (1 if run.model.ties_embeddings else 2)
     needed = 4 * tokens * config.hidden_size + 2 * block + ends
     available = psutil.virtual_memory().available

@@ -1,11 +1,11 @@
-"""Stage ``search`` as the experiment of arXiv 2606.09927: families N1 to T3 on records, a plan for every scaled site.
+"""Stage ``search`` of kind ``paper``: the experiment of arXiv 2606.09927, and a plan for every scaled site.
 
     baseline → choose layers → N1, N2 → N3 → T1 → T2 → T3 → report and figures
 
-One small file per (member, site), so a killed run takes up where it was, and a member that two families share is
-computed once. Every family measures validation and test tokens: :mod:`quant_engine.paper` says which of them decides.
-A site keeps what T3 trained for it only where that is no worse than SmoothRot on validation tokens. Where
-grouped-query heads tie a diagonal, training leaves a site at its start.
+Each pair of member and site has one small file. So a resumed run skips what is done, and a member that two families
+share is computed once. Every family is measured on validation and on test tokens; :mod:`quant_engine.paper` defines
+which of them decides. A site takes the scales that T3 trained only where they are no worse than SmoothRot on validation
+tokens. Where grouped-query heads tie a diagonal, the training leaves the site at its start.
 """
 
 from dataclasses import dataclass
@@ -45,9 +45,9 @@ _PROFILE: Final = "profile.json"
 
 
 def paper_stage(run: Run, experiment: PaperExperiment, records: Path, upstream: str) -> Stage:
-    """Writes a plan for each scaled site, ``experiment.json``, ``figures/``, and a file per unit of work.
+    """The stage that writes a plan for each scaled site, ``experiment.json``, ``figures/``, and a file for each unit.
 
-    A unit is one site under one member of one family; families that need fewer units than foreseen skip the rest.
+    A unit is one site under one member of one family. A family that needs fewer units than its budget skips the rest.
 
     Raises:
         UnsupportedPolicy: the policy scales no site.
@@ -77,7 +77,7 @@ def paper_stage(run: Run, experiment: PaperExperiment, records: Path, upstream: 
 
 
 def paper_report(directory: Path) -> dict[str, Any]:
-    """The experiment's report from the stage's directory: plain JSON, without times and paths."""
+    """Read the experiment's report from the stage's directory: plain JSON without times and paths."""
     report: dict[str, Any] = read_json(directory / REPORT)
     return report
 
@@ -89,7 +89,7 @@ def paper_figures(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """Everything that the report says, before it is JSON."""
+    """The content of the report, before it becomes JSON."""
 
     layers: list[Layer]
     sites: list[Site]
@@ -100,8 +100,9 @@ class _Outcome:
 
 
 def _experiment(bench: Bench, scaled: list[Site]) -> _Outcome:
-    """The families in order; each needs those before it."""
+    """Run the families in order; each needs those before it."""
     experiment = bench.experiment
+    # The layers are ranked on test tokens, as in the paper. This decides what is reported (docs/decisions/0004).
     baseline = bench.score("baseline", [BASELINE_POINT], scaled)[BASELINE_POINT]
     groups = choose_layers({name: score.test for name, score in baseline.items()}, experiment.layers)
     sites = sorted((site for site in scaled if site.name in groups), key=lambda site: list(groups).index(site.name))
@@ -115,6 +116,7 @@ def _experiment(bench: Bench, scaled: list[Site]) -> _Outcome:
     n3 = family("N3", n3_points(n1, n2, experiment.top))
     t1 = training_family("T1", bench.train("T1", t1_configurations(experiment), sites))
     t2 = training_family("T2", bench.train("T2", t2_configurations(experiment, n3, t1), sites))
+    # On validation tokens, by which T1 and T2 are judged too.
     best = min(t1.chosen, t2.chosen, key=lambda row: row.mean("validation")).member
     replayed = bench.train("T3", [best], scaled)[best]
     layers = {
@@ -132,7 +134,7 @@ def _experiment(bench: Bench, scaled: list[Site]) -> _Outcome:
 
 
 def _write_results(bench: Bench, outcome: _Outcome) -> dict[str, Any]:
-    """Plans, report and figures; the report."""
+    """Write plans, report and figures, and return the report."""
     from quant_engine.paper.figures import draw_figures  # noqa: PLC0415  # matplotlib takes a second; others never draw
 
     directory = bench.directory
@@ -146,6 +148,7 @@ def _write_results(bench: Bench, outcome: _Outcome) -> dict[str, Any]:
     write_json(
         directory / CHOICE, {"scope": "shared", "candidates": report["families"]["N3"]["rows"], "chosen": chosen}
     )
+    # ``layers`` begins with the critical ones, the largest baseline error first.
     worst = next(site for site in outcome.sites if site.name == outcome.layers[0].name)
     profile = bench.profile(worst, outcome.configuration)
     write_json(directory / _PROFILE, profile)

@@ -1,4 +1,4 @@
-"""The work behind stage ``search`` of kind ``paper``: one site under one scale policy or one training, kept in files.
+"""The units of work of the paper's experiment: one site under one scale policy or one training, stored in files.
 
 Shapes: D channels, E test tokens, F fit tokens.
 """
@@ -23,11 +23,12 @@ from quant_engine.training import train_scales
 from quant_engine.transforms import SitePlan
 
 _TOGETHER: Final = 4
-"""Scale policies that are measured together: they share a layer's unquantized output, and a kill loses no more."""
+"""Scale policies that are measured together. They share a layer's unquantized output. A kill loses no more than this
+many measurements."""
 
 
 class Phases:
-    """A stage's progress in phases with budgets of units; what a phase does not use is skipped at its end."""
+    """The progress of a stage in phases, each with a budget of units; the end of a phase skips its unused units."""
 
     def __init__(self, progress: StageProgress, budget: dict[str, int]) -> None:
         self._progress = progress
@@ -36,16 +37,16 @@ class Phases:
             self._ends[name] = units + max(self._ends.values(), default=0)
 
     def advance(self) -> None:
-        """One unit is done, now or by an earlier attempt."""
+        """Count one unit that is done, by this attempt or an earlier one."""
         self._progress.advance()
 
     def end(self, name: str) -> None:
-        """The phase is over."""
+        """End the phase ``name``."""
         self._progress.reach(self._ends[name])
 
 
 class Bench:
-    """Measures and trains one site under one member at a time, and keeps what came out in files."""
+    """Measures and trains one site under one member at a time, and stores the results in files."""
 
     def __init__(self, run: Run, experiment: PaperExperiment, records: Path, directory: Path, phases: Phases) -> None:
         self.experiment = experiment
@@ -63,6 +64,7 @@ class Bench:
             opened = self._open(site)
             for first in range(0, len(points), _TOGETHER):
                 together = points[first : first + _TOGETHER]
+                # Files of an earlier attempt or of another family (a shared member) are not computed again.
                 self._measure(opened, [point for point in together if not self._score_path(site, point).is_file()])
                 for point in together:
                     found[point][site.name] = _read_score(self._score_path(site, point))
@@ -78,6 +80,7 @@ class Bench:
         for configuration in configurations:
             for site in sites:
                 path = self._trial_path(site, configuration)
+                # T3 repeats a configuration of T1 or T2, whose files exist for the selected sites.
                 if not path.is_file():
                     self._trial(site, configuration)
                 found[configuration][site.name] = _read_score(path)
@@ -86,7 +89,7 @@ class Bench:
         return found
 
     def kept_plan(self, site: Site, configuration: Configuration, trained: bool) -> SitePlan:
-        """What was trained, or SmoothRot."""
+        """The trained plan where ``trained`` is true, SmoothRot's otherwise."""
         if trained:
             return read_plan(self._trial_path(site, configuration).parent, site)
         return self._start(self._open(site), BASELINE_POINT)
@@ -97,7 +100,7 @@ class Bench:
         return profile_report(site.name, _unit_scales(before), _unit_scales(self.kept_plan(site, configuration, True)))
 
     def curves(self, family: Family[Configuration], layers: Sequence[Layer]) -> list[dict[str, Any]]:
-        """The judgements of every training of ``family``, in the order of its rows and of ``layers``."""
+        """The validation curves of every training of ``family``, in the order of its rows and of ``layers``."""
         return [
             row.member.fields()
             | {
@@ -118,9 +121,10 @@ class Bench:
             write_json(path, asdict(score))
 
     def _trial(self, site: Site, configuration: Configuration) -> None:
-        """Train one site with one configuration; its plan, its scores and its curve."""
+        """Train one site with one configuration, and write its plan, its scores and its curve."""
         opened = self._open(site)
         plan, best_step, curve = self._start(opened, configuration.start), 0, list[dict[str, float]]()
+        # The training moves each channel's scale by itself. Tied channels need equal scales, so they are not trained.
         if site.tied == 1:
             trained = train_scales(
                 opened.record.fit_FD.to(self._device),
@@ -137,7 +141,7 @@ class Bench:
         directory = self._trial_directory(configuration)
         directory.mkdir(parents=True, exist_ok=True)
         write_plan(directory, site, plan)
-        # Written last: where it is, the trial is complete.
+        # Written last, so that this file exists only for a complete trial.
         write_json(self._trial_path(site, configuration), asdict(score) | {"best_step": best_step, "curve": curve})
 
     def _scores(self, opened: OpenSite, plans: Sequence[SitePlan]) -> list[Score]:
@@ -148,8 +152,9 @@ class Bench:
         return [Score(test=on_test, validation=on_validation) for on_test, on_validation in pairs]
 
     def _start(self, opened: OpenSite, start: ScalePoint | None) -> SitePlan:
-        """The scales of a policy; s = 1 for None."""
+        """The plan with the scales of the policy ``start``, or with s = 1 for None."""
         transform = opened.settings.transform
+        # For s = 1 the baseline's plan supplies everything except the scales.
         plan = opened.plan((start or BASELINE_POINT).transform(transform))
         if start is not None:
             return plan
@@ -167,7 +172,7 @@ class Bench:
         )
 
     def _seed(self, site: Site) -> int:
-        """Of a site's batches, the same in every trial, so that trials differ in nothing else."""
+        """The seed of a site's batches. It is the same in every trial, so that trials differ only by configuration."""
         text = f"{self._run.spec.calibration.seed}:{site.name}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
@@ -194,7 +199,7 @@ def _read_score(path: Path) -> Score:
 
 
 def _unit_scales(plan: SitePlan) -> list[float]:
-    """A plan's scales over their geometric mean, which has no effect on any error."""
+    """A plan's scales divided by their geometric mean. The mean has no effect on any error."""
     if plan.scales_D is None:
         return []
     log_D = plan.scales_D.detach().double().cpu().log()

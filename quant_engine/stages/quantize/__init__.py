@@ -1,1 +1,1 @@
-"""Stage ``quantize``, and the files of the blocks that it leaves."""
+"""Stage ``quantize``, and the block files that it writes."""

@@ -1,4 +1,4 @@
-"""A run's blocks as files: where they lie, what their linears compute with, and how they are read.
+"""The files of a run's quantized blocks: their paths, the settings of their linears, and how they are read.
 
 Shapes: O output and I input channels, P parameters of a diagonal.
 """
@@ -19,17 +19,18 @@ Plans = Mapping[str, SitePlan]
 
 
 def block_path(directory: Path, block: int) -> Path:
-    """A quantized block's file."""
+    """The path of a quantized block's file."""
     return directory / f"block-{block:05d}.safetensors"
 
 
 def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
-    """A block's fp32 parameters under its sites' transforms, nothing rounded: scales fused, weights rotated.
+    """A block's fp32 parameters under its sites' transforms, not rounded: scales fused, weights rotated.
 
-    With the online rotations in front of the linears it computes what the original block computes.
+    With the online rotations before the linears it computes what the original block computes.
     """
     state = run.model.read_block(block)
     sites = [site for site in run.sites if site.block == block]
+    # Diagonals first: W' = W Λ P⁻ᵀ, so the online part acts on columns that are already scaled.
     for site in sites:
         scales_D = plans[site.name].scales_D
         if scales_D is not None:
@@ -43,16 +44,17 @@ def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
 
 
 def stored_weights(run: Run, directory: Path, block: int, plans: Plans) -> dict[str, Tensor]:
-    """Q(W') of a quantized block's linears as its file holds them, by ``<name>.weight``."""
+    """Q(W') of a quantized block's linears, unpacked from its file, by ``<name>.weight``."""
     state = unpacked_state(load_file(block_path(directory, block)), block_linears(run, plans)[block])
     readers = [reader for site in run.sites if site.block == block for reader in site.readers]
     return {f"{reader}.weight": state[f"{reader}.weight"] for reader in readers}
 
 
 def unfused_rows(run: Run, block: int, plans: Plans, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``weights`` of a block as they stand for the original linears.
+    """``weights`` of a block with the row scaling undone, so that they approximate the original linears.
 
-    The rows of a linear that produces a site (v, up) are divided by that site's diagonal; here they no longer are.
+    The rows of a linear that produces a site (v, up) are divided by that site's diagonal. Here they are multiplied
+    by it again.
     """
     found = dict(weights)
     for site in run.sites:
@@ -60,6 +62,7 @@ def unfused_rows(run: Run, block: int, plans: Plans, weights: Mapping[str, Tenso
         if site.block != block or scales_D is None or name not in found:
             continue
         index_D = site.tie_index()
+        # [D] → [P]: tied channels hold equal scales, so it does not matter which of them is written last.
         s_P = torch.empty(int(index_D.max()) + 1).scatter_(0, index_D, scales_D.float().cpu())
         w_OI = found[name].clone()
         w_OI[-len(s_P) :] *= s_P.to(w_OI)[:, None]  # the last rows of a fused linear
@@ -78,7 +81,10 @@ def block_linears(run: Run, plans: Plans) -> dict[int, dict[str, QuantizedLinear
 def quantized_reader(
     directory: Path, linears: Mapping[int, Mapping[str, QuantizedLinear]], model: StreamedModel
 ) -> tuple[Callable[[int], Mapping[str, Tensor]], Callable[[nn.Module, int], None]]:
-    """How :class:`StreamedModel` streams the quantized model: where its blocks are, and what they compute with."""
+    """Return the two callbacks with which :class:`StreamedModel` streams the quantized model.
+
+    The first reads a block's parameters. The second makes its linears compute as the exported ones do.
+    """
 
     def read(block: int) -> Mapping[str, Tensor]:
         stored = load_file(block_path(directory, block), device=str(model.device))
@@ -93,7 +99,7 @@ def quantized_reader(
 
 
 def dense_linears(run: Run) -> list[str]:
-    """The linears that stay dense, the head among them."""
+    """The names of the linears that stay dense, including the head."""
     quantized = {reader for site in run.sites for reader in site.readers}
     readers = [reader for site in run.every_site for reader in site.all_readers]
     return [reader for reader in readers if reader not in quantized] + [run.model.architecture.head]

@@ -1,7 +1,7 @@
-"""What an exported linear makes of its input, bit for bit, outside of the linear.
+"""Round an input exactly as an exported linear does, without the linear.
 
-The grid that transforms are trained on is the same but for ties: a clipped value lies half a step beyond the last code
-of the exported grid, and the last bit of the scale decides which way it goes.
+The training uses the same grid, except for ties. A clipped value lies half a step beyond the last code of the exported
+grid, and the last bit of the scale decides to which code it is rounded.
 
 Shapes: B batch, T tokens, I channels, G scales of a token.
 """
@@ -14,7 +14,7 @@ from quant_engine.checkpoint import QuantizedLinear, transformed_input
 
 
 def run_time_input(x_TI: Tensor, *, linear: QuantizedLinear) -> Tensor:
-    """Q(X P), clipped: the online transform, then compressed-tensors' own dynamic rounding.
+    """Return Q(X P): the online transform, the clip, then the dynamic rounding of compressed-tensors.
 
     Raises:
         ValueError: a primitive does not fit the width.
@@ -23,7 +23,7 @@ def run_time_input(x_TI: Tensor, *, linear: QuantizedLinear) -> Tensor:
     arguments = linear.scheme().input_activations
     if arguments is None:
         return x_TI
-    # compressed-tensors takes the first two axes for samples and tokens, however many there are.
+    # compressed-tensors takes the first two axes for samples and tokens, so rows alone get a third axis.
     x_BTI = x_TI if x_TI.ndim > 2 else x_TI[None]
     g_1 = linear.input_global_scale
     g_1 = None if g_1 is None else g_1.to(x_TI.device)

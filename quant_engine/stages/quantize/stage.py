@@ -1,8 +1,8 @@
-"""Stage ``quantize``: each block with its scales fused, its weights transformed and rounded, as a checkpoint stores it.
+"""Stage ``quantize``: fuse the scales of each block, transform and round its weights, and write it as it is exported.
 
-Round to nearest needs the weights alone. GPTQ streams the calibration samples through the blocks, and with a correction
-through the quantized blocks too (:mod:`quant_engine.stages.sample_streams`); layer rows are then measured once more,
-with the weights that are shipped.
+Rounding to nearest needs only the weights. GPTQ streams the calibration samples through the original blocks, and with a
+correction through the quantized blocks too (:mod:`quant_engine.stages.sample_streams`). Layer rows are then measured
+again with the exported weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,16 +40,17 @@ from quant_engine.transforms import SitePlan, transform_activation
 
 
 def quantize_stage(run: Run, plans: Plans, rows: Sequence[LayerRow], calibrated: Path, upstream: str) -> Stage:
-    """Writes ``block-<i>.safetensors`` for every block and ``ends.safetensors``. One unit per block.
+    """The stage that writes ``block-<i>.safetensors`` for every block and ``ends.safetensors``. One unit per block.
 
     Args:
-        rows: the layers' rows as ``select`` measured them; written again where a weight is not rounded to nearest.
+        rows: the layer rows as ``select`` measured them; written again where a weight is not rounded to nearest.
         calibrated: the directory of ``calibrate``.
 
     Raises:
-        UnsupportedPolicy: the plans do what the output's profile has no place for.
+        UnsupportedPolicy: the plans need something that the output's profile does not allow.
     """
     linears = [each for block in block_linears(run, plans).values() for each in block.values()]
+    # Checked before the long work starts, and not at the export.
     check_profile_of(linears, run.spec.output.profile)
 
     def produce(directory: Path, progress: StageProgress) -> None:
@@ -58,6 +59,8 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[LayerRow], calibrated:
         for block in range(run.model.blocks):
             if block >= done:
                 _produce_block(run, block, plans, streams, directory)
+            # Also for blocks of an earlier attempt, because the observer needs every row again. The state is stored
+            # only after the rows, so a block that counts as done has its rows on disk.
             remeasure(run, block, plans, rows, calibrated / RECORDS, directory)
             if streams is not None and block >= done:
                 streams.keep(block + 1, last=block + 1 == run.model.blocks)
@@ -77,13 +80,14 @@ def quantize_stage(run: Run, plans: Plans, rows: Sequence[LayerRow], calibrated:
 
 
 def _streams(run: Run, calibrated: Path, directory: Path) -> Streams | None:
-    """The calibration streams that the policy's rounding needs, as far as they have come; none to round to nearest."""
+    """The calibration streams that GPTQ needs, continued from the latest state; None if all is rounded to nearest."""
     weights = [run.settings[site.name].weights for site in run.sites]
     gptq = [each.gptq for each in weights if each.rounding == "gptq"]
     if not gptq:
         return None
     return Streams(
         run.model,
+        # Without the test samples, on which errors are reported (docs/decisions/0004).
         training_windows(run, read_windows(calibrated)),
         quantized=any(each.correction > 0 for each in gptq),
         execution=run.execution(StateFile(directory)),
@@ -91,9 +95,10 @@ def _streams(run: Run, calibrated: Path, directory: Path) -> Streams | None:
 
 
 def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, directory: Path) -> None:
-    """Write the block's file unless a killed attempt did, and take the streams through it."""
+    """Write the block's file unless an earlier attempt did, and send the streams through the block."""
     path = block_path(directory, block)
     sites = [site for site in run.sites if site.block == block]
+    # Without streams everything is rounded to nearest; without sites both streams pass through the original block.
     if streams is None or not sites:
         if not path.is_file():
             _write_block(path, quantized_block(run, block, plans, transformed_block(run, block, plans), {}))
@@ -109,6 +114,8 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
             for site in sites:
                 tensors |= _rounded_site(run, site, state, plans[site.name], opened)
             _write_block(path, quantized_block(run, block, plans, state, tensors))
+        # Read from the file, which an earlier attempt may have written, so that both cases give the stream the same
+        # weights.
         stored = stored_weights(run, directory, block, plans)
         for site in sites:
             opened.settle(site, _settled(run, site, plans[site.name], stored))
@@ -118,16 +125,17 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
 def _rounded_site(
     run: Run, site: Site, state: Mapping[str, Tensor], plan: SitePlan, opened: OpenBlock
 ) -> dict[str, Tensor]:
-    """The packed weights of one site, the earlier ones of its block being settled.
+    """Round the weights of one site and return them packed. The earlier sites of its block are already rounded.
 
     Args:
-        state: the block with its diagonals fused and its weights transformed. A linear may also produce a site (v, up):
-            its rows are already divided by that site's diagonal.
+        state: the block with its diagonals fused and its weights transformed. A linear may also produce a site (v, up).
+            Its rows are then already divided by that site's diagonal.
     """
     spec, plan = run.settings[site.name].weights, plan.to(run.model.device)
     transformed = [state[f"{reader}.weight"] for reader in site.readers]
     factor = None
     if spec.rounding == "gptq":
+        # Without a correction the Hessian is that of the original input, which is not rounded.
         rounder = _rounder(run, site, plan) if spec.gptq.correction else None
         moments = opened.moments(site, plan, rounder)
         factor = factorise(moments.hessian_II, spec.gptq)
@@ -140,11 +148,13 @@ def _rounded_site(
     tensors: dict[str, Tensor] = {}
     dense = {}
     clips = weight_clips(transformed, plan)
+    # Over all linears of the site: engines run them as one linear, which has one NVFP4 tensor scale.
     peak = shared_peak(transformed)
     for reader, w_OI, clip_R1 in zip(site.readers, transformed, clips, strict=True):
         rounded = round_weight(w_OI, spec, run.source.dtype, hessian=factor, clip_ratio_R1=clip_R1, peak=peak)
         dense[f"{reader}.weight"] = rounded.dequantize()
         tensors |= packed_tensors(reader, rounded)
+    # Later sites of this block must see this one rounded.
     opened.settle(site, _settled(run, site, plan, dense))
     return tensors
 
@@ -157,14 +167,15 @@ def _unrounded(site: Site, state: Mapping[str, Tensor], plan: SitePlan) -> Quant
 
 
 def _settled(run: Run, site: Site, plan: SitePlan, dense: Mapping[str, Tensor]) -> QuantizedSite:
-    """The site as it will run, in fp32."""
+    """The site as the checkpoint will run it, computed in fp32."""
     device = run.model.device
     weights = tuple(dense[f"{reader}.weight"].to(device, run.model.dtype) for reader in site.readers)
     return QuantizedSite(rounder=_rounder(run, site, plan), weights=weights)
 
 
 def _rounder(run: Run, site: Site, plan: SitePlan) -> Callable[[Tensor], Tensor]:
-    """The site's input as the exported linears round it, its diagonal fused."""
+    """Return the function that rounds the site's input as the exported linears do, with the diagonal already fused."""
+    # All linears of a site have the same online part and the same activations, so the first one stands for all.
     return partial(run_time_input, linear=run.quantized_linears(site, plan)[0])
 
 
@@ -180,13 +191,13 @@ def _write_block(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def quantized_block(
     run: Run, block: int, plans: Plans, state: Mapping[str, Tensor], rounded: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A block's tensors as the checkpoint stores them, dense ones and scales in its own type.
+    """A block's tensors as the checkpoint stores them, with dense tensors and scales in the checkpoint's type.
 
     Args:
-        state: the block as :func:`transformed_block` gives it. It is left as it is.
-        rounded: packed weights that are known already; the others are rounded to nearest here.
+        state: the block as :func:`transformed_block` returns it. It is not changed.
+        rounded: the packed weights of the whole block where GPTQ made them. If it is empty, all are rounded to nearest.
     """
-    dtype, state = run.source.dtype, dict(state)
+    dtype, state = run.source.dtype, dict(state)  # a copy, from which ``_nearest`` removes the weights
     tensors = dict(rounded)
     for site in run.sites:
         if site.block == block:
@@ -195,7 +206,7 @@ def quantized_block(
 
 
 def _nearest(run: Run, site: Site, plan: SitePlan, state: dict[str, Tensor], *, known: bool) -> dict[str, Tensor]:
-    """Take the site's weights out of ``state``; unless they are known, rounded."""
+    """Remove the site's weights from ``state``. Return them rounded to nearest, or nothing where they are known."""
     linears = [state.pop(f"{reader}.weight") for reader in site.readers]
     tensors: dict[str, Tensor] = {}
     if not known:

@@ -1,1 +1,1 @@
-"""What a run says of itself at its end: its summary and report, and its model card."""
+"""The results that a run writes at its end: summary, report, and the facts of the model card."""

@@ -1,4 +1,4 @@
-"""What a run tells its model card: values that are settled before the export, and so are an input of it."""
+"""The facts of the model card. They are known before the export, so they are an input of that stage."""
 
 import hashlib
 import importlib.metadata
@@ -23,11 +23,11 @@ _PACKAGES: Final = ("quantry", "torch", "transformers", "compressed-tensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the stages before found.
+    """The results of the earlier stages.
 
     Attributes:
-        rows: the layers' rows, with the weights that are shipped.
-        perplexity: as :func:`quant_engine.stages.evaluate.read_perplexity` gives it; None where it was not asked for.
+        rows: the layer rows, measured with the exported weights.
+        perplexity: as :func:`quant_engine.stages.evaluate.read_perplexity` returns it; None where it was not measured.
         calibrated: the directory of ``calibrate``.
     """
 
@@ -37,7 +37,7 @@ class Measured:
 
 
 def card_facts(run: Run, measured: Measured) -> CardFacts:
-    """The facts. They hold no time and no path, so that a resumed run gives the same bytes."""
+    """The facts of the card, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
     return CardFacts(
         model_id=spec.model_id or spec.model_dir.name,
@@ -68,7 +68,8 @@ def _calibration(run: Run, calibrated: Path | None) -> CalibrationFacts:
 
 
 def _calibration_hash(run: Run, windows_ST: Tensor) -> str:
-    """SHA-256 over the settings and the token windows [S, T], wherever the text came from."""
+    """SHA-256 over the settings and the token windows [S, T]."""
+    # The name of the data set is left out: equal tokens are the same calibration, wherever the text came from.
     settings = run.spec.calibration.model_dump(mode="json", exclude={"dataset"})
     tokens = hashlib.sha256(windows_ST.contiguous().numpy().tobytes()).hexdigest()
     return digest_of({"settings": settings, "shape": list(windows_ST.shape), "tokens": tokens})
@@ -88,7 +89,8 @@ def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> Perp
 
 
 def _dataset_name(run: Run, dataset: str | InlineTexts | None) -> str:
-    """A name that may be published."""
+    """A name of the data set that may be published."""
+    # Texts that came with a request stay the requester's, so the card does not describe them.
     resolved = resolved_dataset(run, dataset)
     return INLINE if isinstance(resolved, InlineTexts) else resolved
 

@@ -1,4 +1,4 @@
-"""The run's summary and report, put together from what the stages left."""
+"""The summary and the report of a run, built from the results of its stages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +43,7 @@ def run_report(
     verification: dict[str, Any],
     choices: ChosenPlans,
 ) -> dict[str, Any]:
-    """The whole report. It holds no times and no paths, so that a resumed run gives the same bytes."""
+    """The whole report, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
     return {
         "version": REPORT_VERSION,
@@ -71,7 +71,7 @@ def run_report(
 
 
 def described_model(run: Run) -> dict[str, Any]:
-    """The model, as every report has it."""
+    """The description of the model that every report contains."""
     return {
         "architecture": run.model.architecture.class_name,
         "blocks": run.model.blocks,

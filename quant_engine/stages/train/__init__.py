@@ -1,1 +1,1 @@
-"""The three kinds of stage ``train``: channel scales, whole blocks, rotations of the whole model."""
+"""The three kinds of stage ``train``: channel scales, whole blocks, and rotations of the whole model."""

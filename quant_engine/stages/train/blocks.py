@@ -1,7 +1,8 @@
-"""Stage ``train`` of kind ``block``: every block's transforms learned together, block by block and file by file.
+"""Stage ``train`` of kind ``block``: learn all transforms of a block together, one block after the other.
 
-Streams the fit and the validation samples; a block's targets are the original block's outputs, its inputs the
-original's too, or what the quantized blocks before it give, rounded to nearest under the transforms learned for them.
+The fit and the validation samples are streamed through the blocks. A block's targets are the outputs of the original
+block on its original inputs. Its inputs are the original ones too, or the outputs of the quantized blocks before it,
+which are rounded to nearest under the transforms that were learned for them.
 """
 
 import hashlib
@@ -26,11 +27,11 @@ from quant_engine.transforms import SitePlan
 
 
 def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, found: PlanReader, upstream: str) -> Stage:
-    """Writes a plan for each site and ``<block>.curve.json``. One unit per block that has sites.
+    """The stage that writes a plan for each site and ``<block>.curve.json``. One unit per block that has sites.
 
     Args:
         calibrated: the directory of ``calibrate``.
-        found: the plan that a search settled on.
+        found: the plan that a search chose.
     """
     blocks = sorted({site.block for site in run.sites})
 
@@ -40,12 +41,13 @@ def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, foun
             run.model,
             windows_ST,
             quantized=training.inputs == "quantized",
-            batch_samples=1,
+            batch_samples=1,  # one sample to a batch, because steps draw their samples one by one
             execution=run.execution(StateFile(directory)),
         )
         trainer = _Trainer(run=run, training=training, records=calibrated / RECORDS, found=found, directory=directory)
         if streams.first:
             progress.reach(sum(block < streams.first for block in blocks))
+        # Blocks without sites are passed too: the streams have to reach the blocks after them.
         for block in range(streams.first, max(blocks) + 1):
             trainer.pass_block(block, streams)
             streams.keep(block + 1, last=block == max(blocks))
@@ -64,7 +66,7 @@ def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, foun
 
 @dataclass(frozen=True, kw_only=True)
 class _Trainer:
-    """Trains one block at a time, and leaves its files in ``directory``."""
+    """Trains one block at a time, and writes its files into ``directory``."""
 
     run: Run
     training: BlockTraining
@@ -73,7 +75,7 @@ class _Trainer:
     directory: Path
 
     def pass_block(self, block: int, streams: Streams) -> None:
-        """Train the block unless a killed attempt did, and take the streams through it."""
+        """Train the block unless an earlier attempt did, and send the streams through it."""
         sites = [site for site in self.run.sites if site.block == block]
         hidden_states = streams.hidden_states
         with open_block(self.run, streams, block) as opened:
@@ -88,14 +90,15 @@ class _Trainer:
                 ]
                 self._write(block, sites, self._trained(block, sites, batches))
             if streams.follows_quantized:
-                # All at once: a layer of which only some sites are known can not be computed with.
+                # All sites at once: the layer can not compute while only some of its sites are set.
                 opened.unrounded({site.name: self._settled(site) for site in sites})
-            opened.advance(targets)
+            opened.advance(targets)  # the targets are the original stream's states after this block
 
     def _trained(self, block: int, sites: list[Site], batches: list[BlockBatch]) -> TrainedBlock:
         run, calibration = self.run, self.run.spec.calibration
         fit = split_samples(calibration.samples, calibration.holdout).fit
         start = {site.name: self._start(site) for site in sites}
+        # The seed belongs to the block, so a resumed run draws the same samples.
         digest = hashlib.sha256(f"{calibration.seed}:{block}".encode()).digest()
         linears = {
             name: w_OI for site in sites for name, w_OI in zip(site.readers, run.site_weights(site), strict=True)
@@ -122,7 +125,7 @@ class _Trainer:
         return opened.plan(opened.settings.transform) if found is None else opened.clipped(found)
 
     def _settled(self, site: Site) -> QuantizedSite:
-        """The site under its learned plan, its weights to nearest."""
+        """The site under its learned plan, with its weights rounded to nearest."""
         plan = read_plan(self.directory, site).to(self.run.model.device)
         return quantized_site(self.run.site_weights(site), plan, self.run.settings[site.name])
 
@@ -130,11 +133,12 @@ class _Trainer:
         self.run.observer.metric("train.validation_loss", trained.best_loss)
         curve = [asdict(point) for point in trained.curve]
         numbers = {"start_loss": trained.start_loss, "best_loss": trained.best_loss, "best_step": trained.best_step}
+        # Before the plans: the plans mark the block as trained.
         write_json(self.directory / f"{block:05d}.curve.json", numbers | {"curve": curve})
         for site in sites:
             write_plan(self.directory, site, trained.plans[site.name])
 
 
 def read_curves(directory: Path) -> dict[str, Any]:
-    """Each block's losses, by its number; validation samples, relative to the block's output."""
+    """Read the losses of each block on validation samples, relative to the block's output, by block number."""
     return {str(int(path.name.split(".")[0])): read_json(path) for path in sorted(directory.glob("*.curve.json"))}

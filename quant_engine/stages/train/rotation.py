@@ -1,6 +1,6 @@
-"""Stage ``train`` of kind ``rotation``: R1 and R2 learned on the whole model, before anything is calibrated.
+"""Stage ``train`` of kind ``rotation``: learn R1 and R2 on the whole model, before the calibration.
 
-What is calibrated, transformed and exported afterwards is the model rotated by them.
+All later stages calibrate, transform and export the model rotated by them.
 """
 
 from pathlib import Path
@@ -20,18 +20,20 @@ _FILE = "rotation.safetensors"
 
 
 def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRotation, upstream: str) -> Stage:
-    """Writes ``rotation.safetensors``. Holds the whole model in memory, as its loss needs.
+    """The stage that writes ``rotation.safetensors``. Its loss needs the whole model in memory.
 
-    One unit per step, which is also what a kill loses at most, and the judgement of the start or of the end.
+    One unit per step. A killed attempt loses one step at most, or the evaluation of the loss at the start or the end.
     """
 
     def produce(directory: Path, progress: StageProgress) -> None:
+        # The stored model and not ``run.source``, which is rotated already: the training applies R1 and R2 itself.
         model = StreamedModel(run.base, device=run.spec.device)
         sites = target_sites(model_sites(model.config, model.architecture), run.spec.policy)
         learned = train_rotation(
             model.whole(),
             sites,
             start,
+            # The windows have the suffix of states, so they are removed when the stage is complete.
             training_windows(run, kept_windows(run, directory / f"windows{SUFFIX}")),
             training,
             run.settings,
@@ -59,6 +61,6 @@ def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRo
 
 
 def read_rotation(directory: Path) -> ResidualRotation:
-    """What was learned."""
+    """Read the learned rotations."""
     tensors = load_file(directory / _FILE)
     return ResidualRotation(r1_DD=tensors["r1"], r2_LKK=tensors.get("r2"))

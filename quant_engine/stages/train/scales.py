@@ -1,8 +1,8 @@
-"""Stage ``train``: learned channel scales for every site that is scaled, layer by layer and file by file.
+"""Stage ``train`` of kind ``scales``: learn the channel scales of every scaled site, one site after the other.
 
-Shared scope: the learning rate is the one with the lowest mean validation error over the selected layers; the others
-are then trained at that rate. A site is never left worse than where it started, or than its baseline, on validation
-tokens. Where grouped-query heads tie a diagonal the site keeps the scales that it started with.
+With the shared scope, the learning rate is the one with the lowest mean validation error over the selected layers. All
+other layers are then trained at that rate. On validation tokens no site ends worse than its start or its baseline.
+Where grouped-query heads tie a diagonal, the site stays at the scales that it started with.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ _L2: Final = Statistic(kind="l2")
 def train_stage(
     run: Run, training: Training, records: Path, searched: Path | None, found: PlanReader, upstream: str
 ) -> Stage:
-    """Writes a plan for each scaled site, and the curve of every training run. One unit per site.
+    """The stage that writes a plan for each scaled site, and the curve of every training. One unit per site.
 
     Args:
-        searched: the search's directory, which holds the baselines, if there was a search.
-        found: the plan that the search settled on.
+        searched: the directory of the search, which holds the baselines; None without a search.
+        found: the plan that the search chose.
     """
     scaled = [site for site in run.sites if is_scaled(run, site)]
     rates = training.learning_rates
@@ -43,6 +43,7 @@ def train_stage(
     def produce(directory: Path, progress: StageProgress) -> None:
         trials = _Trials(run, training, records, directory, found)
         allowed = rates
+        # A single rate needs no choice, hence neither baselines nor selected layers.
         if training.scope == "shared" and len(rates) > 1:
             baselines = site_baselines(run, records, directory, searched, lambda: None)
             allowed = (trials.best_rate(selected_sites(run, baselines, scaled)),)
@@ -50,6 +51,7 @@ def train_stage(
             if not plan_path(directory, site).is_file():
                 run.observer.metric("train.validation_error", trials.settle(site, allowed))
             progress.reach(done)
+        # Null where each site chose among several rates.
         write_json(directory / CHOICE, {"learning_rate": allowed[0] if len(allowed) == 1 else None})
 
     return Stage(
@@ -63,7 +65,7 @@ def train_stage(
 
 
 class _Trials:
-    """Training runs, one site at one rate each, kept in files as they end."""
+    """Trainings of one site at one rate each, stored in files when they end."""
 
     def __init__(self, run: Run, training: Training, records: Path, directory: Path, found: PlanReader) -> None:
         self._run = run
@@ -73,16 +75,17 @@ class _Trials:
         self._found = found
 
     def best_rate(self, judges: list[Site]) -> float:
-        """The rate with the lowest mean error over ``judges``; the first of equals."""
+        """The rate with the lowest mean error over the sites ``judges``; of equal means, the first rate."""
         rates = self._training.learning_rates
         means = [sum(self._trial(site, rate) for site in judges) / len(judges) for rate in rates]
         return rates[min(range(len(rates)), key=means.__getitem__)]
 
     def settle(self, site: Site, rates: tuple[float, ...]) -> float:
-        """Write the best of: the baseline, the start, the plan at each rate. Returns its validation error."""
+        """Write the best of the baseline, the start and the plan at each rate; return its validation error."""
         opened = OpenSite(self._run, site, self._records)
         for rate in rates:
             self._trial(site, rate)
+        # The untrained plans come first, because the first of equals wins.
         plans = [opened.plan(baseline_transform(opened.settings.transform)), self._start(opened)]
         plans += [opened.on_device(read_plan(self._trial_directory(rate), site)) for rate in rates]
         settings = opened.settings
@@ -97,7 +100,7 @@ class _Trials:
         return best.errors[best.index]
 
     def _trial(self, site: Site, rate: float) -> float:
-        """Train one site at one rate, unless that has been done; its validation error."""
+        """Train one site at one rate unless its files exist, and return its validation error."""
         directory = self._trial_directory(rate)
         numbers = directory / f"{site.name}.json"
         if not numbers.is_file():
@@ -105,17 +108,20 @@ class _Trials:
             opened = OpenSite(self._run, site, self._records)
             plan = self._start(opened)
             curve: list[dict[str, float]] = []
+            # Tied channels need equal scales, and the training moves each channel by itself.
             if site.tied == 1:
                 trained = self._train(opened, plan, rate)
                 plan = trained.plan
                 curve = [asdict(point) for point in trained.curve]
             (error,) = opened.validation_errors([plan])
             write_plan(directory, site, plan)
+            # Written last, so that this file exists only for a complete training.
             write_json(numbers, {"error": error, "curve": curve})
         return float(read_json(numbers)["error"])
 
     def _train(self, opened: OpenSite, plan: SitePlan, rate: float) -> TrainedScales:
         record, device = opened.record, self._run.model.device
+        # The seed belongs to the site, so the bits depend neither on the order of sites nor on a resumed run.
         seed = int.from_bytes(hashlib.sha256(f"{self._seed}:{opened.site.name}".encode()).digest()[:6])
         return train_scales(
             record.fit_FD.to(device),
@@ -128,7 +134,7 @@ class _Trials:
         )
 
     def _start(self, opened: OpenSite) -> SitePlan:
-        """Where training starts: the found plan or the policy's transform, the L2 policy, or s = 1."""
+        """The plan that training starts from: the found plan or the policy's transform, the L2 policy, or s = 1."""
         transform = opened.settings.transform
         if self._training.start == "l2":
             return opened.plan(transform.model_copy(update={"alpha": 0.5, "statistic": _L2}))
