@@ -1,6 +1,7 @@
 """Every example of ``docs/extending.md`` is applied to a copy of the source. The service runs from that copy."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from transformers import SmolLM3Config
 
 from quantry import Job, Quantry
 from tests import tiny_models
-from tests.extending import apply_example, copy_source, examples
+from tests.extending import ROOT, apply_example, copy_source, examples
 from tests.serving import serving
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,14 @@ def capabilities(client: Quantry) -> dict[str, Any]:
 
 def test_an_example_touches_as_many_files_as_the_page_says() -> None:
     assert {title: (len(each.edited), len(each.added)) for title, each in examples().items()} == TOUCHED
+
+
+def test_the_examples_are_as_tidy_as_the_rest(source: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", source)
+    for arguments in (["check"], ["format", "--check"]):
+        command = [Path(sys.executable).with_name("ruff"), *arguments, "--no-cache", "."]
+        told = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=120)
+        assert told.returncode == 0, told.stdout
 
 
 def test_a_transform_of_a_new_primitive_is_used_and_stored(client: Quantry, tmp_path: Path) -> None:
