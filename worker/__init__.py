@@ -1,1 +1,1 @@
-"""Claims jobs, supervises the subprocess that runs them, sweeps up after crashes."""
+"""The worker: it claims jobs, supervises the subprocesses that run them, and repairs the state after crashes."""

@@ -1,7 +1,7 @@
 """``python -m worker [OPTION…]``: ``celery -A worker.app worker [OPTION…]``, safe in any current directory.
 
-Celery imports an application by its name from the current directory first, where a folder ``jobs`` or ``worker`` of
-somebody else may lie. Here the application has been imported before Celery looks for it.
+Celery imports an application by its name, and searches the current directory first. That directory may hold an
+unrelated folder ``jobs`` or ``worker``. Here the application is imported before Celery searches for it.
 """
 
 import sys

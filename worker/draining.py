@@ -1,9 +1,10 @@
-"""How a worker stops without losing work: it takes no new job, and on demand lets the running one go.
+"""How a worker stops without losing work: it takes no new job, and hands back what it can not finish.
 
-Celery's main process and its pool children share one moment, mapped before the fork. The main process sets it when a
-warm shutdown begins (SIGTERM): a child then claims no other job, and gives its own ``QUANTRY_DRAIN_SECONDS`` to end.
-What has not ended by then it stops and hands back, as it does at once after a cold shutdown (SIGQUIT, or a second
-Ctrl-C), whose moment is one long past, or its main process's death. Both also reach it as SIGTERM.
+Celery's main process and its pool children share one time stamp, in memory that is mapped before the fork. The main
+process sets it when a warm shutdown begins (SIGTERM). A child then claims no other job, and its running job has
+``QUANTRY_DRAIN_SECONDS`` to end. After that the child stops the job and hands it back. After a cold shutdown (SIGQUIT,
+or a second Ctrl-C) or the death of the main process, it does so at once; a cold shutdown sets a time stamp that is long
+past. In both cases the child also receives SIGTERM.
 """
 
 import math
@@ -21,48 +22,51 @@ _MOMENT: Final = struct.Struct("=d")
 
 
 class Draining:
-    """One per worker, made before the pool forks. ``drain_seconds``: what a job gets to end by itself."""
+    """The draining of one worker, made before the pool forks. ``drain_seconds``: the time that a job has to end."""
 
     def __init__(self, drain_seconds: float = math.inf, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._shared = mmap.mmap(-1, _MOMENT.size)  # zeros, which the clock does not show again
+        # Zeros mean that draining has not begun: the clock never shows 0 again.
+        self._shared = mmap.mmap(-1, _MOMENT.size)
         self._drain_seconds = drain_seconds
-        self._clock = clock  # one for all processes of a machine
+        self._clock = clock  # a monotonic clock, which all processes of a machine share
         self._yielding = False
 
     def begin(self, *, at_once: bool = False) -> None:
-        """No process of this worker claims another job, from now on; ``at_once``: and each hands its own back."""
+        """Let no process of this worker claim another job; with ``at_once``, each also hands back its own."""
+        # A second warm signal must not give the jobs more time.
         if at_once or not self._began:
             _MOMENT.pack_into(self._shared, 0, -math.inf if at_once else self._clock())
 
     def yield_now(self) -> None:
-        """This process lets its job go, or is ended by an alarm where the database does not take it."""
+        """Make this process hand back its job; an alarm ends the process if the database does not answer in time."""
         if not self._yielding:
             self._yielding = True
             signal.alarm(_HAND_BACK_SECONDS)
 
     def yields(self) -> bool:
-        """Whether this process alone was told to let its job go."""
+        """Return whether this process itself was told to hand back its job."""
         return self._yielding
 
     def has_begun(self) -> bool:
-        """Whether this worker should claim no more."""
+        """Return whether this worker should claim no more jobs."""
         return self._yielding or bool(self._began)
 
     def must_yield(self) -> bool:
-        """Whether this process has to let its job go now."""
+        """Return whether this process has to hand back its job now."""
         return self._yielding or bool(self._began and self._clock() - self._began >= self._drain_seconds)
 
     @contextmanager
     def yielding_on_sigterm(self) -> Iterator[None]:
-        """Within, SIGTERM asks for the job back instead of ending the process. For the main thread only.
+        """Make SIGTERM hand the job back instead of ending the process, for the block. For the main thread only.
 
-        Handing back needs the database. Where that does not answer, an alarm ends the process, the kernel ends the
-        runner with it, and the lease runs out.
+        Handing back needs the database. If it does not answer, an alarm ends the process, the kernel ends the runner
+        with it, and the lease runs out.
         """
         before = signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
             yield
         finally:
+            # The job is handed back: the alarm of yield_now must not end a process that is done.
             signal.alarm(0)
             signal.signal(signal.SIGTERM, before)
 

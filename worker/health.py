@@ -1,7 +1,7 @@
-"""Whether the worker of this machine works: ``python -m worker.health``; exit status 0 when it does, else 1 and why.
+"""Check the worker of this machine: ``python -m worker.health`` exits with 0 if it works, else with 1 and the reason.
 
-A ping would answer while nothing is ever taken. So this asks the database: has a worker here reported lately, and,
-where a job could have been taken for a while, does one here work, or has one here taken a job lately?
+A worker that never takes a job could still answer a ping. So this check asks the database: a worker of this machine has
+to have reported lately, and if a job has waited for a while, a worker here has to be busy or have taken a job lately.
 """
 
 import socket
@@ -18,7 +18,7 @@ _STALLED: Final = timedelta(seconds=60)
 
 
 def trouble(overview: Overview, hostname: str, now: datetime) -> str | None:
-    """What is wrong with the workers of ``hostname``; None when nothing is.
+    """Return what is wrong with the workers of ``hostname``, or None.
 
     Raises:
         Unavailable: the database does not answer.
@@ -26,10 +26,12 @@ def trouble(overview: Overview, hostname: str, now: datetime) -> str | None:
     here = [worker for worker in overview.recent_workers() if worker.hostname == hostname]
     if not here:
         return f"no worker of {hostname} has reported lately"
+    # A long job keeps every worker of this machine busy; that jobs wait meanwhile is no fault of it.
     if any(worker.busy for worker in here):
         return None
     queue = overview.queue_health()
     waited = timedelta(seconds=queue.oldest_claimable_seconds or 0.0)
+    # A worker that has just started has had no chance to take a job yet.
     last_seen_busy = max(worker.last_claim_at or worker.started_at for worker in here)
     if min(waited, now - last_seen_busy) > _STALLED:
         return f"{queue.queued} jobs wait, and none has been taken here since {last_seen_busy.isoformat()}"
@@ -37,11 +39,12 @@ def trouble(overview: Overview, hostname: str, now: datetime) -> str | None:
 
 
 def main(settings: Settings | None = None) -> int:
-    """The exit status; the reason goes to standard error."""
+    """Return the exit status; write the reason to standard error."""
     settings = settings or get_settings()
     if settings.database_url is None:
         sys.stderr.write("QUANTRY_DATABASE_URL is not set\n")
         return 1
+    # One connection is enough: the questions follow each other.
     database = Database(settings.database_url.get_secret_value(), pool_size=1)
     try:
         reason = trouble(Overview(database, settings), socket.gethostname(), datetime.now(UTC))

@@ -1,8 +1,9 @@
-"""One worker: Celery's main process, its pool children, and the sweeper. Each pool child has a publisher beside.
+"""One worker: Celery's main process, its pool children, and the sweeper process.
 
-The one task takes no arguments. A nudge says "look"; the task claims the job whose turn it is, until none is left. Each
-pool child also looks by itself, as often as the sweeper sweeps, in a thread of its own: no job waits for a broker.
-torch is never imported here: the pool forks, and CUDA does not survive that.
+There is one Celery task, and it takes no arguments. A nudge starts it, and it claims and runs jobs until none is left.
+Each pool child also has a thread that polls for jobs as often as the sweeper sweeps, so no job waits for the broker,
+and a thread that publishes checkpoints. This module never imports torch: the pool forks, and CUDA does not survive a
+fork.
 """
 
 import os
@@ -45,6 +46,7 @@ from worker.telemetry.measurements import NudgeFailed
 from worker.telemetry.metrics import open_metrics
 from worker.telemetry.ports import Telemetry
 
+# What the poller gets to hand its job back after the drain time (docs/operations.md).
 _HAND_BACK_SECONDS: Final = 15.0
 _POOL_STEP: Final = "celery.worker.components:Pool"
 _NO_DATABASE: Final = "postgresql://"  # never connected to: the worker refuses to start without an address
@@ -54,18 +56,20 @@ logger = structlog.get_logger(__name__)
 
 def _handing_back(draining: Draining) -> type[TaskPool]:
     class Pool(TaskPool):
-        """Celery's own. A cold shutdown terminates the tasks that Celery knows, and then waits for the children."""
+        """Celery's prefork pool, which also drains the jobs that Celery does not know when it stops cold."""
 
         def on_stop(self) -> None:
             if state.should_terminate not in (None, False):
-                draining.begin(at_once=True)  # for what a child found by itself
+                # A cold shutdown terminates the tasks that Celery knows, then waits for the children. Celery does not
+                # know a job that a child's poller found, so the child learns of the shutdown here.
+                draining.begin(at_once=True)
             super().on_stop()
 
     return Pool
 
 
 class Worker:
-    """What the processes of one worker share; made in the main process, before the pool forks."""
+    """The state that the processes of one worker share. It is made in the main process, before the pool forks."""
 
     def __init__(self, settings: Settings, *, programs: Programs | None = None) -> None:
         self._settings = settings
@@ -79,21 +83,22 @@ class Worker:
         self._publisher: Publisher | None = None
         self._poller: Poller | None = None
         self._supervisor: Supervisor | None = None
-        self._running = threading.Lock()  # one job at a time, whether a nudge or a look found it
-        self._tracing: Tracing = NoTracing()  # of a process; the pool's come after the fork
+        self._running = threading.Lock()  # one job at a time, found by a nudge or by polling
+        self._tracing: Tracing = NoTracing()  # of the main process; each pool child opens its own after the fork
         self.metrics = open_metrics(settings)
         self.draining = Draining(settings.drain_seconds)
         self.sweeper = SweeperRestarter(self._owner)
         self.celery = make_celery(settings)
         self.celery.conf.update(
             worker_pool=_handing_back(self.draining),
+            # One pool child for each device.
             worker_concurrency=len(self._devices),
             worker_hijack_root_logger=False,
             worker_redirect_stdouts=False,
         )
 
     def install(self) -> Celery:
-        """Register the task, the sweeper and Celery's signals; the application that Celery's command line runs."""
+        """Register the task, the sweeper and the signal handlers; return the application for Celery's command line."""
         self.celery.task(name=TASK_NAME, acks_late=False, ignore_result=True)(self.run_jobs)
         self.celery.steps["worker"].add(self._sweeper_step())
         signals.setup_logging.connect(self._on_setup_logging, weak=False)
@@ -105,10 +110,10 @@ class Worker:
         return self.celery
 
     def require_services(self) -> None:
-        """Look for what every job needs, before any is claimed.
+        """Check that the worker has what every job needs, before any job is claimed.
 
         Raises:
-            InstallationError: the settings do not say where the database and the broker are, or its key is unusable.
+            InstallationError: the settings name no database or no broker, or the key of stored secrets is unusable.
         """
         if self._settings.database_url is None or self._settings.broker_url is None:
             raise InstallationError(
@@ -118,7 +123,8 @@ class Worker:
         Vault.open(self._settings)
 
     def enter_pool_process(self, index: int) -> None:
-        """In a pool child, right after the fork: its own connections and device, and SIGTERM when its parent dies."""
+        """Give a new pool child its own connections and device, and ask for SIGTERM when its parent dies."""
+        # Connections and sockets of the parent must not be used from two processes.
         self._database.after_fork()
         if self.metrics.server is not None:
             self.metrics.server.leave()
@@ -132,13 +138,14 @@ class Worker:
         with self.draining.yielding_on_sigterm():
             self._poll()
         if self.draining.yields():
-            sys.exit()  # told to end; where only this process was, the pool starts another
+            sys.exit()  # this process was told to end; if the worker goes on, the pool starts another
 
     def _poll(self) -> None:
+        # The other thread runs jobs until none is left, so there is nothing to wait for.
         if not self._running.acquire(blocking=False):
             return
         try:
-            # Kept: an idle process looks every few seconds, and a store's client takes long to make.
+            # Made once: an idle process polls every few seconds, and the client of a store takes long to make.
             self._supervisor = self._supervisor or self._make_supervisor()
             self._run_jobs(self._supervisor)
         finally:
@@ -150,9 +157,9 @@ class Worker:
                 if supervisor.run_next() is None:
                     return
             except Unavailable:
-                logger.warning("job_claim_failed", reason="the database does not answer; this process looks again soon")
+                logger.warning("job_claim_failed", reason="the database does not answer; this process polls again soon")
                 return
-        self._tracing.stop()  # this process may be killed before it ends by itself
+        self._tracing.stop()  # sends the spans now: this process may be killed before it ends by itself
 
     def _on_setup_logging(self, **_: object) -> None:
         configure_logging()
@@ -161,10 +168,10 @@ class Worker:
         try:
             self.require_services()
         except InstallationError as error:
-            sys.exit(str(error))  # Celery logs whatever else a receiver raises, and starts all the same
+            sys.exit(str(error))  # Celery only logs other exceptions of a receiver, and starts anyway
 
     def _on_process_init(self, **_: object) -> None:
-        # billiard numbers the processes of its pool; its stubs do not know.
+        # billiard numbers the processes of its pool; its type stubs lack the attribute.
         self.enter_pool_process(getattr(billiard.current_process(), "index", 0))
         self._publisher = self._make_publisher()
         self._publisher.start()
@@ -172,12 +179,14 @@ class Worker:
         self._poller.start()
 
     def _on_process_shutdown(self, **_: object) -> None:
-        """No task runs: the main process asked for this, was killed, or terminated this child. The poller may be busy.
+        """Hand back the job of the poller, if it has one, and stop the threads of this pool child.
 
-        billiard puts its own handler of SIGTERM over any that a starting child installs. That handler leads here, and
-        a second SIGTERM would end the process in the middle of handing back.
+        No task runs: the main process asked for this shutdown, was killed, or terminated this child.
         """
         with self.draining.yielding_on_sigterm():
+            # billiard replaces any SIGTERM handler that a starting child installs, and its own handler leads here. A
+            # second SIGTERM would end the process while it hands the job back, so SIGTERM is caught again above.
+            # After a signal, or without a parent, there is no time to finish the job.
             if terminate_handler_fired() or os.getppid() != self._main_pid:
                 self.draining.yield_now()
             if self._poller is not None:
@@ -190,7 +199,7 @@ class Worker:
         self.draining.begin()
 
     def _on_shutdown(self, **_: object) -> None:
-        # The pool has let its last job go; until then this worker is alive, and others may need its sweeps.
+        # The pool has ended its last job. Until then the sweeper must report that this worker is alive, and sweep.
         self.sweeper.stop()
         if self.metrics.server is not None:
             self.metrics.server.stop()
@@ -225,8 +234,9 @@ class Worker:
         sweeper, server = self.sweeper, self.metrics.server
 
         class SweeperStep(bootsteps.StartStopStep):
-            """Starts the sweeper and the metrics' server once the pool has forked, also without a broker."""
+            """The step of Celery's start that starts the sweeper and the metrics server, also without a broker."""
 
+            # The pool forks first: the threads that are started here come after the fork.
             requires = (_POOL_STEP,)
 
             def start(self, _: object) -> None:

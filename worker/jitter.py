@@ -1,4 +1,4 @@
-"""Doing something every few seconds, and not at the same moment as every other worker."""
+"""Random variation of intervals, so that workers do not all act at the same moment."""
 
 import random
 from typing import Final
@@ -7,6 +7,6 @@ _JITTER: Final = 0.25
 
 
 def jittered(seconds: float) -> float:
-    """``seconds``, up to a quarter more or less."""
-    # It only has to spread workers out; nobody gains from guessing it.
+    """Return ``seconds``, up to a quarter more or less."""
+    # The value only spreads workers out; guessing it is of no use to anyone.
     return seconds * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 — not for security, see above

@@ -1,7 +1,7 @@
-"""Polling for jobs: every few seconds, should no nudge get through.
+"""Polling for jobs every few seconds, so that jobs run while the broker is down.
 
-The broker may be away for as long as it likes; jobs do not wait for it. Celery knows nothing of a job that was found
-this way, so whatever ends the process must let it go first: see :mod:`worker.host`.
+Celery does not know a job that was found by polling. So the process must hand it back itself before it ends: see
+:mod:`worker.host`.
 """
 
 import threading
@@ -15,7 +15,7 @@ logger = structlog.get_logger(__name__)
 
 
 class Poller:
-    """A thread of each pool process. ``poll`` runs the jobs that it finds and returns when there is no more."""
+    """A thread of each pool process. ``poll`` runs the jobs that it finds, and returns when there is none left."""
 
     def __init__(self, poll: Callable[[], None], *, every_seconds: float) -> None:
         self._poll = poll
@@ -24,11 +24,11 @@ class Poller:
         self._thread = threading.Thread(target=self._work, name="poller", daemon=True)
 
     def start(self) -> None:
-        """Poll from now on; returns at once."""
+        """Start to poll; return at once."""
         self._thread.start()
 
     def stop(self, wait_seconds: float) -> None:
-        """Poll no more, and wait for what is under way. Does nothing when it was never started."""
+        """Stop polling, and wait up to ``wait_seconds`` for a running job. Do nothing if it was never started."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(wait_seconds)
@@ -37,5 +37,5 @@ class Poller:
         while not self._stopping.wait(jittered(self._every_seconds)):
             try:
                 self._poll()
-            except Exception:  # this thread must outlive any one job; its lease runs out
+            except Exception:  # one bad job must not end this thread; the lease of that job runs out
                 logger.exception("poll_failed")

@@ -1,1 +1,1 @@
-"""What one attempt is, of a job as of a publication: a subprocess is followed, and one fenced write ends it."""
+"""An attempt of a job or a publication: it follows a subprocess, and one fenced write ends it."""

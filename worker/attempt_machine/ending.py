@@ -1,4 +1,4 @@
-"""How an attempt ends: an outcome, and the one fenced write that stores it."""
+"""The ending of an attempt: an outcome, and the one fenced write that stores it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from worker.subprocesses.messages import Error
 class Ending:
     """An outcome that is not stored yet.
 
-    ``write`` stores it and returns the outcome that came of it; it may be called again after ``Unavailable``. None:
-    the claim is lost, and nothing may be written. ``problem`` says why the attempt failed, where it did.
+    ``write`` stores it and returns the outcome that the database accepted. It may be called again after
+    ``Unavailable``. It is None if the claim is lost, because nothing may be written then. ``problem`` is the reason of
+    a failure.
     """
 
     outcome: Outcome
@@ -24,11 +25,11 @@ class Ending:
 
     @classmethod
     def fenced(cls, outcome: Outcome, write: Callable[[], bool], problem: JobProblem | None = None) -> Self:
-        """``outcome``, if ``write`` changes a row; ``LOST``, if the claim's fence no longer lets it."""
+        """Make an ending that is ``outcome`` if ``write`` changes a row, and ``LOST`` if the fence is too old."""
         return cls(outcome, lambda: outcome if write() else Outcome.LOST, problem)
 
     def settle(self, heartbeat: ClaimHeartbeat) -> Outcome:
-        """Store the ending after all earlier writes of the claim, and return the outcome that holds."""
+        """Store the ending after all earlier writes of the claim, and return the final outcome."""
         if self.write is None:
             return Outcome.LOST
         return heartbeat.settle(self.write) or Outcome.LOST
@@ -38,7 +39,7 @@ CLAIM_LOST: Final = Ending(Outcome.LOST)
 
 
 class Ended(Exception):
-    """Not an error: carries an ending from the step that found it to the attempt."""
+    """An ending on its way from the step that found it to the attempt. It is not an error."""
 
     def __init__(self, ending: Ending) -> None:
         super().__init__(ending.outcome)
@@ -46,16 +47,16 @@ class Ended(Exception):
 
 
 class Endings(Protocol):
-    """The endings that any subprocess may come to, of one claim."""
+    """The endings of one claim that any subprocess can lead to."""
 
     def drained(self) -> Ending:
-        """This worker stops: give the claim back."""
+        """The ending when this worker stops: the claim is given back."""
         ...
 
     def crashed(self) -> Ending:
-        """The subprocess ended without a result and without an error."""
+        """The ending after a subprocess ended without a result and without an error."""
         ...
 
     def reported(self, error: Error) -> Ending:
-        """The subprocess reported that it can not do the work, or can not do it now."""
+        """The ending after the subprocess reported that it can not do the work, or can not do it now."""
         ...

@@ -1,7 +1,7 @@
-"""The loop that follows a subprocess to its end, while the claim is held and the worker goes on.
+"""The loop that follows a subprocess to its end, while the claim is valid and the worker does not stop.
 
-Every step that can not go on raises :class:`~worker.attempt_machine.ending.Ended`, which carries the attempt's ending
-to where it is stored.
+A step that can not continue raises :class:`~worker.attempt_machine.ending.Ended`, which carries the attempt's ending to
+the code that stores it.
 """
 
 import os
@@ -22,13 +22,13 @@ POLL_SECONDS: Final = 0.2
 _GRACE_SECONDS: Final = 3.0  # with a heartbeat of 10 s, a cancelled subprocess is gone within 15
 
 Explanation = Callable[[Error | None, int], Error | None]
-"""From what a failed subprocess reported (None: nothing) and its exit code to the error that the attempt ends with."""
+"""A function of the error that a failed subprocess reported (or None) and its exit code. It returns the final error."""
 
 logger = structlog.get_logger(__name__)
 
 
 def as_reported(error: Error | None, _exit_code: int) -> Error | None:
-    """The error that the subprocess reported itself."""
+    """Return the error that the subprocess reported."""
     return error
 
 
@@ -36,9 +36,9 @@ def as_reported(error: Error | None, _exit_code: int) -> Error | None:
 class Follower:
     """Follows the subprocesses of one attempt. Used by one thread.
 
-    ``must_yield``: whether the worker has to let its claim go now. ``stops``: the endings that other states of the
-    claim demand, such as a cancel. ``on_message`` receives all messages but results and errors; ``on_poll`` is called
-    a few times a second.
+    ``must_yield``: whether the worker has to hand back its claim now. ``stops``: the endings for other states of the
+    claim, such as a cancel. ``on_message`` receives all messages except results and errors; ``on_poll`` is called a
+    few times a second.
     """
 
     heartbeat: ClaimHeartbeat
@@ -49,18 +49,19 @@ class Follower:
     on_poll: Callable[[], None] = lambda: None
 
     def require_claim(self) -> None:
-        """Raises: Ended: the claim is lost, was cancelled or is out of time, or the worker stops."""
+        """Raise Ended if the claim is lost, was cancelled or is out of time, or if the worker stops."""
         state = self.heartbeat.state()
         if state is ClaimState.LOST:
             logger.warning("claim_given_up", silent_seconds=round(self.heartbeat.silent_seconds(), 1))
             raise Ended(CLAIM_LOST)
+        # After the check for LOST, because a lost claim can not be handed back.
         if self.must_yield():
             raise Ended(self.endings.drained())
         if state in self.stops:
             raise Ended(self.stops[state]())
 
     def wait(self, seconds: float) -> None:
-        """Let time pass while the attempt may go on. Raises: Ended."""
+        """Wait ``seconds`` while the attempt may continue. Raises: Ended."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.require_claim()
@@ -71,18 +72,20 @@ class Follower:
         """Start a subprocess, follow it to its end and return the payload of its result.
 
         Raises:
-            Ended: it may not go on, or it ended without a result.
+            Ended: the attempt may not continue, or the subprocess ended without a result.
         """
         with Child(command) as child:
             logger.info("subprocess_started", program=command.arguments[-2], pid=child.pid)
             verdict: Result | Error | None = None
             exited = False
             while not exited:
-                exited = child.has_exited()  # asked before reading: then the pipe holds all there will ever be
+                # Asked before reading: once the process has ended, the pipe holds all that will ever come.
+                exited = child.has_exited()
                 verdict = self._receive(child.drain() if exited else child.receive(POLL_SECONDS)) or verdict
                 if not exited:
                     self._interrupt(child)
             code = child.exit_code()
+            # A result alone is not enough: the process may have failed after it sent that.
             if isinstance(verdict, Result) and code == os.EX_OK:
                 return verdict.payload
             raise Ended(self._ending(child, verdict if isinstance(verdict, Error) else None, code, explain))
@@ -98,20 +101,21 @@ class Follower:
         return verdict
 
     def _interrupt(self, child: Child) -> None:
-        """Stop the subprocess if the claim or the worker's end demands it."""
+        """Stop the subprocess if the claim or the worker ends."""
         try:
             self.require_claim()
         except Ended as ended:
+            # A lost claim may have a new runner already, and a draining worker has little time: no grace for these.
             at_once = ended.ending.outcome in {Outcome.LOST, Outcome.DRAINED}
             child.stop(grace=0 if at_once else _GRACE_SECONDS)
             raise
 
     def _ending(self, child: Child, error: Error | None, code: int, explain: Explanation) -> Ending:
-        """Of a subprocess that is gone and left no result."""
+        """Return the ending of a subprocess that is gone and left no result."""
         if error is None:
             logger.error("subprocess_died", exit_code=code, log_tail=child.log_tail())
         else:
-            # What the Hub refuses for now is everyday: the next attempt may well succeed.
+            # That the Hub is busy is normal, and the next attempt may succeed: no error for the operator.
             log = logger.error if error.retry_after is None else logger.warning
             log("subprocess_failed", code=error.code, detail=error.detail, exit_code=code, log_tail=child.log_tail())
         explained = explain(error, code)

@@ -1,7 +1,7 @@
-"""One attempt of one job: resolve the model, follow the runner, collect what it made; then store how it ended.
+"""One attempt of one job: resolve the model, run the runner, store its output, and record the ending.
 
-Every step that can not go on raises; :meth:`Attempt.run` turns that into an :class:`Ending`, and :meth:`Attempt.settle`
-stores it with the claim's fence. An attempt that lost its claim writes nothing more.
+A step that can not continue raises an exception. :meth:`Attempt.run` turns it into an :class:`Ending`, and
+:meth:`Attempt.settle` stores that with the claim's fence. An attempt that lost its claim writes nothing more.
 """
 
 import json
@@ -48,7 +48,7 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Programs:
-    """The commands that compute and download; a test puts its own runner here."""
+    """The commands of the subprocesses that compute and download; tests replace them."""
 
     runner: Sequence[str] = RUNNER
     download: Sequence[str] = DOWNLOAD
@@ -56,10 +56,10 @@ class Programs:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptDependencies:
-    """What every attempt of this process works with.
+    """The services, settings and programs that every attempt of this process uses.
 
-    ``must_yield``: whether the worker has to let its job go now. ``oom_kills``: how many processes the kernel has
-    killed for memory; None where nobody counts.
+    ``must_yield``: whether the worker has to hand back its job now. ``oom_kills``: how many processes the kernel has
+    killed for memory; None where the kernel does not count them.
     """
 
     leases: JobLeases
@@ -74,7 +74,7 @@ class AttemptDependencies:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """Made for one claim, used once."""
+    """One attempt, made for one claim and used once."""
 
     dependencies: AttemptDependencies
     claim: Claim
@@ -84,42 +84,44 @@ class Attempt:
     workspace: Workspace
 
     def run(self) -> Ending:
-        """Do the work; the ending is not stored yet."""
+        """Do the work and return the ending, which is not stored yet."""
         self.heartbeat.allow(self.claim.run_seconds_left)
         try:
-            self._follower.require_claim()  # earlier attempts may have used the job's time up
+            self._follower.require_claim()  # earlier attempts may have used up the job's time
             self._begin_retry()
             self._compute(self._resolve())
             return self._endings.succeeded(self._collect())
         except Ended as ended:
             return ended.ending
-        except EngineError as error:
+        except EngineError as error:  # from resolve_local or require_inside, in this process
             return self._endings.reported(as_error(error))
         except OSError as error:
             logger.exception("attempt_failed")
             return self._endings.reported(as_error(error))
 
     def settle(self, ending: Ending) -> Outcome:
-        """Store the ending, and remove the files that nobody will need."""
+        """Store the ending, and remove the files that are not needed any more."""
+        # Posted before the ending: once that is stored, the fence refuses all other writes.
         if ending.outcome is not Outcome.SUCCEEDED:
             self.reporter.fail_stage()
         self.reporter.flush(force=True)
         outcome = ending.settle(self.heartbeat)
-        # Published bytes are in the store; what was put there for nothing, garbage collection finds.
+        # Published files are in the store. Garbage collection removes files that were stored but not published.
         self.workspace.discard_output()
-        # Any other job may be tried again, and a sweep removes what nobody came back for; a full disk can not wait.
+        # Other jobs may be retried from their stages, and a sweep removes those later. A full disk needs the space now.
         if outcome is Outcome.SUCCEEDED or (ending.problem is not None and ending.problem.code == DISK_FULL):
             self.workspace.discard()
         return outcome
 
     def _begin_retry(self) -> None:
-        """Remove the stages that a retry wants computed anew. Until that is noted, every attempt does it."""
+        """Remove the stages that a retry computes anew."""
         if self.claim.retry_from is not None:
             self.workspace.drop_stages(stages_from(self.claim.retry_from, self.request.policy))
+            # Until this is recorded, every attempt removes them again: removing twice is safe, skipping it is not.
             self.heartbeat.post(lambda: self.dependencies.leases.record_retry_begun(self.claim))
 
     def _resolve(self) -> Path:
-        """The model's directory on this machine."""
+        """Return the model's directory on this machine; download the model if it is on the Hub."""
         began = time.monotonic()
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
@@ -139,6 +141,7 @@ class Attempt:
         command = self._command(self.dependencies.programs.download, file, environment)
         payload = self._follow(replace(command, token=self._hub_token()))
         self._keep_revision(str(payload["revision"]))
+        # The path comes from a subprocess, so it is checked and not trusted.
         return require_inside(Path(str(payload["path"])), models_cache(settings))
 
     def _hub_token(self) -> str | None:
@@ -146,6 +149,7 @@ class Attempt:
             try:
                 return hub_token(self.claim, self.dependencies.credentials)
             except Unavailable:
+                # The claim may still be valid, so the attempt waits for the database instead of failing.
                 self._follower.wait(_DATABASE_SECONDS)
             except (CredentialNotFound, CredentialUnreadable) as error:
                 raise Ended(self._endings.failed(credential_problem(error))) from error
@@ -174,11 +178,11 @@ class Attempt:
             self.reporter.handle(message)
 
     def _follow(self, command: Command) -> dict[str, Any]:
-        """The payload of the subprocess's result. Raises: Ended."""
+        """Run a subprocess to its end and return the payload of its result. Raises: Ended."""
         kills_before = self.dependencies.oom_kills()
 
         def explain(error: Error | None, exit_code: int) -> Error | None:
-            # The kernel may have taken a process of the run, which then reports a failure that it can not explain.
+            # The kernel may have killed another process of the run; the runner then reports an unexplained failure.
             unexplained = exit_code == -signal.SIGKILL if error is None else error.category == "platform"
             if unexplained and _has_risen(kills_before, self.dependencies.oom_kills()):
                 return insufficient_memory("The machine ran out of memory, and the kernel ended the run.")
@@ -210,7 +214,7 @@ class Attempt:
         self._follow(self._command(self.dependencies.programs.runner, file, environment))
 
     def _spec(self, model_dir: Path) -> RunSpec:
-        """What the engine is asked to do with the model in ``model_dir``."""
+        """Return the engine's request for the model in ``model_dir``."""
         request, settings = self.request, self.dependencies.settings
         return RunSpec(
             model_dir=model_dir,
@@ -235,7 +239,7 @@ class Attempt:
         )
 
     def _collect(self) -> Manifest:
-        """Read the output and put it into the store. What is left then of ``publish`` is one transaction."""
+        """Read the output and put it into the store. After that, publishing needs only one transaction."""
         began = time.monotonic()
         output = self.workspace.output
         try:

@@ -1,4 +1,4 @@
-"""A job's model on the Hub: whose token fetches it, and the one commit that every attempt of the job runs on."""
+"""A job's model on the Hub: the token that fetches it, and the commit that all attempts of the job use."""
 
 import os
 import re
@@ -20,21 +20,23 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class RevisionPin:
-    """The commit that a revision meant when the job first resolved it, so that no later attempt runs on another one.
+    """The commit that a job's revision was first resolved to, so that every later attempt uses the same commit.
 
-    The database has it for workers elsewhere; ``file`` has it here, also while the database does not answer.
+    ``known`` comes from the database and reaches all workers. ``file`` holds it on this machine, also while the
+    database does not answer.
     """
 
     file: Path
     known: str | None
 
     def commit(self) -> str | None:
-        """The commit, once it is resolved."""
+        """Return the commit, or None before it is resolved."""
+        # A file that a crash or a full disk cut short does not match, so the database's value is used.
         written = self.file.read_text() if self.file.is_file() else ""
         return written if _COMMIT.fullmatch(written) else self.known
 
     def keep(self, commit: str) -> bool:
-        """Note it; False when that is nothing new."""
+        """Store ``commit``; return False if it was known already."""
         if self.commit() == commit:
             return False
         self.file.write_text(commit)
@@ -42,10 +44,10 @@ class RevisionPin:
 
 
 def hub_token(claim: Claim, credentials: CredentialService, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The token of the credential that the job names, else the operator's, if there is one.
+    """Return the token of the credential that the job names, else the operator's token, if there is one.
 
     Raises:
-        CredentialNotFound, CredentialUnreadable: the job's credential is gone, or can not be opened here.
+        CredentialNotFound, CredentialUnreadable: the job's credential was deleted, or can not be decrypted here.
         Unavailable: the database does not answer.
         OSError: the operator's HF_TOKEN_PATH can not be read.
     """
@@ -56,7 +58,7 @@ def hub_token(claim: Claim, credentials: CredentialService, environment: Mapping
 
 
 def download_file(model: ModelReference, settings: Settings, commit: str | None) -> DownloadFile:
-    """What the download is told: this process's model, at ``commit`` once there is one."""
+    """Return the request of the download: ``model`` at ``commit``, or at its revision before it is resolved."""
     return DownloadFile(
         parent_pid=os.getpid(),
         model_id=model.id,
@@ -68,12 +70,12 @@ def download_file(model: ModelReference, settings: Settings, commit: str | None)
 
 
 def models_cache(settings: Settings) -> Path:
-    """Where fetched models are kept: ``<id>/<commit>``."""
+    """Return the directory of downloaded models, which holds ``<id>/<commit>``."""
     return settings.models_cache_dir
 
 
 def credential_problem(error: CredentialNotFound | CredentialUnreadable) -> JobProblem:
-    """Why a job can not have its token."""
+    """Return the problem of a job whose Hub token can not be read."""
     if isinstance(error, CredentialNotFound):
         return JobProblem(
             code=error.code,

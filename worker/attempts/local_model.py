@@ -1,4 +1,4 @@
-"""From a model reference to a directory on this machine."""
+"""The directory of a local model, checked to be inside the directory of models."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ from quant_engine.errors import ModelNotFound
 
 
 def resolve_local(models_dir: Path, model_id: str) -> Path:
-    """The directory ``model_id`` under ``models_dir``.
+    """Return the directory ``model_id`` under ``models_dir``.
 
     Raises:
         ModelNotFound: there is no such directory, or it leads outside ``models_dir``.
     """
     root = models_dir.resolve()
+    # Resolved before the check: "..", an absolute id or a symbolic link may lead outside.
     directory = (root / model_id).resolve()
     if directory == root or not directory.is_relative_to(root) or not directory.is_dir():
         raise ModelNotFound(
@@ -22,7 +23,7 @@ def resolve_local(models_dir: Path, model_id: str) -> Path:
 
 
 def require_inside(directory: Path, root: Path) -> Path:
-    """``directory``, made absolute, if it lies in ``root``.
+    """Return ``directory`` as an absolute path, if it is inside ``root``.
 
     Raises:
         ModelNotFound: it does not.

@@ -1,4 +1,4 @@
-"""Turns a subprocess's messages into fenced writes, at most about one of a kind a second."""
+"""The reporter: it turns the messages of a subprocess into fenced writes, about one of each kind a second."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _LOG_LINES_AN_INTERVAL: Final = 20
 
 
 class Reporter:
-    """Follows one attempt. :meth:`handle` takes messages as they come, :meth:`flush` writes what is due."""
+    """Reports one attempt. :meth:`handle` takes each message as it arrives; :meth:`flush` writes what is due."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Reporter:
         self._logs_dropped = 0
 
     def handle(self, message: Message) -> None:
-        """Take in one message; results and errors are the supervisor's."""
+        """Take one message. Results and errors are not handled here, but by the loop that follows the subprocess."""
         match message:
             case StageStarted(name=name):
                 self._start(name, message)
@@ -75,14 +75,14 @@ class Reporter:
                 pass
 
     def fail_stage(self) -> None:
-        """The run ends inside the running stage, if one is running."""
+        """Record that the run ended inside the running stage, if there is one."""
         if self._stage is not None:
             self._telemetry.stage_failed(self._stage)
             self._end(self._stage, StageStatus.FAILED, self._clock() - self._stage_began)
         self.flush(force=True)
 
     def flush(self, *, force: bool = False) -> None:
-        """Post what has gathered, if it is time (or ``force``)."""
+        """Post the collected writes if the interval is over, or at once with ``force``."""
         now = self._clock()
         if not force and now - self._flushed_at < _INTERVAL_SECONDS:
             return
@@ -104,6 +104,7 @@ class Reporter:
         self._heartbeat.post(lambda: self._leases.record_stage(self._claim, name, status, round(seconds, 3)))
 
     def _log(self, line: str) -> None:
+        # A runner that logs in a loop must not fill the database.
         if len(self._logs) < _LOG_LINES_AN_INTERVAL:
             self._logs.append(line)
         else:
@@ -111,6 +112,7 @@ class Reporter:
 
     def _flush_rows(self) -> None:
         if self._rows:
+            # The heartbeat's thread calls the lambda later, so it must hold a list that no longer changes.
             rows, self._rows = self._rows, []
             self._heartbeat.post(lambda: self._leases.record_layers(self._claim, rows))
 

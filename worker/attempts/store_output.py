@@ -1,4 +1,4 @@
-"""Putting a run's output into the artifact store: the last long step, and one that waits for a store that is away."""
+"""Storing a run's output in the artifact store. This last long step waits while the store does not answer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +18,14 @@ logger = structlog.get_logger(__name__)
 def store_output(
     store: ArtifactStore, directory: Path, *, on_progress: Callable[[int], None], wait: Callable[[float], None]
 ) -> tuple[ManifestEntry, ...]:
-    """Put ``directory``, again and again while the store does not answer: hours of work hang on it.
+    """Store the files of ``directory``; try again for as long as the store does not answer.
 
-    ``on_progress`` is called often, with the bytes that are done. It and ``wait`` (seconds) raise what is to end the
-    attempt; what has been stored by then stays, and a later attempt goes on with it.
+    ``on_progress`` is called often, with the bytes that are done. It and ``wait`` (seconds) raise an exception to end
+    the attempt. Files that are stored by then stay, and a later attempt does not send them again.
 
     Raises:
-        UnsafeArtifactError, OSError: the output is not fit to be published, or not readable.
-        StoreRefused: the store answers, and will not take it.
+        UnsafeArtifactError, OSError: the output may not be published, or can not be read.
+        StoreRefused: the store answers, and refuses the files.
     """
     seconds = _FIRST_WAIT_SECONDS
     while True:
@@ -33,14 +33,16 @@ def store_output(
             return store.put(directory, on_bytes=_Sum(on_progress))
         except StoreRefused:
             raise
+        # Hours of computing may be in these files, so an outage of the store does not end the attempt.
         except StoreUnavailable:
             logger.warning("store_put_failed", next_try_seconds=seconds)
         wait(seconds)
+        # Doubled, so that a store that is down is not asked all the time.
         seconds = min(2 * seconds, _LONGEST_WAIT_SECONDS)
 
 
 def store_refused() -> JobProblem:
-    """The operator's store does not take what the service made."""
+    """Return the problem of a job whose files the operator's store refuses."""
     return JobProblem(
         code="store_refused",
         category="platform",
@@ -51,7 +53,7 @@ def store_refused() -> JobProblem:
 
 
 class _Sum:
-    """From bytes since the last call to bytes in all."""
+    """Adds up the bytes of all calls, and reports the sum."""
 
     def __init__(self, on_progress: Callable[[int], None]) -> None:
         self._on_progress = on_progress

@@ -1,4 +1,4 @@
-"""Claims jobs and sees each through one attempt. The supervisor holds the claim; the runner computes."""
+"""The supervisor: it claims jobs, and runs one attempt of each. It holds the claim; the runner computes."""
 
 import time
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Supervisor:
-    """One per worker process; runs one job at a time, in the thread that calls."""
+    """The supervisor of one worker process. It runs one job at a time, in the caller's thread."""
 
     dependencies: AttemptDependencies
     owner: str
@@ -33,11 +33,12 @@ class Supervisor:
     telemetry: Telemetry = field(default_factory=Telemetry)
 
     def run_next(self) -> Outcome | None:
-        """Claim the job whose turn it is and run one attempt of it; None when there is none to claim.
+        """Claim the job whose turn it is and run one attempt of it; return None if there is none to claim.
 
         Raises:
             Unavailable: the database did not answer the claim.
         """
+        # Read before the claim: the lease may have begun at any moment since.
         claimed_at = time.monotonic()
         claim = self.dependencies.leases.claim(self.owner)
         if claim is None:
@@ -48,7 +49,8 @@ class Supervisor:
             telemetry.ended(outcome)
             logger.info("attempt_ended", outcome=outcome)
         if outcome is Outcome.DRAINED:
-            self.nudger.nudge()  # for another worker; after a crash the loop, or the sweep, takes the job up again
+            # For another worker. After a crash, this worker's loop or a sweep starts the next attempt.
+            self.nudger.nudge()
         return outcome
 
     def _run(self, claim: Claim, claimed_at: float, telemetry: AttemptTelemetry) -> Outcome:
@@ -62,6 +64,7 @@ class Supervisor:
             except (OSError, ValidationError) as error:
                 logger.exception("workspace_not_opened")
                 problem = as_problem(as_error(error))
+                # There is no workspace to settle with, so the failure is written directly.
                 unopened = Ending.fenced(Outcome.FAILED, lambda: self.dependencies.leases.fail(claim, problem))
                 return unopened.settle(heartbeat)
             return attempt.settle(attempt.run())
@@ -80,6 +83,6 @@ class Supervisor:
 
 
 def _ids(claim: Claim) -> dict[str, object]:
-    """What stands on every log line of the attempt."""
+    """Return the ids that every log line of the attempt carries."""
     ids: dict[str, object] = {"job_id": claim.job_id, "attempt": claim.attempt, "fence": claim.fence}
     return ids if claim.request_id is None else {**ids, "request_id": claim.request_id}

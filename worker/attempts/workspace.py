@@ -1,10 +1,11 @@
-"""A job's directories on this machine.
+"""The directories of a job on this machine.
 
-``work/<job_id>/<fence>/`` holds the stages that a later attempt resumes from. An attempt takes over its predecessor's
-directory by renaming it to its own fence: a stale runner that still computes finds its paths gone and can not write
-beside its successor. Its ``output`` is made anew by every attempt; published files live on in the artifact store.
+``work/<job_id>/<fence>/`` holds the stages that a later attempt resumes from. An attempt takes over the directory of
+the attempt before it, and renames it to its own fence. A stale runner that still computes then finds its paths gone,
+and can not write into the new attempt's files. Every attempt makes its ``output`` anew; published files are in the
+artifact store.
 
-Of a job that failed or was cancelled the stages stay for a while, for a retry to resume from.
+The stages of a job that failed or was cancelled stay for a while, so that a retry can resume from them.
 """
 
 import math
@@ -21,7 +22,7 @@ _STAGES: Final = "stages"
 _SCRATCH: Final = "scratch"
 _OUTPUT: Final = "output"
 _REVISION: Final = "revision"
-_PARTIAL: Final = ".partial"  # what the engine calls a stage that is not complete
+_PARTIAL: Final = ".partial"  # the engine's suffix of a stage that is not complete
 
 
 @dataclass(frozen=True)
@@ -32,49 +33,50 @@ class Workspace:
 
     @property
     def output(self) -> Path:
-        """What the run makes; the run creates it."""
+        """The result of the run, in a directory that the run creates."""
         return self.root / _OUTPUT
 
     @property
     def stages(self) -> Path:
-        """What is kept for the next attempt."""
+        """The stages, which stay for the next attempt."""
         return self.root / _STAGES
 
     @property
     def scratch(self) -> Path:
-        """What is thrown away with the attempt."""
+        """Temporary files, which are removed at the end of the attempt."""
         return self.root / _SCRATCH
 
     @property
     def revision(self) -> Path:
-        """The commit that the model's revision was resolved to."""
+        """The file with the commit that the model's revision was resolved to."""
         return self.root / _REVISION
 
     @property
     def log(self) -> Path:
-        """What the subprocesses of every attempt wrote."""
+        """The log file of the subprocesses of all attempts."""
         return self.root / "runner.log"
 
     def drop_stages(self, names: Iterable[str]) -> None:
-        """Remove what earlier attempts left of these stages. Repeated after a crash, it ends the same."""
+        """Remove the files of these stages, complete or not. It can be repeated after a crash."""
         for name in names:
             for directory in (self.stages / name, self.stages / (name + _PARTIAL)):
                 _remove(directory)
+            # A retry from this stage resolves the revision again, perhaps to a newer commit.
             if name == RESOLVE.name:
                 self.revision.unlink(missing_ok=True)
 
     def discard_output(self) -> None:
-        """Remove what only this attempt needed: its output is in the store, or will never be published."""
+        """Remove the files that only this attempt needed. Its output is in the store, or will not be published."""
         _remove(self.output)
         _remove(self.scratch)
 
     def discard(self) -> None:
-        """Remove every attempt's directory: the job is over."""
+        """Remove the directories of all attempts of the job."""
         _remove(self.root.parent)
 
 
 def open_workspace(work_dir: Path, job_id: str, fence: int) -> Workspace:
-    """The directories of attempt ``fence``, with what the latest earlier attempt left for it.
+    """Open the directories of attempt ``fence``, with the stages that the latest earlier attempt left.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -84,6 +86,7 @@ def open_workspace(work_dir: Path, job_id: str, fence: int) -> Workspace:
     home.mkdir(parents=True, exist_ok=True)
     earlier = _fences_below(home, fence)
     if earlier and not workspace.root.exists():
+        # One rename, so that a runner of the earlier attempt loses its paths at once.
         earlier.pop().rename(workspace.root)
     for stale in [*earlier, workspace.output, workspace.scratch]:
         _remove(stale)
@@ -93,10 +96,10 @@ def open_workspace(work_dir: Path, job_id: str, fence: int) -> Workspace:
 
 
 def put_aside(work_dir: Path, job_id: str) -> Path | None:
-    """Rename the directories of a job that is over: an attempt after a retry can not find them any more.
+    """Rename the directories of a job that is over, so that an attempt after a retry does not find them.
 
-    The new name is no job's, so that what a crash leaves of it is abandoned. None when it is gone already, or can not
-    be renamed.
+    The new name belongs to no job, so a later sweep also removes what a crash leaves of it. Returns None if the
+    directory is gone or can not be renamed.
     """
     aside = work_dir / f"{job_id}.over-{time.time_ns()}"
     try:
@@ -107,12 +110,12 @@ def put_aside(work_dir: Path, job_id: str) -> Path | None:
 
 
 def discard(directory: Path) -> None:
-    """Remove what was put aside."""
+    """Remove a directory that was put aside."""
     _remove(directory)
 
 
 def abandoned_jobs(work_dir: Path, *, older_than_seconds: float) -> frozenset[str]:
-    """Jobs whose directory here no attempt has touched lately; whether they are over, the database knows."""
+    """Return the jobs whose directory no attempt has changed lately. Only the database knows if they are over."""
     if not work_dir.is_dir():
         return frozenset()
     before = time.time() - older_than_seconds
@@ -120,7 +123,7 @@ def abandoned_jobs(work_dir: Path, *, older_than_seconds: float) -> frozenset[st
 
 
 def _fences_below(home: Path, fence: int) -> list[Path]:
-    """Directories named by a lower fence, lowest first."""
+    """Return the directories that are named by a lower fence, lowest first."""
     if not home.is_dir():
         return []
     numbered = [path for path in home.iterdir() if path.name.isdecimal() and int(path.name) < fence]
@@ -135,5 +138,5 @@ def _modified(path: Path) -> float:
 
 
 def _remove(path: Path) -> None:
-    # A stale runner may write or remove beside us: what is gone already is as good as removed.
+    # A stale runner may write or remove files at the same time; a file that is gone already is no error.
     shutil.rmtree(path, ignore_errors=True)

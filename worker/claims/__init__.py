@@ -1,1 +1,1 @@
-"""Holding a claim: its heartbeat and fenced writes, and the lock that shows its process alive."""
+"""A claim that is held: its heartbeat and fenced writes, and the lock that shows that its process is alive."""

@@ -1,7 +1,7 @@
-"""Everything one claim says to the database: heartbeats and fenced writes, from a thread of its own.
+"""The heartbeats and fenced writes of one claim, sent to the database by a thread of their own.
 
-The thread that watches the runner never waits for the database. It asks :meth:`ClaimHeartbeat.state`, which answers
-from memory and by the monotonic clock alone, so a database that hangs can not keep a runner alive past its lease.
+The thread that watches the runner never waits for the database. It calls :meth:`ClaimHeartbeat.state`, which uses only
+memory and the monotonic clock. So a database that hangs can not let a runner live longer than its lease.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from jobs.kit.leases import HeartbeatResult
 from jobs.settings import Settings
 
 _GIVE_UP_PART_OF_LEASE: Final = 5 / 6
-"""Without a good beat for this part of the lease (25 of 30 seconds) the runner is killed, before the lease ends."""
+"""The runner is killed after this part of the lease without a good beat (25 of 30 seconds), before the lease ends."""
 
 _RETRY_SECONDS: Final = 0.5
 _JOIN_SECONDS: Final = 5.0
@@ -34,7 +34,7 @@ logger = structlog.get_logger(__name__)
 
 
 class LeaseRenewer(Protocol):
-    """Whoever renews leases: of jobs, or of publications."""
+    """Something that renews leases, of jobs or of publications."""
 
     def heartbeat(self, claim: Any, /) -> HeartbeatResult:
         """Renew the lease of the claim. Raises: Unavailable."""
@@ -42,12 +42,12 @@ class LeaseRenewer(Protocol):
 
 
 class ClaimState(Enum):
-    """What the latest beat means for the runner."""
+    """What the latest heartbeat means for the runner."""
 
-    HELD = auto()  # the job is ours, go on
-    CANCEL = auto()  # the job is ours, and a cancel is durable
-    DEADLINE = auto()  # the job is ours, and its time is up
-    LOST = auto()  # the job is someone else's, or we can not know that it is ours
+    HELD = auto()  # the claim is valid: the runner continues
+    CANCEL = auto()  # the claim is valid, and a cancel was requested
+    DEADLINE = auto()  # the claim is valid, and the job's time is used up
+    LOST = auto()  # the claim is another worker's, or it is not known to be valid
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Entry:
 
 
 class ClaimHeartbeat:
-    """A context manager around one claim. ``claimed_at`` is the monotonic time just before the claim was asked for."""
+    """The heartbeat of one claim, a context manager. ``claimed_at`` is the monotonic time just before the claim."""
 
     def __init__(
         self,
@@ -74,18 +74,19 @@ class ClaimHeartbeat:
         self._heartbeat_seconds = heartbeat_seconds
         self._give_up_seconds = give_up_seconds
         self._clock = clock
+        # The claim itself is the first renewal of the lease.
         self._beaten_at = claimed_at
         self._beat = HeartbeatResult(ok=True)
         self._ends_at = math.inf
         self._entries: queue.Queue[_Entry | None] = queue.Queue()
         self._closing = threading.Event()
-        # In the caller's context, for the ids that are bound to its log events.
+        # The thread runs in a copy of the caller's context, so that its log lines carry the same ids.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._work,), name="heartbeat", daemon=True)
 
     @classmethod
     def of(cls, leases: LeaseRenewer, claim: Any, settings: Settings, *, claimed_at: float) -> Self:
-        """With the operator's heartbeat and lease."""
+        """Make one with the operator's heartbeat interval and lease."""
         return cls(
             leases,
             claim,
@@ -100,11 +101,12 @@ class ClaimHeartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
+        # Wakes the thread, which may wait for its next entry.
         self._entries.put(None)
         self._thread.join(_JOIN_SECONDS)
 
     def state(self) -> ClaimState:
-        """Whether the runner may go on; never blocks."""
+        """Return whether the runner may continue; never block."""
         if not self._beat.ok or self._is_overdue():
             return ClaimState.LOST
         if self._beat.cancel_requested:
@@ -112,24 +114,25 @@ class ClaimHeartbeat:
         return ClaimState.DEADLINE if self._clock() >= self._ends_at else ClaimState.HELD
 
     def allow(self, run_seconds: float | None) -> None:
-        """The runner may go on for ``run_seconds`` from now, or without end, until the next beat says what is left.
+        """Let the runner continue for ``run_seconds`` from now (None: no limit), until the next heartbeat corrects it.
 
-        Between two beats this clock tells when they are over, so that a deadline is met to the second.
+        Between two heartbeats the local clock decides, so that a deadline is met to the second.
         """
         self._ends_at = math.inf if run_seconds is None else self._clock() + run_seconds
 
     def silent_seconds(self) -> float:
-        """Time since the latest good beat."""
+        """Return the seconds since the latest good heartbeat."""
         return self._clock() - self._beaten_at
 
     def post(self, write: Callable[[], bool]) -> None:
-        """Have ``write`` done in its turn; dropped when the claim is lost first."""
+        """Queue ``write``, which runs after earlier writes. It is dropped if the claim is lost first."""
         self._entries.put(_Entry(write))
 
     def settle(self, write: Callable[[], Answer]) -> Answer | None:
-        """Do the claim's last write after all the others, and stop beating. None: the claim was lost first."""
+        """Do the claim's last write after all others, and end the heartbeats. Returns None if the claim was lost."""
         written: Future[Answer | None] = Future()
         self._entries.put(_Entry(write, written))
+        # Short waits: if the thread dies without an answer, the caller must not wait for ever.
         while self._thread.is_alive() or written.done():
             with contextlib.suppress(TimeoutError):
                 return written.result(timeout=_RETRY_SECONDS)
@@ -139,7 +142,7 @@ class ClaimHeartbeat:
         try:
             self._serve()
         finally:
-            # Whatever ended this thread: nobody renews the lease any more.
+            # Without this thread nothing renews the lease, so the claim counts as lost.
             self._beat = HeartbeatResult(ok=False)
 
     def _serve(self) -> None:
@@ -147,8 +150,8 @@ class ClaimHeartbeat:
         next_beat = self._beaten_at + self._heartbeat_seconds
         while not self._closing.is_set():
             if self._is_overdue():
-                # Whoever watches the runner has given up. A beat now, of a process that was frozen or of a database
-                # that is back, would renew the lease of a job that nobody runs.
+                # The thread that watches the runner has given up. A heartbeat now, after this process was frozen or the
+                # database was away, would renew the lease of a job that no runner works on.
                 logger.warning("claim_timed_out", silent_seconds=round(self.silent_seconds(), 1))
                 break
             now = self._clock()
@@ -170,7 +173,10 @@ class ClaimHeartbeat:
             return None
 
     def _try_beat(self, asked_at: float) -> bool:
-        """One heartbeat. The lease counts from before the question: that is all we know of when it was renewed."""
+        """Send one heartbeat; return False if the database does not answer.
+
+        The lease counts from ``asked_at``, the time before the question: it was not renewed earlier than that.
+        """
         try:
             beat = self._leases.heartbeat(self._claim)
         except Unavailable:
@@ -185,16 +191,17 @@ class ClaimHeartbeat:
         return True
 
     def _try_write(self, entry: _Entry) -> bool:
-        """Whether the entry is done with; False means that it is worth another try."""
+        """Do a write; return False if the same entry has to be tried again."""
         answer = None
         if self.state() is not ClaimState.LOST:
             try:
                 answer = entry.write()
             except Unavailable:
+                # Not longer than a heartbeat interval, because heartbeats are sent by this same thread.
                 self._closing.wait(min(_RETRY_SECONDS, self._heartbeat_seconds))
                 return False
             except (SQLAlchemyError, ValueError):
-                # The row is refused as it is: trying again changes nothing, and one bad row must not end a good run.
+                # The database refuses the row: trying again changes nothing, and one bad row must not end a good run.
                 logger.exception("write_refused")
         if entry.written is not None:
             entry.written.set_result(answer)
@@ -203,6 +210,7 @@ class ClaimHeartbeat:
 
     def _abandon(self, entry: _Entry | None) -> None:
         while entry is not None or not self._entries.empty():
+            # Callers of settle() wait for an answer; None means that the claim was lost.
             if entry is not None and entry.written is not None and not entry.written.done():
                 entry.written.set_result(None)
             entry = self._next(0.0)

@@ -1,4 +1,4 @@
-"""The worker's ports, counting what passes through them."""
+"""Leases that also count claims, heartbeats and sweeps for the metrics."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ from worker.telemetry.measurements import ClaimLost, HeartbeatMissed, JobClaimed
 
 
 class MeasuredJobLeases(JobLeases):
-    """A :class:`JobLeases` whose claims, beats and sweeps are counted."""
+    """A :class:`JobLeases` that measures its claims, heartbeats and sweeps."""
 
     def __init__(self, database: Database, settings: Settings, measure: Measure) -> None:
         super().__init__(database, settings)
@@ -25,7 +25,7 @@ class MeasuredJobLeases(JobLeases):
         return claim
 
     def heartbeat(self, claim: Claim) -> HeartbeatResult:
-        """Renew the lease."""
+        """Renew the lease, as :meth:`JobLeases.heartbeat` does."""
         try:
             beat = super().heartbeat(claim)
         except Unavailable:
@@ -36,7 +36,7 @@ class MeasuredJobLeases(JobLeases):
         return beat
 
     def sweep(self, orphans: Collection[ClaimKey] = ()) -> Swept:
-        """Repair what workers left behind."""
+        """Repair what dead workers left, as :meth:`JobLeases.sweep` does."""
         swept = super().sweep(orphans)
         self._measure(SweepDone(swept))
         return swept

@@ -1,10 +1,10 @@
-"""A death that the kernel reports, so that nobody has to wait for a lease to run out.
+"""A file lock that shows whether the process of an attempt is alive, so that a sweep need not wait for its lease.
 
-The process that sees an attempt through keeps a lock on ``work/<job_id>/<fence>.held``, or on that of a publication
-(``publishing/<publication_id>/<fence>.held``). The kernel lets the lock go when that process dies, however it dies:
-whoever sweeps on the same machine can then take it, and the claim is over. A frozen process keeps its lock, and another
-machine's is never judged: what is left to them is the lease. The fence guards every write all the same; a lock that
-misleads costs an attempt, never a result.
+The process that runs an attempt holds a lock on ``work/<job_id>/<fence>.held``; for a publication it is
+``publishing/<publication_id>/<fence>.held``. The kernel releases the lock when the process dies, for whatever reason. A
+sweep on the same machine can then take the lock, and ends the claim. A frozen process still holds its lock, and locks
+of other machines are never judged; in these cases the lease decides. The fence guards every write, so a wrong
+conclusion from a lock costs an attempt and never a result (decision 0020).
 """
 
 import fcntl
@@ -26,9 +26,9 @@ logger = structlog.get_logger(__name__)
 
 @contextmanager
 def hold_process_lock(directory: Path, claimed_id: str, fence: int, *, boot_id: Path = _BOOT_ID) -> Iterator[None]:
-    """For as long as this lasts, show this machine's sweepers that attempt ``fence`` has a living process.
+    """Show the sweepers of this machine, for the block, that the process of attempt ``fence`` is alive.
 
-    Where that can not be shown (a full disk, a file system without locks, no Linux), the lease alone does.
+    Where this is not possible (a full disk, a file system without locks, no Linux), only the lease decides.
     """
     file = directory / claimed_id / f"{fence}{_SUFFIX}"
     with ExitStack() as stack:
@@ -41,9 +41,10 @@ def hold_process_lock(directory: Path, claimed_id: str, fence: int, *, boot_id: 
 
 @contextmanager
 def claims_of_dead_processes(*directories: Path, boot_id: Path = _BOOT_ID) -> Iterator[frozenset[ClaimKey]]:
-    """Every claim whose process died on this machine; other sweepers pass them over meanwhile.
+    """Yield every claim whose process died on this machine; other sweepers skip these during the block.
 
-    They stay until the next attempt here, or until the work files go: the fence tells which of them still matter.
+    The lock files stay until the next attempt on this machine, or until the work files are removed. The fence shows
+    which of the claims are still current.
     """
     with ExitStack() as stack:
         yield frozenset(orphan for directory in directories for orphan in _orphans(stack, directory, boot_id))
@@ -52,11 +53,12 @@ def claims_of_dead_processes(*directories: Path, boot_id: Path = _BOOT_ID) -> It
 def _hold(stack: ExitStack, file: Path, machine: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     for other in file.parent.glob(f"*{_SUFFIX}"):
+        # Of attempts before this one: the claim is this process's now, so theirs are over.
         if _fence_of(other) < _fence_of(file):
             other.unlink(missing_ok=True)
     lock = stack.enter_context(file.open("wb", buffering=0))
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    lock.write(machine)  # only now may anyone judge it
+    lock.write(machine)  # before this, a sweeper that gets the lock ignores the file
     stack.callback(file.unlink, missing_ok=True)
 
 
@@ -65,10 +67,11 @@ def _orphans(stack: ExitStack, directory: Path, boot_id: Path) -> Iterator[Claim
         return
     machine = boot_id.read_bytes()
     for file in directory.glob(f"*/*{_SUFFIX}"):
-        with suppress(OSError):  # somebody holds it, or removed it meanwhile
+        with suppress(OSError):  # its process is alive, or the file was removed meanwhile
             lock = os.open(file, os.O_RDONLY)
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another boot id: the lock may be another machine's on a shared file system, or from before a reboot.
             if os.read(lock, len(machine) + 1) == machine:
                 yield file.parent.name, _fence_of(file)
 

@@ -1,1 +1,1 @@
-"""The demo's model, and text generated from a checkpoint."""
+"""The model of the demo, and text that is generated from a checkpoint."""

@@ -1,6 +1,6 @@
-"""Text from a downloaded checkpoint: ``python -m worker.generate_sample DIR [--prompt TEXT] [--tokens N]``.
+"""Generate text from a checkpoint: ``python -m worker.generate_sample DIR [--prompt TEXT] [--tokens N]``.
 
-A process of its own that is given a directory and nothing else: what the checkpoint says here, it says anywhere.
+This process gets only the directory. So its text is what the checkpoint generates on any other machine too.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from quant_engine.errors import EngineError
 
 
 def generate(checkpoint: Path, prompt: str, tokens: int) -> str:
-    """``prompt`` and up to ``tokens`` more tokens, greedily.
+    """Return ``prompt`` and up to ``tokens`` more tokens, decoded greedily.
 
     Raises:
-        EngineError: the directory is not a checkpoint of ours.
+        EngineError: the directory is not a checkpoint of Quantry.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     model: Any = load(checkpoint)
@@ -32,7 +32,7 @@ def generate(checkpoint: Path, prompt: str, tokens: int) -> str:
 
 
 def main() -> int:
-    """Print the text; the exit status is 1 with one line on stderr when the checkpoint can not be loaded."""
+    """Print the text; if the checkpoint can not be loaded, write one line to stderr and return 1."""
     parser = argparse.ArgumentParser(prog="python -m worker.generate_sample", description="Text from a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--prompt", default="The capital of France is")

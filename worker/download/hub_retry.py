@@ -1,4 +1,4 @@
-"""How long to go on while the Hub is busy, broken or out of reach, and when to ask it again."""
+"""Repeating requests while the Hub is busy, fails or can not be reached: when, and for how long."""
 
 import random
 import time
@@ -16,14 +16,15 @@ Answer = TypeVar("Answer")
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _FIRST_SECONDS: Final = 0.5
 _LONGEST_SECONDS: Final = 30.0
+# "Retry-After: 0" must not become a loop without a pause.
 _SHORTEST_SECONDS: Final = 0.05
 
 
 class HubBackoff:
-    """Of one exchange with the Hub: at most ``seconds`` without any progress. ``on_wait`` is told why, and how long.
+    """The waits of one exchange with the Hub, for at most ``seconds`` without any progress.
 
-    The Hub's own word (``Retry-After``, ``RateLimit``) is followed where it gives one; else the waits double, with
-    jitter, up to half a minute.
+    ``on_wait`` is called before each wait, with its reason and its seconds. If the Hub gives a time (``Retry-After``,
+    ``RateLimit``), that is used. Otherwise the waits double, with jitter, up to half a minute.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class HubBackoff:
         self.progressed()
 
     def progressed(self) -> None:
-        """Something arrived: begin anew."""
+        """Start the time and the waits again, because data has arrived."""
         self._deadline = self._clock() + self._seconds
         self._failures = 0
 
@@ -49,7 +50,7 @@ class HubBackoff:
         """Sleep until the request that raised ``error`` is worth repeating.
 
         Raises:
-            httpx.HTTPError: ``error`` itself, if repeating is of no use, or the wait would be too long.
+            httpx.HTTPError: ``error`` itself, if a repetition would not help, or the wait would be too long.
         """
         if not is_passing(error):
             raise error
@@ -65,10 +66,10 @@ class HubBackoff:
 
 
 def retry_with_backoff(ask: Callable[[], Answer], backoff: HubBackoff) -> Answer:
-    """What ``ask`` returns, asked again as long as it is worth it.
+    """Call ``ask`` until it succeeds or a repetition would not help, and return its result.
 
     Raises:
-        httpx.HTTPError: what ``ask`` raised last.
+        httpx.HTTPError: the last error of ``ask``.
     """
     while True:
         try:
@@ -78,21 +79,21 @@ def retry_with_backoff(ask: Callable[[], Answer], backoff: HubBackoff) -> Answer
 
 
 def is_passing(error: httpx.HTTPError) -> bool:
-    """Whether the same request may succeed later: the connection failed, or the Hub said that it is busy or broken."""
+    """Return whether the same request may succeed later: the connection failed, or the Hub is busy or has an error."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING
     return isinstance(error, httpx.TransportError)
 
 
 def reason(error: httpx.HTTPError) -> str:
-    """In a few words, without the request's address, which may be a signed one."""
+    """Describe ``error`` in a few words, without the request's address, which may be a signed one."""
     if isinstance(error, HfHubHTTPError):
         return f"the Hub answered with HTTP status {error.response.status_code}"
     return f"the connection to the Hub failed ({type(error).__name__})"
 
 
 def retry_after_seconds(error: httpx.HTTPError) -> float | None:
-    """How long the Hub asks to wait: ``Retry-After``, seconds or a date, or the reset of an empty ``RateLimit``."""
+    """Return the wait that the Hub asks for: ``Retry-After``, as seconds or a date, or the reset of ``RateLimit``."""
     if not isinstance(error, HfHubHTTPError):
         return None
     headers = error.response.headers

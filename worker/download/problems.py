@@ -1,4 +1,4 @@
-"""What can be wrong with a model on the Hub, as its job's owner reads it."""
+"""The problems of a model on the Hub, as the job's owner reads them."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ from worker.subprocesses.problems import as_error
 
 
 class Refused(Exception):
-    """Carries what to tell the supervisor."""
+    """A refused download; ``error`` is the message for the supervisor."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(error.detail)
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 def as_download_error(error: Exception, request: DownloadFile, *, has_token: bool) -> Error:
-    """What to tell of any exception of a download."""
+    """Return the message for any exception of a download."""
     match error:
         case Refused():
             return error.error
@@ -38,7 +38,8 @@ def as_download_error(error: Exception, request: DownloadFile, *, has_token: boo
         case RepositoryNotFoundError():
             return _not_found(f"The Hub shows no model {request.model_id}; it does not exist, or it is private.")
         case OfflineModeIsEnabled():
-            return unreachable("The worker is told to stay offline (HF_HUB_OFFLINE).")
+            return unreachable("The worker is configured to stay offline (HF_HUB_OFFLINE).")
+        # After the cases above, because their exceptions are subclasses of HfHubHTTPError.
         case HfHubHTTPError() if error.response.status_code in {401, 403}:
             return _token_refused(error.response.status_code, has_token=has_token)
         case httpx.HTTPError():
@@ -50,7 +51,7 @@ def as_download_error(error: Exception, request: DownloadFile, *, has_token: boo
 
 
 def require_within_quota(total: int, limit: int) -> None:
-    """Raise Refused if the model's files are more than the operator allows; ``limit`` 0 allows any size."""
+    """Raise Refused if the model's files are larger than the operator allows; ``limit`` 0 allows any size."""
     if limit and total > limit:
         raise Refused(
             Error(
@@ -77,7 +78,7 @@ def require_space(directory: Path, needed: int) -> None:
 
 
 def no_safetensors() -> Error:
-    """There is nothing that is safe to open."""
+    """Return the error for a repository without weights that are safe to open."""
     return Error(
         code="unsafe_checkpoint",
         category="user",
@@ -87,7 +88,7 @@ def no_safetensors() -> Error:
 
 
 def unreachable(detail: str) -> Error:
-    """The Hub can not be used now."""
+    """Return the error for a Hub that can not be used now."""
     return Error(
         code="hub_unreachable",
         category="platform",
@@ -132,6 +133,6 @@ def _damaged(name: str) -> Error:
     return Error(
         code="download_damaged",
         category="platform",
-        detail=f"{name} arrived twice, or whole, and is not the file that the Hub's metadata describes.",
+        detail=f"{name} arrived completely, but is not the file that the Hub's metadata describes.",
         hint="Submit the job again. If it happens twice, a proxy on the way alters files, or the repository is broken.",
     )

@@ -1,8 +1,9 @@
-"""One file from the Hub to the disk: continued where it was cut, by this process or an earlier one, and verified.
+"""The transfer of one file from the Hub to the disk: it is continued after an interruption, and verified.
 
-huggingface_hub's own download drops what it has when it gives up, and a killed one leaves a file under a name that
-nobody looks for again. Here an unfinished file keeps its name, ``.unfinished/<name>``, so whoever comes next asks for
-the rest of it (``Range``). A commit's files never change, so what has arrived stays right; the hash has the last word.
+huggingface_hub's own download deletes its partial file when it gives up, and a killed one leaves a file that is never
+used again. Here an unfinished file always has the name ``.unfinished/<name>``, so a later request, also of another
+process, asks only for the rest of it (``Range``). The files of a commit never change, so bytes that have arrived stay
+valid. The hash of the whole file decides at the end.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ _BLOCK: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """A file of one commit, with what the Hub says of it: ``sha256`` of LFS files, git's ``blob_id`` of others."""
+    """A file of one commit, with the Hub's metadata: ``sha256`` of LFS files, git's ``blob_id`` of others."""
 
     name: str
     url: str
@@ -36,7 +37,7 @@ class HubFile:
 
 
 class DamagedFile(Exception):
-    """What arrived is not what the Hub's metadata promises."""
+    """The received file does not match the Hub's metadata."""
 
     def __init__(self, file: HubFile) -> None:
         super().__init__(file.name)
@@ -50,11 +51,11 @@ class Abandoned(Exception):
 def fetch_file(
     file: HubFile, directory: Path, *, headers: dict[str, str], backoff: HubBackoff, stop: threading.Event
 ) -> None:
-    """Put the whole, verified file at ``directory/name``; one that is there already is as it should be.
+    """Put the complete, verified file at ``directory/name``; a file that is there already was verified before.
 
     Raises:
-        DamagedFile: even a fresh copy is not what the Hub promises.
-        httpx.HTTPError: the Hub refuses, or backoff is exhausted; what has arrived stays for the next one.
+        DamagedFile: a fresh copy does not match the Hub's metadata either.
+        httpx.HTTPError: the Hub refuses, or the backoff is used up; the received bytes stay for the next process.
         Abandoned: ``stop`` was set.
     """
     target, unfinished = directory / file.name, directory / UNFINISHED / file.name
@@ -70,6 +71,7 @@ def fetch_file(
         except httpx.HTTPError as error:
             if _bytes(unfinished) > had:
                 backoff.progressed()
+            # Status 416: there is nothing to fetch after these bytes, so the file is checked as it is.
             if not (_is_unsatisfiable(error) and had):
                 backoff.wait(error)
                 continue
@@ -79,14 +81,16 @@ def fetch_file(
         unfinished.unlink()
         if began_anew or not had:
             raise DamagedFile(file)
-        began_anew = True  # what an earlier connection left may be at fault
+        began_anew = True  # the bytes of an earlier connection may be wrong, so fetch the file once more from its start
     raise Abandoned
 
 
 def _receive(file: HubFile, unfinished: Path, had: int, headers: dict[str, str], stop: threading.Event) -> None:
+    # Without compression, so that offsets and sizes are those of the file itself.
     asked = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={had}-"} if had else {})}
     with get_session().stream("GET", file.url, headers=asked, timeout=_SECONDS_WITHOUT_A_BYTE) as response:
         hf_raise_for_status(response)
+        # A server may ignore Range and send the whole file; then the file is written from its start.
         continued = response.headers.get("Content-Range", "").startswith(f"bytes {had}-")
         with unfinished.open("ab" if continued else "wb") as out:
             for chunk in response.iter_bytes():
@@ -94,11 +98,11 @@ def _receive(file: HubFile, unfinished: Path, had: int, headers: dict[str, str],
                     raise Abandoned
                 out.write(chunk)
                 if file.size is not None and out.tell() > file.size:
-                    return  # more than was promised, and than the disk was asked for
+                    return  # more than the metadata says, and more than the disk was checked for
 
 
 def _usable_bytes(file: HubFile, unfinished: Path) -> int:
-    """How much of the file is there; a rest that can not be of it, or whose end nobody knows, is removed."""
+    """Return how many bytes of the file are here; remove a part that is too long, or of a file of unknown size."""
     have = _bytes(unfinished)
     if have and (file.size is None or have > file.size):
         unfinished.unlink()
@@ -130,6 +134,7 @@ def _is_whole(file: HubFile, path: Path) -> bool:
 
 
 def _git_blob_id(content: BinaryIO, size: int) -> str:
+    # git's own id of a file's content; not used for security.
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     while block := content.read(_BLOCK):
         digest.update(block)

@@ -1,1 +1,1 @@
-"""Pushing a checkpoint to the Hub: the thread that claims publications, and the subprocess that uploads."""
+"""Publications on the Hub: the thread that claims them, and the subprocess that uploads a checkpoint."""

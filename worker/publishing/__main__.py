@@ -1,7 +1,8 @@
 """The subprocess that publishes on the Hub: ``python -m worker.publishing publish.json --events-fd N --token-fd M``.
 
-The token comes over the second descriptor and goes nowhere but into the Hub's ``Authorization`` header. Speaks the
-runner protocol; its ``result`` carries ``sha``, ``url`` and ``created_repo``. Exit 0 after it, 1 after ``error``.
+The token comes over the second descriptor and is used only in the ``Authorization`` header of requests to the Hub. The
+messages are those of the runner; the ``result`` carries ``sha``, ``url`` and ``created_repo``. The process exits with 0
+after it, and with 1 after ``error``.
 """
 
 import argparse
@@ -34,14 +35,14 @@ logger = structlog.get_logger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Publish as ``publish.json`` says."""
+    """Publish the checkpoint that ``publish.json`` describes."""
     parser = argparse.ArgumentParser(prog="worker.publishing", description="Publishes one checkpoint on the Hub.")
     parser.add_argument("publish_file", type=Path)
     parser.add_argument("--events-fd", type=int, required=True)
     parser.add_argument("--token-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     configure_logging()
-    for name in ("httpx", "huggingface_hub"):  # their lines carry presigned addresses, which are secrets for an hour
+    for name in ("httpx", "huggingface_hub"):  # their lines contain presigned addresses, which are secrets for an hour
         logging.getLogger(name).setLevel(logging.CRITICAL)
     token = read_token(options.token_fd)
     request = PublishFile.model_validate_json(options.publish_file.read_bytes())
@@ -53,10 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _reporting(upload, events):
             published = upload.run()
-    except Exception as error:  # noqa: BLE001 — the process's edge: whatever it is, the supervisor must hear of it
+    except Exception as error:  # noqa: BLE001 — the top of the process: every failure must be reported
         reported = publish_error(error, request)
         events.send(reported)
-        # Tracebacks of the client carry presigned addresses too; of our own mistakes the place is worth having.
+        # A traceback of the Hub client contains presigned addresses too, so only types and places are logged.
         logger.error("publication_failed", code=reported.code, causes=_chain(error))
         return _EXIT_FAILED
     events.send(Result(payload={"sha": published.sha, "url": published.url, "created_repo": published.created_repo}))
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _reporting(upload: HubUpload, events: EventWriter) -> Iterator[None]:
-    """Report the bytes that the Hub has, about twice a second."""
+    """Report the bytes that the Hub has about twice a second, for the block."""
     over = threading.Event()
 
     def report() -> None:
@@ -87,7 +88,7 @@ def _reporting(upload: HubUpload, events: EventWriter) -> Iterator[None]:
 
 
 def _chain(error: BaseException) -> str:
-    """The types of an error and its causes, with the line of ours that each came from, and no text of theirs."""
+    """Return the types of an error and its causes, with the line that raised each, but without their texts."""
     names = []
     cause: BaseException | None = error
     while cause is not None:

@@ -1,7 +1,7 @@
-"""One attempt of one publication: fetch the files from the store, follow the upload; then store how it ended.
+"""One attempt of one publication: fetch the files from the store, follow the upload, and record the ending.
 
-As with a job's attempt, every ending is one fenced write. What the Hub refuses for good fails the publication; what it
-refuses for now, and an upload that died, are tried again later.
+As in a job's attempt, every ending is one fenced write. A refusal by the Hub that is final fails the publication. After
+a temporary refusal or a crash of the upload, another attempt follows.
 """
 
 import os
@@ -37,9 +37,9 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PublishDependencies:
-    """What every attempt of this process works with.
+    """The services, settings and programs that every attempt of this process uses.
 
-    ``token_for`` gives the Hub token of a claim, None where there is none.
+    ``token_for`` returns the Hub token of a claim, or None if there is none.
     """
 
     leases: PublicationLeases
@@ -51,7 +51,7 @@ class PublishDependencies:
 
 @dataclass
 class PublishAttempt:
-    """Made for one claim, used once. ``must_yield``: the worker has to let its publication go now."""
+    """One attempt, made for one claim and used once. ``must_yield``: whether to hand back the publication now."""
 
     dependencies: PublishDependencies
     claim: PublicationClaim
@@ -61,7 +61,7 @@ class PublishAttempt:
     _recorded_bytes: int = field(default=-1)
 
     def run(self) -> Ending:
-        """Do the work; the ending is not stored yet."""
+        """Do the work and return the ending, which is not stored yet."""
         try:
             token = self._token()
             return self._upload(token, [(file, self._source(file)) for file in self.claim.files])
@@ -77,8 +77,9 @@ class PublishAttempt:
             return self._endings.postponed(as_error(error), 0.0)
 
     def settle(self, ending: Ending) -> Outcome:
-        """Store the ending, and remove the files that nobody will need."""
+        """Store the ending, and remove the files that are not needed any more."""
         outcome = ending.settle(self.heartbeat)
+        # After any other outcome, the next attempt on this machine uses the fetched files.
         if outcome in _OVER:
             self.workspace.discard()
         return outcome
@@ -97,7 +98,7 @@ class PublishAttempt:
         )
 
     def _token(self) -> str:
-        """Raises: Ended: there is none, or it can not be read."""
+        """Return the Hub token. Raises: Ended: there is none, or it can not be read."""
         try:
             token = self.dependencies.token_for(self.claim)
         except (CredentialNotFound, CredentialUnreadable) as error:
@@ -110,9 +111,10 @@ class PublishAttempt:
         return token
 
     def _source(self, file: PublishedFile) -> Path:
-        """Where the file lies on this machine, fetched from the store unless an earlier attempt did that."""
+        """Return the file on this machine; fetch it from the store unless an earlier attempt did so."""
         self._follower.require_claim()
         path = CHECKPOINT_PREFIX + file.path
+        # The first release stored files by job and fence; these are still read from there.
         legacy = LegacyFiles(self.dependencies.settings.artifacts_dir).find(
             self.claim.job_id, file.artifact_fence, path
         )
@@ -122,6 +124,7 @@ class PublishAttempt:
         if not target.exists():
             partial = target.with_suffix(".partial")
             self.dependencies.store.fetch(file.sha256, partial, on_bytes=lambda _: self._follower.require_claim())
+            # A rename, so that a file with its final name is always complete.
             partial.rename(target)
         return target
 
@@ -134,6 +137,7 @@ class PublishAttempt:
             private=self.claim.private,
             revision=self.claim.revision,
             manifest_sha256=self.claim.manifest_sha256,
+            # An earlier attempt may have sent its commit and died before it could report that.
             resumed=self.claim.fence > 1,
             files=tuple(
                 UploadedFile(path=file.path, source=source, bytes=file.bytes, sha256=file.sha256)
@@ -152,6 +156,7 @@ class PublishAttempt:
         return self._endings.succeeded(self._follower.follow(command))
 
     def _receive(self, message: Message) -> None:
+        # The upload reports twice a second; an unchanged count is not written again.
         if isinstance(message, StageAdvanced) and message.done != self._recorded_bytes:
             self._recorded_bytes = message.done
             leases, done, total = self.dependencies.leases, message.done, message.total

@@ -1,9 +1,9 @@
-"""One checkpoint onto one branch of the Hub, as one commit: what is there is compared, what is missing is sent.
+"""The upload of one checkpoint to one branch of the Hub, as one commit with the files that the branch lacks.
 
-The commit names the head that was compared (``parent_commit``): a head that moved meanwhile is read and compared again,
-never written over. A branch that holds the files already needs no commit, and a commit whose answer was lost is known
-by the publication's id in its message. Weights of another checkpoint are removed in the same commit, because a loader
-would prefer an old ``model.safetensors`` to our shards; other files stay.
+The commit names the head that was compared (``parent_commit``). If the head has moved meanwhile, the branch is read and
+compared again, and nothing is overwritten. A branch that has the files already needs no commit. A commit whose answer
+was lost is found by the publication's id in its message. The same commit removes the weights of another checkpoint,
+because a loader would prefer an old ``model.safetensors`` to the shards; other files stay. See decision 0012.
 """
 
 import re
@@ -30,11 +30,11 @@ _WEIGHTS: Final = re.compile(r"[^/]+\.safetensors(\.index\.json)?")
 
 
 class _HeadMoved(Exception):
-    """Someone committed since the branch was read."""
+    """Another commit has changed the branch since it was read."""
 
 
 class _AnswerLost(Exception):
-    """The commit was sent, and nobody knows whether it landed."""
+    """The commit was sent, but the answer was lost, so it may or may not exist."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Published:
 
 @dataclass
 class HubUpload:
-    """One attempt. ``meter`` counts what is being sent; ``done`` is what the Hub has for certain, in bytes."""
+    """One upload. ``meter`` counts the bytes that are being sent; ``done`` is the bytes that the Hub surely has."""
 
     api: HfApi
     request: PublishFile
@@ -57,15 +57,17 @@ class HubUpload:
     _git_ids: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Published:
-        """Publish.
+        """Publish the checkpoint and return its commit.
 
         Raises:
-            Refused: it will not work, and says why.
-            HubBusy, httpx.TransportError, HfHubHTTPError, RuntimeError: what the Hub or the client said.
+            Refused: the publication can not succeed, for the reason in ``error``.
+            HubBusy, httpx.TransportError, HfHubHTTPError, RuntimeError: other errors of the Hub or its client.
         """
         created = self._ensure_repo()
+        # An earlier attempt may have committed without learning it, so the history is searched as well.
         unsure = self.request.resumed
         for _ in range(_TRIES):
+            # Before each try, because the repository may have been made public meanwhile.
             self._require_private()
             head = self._ensure_branch()
             remote = self._remote_files(head)
@@ -85,11 +87,11 @@ class HubUpload:
         raise Refused(head_keeps_moving(self.request))
 
     def bytes_done(self) -> int:
-        """Of the whole checkpoint, what the Hub has or is being sent."""
+        """Return how many bytes of the checkpoint the Hub has or is being sent."""
         return min(self.done + self.meter.bytes, self.request.bytes)
 
     def _ensure_repo(self) -> bool:
-        """Whether this made it."""
+        """Create the repository if it is missing; return whether it was created."""
         try:
             self.api.model_info(self.request.repo)
         except RepositoryNotFoundError:
@@ -98,12 +100,12 @@ class HubUpload:
         return False
 
     def _require_private(self) -> None:
-        """A repository can be public already, or have been made so meanwhile."""
+        """Raise Refused if the repository is public and the publication is to be private."""
         if self.request.private and not self.api.model_info(self.request.repo).private:
             raise Refused(repo_is_public(self.request))
 
     def _ensure_branch(self) -> str | None:
-        """The head of the branch, made from main if it is missing; None in a repository without a commit."""
+        """Return the head of the branch, created from main if missing; None in a repository without a commit."""
         heads = self._heads()
         if heads and self.request.revision not in heads:
             self.api.create_branch(self.request.repo, branch=self.request.revision, exist_ok=True)
@@ -120,10 +122,11 @@ class HubUpload:
         return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
     def _landed(self, head: str | None, remote: Mapping[str, RepoFile], *, unsure: bool) -> str | None:
-        """The commit that did all this already, if one did."""
+        """Return the commit that has published these files already, if there is one."""
         if head is None:
             return None
         same = self._is_there(remote)
+        # The history is long to list: it is read only if it can hold a commit of ours.
         if not same and not unsure:
             return None
         ours = f"Quantry-Publication: {self.request.publication_id}"
@@ -132,13 +135,14 @@ class HubUpload:
             lines = commit.message.split("\n")
             if ours in lines or (same and equal in lines):
                 return commit.commit_id
+        # Without a commit of ours, the head itself holds the files.
         return head if same else None
 
     def _is_there(self, remote: Mapping[str, RepoFile]) -> bool:
         return all(self._equal(file, remote) for file in self.request.files) and not any(self._stale(remote))
 
     def _equal(self, file: UploadedFile, remote: Mapping[str, RepoFile]) -> bool:
-        """By what git and LFS call the content."""
+        """Return whether the branch has the file, by the hash of git or LFS."""
         there = remote.get(file.path)
         if there is None or there.size != file.bytes:
             return False
@@ -149,7 +153,7 @@ class HubUpload:
         return bool(there.blob_id == self._git_ids[file.path])
 
     def _stale(self, remote: Mapping[str, RepoFile]) -> Iterator[str]:
-        """Weights there that are not of this checkpoint."""
+        """Yield the paths of weights on the branch that do not belong to this checkpoint."""
         ours = {file.path for file in self.request.files}
         return (path for path in remote if path not in ours and _WEIGHTS.fullmatch(path))
 
@@ -166,9 +170,11 @@ class HubUpload:
                 revision=self.request.revision,
                 parent_commit=head,
             )
+        # The request may have arrived before the connection broke.
         except httpx.TransportError as error:
             raise _AnswerLost from error
         except HubBusy as error:
+            # A 429 was refused before anything was done; other busy answers may hide a commit.
             if error.status == _TOO_MANY:
                 raise
             raise _AnswerLost from error
@@ -180,7 +186,7 @@ class HubUpload:
         return str(commit.oid)
 
     def _upload(self, files: list[UploadedFile]) -> list[CommitOperationAdd]:
-        """Send what the Hub does not have yet; asked by hash, it says of each file whether it has it."""
+        """Send the files that the Hub does not have yet; the client asks it for each file by hash."""
         self.done = self.request.bytes - sum(file.bytes for file in files)
         additions: list[CommitOperationAdd] = []
         for group in _groups(files):
@@ -193,12 +199,13 @@ class HubUpload:
                 free_memory=False,
             )
             self.done += sum(file.bytes for file in group)
+            # The group is in ``done`` now: it must not be counted twice.
             self.meter.clear()
             additions += operations
         return additions
 
     def _require_whole(self, sha: str) -> None:
-        """A ``.gitignore`` there makes the Hub leave files out without a word."""
+        """Raise Refused if the commit lacks a file: a ``.gitignore`` makes the Hub leave files out silently."""
         remote = self._remote_files(sha)
         missing = [file.path for file in self.request.files if not self._equal(file, remote)]
         if missing:
@@ -225,5 +232,6 @@ def _groups(files: list[UploadedFile]) -> Iterator[list[UploadedFile]]:
 
 def _addition(file: UploadedFile) -> CommitOperationAdd:
     operation = CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.source)
-    operation.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: the file is not read for it again
+    # The hash is known, so the client need not read the file for it.
+    operation.upload_info.sha256 = bytes.fromhex(file.sha256)
     return operation

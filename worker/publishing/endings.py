@@ -1,4 +1,4 @@
-"""The endings of a publication's attempt, each with its fenced write."""
+"""The possible endings of a publication's attempt, each with its fenced write."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,29 +20,29 @@ class PublicationEndings:
     claim: PublicationClaim
 
     def succeeded(self, payload: dict[str, Any]) -> Ending:
-        """The upload reported a commit: ``payload`` has its ``sha`` and ``url``, and ``created_repo``."""
+        """The ending after the upload reported a commit; ``payload`` has ``sha``, ``url`` and ``created_repo``."""
         commit = Commit(str(payload["sha"]), str(payload["url"]), created_repo=bool(payload["created_repo"]))
         return Ending.fenced(Outcome.SUCCEEDED, lambda: self.leases.succeed(self.claim, commit))
 
     def failed(self, error: Error) -> Ending:
-        """``error`` ends the publication: another attempt would not help."""
+        """The ending when ``error`` fails the publication, because another attempt would not help."""
         problem = as_problem(error)
         return Ending.fenced(Outcome.FAILED, lambda: self.leases.fail(self.claim, problem), problem)
 
     def postponed(self, error: Error, retry_after: float) -> Ending:
-        """Another attempt follows, not before ``retry_after`` seconds; after the last one the publication fails."""
+        """The ending before another attempt, after at least ``retry_after`` seconds; the last attempt fails instead."""
         return self._retried(Outcome.POSTPONED, as_problem(error), retry_after)
 
     def reported(self, error: Error) -> Ending:
-        """The upload reported ``error``; its ``retry_after`` says whether another attempt is worth it."""
+        """The ending after the upload reported ``error``; with ``retry_after``, another attempt follows."""
         return self.failed(error) if error.retry_after is None else self.postponed(error, error.retry_after)
 
     def crashed(self) -> Ending:
-        """The upload died: another attempt follows; after the last one the publication fails."""
+        """The ending after the upload crashed: another attempt follows; the last attempt fails the publication."""
         return self._retried(Outcome.CRASHED, crashed(self.claim.attempt), 0.0)
 
     def drained(self) -> Ending:
-        """This worker stops: the publication is queued again, and the attempt does not count."""
+        """The ending when this worker stops: the publication is queued again, and the attempt does not count."""
         return Ending.fenced(Outcome.DRAINED, lambda: self.leases.release(self.claim))
 
     def _retried(self, outcome: Outcome, problem: JobProblem, retry_after: float) -> Ending:

@@ -1,4 +1,4 @@
-"""From what went wrong on the Hub to what the publication's owner reads, and whether another attempt is worth it."""
+"""The errors of a publication, as its owner reads them, and whether another attempt follows."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -18,7 +18,7 @@ _LATER: Final = "Nothing has to be done: it is tried again. The job and its file
 
 
 class Refused(Exception):
-    """Carries what to tell."""
+    """A refused publication; ``error`` is the message for the supervisor."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(error.code)
@@ -26,7 +26,7 @@ class Refused(Exception):
 
 
 def publish_error(error: BaseException, request: PublishFile) -> Error:
-    """What to tell of ``error``: the first of its causes that says something about the Hub."""
+    """Return the message for ``error``, from the first of its causes that concerns the Hub."""
     for cause in _causes(error):
         reported = _reported(cause, request)
         if reported is not None:
@@ -51,7 +51,7 @@ def _reported(error: BaseException, request: PublishFile) -> Error | None:
             return _failed(
                 "hub_unreachable",
                 "platform",
-                "The worker is told to stay offline (HF_HUB_OFFLINE).",
+                "The worker is configured to stay offline (HF_HUB_OFFLINE).",
                 "Ask the operator.",
             )
         case HFValidationError():
@@ -83,6 +83,7 @@ def _answered(error: HfHubHTTPError, request: PublishFile) -> Error:
 
 
 def _refused(said: str) -> Error:
+    # The text is the Hub's own, of any length.
     detail = f"The Hub refused: {said.strip()[:_MAX_SAID]}"
     return _failed("hub_refused", "user", detail, "Correct that, then retry the publication.")
 
@@ -93,6 +94,7 @@ def _busy(status: int, retry_after: float | None) -> Error:
     return _later("hub_unreachable", "platform", f"The Hub answered with HTTP status {status}.", retry_after or 0.0)
 
 
+# The Hub also answers 401 for a repository that the token may not see.
 def _not_found(request: PublishFile, status: int) -> Error:
     if status == 401:
         return _failed("hub_unauthorized", "user", f"The Hub shows no {request.repo} to this token.", _TOKEN_HINT)
@@ -100,7 +102,7 @@ def _not_found(request: PublishFile, status: int) -> Error:
 
 
 def repo_is_public(request: PublishFile) -> Error:
-    """What was asked to be private would be public."""
+    """Return the error for a repository that is public although a private one was requested."""
     return _failed(
         "repo_is_public",
         "user",
@@ -110,13 +112,13 @@ def repo_is_public(request: PublishFile) -> Error:
 
 
 def head_keeps_moving(request: PublishFile) -> Error:
-    """Others commit to the branch all the time."""
+    """Return the error for a branch that other commits changed during every try."""
     detail = f"The branch {request.revision} of {request.repo} changed each time before the commit."
     return _later("hub_conflict", "capacity", detail, 0.0)
 
 
 def incomplete(request: PublishFile, missing: Sequence[str]) -> Error:
-    """The Hub left files out."""
+    """Return the error for a commit from which the Hub left out files."""
     return _failed(
         "publication_incomplete",
         "user",

@@ -1,7 +1,7 @@
-"""The Hub client's HTTP when we upload: bounded in time, counted in bytes, and quick to say that the Hub is busy.
+"""The HTTP settings of the Hub client for uploads: time limits, a count of bytes, and an early error for a busy Hub.
 
-The client repeats a part of a file that broke off or met a storage error, in place. Everything else that is busy ends
-the attempt: waiting is the queue's business, which holds nobody up meanwhile.
+The client itself repeats a part of a file after a broken connection or a storage error. Every other busy answer ends
+the attempt. The publication then waits in the queue, where it does not occupy a worker.
 """
 
 import threading
@@ -21,7 +21,7 @@ _UPLOAD: Final = "PUT"
 
 
 class HubBusy(Exception):
-    """The Hub can not answer now. ``retry_after``: seconds, where it said so."""
+    """The Hub can not answer now. ``retry_after``: the seconds that it asks to wait, or None."""
 
     def __init__(self, status: int, retry_after: float | None) -> None:
         super().__init__(f"HTTP status {status}")
@@ -30,7 +30,7 @@ class HubBusy(Exception):
 
 
 class Meter:
-    """Counts the bytes of files that leave; a part that is sent again counts once. Safe from any thread."""
+    """Counts the uploaded bytes of files; a part that is sent again counts once. Can be used from any thread."""
 
     def __init__(self) -> None:
         self._sent: dict[str, int] = {}
@@ -38,27 +38,27 @@ class Meter:
 
     @property
     def bytes(self) -> int:
-        """What was sent since the last :meth:`clear`."""
+        """The bytes that were sent since the last :meth:`clear`."""
         with self._lock:
             return sum(self._sent.values())
 
     def clear(self) -> None:
-        """Begin at zero: what was sent is accounted for elsewhere."""
+        """Set the count to zero, because these bytes are counted elsewhere now."""
         with self._lock:
             self._sent.clear()
 
     def watch(self, request: httpx.Request) -> None:
-        """An httpx request hook."""
+        """Count the bytes of ``request``; an httpx request hook."""
         if request.method == _UPLOAD and isinstance(request.stream, httpx.SyncByteStream):
             request.stream = _Counted(request.stream, self, str(request.url))
 
     def restart(self, url: str) -> None:
-        """A request to ``url`` begins."""
+        """Set the count of ``url`` to zero, because a request to it begins."""
         with self._lock:
             self._sent[url] = 0
 
     def add(self, url: str, count: int) -> None:
-        """``count`` more bytes went there."""
+        """Add ``count`` bytes that were sent to ``url``."""
         with self._lock:
             self._sent[url] = self._sent.get(url, 0) + count
 
@@ -80,7 +80,7 @@ class _Counted(httpx.SyncByteStream):
 
 
 def install(meter: Meter) -> None:
-    """Let huggingface_hub use such clients from now on, in this process."""
+    """Make huggingface_hub use such clients in this process from now on."""
 
     def factory() -> httpx.Client:
         client = default_client_factory()
@@ -95,10 +95,11 @@ def install(meter: Meter) -> None:
 
 
 def _refuse_to_wait(response: httpx.Response) -> None:
-    """An httpx response hook. Raises: HubBusy."""
+    """Refuse a busy answer; an httpx response hook. Raises: HubBusy."""
     if response.status_code not in BUSY:
         return
     retry_after = _retry_after(response)
+    # A storage error of one part, without a time to wait: the client repeats that part itself.
     if response.request.method != _UPLOAD or retry_after is not None:
         raise HubBusy(response.status_code, retry_after)
 

@@ -1,4 +1,4 @@
-"""Publishes beside the jobs: a thread of each worker process, so that no push to the Hub waits behind a long job."""
+"""The publisher: a thread of each worker process, so that a push to the Hub does not wait for a long job."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ logger = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """One publication at a time. :meth:`run_next` in the caller's thread, or :meth:`start` for one of its own."""
+    """Runs one publication at a time: :meth:`run_next` in the caller's thread, or :meth:`start` in its own thread."""
 
     def __init__(
         self, dependencies: PublishDependencies, owner: str, *, is_draining: Callable[[], bool] = lambda: False
@@ -39,21 +39,22 @@ class Publisher:
         self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
 
     def start(self) -> None:
-        """Publish from now on; returns at once."""
+        """Start to publish; return at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Hand back what is being published, and wait for that. Does nothing when it was never started."""
+        """Hand back the running publication, and wait for that. Do nothing if it was never started."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
     def run_next(self) -> Outcome | None:
-        """Claim a publication and run one attempt of it: how that ended, or None when there was none to claim.
+        """Claim a publication and run one attempt of it; return its outcome, or None if there was none to claim.
 
         Raises:
             Unavailable: the database did not answer the claim.
         """
+        # Read before the claim: the lease may have begun at any moment since.
         claimed_at = time.monotonic()
         claim = self._dependencies.leases.claim(self._owner)
         if claim is None:
@@ -90,8 +91,9 @@ class Publisher:
                 self._tidy()
             except Unavailable:
                 logger.warning("publication_claim_failed", reason="the database does not answer")
-            except Exception:  # this thread must outlive any one publication; its lease runs out
+            except Exception:  # one bad publication must not end this thread; its lease runs out
                 logger.exception("publication_attempt_crashed")
+            # After an attempt, the next publication may wait already: no pause then.
             if not busy:
                 self._stopping.wait(_IDLE_SECONDS)
 
@@ -110,7 +112,7 @@ class Publisher:
 def hub_tokens(
     credentials: CredentialService, environment: Mapping[str, str]
 ) -> Callable[[PublicationClaim], str | None]:
-    """Whose token a publication uses: the credential's that it names, else the operator's."""
+    """Return a function that gives a publication's token: of the credential that it names, else the operator's."""
 
     def token_for(claim: PublicationClaim) -> str | None:
         if claim.credential_id is None:

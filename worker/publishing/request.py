@@ -1,4 +1,4 @@
-"""``publish.json``: what to publish, and where. Holds no secret: it lies on the disk as long as the upload runs."""
+"""``publish.json``: what to publish, and where. It holds no secret, because it stays on the disk during the upload."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class UploadedFile(BaseModel):
-    """One file: where it goes in the repository, where it is, and what it holds."""
+    """One file: its path in the repository, its place on this machine, its size and its hash."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,7 +17,7 @@ class UploadedFile(BaseModel):
 
 
 class PublishFile(BaseModel):
-    """Everything the upload is told. ``resumed``: an earlier attempt may have committed without knowing it."""
+    """The request of an upload. ``resumed``: an earlier attempt may have committed without learning it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,5 +33,5 @@ class PublishFile(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """The size of the whole checkpoint."""
+        """The size of the whole checkpoint in bytes."""
         return sum(file.bytes for file in self.files)

@@ -1,7 +1,7 @@
-"""A publication's directory on this machine: ``publishing/<publication_id>/<fence>/``.
+"""The directory of a publication on this machine: ``publishing/<publication_id>/<fence>/``.
 
-An attempt takes over its predecessor's by renaming it to its own fence, as a job's attempt does: what was fetched from
-the store is kept, and a stale attempt finds its paths gone.
+As for jobs, an attempt takes over the directory of the attempt before it, and renames it to its own fence. Files that
+were fetched from the store are used again, and a stale attempt finds its paths gone.
 """
 
 import shutil
@@ -23,25 +23,25 @@ class PublishWorkspace:
 
     @property
     def scratch(self) -> Path:
-        """The upload's home and temporary directory, thrown away with the attempt."""
+        """The upload's home and temporary directory, which is removed after the attempt."""
         return self.root / _SCRATCH
 
     @property
     def log(self) -> Path:
-        """What the uploads of every attempt wrote."""
+        """The log file of the uploads of all attempts."""
         return self.root / "publish.log"
 
     def file(self, sha256: str) -> Path:
-        """Where the content with this hash lies, once it was fetched."""
+        """Return the path of the content with this hash, once it is fetched."""
         return self.root / _FILES / sha256
 
     def discard(self) -> None:
-        """Remove every attempt's directory: the publication is over."""
+        """Remove the directories of all attempts, because the publication is over."""
         shutil.rmtree(self.root.parent, ignore_errors=True)
 
 
 def open_publish_workspace(publishing_dir: Path, publication_id: str, fence: int) -> PublishWorkspace:
-    """The directory of attempt ``fence``, with what the latest earlier one fetched. Raises: OSError."""
+    """Open the directory of attempt ``fence``, with the files that the latest earlier one fetched. Raises: OSError."""
     home = publishing_dir / publication_id
     workspace = PublishWorkspace(home / str(fence))
     home.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def open_publish_workspace(publishing_dir: Path, publication_id: str, fence: int
 def discard_abandoned(
     publishing_dir: Path, unfinished: Callable[[Collection[str]], frozenset[str]], *, older_than_seconds: float
 ) -> None:
-    """Remove the directories of publications that are over, and that ended without this machine."""
+    """Remove the directories of publications that ended elsewhere, and are older than ``older_than_seconds``."""
     if not publishing_dir.is_dir():
         return
     before = time.time() - older_than_seconds

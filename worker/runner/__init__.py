@@ -1,1 +1,1 @@
-"""The subprocess that computes."""
+"""The runner: the subprocess that computes."""

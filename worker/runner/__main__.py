@@ -1,7 +1,7 @@
-"""The subprocess that computes: ``python -m worker.runner run.json --events-fd N``.
+"""The runner, the subprocess that computes: ``python -m worker.runner run.json --events-fd N``.
 
-It holds no secret, reaches no network and no database. It says how it goes over the descriptor; what it logs and any
-traceback go to standard error. Exit 0 after ``result``, 1 after ``error``.
+It has no secrets, no network and no database. It reports its progress as messages on the descriptor. Log lines and
+tracebacks go to standard error. It exits with 0 after ``result``, and with 1 after ``error``.
 """
 
 import argparse
@@ -37,35 +37,35 @@ logger = structlog.get_logger(__name__)
 
 
 class PipeObserver:
-    """The engine's observer, speaking the runner protocol. Safe from any thread."""
+    """The engine's observer, which sends messages to the supervisor. Can be used from any thread."""
 
     def __init__(self, events: EventWriter) -> None:
         self._events = events
 
     def stage_started(self, name: str, unit: str, total: int) -> None:
-        """A stage begins."""
+        """Report that a stage begins."""
         self._send(StageStarted(name=name, unit=unit, total=total))
 
     def stage_advanced(self, name: str, done: int, total: int) -> None:
-        """``done`` of ``total`` units are complete."""
+        """Report that ``done`` of ``total`` units are complete."""
         self._send(StageAdvanced(name=name, done=done, total=total))
 
     def stage_finished(self, name: str, seconds: float, reused: bool) -> None:
-        """A stage is over."""
+        """Report that a stage is over, and the peak memory until now."""
         self._send(StageFinished(name=name, seconds=seconds, reused=reused))
         for metric, peak in peak_bytes().items():
             self._send(Metric(name=metric, value=peak))
 
     def layer_completed(self, row: LayerRow) -> None:
-        """One layer's row of the table."""
+        """Report one layer's row of the table."""
         self._send(LayerCompleted(row=row.model_dump()))
 
     def metric(self, name: str, value: float) -> None:
-        """A named number."""
+        """Report a number with a name."""
         self._send(Metric(name=name, value=value))
 
     def log(self, message: str) -> None:
-        """A line for the person who watches."""
+        """Report a line for the job's owner."""
         self._send(Log(message=message))
 
     def _send(self, message: Message) -> None:
@@ -80,13 +80,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     run_file = RunFile.model_validate_json(options.run_file.read_bytes())
     configure_logging(job_id=run_file.job_id)
+    # A runner without a supervisor would go on computing for a claim that is lost.
     die_with_parent(run_file.parent_pid)
     offer_to_oom_killer()
     events = EventWriter(options.events_fd)
     try:
         _run(run_file, PipeObserver(events))
-    except Exception as error:  # the process's edge: whatever it is, the supervisor must hear of it
-        # The message first: on a full disk the traceback may not fit any more.
+    except Exception as error:  # the top of the process: every failure must be reported to the supervisor
+        # The message first: on a full disk the traceback may not be written.
         events.send(as_error(error))
         logger.error("run_failed", exc_info=error)
         return _EXIT_FAILED
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(run_file: RunFile, observer: PipeObserver) -> None:
-    # Imported only now: torch takes seconds, and by now this process is tied to its parent and can report a failure.
+    # Imported late: torch takes seconds to load. By now this process dies with its parent and can report a failure.
     import torch  # noqa: PLC0415 — see above
 
     from quant_engine.pipeline import run  # noqa: PLC0415 — see above

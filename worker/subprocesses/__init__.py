@@ -1,1 +1,1 @@
-"""Starting a subprocess, what it may see, and the messages it sends back."""
+"""Subprocesses: how they start, what they may see, and the messages that they send back."""

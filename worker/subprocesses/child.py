@@ -1,6 +1,6 @@
-"""A subprocess in its own session that reports messages over a pipe, and that can be ended for good.
+"""A subprocess in its own session, which sends messages over a pipe and can be killed with all its children.
 
-The process group is killed before its leader is reaped, so that the group's id can not belong to someone else yet.
+The process group is killed before its leader is reaped. Until then the id of the group can not be given to another one.
 """
 
 import os
@@ -28,9 +28,9 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What to start: ``arguments`` are completed with ``--events-fd N``; ``environment`` is the whole of it.
+    """What to start. ``--events-fd N`` is added to ``arguments``; ``environment`` is the whole environment.
 
-    ``token`` is handed over a pipe of its own, ``--token-fd N``.
+    ``token`` is passed over a pipe of its own, ``--token-fd N``.
     """
 
     arguments: Sequence[str]
@@ -41,10 +41,11 @@ class Command:
 
 
 class Child:
-    """One started subprocess. A context manager: leaving it kills and reaps whatever still runs."""
+    """One started subprocess, a context manager. Its exit kills and reaps all processes that still run."""
 
     def __init__(self, command: Command) -> None:
         reader, writer = os.pipe()
+        # receive() and drain() read until the pipe is empty, which must not block.
         os.set_blocking(reader, False)
         try:
             with command.log.open("ab") as log, handed_over(command.token) as pipes:
@@ -56,6 +57,7 @@ class Child:
                     stdout=log,
                     stderr=log,
                     pass_fds=(writer, *pipes),
+                    # A group of its own: one signal reaches all its children, and a Ctrl-C in a terminal does not.
                     start_new_session=True,
                 )
         except (OSError, ValueError):
@@ -63,6 +65,7 @@ class Child:
             raise
         finally:
             os.close(writer)
+        # The writing end is closed here now, so the pipe ends when the subprocess ends.
         self._reader = reader
         self._exit = _exit_watch(self._process.pid)
         self._buffer = bytearray()
@@ -71,7 +74,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process, which also leads its session and group."""
+        """The id of the process, which is also the id of its session and group."""
         return self._process.pid
 
     def __enter__(self) -> Self:
@@ -81,8 +84,8 @@ class Child:
         self.close()
 
     def receive(self, timeout: float) -> list[Message]:
-        """The messages that have arrived, after waiting up to ``timeout`` seconds for the first, or for the end."""
-        # A process that closed its pipe and still runs has nothing more to say: then only its end is waited for.
+        """Return the messages that have arrived; wait up to ``timeout`` seconds for the first one or for the end."""
+        # If the process closed its pipe and still runs, no message can come: only its end is waited for.
         awaited = [*([] if self._ended else [self._reader]), *([] if self._exit is None else [self._exit])]
         ready, _, _ = select.select(awaited, [], [], timeout)
         if self._reader in ready:
@@ -90,13 +93,13 @@ class Child:
         return self._parse()
 
     def drain(self) -> list[Message]:
-        """Everything that was written, once the process has ended."""
+        """Return all messages that are left in the pipe, once the process has ended."""
         while self._fill():
             pass
         return self._parse()
 
     def has_exited(self) -> bool:
-        """Whether the process has ended; it stays a zombie, so that its ids stay its own."""
+        """Return whether the process has ended. It stays a zombie, so that its ids are not used again."""
         if self._process.returncode is not None:
             return True
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -107,16 +110,17 @@ class Child:
         return self._process.wait()
 
     def stop(self, grace: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """SIGTERM to the group, SIGKILL after ``grace`` seconds; 0 kills at once."""
+        """Send SIGTERM to the group, and SIGKILL after ``grace`` seconds; 0 kills at once."""
         if grace > 0:
             self._signal(signal.SIGTERM)
             deadline = clock() + grace
             while not self.has_exited() and clock() < deadline:
+                # A subprocess that writes while it stops must not block on a full pipe.
                 self.receive(0.05)
         self.exit_code()
 
     def close(self) -> None:
-        """Kill and reap the process, and let the pipe go."""
+        """Kill and reap the process, and close the pipe."""
         if self._reader >= 0:
             self.exit_code()
             os.close(self._reader)
@@ -126,9 +130,10 @@ class Child:
                 self._exit = None
 
     def log_tail(self, characters: int = 4000) -> str:
-        """The end of what the process wrote to its standard output and error."""
+        """Return the end of what the process wrote to its standard output and error."""
         try:
             with self._log.open("rb") as log:
+                # A character has at most four bytes in UTF-8.
                 log.seek(max(log.seek(0, os.SEEK_END) - 4 * characters, 0))
                 return log.read().decode("utf-8", "replace")[-characters:]
         except OSError:
@@ -149,6 +154,7 @@ class Child:
 
     def _parse(self) -> list[Message]:
         *lines, rest = self._buffer.split(b"\n")
+        # A runner is not trusted: a line that never ends must not fill the supervisor's memory.
         if len(rest) > _MAX_LINE:
             logger.warning("message_dropped", reason="a line without an end", bytes=len(rest))
             rest = bytearray()
@@ -159,13 +165,15 @@ class Child:
                 messages.append(decode(bytes(line)))
             except ValidationError as error:
                 logger.warning(
-                    "message_dropped", reason=str(error.errors(include_input=False, include_url=False))[:500]
+                    # Without the input: it may be large, and may hold anything.
+                    "message_dropped",
+                    reason=str(error.errors(include_input=False, include_url=False))[:500],
                 )
         return messages
 
 
 def _exit_watch(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where the system has no such thing."""
+    """Return a descriptor that becomes readable when the process ends; None if the system has none."""
     if sys.platform != "linux":
         return None
     try:

@@ -1,7 +1,7 @@
-"""What the subprocesses of a job may see: an allow-list, never the supervisor's own environment.
+"""The environments of a job's subprocesses: an allow-list, never the supervisor's whole environment.
 
-None of them gets a secret; the runner also works offline. The Hub token of a download or an upload comes over a pipe
-(``worker.subprocesses.token_pipe``).
+No environment holds a secret, and the runner's is offline. The Hub token of a download or an upload goes over a pipe
+(:mod:`worker.subprocesses.token_pipe`).
 """
 
 import os
@@ -27,7 +27,7 @@ PUBLISH: Final = (sys.executable, "-P", "-m", "worker.publishing")
 
 
 def runner_environment(scratch: Path, *, threads: int, gpu: str | None) -> dict[str, str]:
-    """For the process that computes: offline, without secrets, at home in ``scratch``, on one ``gpu`` or none."""
+    """Return the runner's environment: offline, without secrets, with ``scratch`` as home, on one ``gpu`` or none."""
     count = str(threads)
     return _base(scratch, _COMPUTE) | {
         "CUDA_VISIBLE_DEVICES": gpu or "",
@@ -35,32 +35,35 @@ def runner_environment(scratch: Path, *, threads: int, gpu: str | None) -> dict[
         "TRANSFORMERS_OFFLINE": "1",
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
+        # cuBLAS gives the same bits in each run only with a fixed workspace.
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
 
 
 def download_environment(scratch: Path) -> dict[str, str]:
-    """For a process that talks to the Hub: its endpoint and proxies pass through, but no token."""
+    """Return the environment of a process that uses the Hub: with its endpoint and proxies, but no token."""
     return _base(scratch, _HUB) | {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
 
 
 def publish_environment(scratch: Path) -> dict[str, str]:
-    """For the process that uploads.
+    """Return the environment of the process that uploads.
 
-    Uploads go by LFS unless the operator sets HF_HUB_DISABLE_XET=0: hf_xet has an HTTP client of its own, whose bytes
-    and time-outs nobody here can see.
+    Uploads use LFS unless the operator sets HF_HUB_DISABLE_XET=0. hf_xet has an HTTP client of its own, whose bytes and
+    time-outs can not be observed here (decision 0013).
     """
     return {"HF_HUB_DISABLE_XET": "1"} | _base(scratch, _HUB)
 
 
 def _base(scratch: Path, allowed: frozenset[str]) -> dict[str, str]:
     return _picked(os.environ, _COMMON | allowed) | {
+        # Libraries that write caches or temporary files do so where they are removed with the attempt.
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
         "HF_HOME": str(scratch / "huggingface"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # The subprocess starts in its scratch directory, and imports the same code as this process.
         "PYTHONPATH": _CODE_ROOT,
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -1,6 +1,6 @@
-"""What a subprocess tells its supervisor: one JSON object a line, over an inherited file descriptor.
+"""The messages of a subprocess to its supervisor: one JSON object a line, over an inherited file descriptor.
 
-A message is parsed strictly; what does not parse is for the caller to report, never to guess at.
+A message is parsed strictly. The caller logs a line that is no message, and does not guess its meaning.
 """
 
 import json
@@ -18,9 +18,10 @@ _MAX_LINE = 4000
 
 
 def _storable(value: object) -> object:
-    """Text that a person wrote or a library raised, made fit for JSON and PostgreSQL, and bounded."""
+    """Make free text valid for JSON and PostgreSQL, and limit its length."""
     if not isinstance(value, str):
         return value
+    # PostgreSQL stores no NUL, and a lone surrogate can not be written as UTF-8.
     text = value.replace("\x00", "�").encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"
 
@@ -33,7 +34,7 @@ class _Message(BaseModel):
 
 
 class StageStarted(_Message):
-    """A stage begins: ``total`` units of the named kind lie ahead."""
+    """A stage begins; it has ``total`` units of the kind ``unit``."""
 
     type: Literal["stage_started"] = "stage_started"
     name: str
@@ -51,14 +52,14 @@ class StageAdvanced(_Message):
 
 
 class Resolved(_Message):
-    """The commit that the model's revision means; said before anything is fetched, so that it holds from then on."""
+    """The commit of the model's revision, sent before any file is fetched, so that later attempts use the same."""
 
     type: Literal["resolved"] = "resolved"
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class StageFinished(_Message):
-    """A stage is over; ``reused`` when an earlier attempt's files were whole."""
+    """A stage is over; ``reused`` if an earlier attempt's files were complete."""
 
     type: Literal["stage_finished"] = "stage_finished"
     name: str
@@ -74,7 +75,7 @@ class LayerCompleted(_Message):
 
 
 class Metric(_Message):
-    """A named number; null stands for one that is not finite."""
+    """A number with a name; null stands for a number that is not finite."""
 
     type: Literal["metric"] = "metric"
     name: str
@@ -82,7 +83,7 @@ class Metric(_Message):
 
 
 class Log(_Message):
-    """A line for the person who watches."""
+    """A line for the job's owner."""
 
     type: Literal["log"] = "log"
     message: Line
@@ -96,7 +97,7 @@ class Result(_Message):
 
 
 class Error(_Message):
-    """The work can not be done; with ``retry_after``, not now: perhaps after that many seconds."""
+    """The work can not be done; with ``retry_after`` it may be possible after that many seconds."""
 
     type: Literal["error"] = "error"
     code: str
@@ -111,12 +112,12 @@ _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 class RunFile(BaseModel):
-    """``run.json``: everything a runner needs. It holds no secret, because it is on the disk as long as the job runs.
+    """``run.json``: everything a runner needs. It holds no secret, because it stays on the disk while the job runs.
 
     Attributes:
-        parent_pid: the process that the runner ends with.
-        threads: of the CPU, for the engine.
-        spec: what the engine is asked to do.
+        parent_pid: the process whose death also ends the runner.
+        threads: the number of CPU threads for the engine.
+        spec: the engine's request.
         work_dir, output_dir: as :func:`quant_engine.pipeline.run` takes them.
     """
 
@@ -133,7 +134,8 @@ class RunFile(BaseModel):
 class DownloadFile(BaseModel):
     """``download.json``: what to fetch from the Hub, and where to put it. The token comes over a pipe.
 
-    ``max_bytes``: the most a model may have, 0 for no limit; ``patience_seconds``: without a byte, before it gives up.
+    ``max_bytes``: the largest size of a model, 0 for no limit. ``patience_seconds``: the time without any byte after
+    which the download gives up.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -147,13 +149,13 @@ class DownloadFile(BaseModel):
 
 
 def encode(message: Message) -> bytes:
-    """One line. Numbers that are not finite become null: neither JSON nor PostgreSQL has them."""
+    """Return the message as one line. Numbers that are not finite become null: JSON and PostgreSQL lack them."""
     fields = _finite(message.model_dump(mode="json"))
     return json.dumps(fields, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """The message of one line.
+    """Return the message of one line.
 
     Raises:
         pydantic.ValidationError: the line is not a message.
@@ -162,21 +164,22 @@ def decode(line: bytes) -> Message:
 
 
 class EventWriter:
-    """Writes messages to a file descriptor, whole lines only, from any thread."""
+    """Writes messages to a file descriptor as whole lines, from any thread."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
 
     def send(self, message: Message) -> None:
-        """Write one line; blocks while the reader is behind.
+        """Write one line; block while the pipe is full.
 
         Raises:
-            BrokenPipeError: nobody reads any more.
+            BrokenPipeError: the reader is gone.
         """
         line = memoryview(encode(message))
         with self._lock:
             while line:
+                # A pipe may take only a part of a long line.
                 line = line[os.write(self._fd, line) :]
 
 

@@ -1,7 +1,7 @@
-"""Whether the kernel kills processes for memory, and which one it should take.
+"""The kernel's out-of-memory kills: how many there were, and which process should be killed first.
 
-The kernel ends a process that needs more memory than there is with SIGKILL, which tells nothing. It counts before it
-sends the signal, so a count that rose while a process ran tells that death from others.
+If memory runs out, the kernel ends a process with SIGKILL, which gives no reason. The kernel raises its counter before
+it sends the signal. So a counter that rose while a process ran shows that the process may have died for memory.
 """
 
 import re
@@ -10,13 +10,13 @@ from typing import Final
 
 _KILLS: Final = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _CGROUP: Final = re.compile(r"^0::(/.*)$", re.MULTILINE)
-_WELCOME: Final = "500"  # of 1000; a worker that is not touched has 0
+_WELCOME: Final = "500"  # of 1000; the other processes of a worker have 0
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
-    """Processes that the kernel has killed for memory: of this control group, else of the machine; None: unknown.
+    """Return how many processes of this control group, else of the machine, were killed for memory; None if unknown.
 
-    The group's count (cgroup v2) leaves out what happens to others, but a machine's first group has none.
+    The count of the group (cgroup v2) leaves out the kills in other groups. The root group of a machine has no count.
     """
     group = _found(_CGROUP, root / "proc/self/cgroup")
     for file in (
@@ -30,11 +30,11 @@ def oom_kills(root: Path = Path("/")) -> int | None:
 
 
 def offer_to_oom_killer(file: Path = Path("/proc/self/oom_score_adj")) -> None:
-    """Have the kernel take this process first, before the supervisor that would tell of it."""
+    """Make the kernel kill this process before the supervisor, which can then report the kill."""
     try:
         file.write_text(_WELCOME)
     except OSError:
-        return  # not Linux, or not allowed: the kernel chooses on its own
+        return  # not Linux, or not permitted: the kernel chooses the process itself
 
 
 def _found(pattern: re.Pattern[str], file: Path) -> str | None:

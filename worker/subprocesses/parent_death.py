@@ -1,4 +1,4 @@
-"""A process that must not outlive its parent asks the kernel to see to it (Linux)."""
+"""A request to the kernel (Linux) to end this process when its parent dies."""
 
 import ctypes
 import os
@@ -11,9 +11,9 @@ _EXIT_ORPHANED: Final = 70
 
 
 def die_with_parent(parent_pid: int, signum: signal.Signals = signal.SIGKILL) -> None:
-    """Be sent ``signum`` when the thread that started this process ends; exit at once if the parent is gone already.
+    """Ask for ``signum`` when the thread that started this process ends; exit at once if the parent is gone already.
 
-    Elsewhere than on Linux there is no such request, and the caller's lease and heartbeat alone bound an orphan's life.
+    Other systems have no such request. There only the caller's lease and heartbeat limit the life of an orphan.
 
     Raises:
         OSError: the kernel refused.
@@ -23,6 +23,6 @@ def die_with_parent(parent_pid: int, signum: signal.Signals = signal.SIGKILL) ->
         if libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
-    # The parent may have died before the request: then no signal will ever come.
+    # The parent may have died before the request was made: then no signal will come.
     if os.getppid() != parent_pid:
         sys.exit(_EXIT_ORPHANED)

@@ -1,4 +1,4 @@
-"""From an exception in a subprocess to the problem that the job's owner reads."""
+"""The problems that a job's owner reads, made from exceptions in a subprocess."""
 
 import errno
 from typing import Final
@@ -9,14 +9,14 @@ from worker.subprocesses.messages import Error
 
 DISK_FULL: Final = "disk_full"
 INSUFFICIENT_MEMORY: Final = "insufficient_memory"
-"""The engine calls both the same."""
+"""The engine uses the same two codes."""
 
 _DISK_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MEMORY_SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 def as_error(error: BaseException) -> Error:
-    """What to tell of ``error``. Unforeseen ones give their type only: their text may hold paths and values."""
+    """Return ``error`` as a message. An unexpected error shows only its type: its text may hold paths and values."""
     if isinstance(error, EngineError):
         return Error(code=error.code, category=error.category, detail=error.detail, hint=error.hint)
     if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
@@ -27,7 +27,7 @@ def as_error(error: BaseException) -> Error:
 
 
 def disk_full() -> Error:
-    """The disk under the data directory is full."""
+    """Return the error for a full disk under the data directory."""
     return Error(
         code=DISK_FULL,
         category="capacity",
@@ -37,7 +37,7 @@ def disk_full() -> Error:
 
 
 def insufficient_memory(detail: str = "The machine ran out of memory.") -> Error:
-    """The run needs more memory than there is."""
+    """Return the error for a run that needs more memory than there is."""
     return Error(
         code=INSUFFICIENT_MEMORY,
         category="capacity",
@@ -47,7 +47,7 @@ def insufficient_memory(detail: str = "The machine ran out of memory.") -> Error
 
 
 def internal_error(detail: str) -> Error:
-    """Our own fault; the traceback is in the worker's log."""
+    """Return the error for a fault of the service; the traceback is in the worker's log."""
     return Error(
         code="internal_error",
         category="platform",
@@ -57,12 +57,12 @@ def internal_error(detail: str) -> Error:
 
 
 def as_problem(error: Error) -> JobProblem:
-    """The message as the job stores it."""
+    """Return the error as the job stores it."""
     return JobProblem(code=error.code, category=error.category, detail=error.detail, hint=error.hint)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch raises RuntimeError on the CPU and its own subclass on CUDA; only the text tells them from other failures.
+    # torch raises RuntimeError on the CPU and a subclass of it on CUDA. Only the text differs from other failures.
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _MEMORY_SIGNS)

@@ -1,7 +1,7 @@
-"""A Hub token on its way to the one subprocess that needs it: over an inherited pipe, never by argument, file or log.
+"""Passing a Hub token to the one subprocess that needs it: over an inherited pipe, never by argument, file or log.
 
-The subprocess is told the pipe's number (``--token-fd N``), reads it once and closes it. Its environment holds no token
-either: other processes of the same user can read ``/proc/<pid>/environ`` for as long as it runs.
+The subprocess gets the pipe's number (``--token-fd N``), reads the pipe once and closes it. Its environment holds no
+token either, because other processes of the same user can read ``/proc/<pid>/environ`` while it runs.
 """
 
 import os
@@ -12,12 +12,12 @@ from typing import Final
 
 TOKEN_OPTION: Final = "--token-fd"  # noqa: S105 — the option's name
 MAX_TOKEN_BYTES: Final = 4096
-"""A pipe takes this much without a reader, so that handing a token over never blocks."""
+"""A pipe holds this many bytes without a reader, so writing a token never blocks."""
 
 
 @contextmanager
 def handed_over(token: str | None) -> Iterator[tuple[int, ...]]:
-    """The descriptors to pass on (``pass_fds``) while the subprocess is started: a pipe that holds ``token``, or none.
+    """Yield the descriptors for ``pass_fds`` while the subprocess starts: a pipe that holds ``token``, or none.
 
     Raises:
         ValueError: the token is empty or too long to be one.
@@ -33,19 +33,19 @@ def handed_over(token: str | None) -> Iterator[tuple[int, ...]]:
         try:
             os.write(writer, secret)
         finally:
-            os.close(writer)  # the subprocess reads to the end of the pipe: nobody may hold it open
+            os.close(writer)  # the subprocess reads to the end, which comes only when all writers are closed
         yield (reader,)
     finally:
         os.close(reader)
 
 
 def token_arguments(descriptors: tuple[int, ...]) -> list[str]:
-    """What tells the subprocess where to read the token."""
+    """Return the arguments that name the token's pipe to the subprocess."""
     return [part for descriptor in descriptors for part in (TOKEN_OPTION, str(descriptor))]
 
 
 def read_token(descriptor: int | None) -> str | None:
-    """The token from an inherited pipe, which is closed then; None without one.
+    """Read the token from an inherited pipe and close it; return None without one.
 
     Raises:
         OSError: the descriptor is not open.
@@ -57,7 +57,7 @@ def read_token(descriptor: int | None) -> str | None:
 
 
 def operator_token(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The operator's own Hub token: ``HF_TOKEN``, or the content of the file that ``HF_TOKEN_PATH`` names.
+    """Return the operator's own Hub token: ``HF_TOKEN``, or the content of the file that ``HF_TOKEN_PATH`` names.
 
     Raises:
         OSError: there is no such file, or it can not be read.

@@ -1,1 +1,1 @@
-"""The process that repairs what dead workers left, and the thread that keeps that process running."""
+"""The sweeper process, which repairs what dead workers left, and the thread that restarts it."""

@@ -1,8 +1,9 @@
-"""The sweep as a process of its own: ``python -m worker.sweeper --owner NAME --parent-pid PID``.
+"""The sweeper process: ``python -m worker.sweeper --owner NAME --parent-pid PID``.
 
-Every few seconds, with jitter so that many workers do not sweep at once: repair what dead workers left behind, nudge
-for jobs that wait, remove work files of jobs that are over, and say that this worker is alive. Once an hour one of the
-sweepers collects the artifact store's garbage, beside its sweeps. Webhook messages are sent from here, too.
+Every few seconds it repairs what dead workers left, sends nudges for jobs that wait, removes work files of jobs that
+are over, and records that this worker is alive. The interval has jitter, so that many workers do not sweep at the same
+time. Once an hour one of the sweepers also collects the garbage of the artifact store. Webhook messages are sent from
+this process too.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from worker.webhooks.deliverer import delivering
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Sweep until SIGTERM, or until the worker dies."""
+    """Sweep until SIGTERM, or until the worker's main process dies."""
     parser = argparse.ArgumentParser(prog="worker.sweeper", description="Repairs what dead workers leave behind.")
     parser.add_argument("--owner", required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
@@ -39,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     measure = join_metrics()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the worker decides
+    # Ctrl-C in a terminal reaches the whole process group; the worker decides when the sweeper stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     database_url = settings.database_url.get_secret_value()
     database = Database(database_url, pool_size=1)
+    # It opens a database of its own: a long collection must not hold up the sweep's one connection.
     collector = BackgroundCollector(database_url, settings)
     sweeper = Sweeper(
         MeasuredJobLeases(database, settings, measure),

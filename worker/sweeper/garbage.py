@@ -1,4 +1,4 @@
-"""Retention and garbage collection beside the sweep, in a thread: listing a large store takes longer than a lease."""
+"""Retention and garbage collection, in a thread of the sweeper: listing a large store takes longer than a lease."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ logger = structlog.get_logger(__name__)
 
 
 class BackgroundCollector:
-    """Looks once a minute whether a round is due; of all workers, one then begins it. Downloads are each machine's."""
+    """Checks once a minute if a round is due. One of all workers then begins it; downloads belong to each machine."""
 
     def __init__(self, database_url: str, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database_url = database_url
@@ -33,7 +33,7 @@ class BackgroundCollector:
         self._thread: threading.Thread | None = None
 
     def look(self) -> None:
-        """Begin a round if one is due; returns at once."""
+        """Begin a round if one is due; return at once."""
         if self._clock() < self._next_look or (self._thread is not None and self._thread.is_alive()):
             return
         self._next_look = self._clock() + _LOOK_SECONDS
@@ -41,7 +41,7 @@ class BackgroundCollector:
         self._thread.start()
 
     def stop(self) -> None:
-        """End a running round at its next blob, or batch of rows."""
+        """End a running round after its current blob or batch of rows."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(_JOIN_SECONDS)
@@ -50,13 +50,14 @@ class BackgroundCollector:
         database = Database(self._database_url, pool_size=1)
         try:
             self._discard_downloads()
+            # After the downloads, which do not need the database: they are removed also while it is down.
             done = Housekeeping.of(database, self._settings, stopped=self._stopping.is_set).run_if_due()
             if done is not None:
                 _log_expired(done.expired)
                 _log_collected(done.collected)
         except Unavailable as error:
             logger.warning("garbage_collection_failed", reason=error.detail)
-        except Exception:  # the thread's edge: the next hour tries again, and somebody must hear of it
+        except Exception:  # the end of the thread: log it here, and try again in the next round
             logger.exception("garbage_collection_failed")
         finally:
             database.close()
@@ -85,4 +86,5 @@ def _log_collected(collected: Collected | None) -> None:
         legacy=collected.legacy,
     )
     for file in collected.missing:
+        # A published file that the store does not have any more: the operator has to know.
         logger.error("artifact_lost", job_id=file.job_id, artifact_id=file.artifact_id, path=file.path)

@@ -1,4 +1,4 @@
-"""Keeps the sweeper process alive for as long as this worker runs."""
+"""The thread that starts the sweeper process, and starts it again if it dies."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ logger = structlog.get_logger(__name__)
 
 
 class SweeperRestarter:
-    """Starts the sweeper from a thread that then waits for it: the kernel ends the sweeper when that thread ends."""
+    """Runs the sweeper from a thread that waits for it; the kernel ends the sweeper when that thread ends."""
 
     def __init__(
         self, owner: str, *, command: Sequence[str] = SWEEPER, restart_seconds: float = _RESTART_SECONDS
@@ -31,16 +31,17 @@ class SweeperRestarter:
         self._thread = threading.Thread(target=self._keep_running, name="sweeper-restarter", daemon=True)
 
     def start(self) -> None:
-        """Start the sweeper; returns at once."""
+        """Start the sweeper; return at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the sweeper, and wait for it. Does nothing when it was never started."""
+        """End the sweeper, and wait for it. Do nothing if it was never started."""
         if not self._thread.is_alive():
             return
         with self._lock:
             self._stopping.set()
             if self._process is not None:
+                # Under the lock, so that the thread can not start a new sweeper between the two lines.
                 self._process.send_signal(signal.SIGTERM)
         self._thread.join(_STOP_SECONDS)
         if self._thread.is_alive() and self._process is not None:
@@ -58,4 +59,5 @@ class SweeperRestarter:
             code = self._process.wait()
             if not self._stopping.is_set():
                 logger.error("sweeper_died", exit_code=code)
+            # A pause, so that a sweeper that fails at its start is not restarted without end in a tight loop.
             self._stopping.wait(self._restart_seconds)

@@ -1,4 +1,4 @@
-"""One sweep after the other: repairs what dead workers left behind, and says that this worker is alive."""
+"""The sweep: it repairs what dead workers left, and records that this worker is alive."""
 
 import socket
 from collections.abc import Callable
@@ -18,7 +18,7 @@ logger = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """One sweep at a time, on behalf of the worker named ``owner``."""
+    """Sweeps one after the other, for the worker named ``owner``."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Sweeper:
         self._device = devices(settings.device)[0].name
 
     def run(self, wait: Callable[[float], bool]) -> None:
-        """Sweep until ``wait`` (seconds) says that it is time to stop; tried again when the database is down."""
+        """Sweep until ``wait`` (seconds) returns True; a sweep that finds the database down is tried again."""
         while True:
             try:
                 self.sweep()
@@ -49,8 +49,9 @@ class Sweeper:
                 return
 
     def sweep(self) -> None:
-        """One round. Raises: Unavailable."""
+        """Do one sweep. Raises: Unavailable."""
         self._leases.beat_worker(self._owner, hostname=socket.gethostname(), pid=self._worker_pid, device=self._device)
+        # The locks are held during the sweep, so that another sweeper does not judge the same claims.
         with claims_of_dead_processes(self._settings.work_dir, self._settings.publishing_dir) as orphans:
             swept = self._leases.sweep(orphans)
         if swept.requeued or swept.failed or swept.cancelled or swept.publications:
@@ -67,12 +68,12 @@ class Sweeper:
         self._collect()
 
     def _discard_leftovers(self) -> None:
-        """Work files of jobs that are over and will not be retried with them."""
+        """Remove the work files of jobs that are over and that no retry will use."""
         work_dir = self._settings.work_dir
         found = abandoned_jobs(work_dir, older_than_seconds=self._settings.lease_seconds)
         if not found:
             return
-        # A rename, while no retry can come between: removing takes longer than a transaction may.
+        # Only a rename while the rows are locked against a retry: removing files takes longer than a transaction may.
         with self._leases.locking_finished_jobs(found) as finished:
             aside = {job_id: put_aside(work_dir, job_id) for job_id in sorted(finished)}
         for job_id, directory in aside.items():

@@ -1,6 +1,6 @@
-"""What a worker measures: one frozen type for each thing that can be measured.
+"""The measurements of a worker: one frozen type for each kind.
 
-Whoever measures calls a :data:`Measure` with one of them; what becomes of it is that function's business. Each call
+Code that measures something calls a :data:`Measure` with a measurement. That function decides what to do with it, and
 returns at once.
 """
 
@@ -15,14 +15,14 @@ MemoryKind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class JobClaimed:
-    """A job was claimed, so many seconds after it could have been."""
+    """A job was claimed, ``waited_seconds`` after it could have been claimed."""
 
     waited_seconds: float
 
 
 @dataclass(frozen=True)
 class AttemptEnded:
-    """An attempt of a job is over. ``outcome`` is a :class:`worker.outcomes.Outcome`'s word."""
+    """An attempt of a job is over. ``outcome`` is the value of a :class:`worker.outcomes.Outcome`."""
 
     outcome: str
     seconds: float
@@ -30,7 +30,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True)
 class StageEnded:
-    """A stage of an attempt is over. ``reused``: an earlier attempt's files were whole."""
+    """A stage of an attempt is over. ``reused``: an earlier attempt's files were complete."""
 
     stage: str
     seconds: float
@@ -39,7 +39,7 @@ class StageEnded:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most bytes that one runner used, known when it is over."""
+    """The peak memory of one runner in bytes, known when it is over."""
 
     kind: MemoryKind
     peak_bytes: float
@@ -47,24 +47,24 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class HeartbeatMissed:
-    """A heartbeat could not be written; it is tried again."""
+    """A heartbeat failed; it is tried again."""
 
 
 @dataclass(frozen=True)
 class ClaimLost:
-    """A heartbeat found that the claim is somebody else's."""
+    """A heartbeat found that the claim is not valid any more."""
 
 
 @dataclass(frozen=True)
 class SweepDone:
-    """A sweep repaired this."""
+    """A sweep is done; ``swept`` counts what it repaired."""
 
     swept: Swept
 
 
 @dataclass(frozen=True)
 class NudgeFailed:
-    """The broker did not take a nudge."""
+    """The broker did not accept a nudge."""
 
 
 Measurement = (
@@ -74,4 +74,4 @@ Measure = Callable[[Measurement], None]
 
 
 def discard(_: Measurement) -> None:
-    """The :data:`Measure` of a worker whose metrics are off."""
+    """Do nothing: the :data:`Measure` of a worker whose metrics are off."""

@@ -1,9 +1,9 @@
-"""What Prometheus scrapes of a worker: one address for all of its processes.
+"""The metrics of a worker for Prometheus, at one address for all its processes.
 
-The processes of a worker (Celery's main process, its pool, the sweeper) count in memory-mapped files of their own, in a
-directory that the main process makes and serves: prometheus_client's multiprocess mode. What a process counted stays
-when it dies. The library chooses its storage as it is imported, by an environment variable: so it is imported here
-late, and only where metrics are served.
+Each process of a worker (Celery's main process, its pool, the sweeper) counts in memory-mapped files of its own. The
+files are in a directory that the main process makes and serves. This is the multiprocess mode of prometheus_client, and
+the counts of a process stay when it dies. The library chooses its storage by an environment variable at import. So it
+is imported late here, and only if metrics are served.
 """
 
 import os
@@ -26,36 +26,37 @@ logger = structlog.get_logger(__name__)
 
 
 class MetricsServer(Protocol):
-    """Of the main process."""
+    """The metrics server of a worker's main process."""
 
     def start(self) -> None:
-        """Listen. A port that is taken is logged: jobs matter more than metrics."""
+        """Listen. A port in use is only logged, because jobs matter more than metrics."""
         ...
 
     def leave(self) -> None:
-        """In a forked child: let go of the socket that the parent listens on."""
+        """In a forked child: close the socket that the parent listens on."""
         ...
 
     def stop(self) -> None:
-        """Listen no more, and forget what was counted."""
+        """Stop listening, and remove the counts."""
         ...
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Of the main process: what its processes measure with, and what serves that; None where metrics are off."""
+    """The metrics of a worker: the function that measures, and the server; None if metrics are off."""
 
     measure: Measure = discard
     server: MetricsServer | None = None
 
 
 def open_metrics(settings: Settings) -> Metrics:
-    """For the main process, before it forks."""
+    """Open the metrics in the main process, before it forks."""
     port = settings.worker_metrics_port
     if port is None:
         return Metrics()
     _remove_abandoned()
     directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    # Child processes inherit the variable, and so find the directory.
     os.environ[_VARIABLE] = str(directory)
     from worker.telemetry.prometheus import PrometheusMeasure, PrometheusServer  # noqa: PLC0415 — see the module's docstring
 
@@ -63,7 +64,7 @@ def open_metrics(settings: Settings) -> Metrics:
 
 
 def join_metrics() -> Measure:
-    """For a process that the main process started: counts beside it, if it counts."""
+    """Return the measuring function of a process that the main process started; it counts only if metrics are on."""
     if not Path(os.environ.get(_VARIABLE) or "/nowhere").is_dir():
         return discard
     from worker.telemetry.prometheus import PrometheusMeasure  # noqa: PLC0415 — see the module's docstring
@@ -72,7 +73,7 @@ def join_metrics() -> Measure:
 
 
 def _remove_abandoned() -> None:
-    """Directories of workers that were killed."""
+    """Remove the directories of workers that were killed."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):

@@ -1,6 +1,6 @@
-"""What a worker tells of its attempts to whoever operates it: measurements and spans, each of them perhaps to nobody.
+"""The telemetry of attempts for the operator: measurements and spans, each of which may be switched off.
 
-The runner itself stays offline and without secrets: what it says of its stages over the pipe becomes spans here.
+The runner itself is offline and has no secrets. Its messages about stages become spans in the supervisor.
 """
 
 import time
@@ -15,14 +15,14 @@ from worker.outcomes import Outcome
 from worker.telemetry.measurements import AttemptEnded, Measure, MemoryKind, PeakMemory, StageEnded, discard
 
 MEMORY_METRICS: Final[dict[str, MemoryKind]] = {"memory.cpu_peak_bytes": "cpu", "memory.cuda_peak_bytes": "cuda"}
-"""Metrics of a runner that are the operator's: they go here, not into the job's events."""
+"""Metrics of a runner that are for the operator: they are measured here, and not added to the job's events."""
 
 _GOOD: Final = frozenset({Outcome.SUCCEEDED, Outcome.CANCELLED, Outcome.DRAINED})
 
 
 @dataclass
 class AttemptTelemetry:
-    """Follows one attempt: its span, those of its stages, and its measurements. Used by one thread."""
+    """The telemetry of one attempt: its span, the spans of its stages, and its measurements. Used by one thread."""
 
     measure: Measure
     tracing: Tracing
@@ -32,29 +32,29 @@ class AttemptTelemetry:
     _peaks: dict[MemoryKind, float] = field(default_factory=dict)
 
     def stage_started(self, name: str) -> None:
-        """A stage begins."""
+        """Open the span of a stage."""
         self._stages[name] = self._stage_span(name)
 
     def stage_ended(self, name: str, seconds: float, *, reused: bool) -> None:
-        """A stage is over. One that was found whole may never have begun."""
+        """End the span of a stage; a reused stage may never have begun."""
         span = self._stages.pop(name, None) or self._stage_span(name, seconds)
         span.set({"quantry.stage.reused": reused})
         span.end()
         self.measure(StageEnded(name, seconds, reused))
 
     def stage_failed(self, name: str) -> None:
-        """The attempt ends inside this stage."""
+        """End the span of the stage in which the attempt ends."""
         span = self._stages.pop(name, None)
         if span is not None:
             span.fail("attempt_ended")
             span.end()
 
     def memory(self, kind: MemoryKind, peak_bytes: float) -> None:
-        """The most that the runner has used until now."""
+        """Note the runner's peak memory until now."""
         self._peaks[kind] = max(self._peaks.get(kind, 0.0), peak_bytes)
 
     def ended(self, outcome: Outcome) -> None:
-        """The attempt is over and settled."""
+        """Record the outcome of the attempt, which is stored by now."""
         self.span.set({"quantry.attempt.outcome": outcome.value})
         self.span.set({f"quantry.runner.{kind}_peak_bytes": round(peak) for kind, peak in self._peaks.items()})
         if outcome not in _GOOD:
@@ -64,7 +64,7 @@ class AttemptTelemetry:
             self.measure(PeakMemory(kind, peak))
 
     def close(self) -> None:
-        """End whatever span is still open."""
+        """End all spans that are still open."""
         for name in list(self._stages):
             self.stage_failed(name)
         self.span.end()
@@ -80,14 +80,14 @@ class AttemptTelemetry:
 
 @dataclass(frozen=True)
 class Telemetry:
-    """Where one worker process measures and traces to; by default nowhere."""
+    """The measurements and traces of one worker process; by default there are none."""
 
     measure: Measure = discard
     tracing: Tracing = field(default_factory=NoTracing)
 
     @contextmanager
     def attempt(self, claim: Claim) -> Iterator[AttemptTelemetry]:
-        """Follow one attempt: a span in the trace of the request that queued the job."""
+        """Open the telemetry of one attempt: a span in the trace of the request that queued the job."""
         span = self.tracing.span(
             "job attempt",
             kind="consumer",
@@ -102,6 +102,7 @@ class Telemetry:
         telemetry = AttemptTelemetry(self.measure, self.tracing, span)
         try:
             yield telemetry
+        # SystemExit too: the span has to show why it ended.
         except BaseException as error:
             span.fail(type(error).__name__)
             raise

@@ -1,4 +1,4 @@
-"""A worker's metrics and their server, by prometheus_client. Only :mod:`worker.telemetry.metrics` may import it."""
+"""A worker's metrics and their server, with prometheus_client. Only :mod:`worker.telemetry.metrics` imports this."""
 
 import os
 import re
@@ -34,17 +34,18 @@ _OTHER: Final = "other"
 _WAITS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 28_800)
 _WORK: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 _BYTES: Final = tuple(float(1 << power) for power in range(28, 39))  # 256 MiB to 256 GiB
+# The module's name on a process's command line shows its role.
 _PROGRAMS: Final = re.compile(r"\bworker\.(runner|download|publishing|sweeper)\b")
-_ROLES: Final = {"publishing": "publish"}  # a label's value outlives the module's name
+_ROLES: Final = {"publishing": "publish"}  # the label keeps its value when the module gets another name
 
 logger = structlog.get_logger(__name__)
 
 
 class PrometheusMeasure:
-    """Counts and times what one process measures. No label takes an id, or any other open set of values."""
+    """The metrics of one process. No label takes an id, or another open set of values."""
 
     def __init__(self) -> None:
-        registry = CollectorRegistry()  # of no use but to keep the default one empty: files are what is served
+        registry = CollectorRegistry()  # only keeps the default registry empty: the server reads the files, not this
         self._wait = Histogram(
             "quantry_claim_wait_seconds",
             "From when a job could be taken until a worker took it.",
@@ -85,7 +86,7 @@ class PrometheusMeasure:
         )
 
     def __call__(self, measurement: Measurement) -> None:
-        """Count or time it."""
+        """Count or time ``measurement``."""
         match measurement:
             case JobClaimed(waited_seconds):
                 self._wait.observe(max(waited_seconds, 0.0))
@@ -93,7 +94,7 @@ class PrometheusMeasure:
                 self._attempts.labels(outcome).inc()
                 self._attempt_seconds.labels(outcome).observe(seconds)
             case StageEnded(stage, seconds, reused):
-                # A runner is not trusted: what it names must not become a series.
+                # A runner is not trusted: a name that it sends must not create a new time series.
                 known = stage if stage in STAGE_NAMES else _OTHER
                 self._stage_seconds.labels(known, str(reused).lower()).observe(seconds)
             case PeakMemory(kind, peak_bytes):
@@ -114,7 +115,7 @@ class PrometheusMeasure:
 
 
 class PrometheusServer:
-    """Serves what all processes of this worker have counted, and what they use right now."""
+    """Serves the counts of all processes of this worker, and their present use of resources."""
 
     def __init__(self, directory: Path, host: str, port: int) -> None:
         self._directory = directory
@@ -124,7 +125,7 @@ class PrometheusServer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listen. A port that is taken is logged: jobs matter more than metrics."""
+        """Listen. A port in use is only logged, because jobs matter more than metrics."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
         ProcessCollector(registry=registry)
@@ -140,7 +141,7 @@ class PrometheusServer:
             self._server.socket.close()
 
     def stop(self) -> None:
-        """Listen no more, and remove what was counted."""
+        """Stop listening, and remove the counts."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -148,7 +149,7 @@ class PrometheusServer:
 
 
 class _Family(Collector):
-    """The memory of this process and of all below it, by what they are for."""
+    """The resident memory of this process and of its descendants, by their role."""
 
     def collect(self) -> Iterator[Metric]:
         used: dict[str, float] = {}
@@ -157,7 +158,7 @@ class _Family(Collector):
             try:
                 role = "main" if process.pid == os.getpid() else _role(process)
                 used[role] = used.get(role, 0.0) + process.memory_info().rss
-            except psutil.Error:  # ended while we looked
+            except psutil.Error:  # the process has ended meanwhile
                 continue
         family = GaugeMetricFamily(
             "quantry_worker_resident_memory_bytes", "Resident memory of this worker's processes.", labels=("process",)

@@ -1,1 +1,1 @@
-"""Sending webhook messages: a name is resolved, every address checked, and the connection made to one that was."""
+"""Sending webhook messages: the name is resolved, every address is checked, and a checked one is used."""

@@ -1,4 +1,4 @@
-"""Sends what is in the outbox: a few threads beside the sweeper, where they can delay neither a job nor a heartbeat."""
+"""The delivery of webhook messages: a few threads in the sweeper process, where they delay no job and no heartbeat."""
 
 import threading
 import time
@@ -32,16 +32,16 @@ logger = structlog.get_logger(__name__)
 
 
 class Poster(Protocol):
-    """Whoever posts messages: a :class:`Messenger`."""
+    """Something that posts messages, such as a :class:`Messenger`."""
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """The receiver's answer. Raises: Undeliverable."""
+        """Post ``body`` and return the receiver's answer. Raises: Undeliverable."""
         ...
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """One attempt: its outcome, whether that could be stored, and the receiver's HTTP status where it answered."""
+    """One attempt: its outcome, whether that was stored (``landed``), and the HTTP status of the receiver."""
 
     outcome: str
     landed: bool
@@ -49,9 +49,9 @@ class _Sent:
 
 
 class Deliverer:
-    """:meth:`deliver_next` in the caller's thread, or :meth:`start` for threads of its own.
+    """Delivers messages: :meth:`deliver_next` in the caller's thread, or :meth:`start` in threads of its own.
 
-    One thread at a time looks for work; the others send, or wait for their turn to look.
+    One thread at a time asks the database for a message. The others send, or wait for their turn to ask.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Deliverer:
         self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
 
     def start(self) -> None:
-        """Deliver from now on; returns at once."""
+        """Start to deliver; return at once."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Begin no attempt any more, and give those under way a moment; their leases run out if it is too short."""
+        """Begin no new attempt, and wait a few seconds for running ones; the lease of an unfinished one runs out."""
         self._stopping.set()
         until = self._clock() + _STOP_SECONDS
         for thread in self._threads:
@@ -85,7 +85,7 @@ class Deliverer:
                 thread.join(max(0.0, until - self._clock()))
 
     def deliver_next(self) -> str | None:
-        """Claim a message and make one attempt: how that ended, or None when none was due. Raises: Unavailable."""
+        """Claim a message and make one attempt; return its outcome, or None if none was due. Raises: Unavailable."""
         claimed_at = self._clock()
         claim = self._leases.claim()
         return None if claim is None else self._attempt(claim, claimed_at)
@@ -100,7 +100,7 @@ class Deliverer:
             except Unavailable:
                 logger.warning("webhook_claim_failed", reason="the database does not answer")
                 self._stopping.wait(_IDLE_SECONDS)
-            except Exception:  # this thread must outlive any one message; its lease runs out
+            except Exception:  # one bad message must not end this thread; its lease runs out
                 logger.exception("webhook_attempt_crashed")
                 self._stopping.wait(_IDLE_SECONDS)
 
@@ -121,7 +121,8 @@ class Deliverer:
         ids = {"message_id": claim.delivery_id, "webhook_id": claim.endpoint_id}
         with structlog.contextvars.bound_contextvars(**ids, attempt=claim.attempt):
             if self._clock() - claimed_at > self._leases.lease_seconds / 2:
-                logger.warning("webhook_claim_dropped")  # this process stood still: the lease may be another's soon
+                # This process was frozen for a while: the lease may end during the attempt.
+                logger.warning("webhook_claim_dropped")
                 return "late"
             sent = self._send(claim)
             logger.info("webhook_attempt_ended", type=claim.type, outcome=sent.outcome, http_status=sent.http_status)
@@ -146,7 +147,7 @@ class Deliverer:
 
 @contextmanager
 def delivering(database_url: str, settings: Settings) -> Iterator[None]:
-    """Deliver in the background while the block runs. What is wrong with webhooks alone stops nothing but them."""
+    """Deliver in the background during the block. A bad webhook setting disables only webhooks, not the sweeper."""
     database = Database(database_url, pool_size=_CONNECTIONS)
     try:
         deliverer = open_deliverer(database, settings)
@@ -163,7 +164,7 @@ def delivering(database_url: str, settings: Settings) -> Iterator[None]:
 
 
 def open_deliverer(database: Database, settings: Settings) -> Deliverer:
-    """A deliverer as the settings want it; with a concurrency of 0 it delivers nothing.
+    """Return a deliverer for the settings; with a concurrency of 0 it delivers nothing.
 
     Raises:
         InstallationError: the key of stored secrets is unusable.
@@ -181,7 +182,7 @@ def open_deliverer(database: Database, settings: Settings) -> Deliverer:
 
 
 def refusal_of(answer: Answer, now: datetime) -> Refusal | None:
-    """Why an answer is no success; None for the 2xx, which are."""
+    """Return why ``answer`` is no success, or None for a status of 2xx."""
     status = answer.status
     if 200 <= status < 300:
         return None
@@ -192,9 +193,10 @@ def refusal_of(answer: Answer, now: datetime) -> Refusal | None:
 
 
 def _seconds(retry_after: str | None, now: datetime) -> float:
-    """``Retry-After``: a number of seconds or a date; 0 for anything else."""
+    """Return ``Retry-After`` in seconds, from a number or a date; 0 for anything else."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
+        # A receiver may send any number of digits; nine are more than 30 years.
         return float(text[:9])
     try:
         return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())

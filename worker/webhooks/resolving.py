@@ -1,4 +1,4 @@
-"""Names to addresses, within a time limit: the system's resolver has none that a caller could set."""
+"""Resolving names within a time limit, which the system's resolver does not offer."""
 
 import socket
 import threading
@@ -13,15 +13,15 @@ _LOOK_UPS: Final = 32
 
 
 class Resolver(Protocol):
-    """Whoever turns a name into addresses."""
+    """Something that resolves a name to addresses."""
 
     def __call__(self, host: str, port: int, timeout_seconds: float) -> tuple[Address, ...]:
-        """Every address of ``host``, in the order to try them. Raises: OSError, TimeoutError being one."""
+        """Return every address of ``host``, in the order to try them. Raises: OSError (TimeoutError included)."""
         ...
 
 
 class SystemResolver:
-    """``getaddrinfo`` in a thread of its own. One that hangs is left behind; at most 32 can be."""
+    """Runs ``getaddrinfo`` in a thread of its own. A look-up that hangs is abandoned; at most 32 can hang at once."""
 
     def __init__(self, look_up: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
         self._look_up = look_up
@@ -36,7 +36,7 @@ class SystemResolver:
         def look() -> None:
             try:
                 found.set_result(self._look_up(host, port, type=socket.SOCK_STREAM))
-            except Exception as error:  # noqa: BLE001 - told to whoever waits
+            except Exception as error:  # noqa: BLE001 - raised again by found.result()
                 found.set_exception(error)
             finally:
                 self._free.release()
@@ -44,4 +44,5 @@ class SystemResolver:
         threading.Thread(target=look, name="webhook-resolver", daemon=True).start()
         entries = found.result(max(timeout_seconds, 0.0))
         addresses = (ip_address(entry[4][0]) for entry in entries)
+        # Without repetitions, in the system's order of preference.
         return tuple(dict.fromkeys(addresses))

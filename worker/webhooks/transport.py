@@ -1,8 +1,8 @@
-"""One POST to a stranger's server, who must not reach ours through us.
+"""One POST to the server of a tenant, which must not reach the operator's own network through this service.
 
-The name is resolved here, now; every address is checked, and the connection goes to one of those, while TLS keeps to
-the name. There are no redirects, no proxies from the environment, and no connection outlives its message. The attempt
-as a whole has a deadline, not each read, and at most 64 KB of the answer are read.
+The name is resolved at delivery, every address is checked, and the connection goes to a checked address. TLS still
+verifies the name. Redirects and proxies from the environment are not followed, and each message has a connection of its
+own. The deadline is for the whole attempt, not for each read. At most 64 KB of the answer are read.
 """
 
 import ssl
@@ -26,19 +26,19 @@ _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
 class Undeliverable(Exception):
-    """No answer came. The text is for the tenant: it names no address of ours and nothing that was received."""
+    """No answer came. The text is for the tenant: it contains no address and nothing that was received."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the receiver said: the status, and its ``Retry-After`` if it sent one. Its body is read and dropped."""
+    """The receiver's answer: its status, and ``Retry-After`` if present. The body is read and dropped."""
 
     status: int
     retry_after: str | None
 
 
 class Messenger:
-    """Posts messages. Safe to use from several threads at once."""
+    """Posts messages. Can be used from several threads at once."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class Messenger:
             self._tls.load_verify_locations(ca_file)
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Post ``body`` and wait for the status.
+        """Post ``body`` and return the receiver's answer.
 
         Raises:
-            Undeliverable: the URL or an address behind it is not allowed, or no status came in time.
+            Undeliverable: the URL or one of its addresses is not allowed, or no status came in time.
         """
         try:
             target = read_url(url, self._policy, allow_http=self._allow_http)
@@ -96,14 +96,14 @@ class Messenger:
 
 
 class _Deadline:
-    """One time limit for everything that an attempt does."""
+    """The time limit of a whole attempt."""
 
     def __init__(self, clock: Callable[[], float], seconds: float) -> None:
         self._clock = clock
         self._at = clock() + seconds
 
     def left(self) -> float:
-        """Seconds that remain. Raises: TimeoutError: none do."""
+        """Return the seconds that are left. Raises: TimeoutError: none are left."""
         left = self._at - self._clock()
         if left <= 0:
             raise TimeoutError
@@ -111,7 +111,7 @@ class _Deadline:
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
-    """Connects to addresses that the policy permits, and to nothing when the name has one that it does not."""
+    """Connects to addresses that the policy permits; a name with one forbidden address is refused as a whole."""
 
     def __init__(self, policy: AddressPolicy, resolve: Resolver, deadline: _Deadline) -> None:
         self._policy = policy
@@ -127,7 +127,10 @@ class _CheckedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Raises: Undeliverable, httpcore.ConnectError, httpcore.ConnectTimeout, TimeoutError."""
+        """Connect to a checked address of ``host``.
+
+        Raises: Undeliverable, httpcore.ConnectError, httpcore.ConnectTimeout, TimeoutError.
+        """
         try:
             addresses = self._resolve(host, port, self._deadline.left())
         except TimeoutError:
@@ -139,6 +142,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
                 "Not sent: the host's name leads to a private, local or reserved address. Every address that it "
                 "resolves to has to be public."
             )
+        # A name may have any number of addresses.
         tried = addresses[:_ADDRESSES_TRIED]
         for remaining, address in zip(range(len(tried), 1, -1), tried, strict=False):
             try:
@@ -153,6 +157,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
         stream = self._sockets.connect_tcp(
             address,
             port,
+            # A share of the time for each address, so that one that hangs leaves time for the others.
             timeout=self._deadline.left() * share,
             local_address=local_address,
             socket_options=options,
@@ -161,7 +166,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
 
 
 class _BoundedStream(httpcore.NetworkStream):
-    """A connection that ends at the deadline, and that gives at most 64 KB."""
+    """A connection that ends at the deadline, and from which at most 64 KB are read."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
         self._stream = stream
@@ -169,7 +174,7 @@ class _BoundedStream(httpcore.NetworkStream):
         self._allowance = MAX_ANSWER_BYTES
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the deadline is what counts
-        """Raises: httpcore.ReadError beyond the limit."""
+        """Read up to the rest of the 64 KB. Raises: httpcore.ReadError: the answer is longer."""
         if self._allowance == 0:
             raise httpcore.ReadError("the answer is too long")
         data = self._stream.read(min(max_bytes, self._allowance), self._deadline.left())
@@ -177,7 +182,7 @@ class _BoundedStream(httpcore.NetworkStream):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - the deadline is what counts
-        """Send all of it."""
+        """Send all bytes of ``buffer``."""
         self._stream.write(buffer, self._deadline.left())
 
     def start_tls(
@@ -191,16 +196,16 @@ class _BoundedStream(httpcore.NetworkStream):
         return _BoundedStream(secured, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
-        """What the connection knows of itself."""
+        """Return information of the connection itself."""
         return self._stream.get_extra_info(info)
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._stream.close()
 
 
 def _drain(response: httpcore.Response) -> None:
-    """Read what comes, so that the receiver can finish; whatever goes wrong now, the status has been said."""
+    """Read the body, so that the receiver can finish. Errors are ignored, because the status has already arrived."""
     try:
         for _ in response.iter_stream():
             pass
@@ -219,6 +224,7 @@ def _header(response: httpcore.Response, name: bytes) -> str | None:
 
 
 def _told(error: BaseException) -> str:
+    # httpcore wraps the error of the TLS library in its own, so the chain is searched for it.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
