@@ -1,8 +1,8 @@
-"""The Python client of a Quantry service: ``from quantry import Quantry``; and the ``quantry`` command.
+"""The Python client of a Quantry service (``from quantry import Quantry``), and the command ``quantry``.
 
 ======================  ====================================================================================
-``quantry.client``      :class:`Quantry`: submit a job, follow it, download what it made.
-``quantry.results``     What the service answers, as frozen types.
+``quantry.client``      :class:`Quantry`: submit a job, follow it, download its files.
+``quantry.results``     The answers of the service, as frozen types.
 ``quantry.errors``      :class:`QuantryError`, the one exception of the client.
 ``quantry.webhooks``    For receivers of webhooks: ``verify`` checks a message. Standard library only.
 ``quantry.cli``         The commands of ``quantry``.
@@ -16,6 +16,7 @@ The names below are imported on first use. So a receiver that imports :mod:`quan
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+# For type checkers and editors, which do not run __getattr__.
 if TYPE_CHECKING:
     from quant_engine.policy import JobRequest, Policy
     from quantry.client import Quantry
@@ -74,6 +75,7 @@ def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(_MODULE_OF[name]), name)
+    # The next access finds the name itself, and does not call this function again.
     globals()[name] = value
     return value
 

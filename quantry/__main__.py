@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-# Python has put the current directory first on the path for -m. A folder there that has the name of a package, such as
-# "rich", would be imported in its place. The directory stays only where it is the one that Quantry itself is run from.
+# For -m, Python puts the current directory first on the path. A folder there with the name of a package, such as
+# "rich", would be imported instead of the package. The directory stays only if it holds the Quantry that is running.
 if not sys.flags.safe_path and sys.path[0] == str(Path.cwd()) != str(Path(__file__).resolve().parent.parent):
     del sys.path[0]
 

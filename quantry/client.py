@@ -1,4 +1,4 @@
-"""The Python client of the HTTP contract: ``Quantry("http://127.0.0.1:8000").submit(...)``."""
+"""The Python client of the HTTP API: ``Quantry("http://127.0.0.1:8000").submit(...)``."""
 
 import json
 import time
@@ -23,7 +23,10 @@ _PAGE: Final = 100
 
 
 class Quantry:
-    """One Quantry service. Every method raises :class:`QuantryError`; use it as a context manager, or close it."""
+    """A client of one Quantry service, to be used as a context manager or closed.
+
+    Every method can raise :class:`QuantryError`.
+    """
 
     def __init__(
         self, base_url: str, api_key: str | None = None, *, timeout_seconds: float = 30.0, retries: int = 5
@@ -43,39 +46,42 @@ class Quantry:
         self._transport.close()
 
     def submit(self, request: JobRequest | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
-        """Create a job. Give an ``idempotency_key`` of your own to repeat the call safely from another process."""
+        """Create a job. With an ``idempotency_key`` of your own, another process can repeat the call safely."""
         body = _body_of(request)
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         return Job.model_validate(self._json("POST", "/v1/jobs", json=body, headers=headers))
 
     def get(self, job_id: str) -> Job:
-        """The job as it is now."""
+        """Return the job as it is now."""
         return Job.model_validate(self._json("GET", f"/v1/jobs/{job_id}"))
 
     def jobs(self, *, status: str | None = None, metadata: Mapping[str, str] | None = None) -> Iterator[Job]:
-        """The jobs there are, newest first, optionally only those of a status and with these metadata."""
+        """Yield the jobs, newest first, optionally only those with this status and these metadata."""
         params = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
         if status is not None:
             params["status"] = status
         return map(Job.model_validate, self._pages("/v1/jobs", params))
 
     def cancel(self, job_id: str) -> Job:
-        """Ask for the job's end; it is ``cancelling`` until its worker has stopped."""
+        """Cancel a job. Its status is ``cancelling`` until its worker has stopped."""
         return Job.model_validate(self._json("POST", f"/v1/jobs/{job_id}/cancel"))
 
     def retry(self, job_id: str, *, from_stage: str | None = None) -> Job:
-        """Queue a failed or cancelled job again; from ``from_stage`` on, its stages are computed anew."""
+        """Queue a failed or cancelled job again; its stages from ``from_stage`` on are computed anew."""
         body = {} if from_stage is None else {"from_stage": from_stage}
         return Job.model_validate(self._json("POST", f"/v1/jobs/{job_id}/retry", json=body))
 
     def delete(self, job_id: str) -> None:
-        """Remove a finished job and its artifacts."""
+        """Delete a finished job and its artifacts."""
         self._transport.request("DELETE", f"/v1/jobs/{job_id}")
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
-        """The job's events after the one numbered ``after``, live, each once, until ``done``.
+        """Yield the job's events with an id above ``after``, live and each once, until the event ``done``.
 
-        A broken stream is resumed where it broke; ``connection_lost`` is raised when several attempts brought nothing.
+        A broken stream is resumed where it broke.
+
+        Raises:
+            QuantryError: ``connection_lost``, after several attempts that brought no event.
         """
         failures = 0
         while True:
@@ -88,22 +94,25 @@ class Quantry:
                     if event.type == "done":
                         return
             except httpx.TransportError as error:
+                # Only attempts without any event count: a stream that breaks again and again still makes progress.
                 failures = 0 if after > before else failures + 1
                 if failures > self._transport.retries:
                     raise _stream_lost(job_id, error) from error
             else:
                 failures = 0
+                # The server may end a stream at any time. Without "done", the job shows if more events can come.
                 if after == before and self.get(job_id).is_terminal:
                     return
             self._transport.sleep(backoff_seconds(failures) if pause is None else pause)
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None) -> Job:
-        """The job once it is terminal, whatever became of it.
+        """Wait until the job is terminal, with any status, and return it.
 
         Raises:
-            QuantryError: ``timeout``; the job goes on.
+            QuantryError: ``timeout``; the job continues.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        # With an ETag, the service answers 304 without a body while nothing has changed.
         etag, job = "", None
         while True:
             response = self._transport.request(
@@ -118,57 +127,61 @@ class Quantry:
             self._transport.sleep(min(retry_after_seconds(response) or 1.0, _LONGEST_POLL_SECONDS))
 
     def layers(self, job_id: str, *, sort: str | None = None) -> list[Layer]:
-        """Every layer row, ordered by ``sort`` (``-error``: the worst first)."""
+        """Return all layer rows, ordered by ``sort`` (``-error``: the largest error first)."""
         params = {} if sort is None else {"sort": sort}
         return [Layer.model_validate(row) for row in self._pages(f"/v1/jobs/{job_id}/layers", params)]
 
     def layers_csv(self, job_id: str) -> str:
-        """Every layer row as comma-separated values, with a header."""
+        """Return all layer rows as comma-separated values, with a header."""
         return self._transport.request("GET", f"/v1/jobs/{job_id}/layers", headers={"Accept": "text/csv"}).text
 
     def report(self, job_id: str) -> dict[str, Any]:
-        """The whole evaluation of a finished job."""
+        """Return the whole evaluation of a finished job."""
         return self._json("GET", f"/v1/jobs/{job_id}/report")
 
     def artifacts(self, job_id: str) -> list[Artifact]:
-        """The manifest of a finished job."""
+        """Return the artifacts of a finished job."""
         return [Artifact.model_validate(row) for row in self._pages(f"/v1/jobs/{job_id}/artifacts", {})]
 
     def download(self, job_id: str, directory: Path, *, on_bytes: OnBytes | None = None) -> list[Path]:
-        """Every artifact under ``directory``, resumed, checked and renamed when whole; intact files are kept."""
+        """Download all artifacts to ``directory`` and return their paths.
+
+        An interrupted transfer is resumed. Each file is checked by its digest, and gets its name when it is complete.
+        Intact files that are there already are not fetched again.
+        """
         report = on_bytes or _ignore
         return [download_artifact(self._transport, artifact, directory, report) for artifact in self.artifacts(job_id)]
 
     def archive(self, job_id: str, target: Path) -> Path:
-        """The checkpoint directory as one tar file at ``target``."""
+        """Download the checkpoint directory as one tar file to ``target``."""
         return download_archive(self._transport, f"/v1/jobs/{job_id}/archive", target)
 
     def add_credential(self, name: str, token: str) -> Credential:
-        """Store a Hub token, which can be used and removed afterwards, but not read."""
+        """Store a Hub token. After that, it can be used and removed, but not read."""
         body = {"name": name, "kind": "hub", "token": token}
         return Credential.model_validate(self._json("POST", "/v1/credentials", json=body))
 
     def credentials(self) -> Iterator[Credential]:
-        """The stored Hub tokens, newest first, without the tokens."""
+        """Yield the stored credentials, newest first, without their tokens."""
         return map(Credential.model_validate, self._pages("/v1/credentials", {}))
 
     def delete_credential(self, credential_id: str) -> None:
-        """Make the service forget a token."""
+        """Delete a stored Hub token from the service."""
         self._transport.request("DELETE", f"/v1/credentials/{credential_id}")
 
     def publish(
         self, job_id: str, repo: str, *, private: bool = True, revision: str = "main", credential: str | None = None
     ) -> Publication:
-        """Ask for a succeeded job's checkpoint to be pushed to ``repo`` on the Hub; follow it with ``publishing``."""
+        """Start to push a succeeded job's checkpoint to ``repo`` on the Hub; follow it with :meth:`publishing`."""
         body = {"repo": repo, "private": private, "revision": revision, "credential": credential}
         return Publication.model_validate(self._json("POST", f"/v1/jobs/{job_id}/publications", json=body))
 
     def publications(self, job_id: str) -> Iterator[Publication]:
-        """The job's publications, newest first."""
+        """Yield the job's publications, newest first."""
         return map(Publication.model_validate, self._pages(f"/v1/jobs/{job_id}/publications", {}))
 
     def publishing(self, publication_id: str) -> Iterator[Publication]:
-        """The publication as it is, and each time it has changed, until it is over."""
+        """Yield the publication now and after each change, until it is terminal."""
         etag = ""
         while True:
             headers = {"If-None-Match": etag} if etag else None
@@ -181,16 +194,16 @@ class Quantry:
             self._transport.sleep(min(retry_after_seconds(response) or 1.0, _LONGEST_POLL_SECONDS))
 
     def retry_publication(self, publication_id: str) -> Publication:
-        """Try a failed publication again."""
+        """Queue a failed publication again."""
         return Publication.model_validate(self._json("POST", f"/v1/publications/{publication_id}/retry"))
 
     @property
     def webhooks(self) -> Webhooks:
-        """Where the service tells of events."""
+        """The webhooks of the service: URLs to which it sends events."""
         return Webhooks(json=self._json, pages=self._pages, send=self._transport.request)
 
     def ready(self) -> bool:
-        """Whether the service says it is ready, asked once."""
+        """Ask the service once whether it is ready."""
         try:
             with self._transport.stream("/readyz", timeout_seconds=2.0) as response:
                 return response.is_success
@@ -213,21 +226,25 @@ class Quantry:
     def _stream(self, job_id: str, after: int, attempt: int) -> Iterator[tuple[Event, float | None]]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if after:
+            # The standard header of server-sent events for resuming after this event.
             headers["Last-Event-ID"] = str(after)
         path = f"/v1/jobs/{job_id}/events"
         with self._transport.stream(path, headers=headers, timeout_seconds=_STREAM_TIMEOUT_SECONDS) as response:
             if response.is_error:
                 if repeat_after_seconds(response, attempt) is None:
                     raise error_from_response(response)
+                # Handled by events() like a broken connection: the stream is asked for again.
                 raise httpx.ReadError(f"answered {response.status_code}", request=response.request)
             for sent in parse_events(response.iter_lines()):
                 event = _event_of(sent)
+                # Each event once, also if the server repeats some after a reconnection.
                 if event is not None and event.id > after:
                     yield event, sent.retry
 
 
 def _body_of(request: JobRequest | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(request, JobRequest):
+        # Only the fields that were set: defaults are the service's, also those of another release.
         return request.model_dump(mode="json", exclude_unset=True)
     return dict(request)
 
@@ -247,7 +264,7 @@ def _decoded(response: httpx.Response) -> dict[str, Any]:
 
 
 def _event_of(sent: ServerSentEvent) -> Event | None:
-    """The event, or None for one without a number, which is not of the log."""
+    """Return the event, or None for one without a number, which does not belong to the job's log."""
     if sent.id is None or not sent.id.isdecimal():
         return None
     return Event(id=int(sent.id), type=sent.event, data=json.loads(sent.data))
@@ -256,11 +273,11 @@ def _event_of(sent: ServerSentEvent) -> Event | None:
 def _stream_lost(job_id: str, error: Exception) -> QuantryError:
     return QuantryError(
         "connection_lost",
-        f"The event stream of {job_id} broke and does not come back ({error or type(error).__name__}).",
+        f"The event stream of {job_id} broke and can not be resumed ({error or type(error).__name__}).",
         hint=f"The job goes on. Look at it again with 'quantry watch {job_id}'.",
     )
 
 
 def _ignore(artifact: Artifact, have: int) -> None:
-    """No one asked to be told."""
+    """Do nothing: the progress is not wanted."""
     del artifact, have

@@ -1,4 +1,4 @@
-"""What a client reads from ``QUANTRY_*`` variables: where the service is, and the key that opens it."""
+"""The settings of a client from ``QUANTRY_*`` variables: the address of the service, and its API key."""
 
 import os
 from collections.abc import Mapping
@@ -11,28 +11,28 @@ _DEFAULT_PORT: Final = 8000
 
 
 def service_url(environment: Mapping[str, str] = os.environ) -> str:
-    """Where the service is expected: ``QUANTRY_URL``, or the host and port that 'quantry serve' would take."""
+    """Return the service's URL: ``QUANTRY_URL``, or the host and port that 'quantry serve' would use."""
     if url := environment.get("QUANTRY_URL"):
         return url.rstrip("/")
     return url_of(environment.get("QUANTRY_HOST") or DEFAULT_HOST, port_of(environment))
 
 
 def api_key(environment: Mapping[str, str] = os.environ) -> str | None:
-    """``QUANTRY_API_KEY``. There is no option for it: other users of a machine can read command lines."""
+    """Return ``QUANTRY_API_KEY``. No option gives it, because other users of a machine can read command lines."""
     return environment.get("QUANTRY_API_KEY") or None
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL a client on this machine reaches a server bound to ``host`` by."""
+    """Return the URL at which a client on this machine reaches a server that is bound to ``host``."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(host, host).strip("[]")  # noqa: S104 - a name for it, no bind
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
 def port_of(environment: Mapping[str, str]) -> int:
-    """``QUANTRY_PORT``, or the default.
+    """Return ``QUANTRY_PORT``, or the default port.
 
     Raises:
-        QuantryError: ``bad_input``, when it is not a port.
+        QuantryError: ``bad_input``, if it is not a port.
     """
     text = environment.get("QUANTRY_PORT") or str(_DEFAULT_PORT)
     if not text.isdecimal() or int(text) > 65535:

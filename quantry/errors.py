@@ -1,7 +1,7 @@
-"""The one exception of the client: a problem response, or the reason why there was none.
+"""The one exception of the client: a problem that the service reported, or the reason why no answer came.
 
-Codes of its own, beside the service's: ``unreachable``, ``connection_lost``, ``timeout``, ``bad_response``,
-``bad_input``, ``digest_mismatch``, ``unsafe_path``, ``start_failed``.
+Besides the codes of the service, the client has codes of its own: ``unreachable``, ``connection_lost``, ``timeout``,
+``bad_response``, ``bad_input``, ``digest_mismatch``, ``unsafe_path``, ``start_failed``.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import httpx
 
 @dataclass(frozen=True, kw_only=True)
 class FieldError:
-    """One wrong place of a request: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
+    """One wrong field of a request: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
 
     pointer: str
     code: str
@@ -20,9 +20,9 @@ class FieldError:
 
 
 class QuantryError(Exception):
-    """What went wrong (``detail``), under a stable ``code``; ``errors`` names the wrong fields of a request.
+    """A failed call: ``code`` is stable, ``detail`` describes the failure, ``errors`` the wrong fields of a request.
 
-    ``status`` is the HTTP status, or None when no response arrived; ``hint`` is a remedy where there is one.
+    ``status`` is the HTTP status, or None if no response arrived. ``hint`` is a remedy, or None.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class QuantryError(Exception):
 
 
 def error_from_problem(problem: dict[str, Any], *, status: int | None = None) -> QuantryError:
-    """A problem object (RFC 9457, or a failed job's ``error``) as an exception."""
+    """Make an exception from a problem object (RFC 9457, or a failed job's ``error``)."""
     return QuantryError(
         str(problem.get("code") or f"http_{status}"),
         str(problem.get("detail") or problem.get("title") or "The service gave no reason."),
@@ -54,7 +54,7 @@ def error_from_problem(problem: dict[str, Any], *, status: int | None = None) ->
 
 
 def error_from_response(response: httpx.Response) -> QuantryError:
-    """The response's problem; an answer of another kind, such as a proxy's page, becomes ``http_<status>``."""
+    """Make an exception from a response. An answer that is no problem, such as a proxy's page, is ``http_<status>``."""
     try:
         problem = response.json()
     except ValueError:
@@ -64,7 +64,7 @@ def error_from_response(response: httpx.Response) -> QuantryError:
     return QuantryError(
         f"http_{response.status_code}",
         f"{response.request.method} {response.request.url.path} answered {response.status_code} "
-        f"{response.reason_phrase}, and not as Quantry does.",
+        f"{response.reason_phrase}, which is not an answer of Quantry.",
         status=response.status_code,
         hint="Check that the URL is the Quantry service's, without a path.",
     )

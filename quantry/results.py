@@ -1,4 +1,4 @@
-"""What the service answers, as frozen types. Fields added by a newer service are kept, not refused."""
+"""The answers of the service, as frozen types. Fields that a newer service adds are kept."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -11,20 +11,20 @@ Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "canc
 
 
 class Result(BaseModel):
-    """Base of every result: immutable, tolerant of additions."""
+    """The base of all results: immutable, with unknown fields allowed."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class Eta(Result):
-    """Seconds that remain, as two quantiles of the estimate."""
+    """The estimate of the time left in seconds, as two quantiles."""
 
     p50: float
     p90: float
 
 
 class Progress(Result):
-    """Where a job is; ``done`` and ``total`` count ``unit`` in the stage, ``queue_position`` is 1 for the next job."""
+    """A job's progress. ``done`` and ``total`` count units of the stage; ``queue_position`` 1 is the next job."""
 
     fraction: float = 0.0
     stage: str | None = None
@@ -36,7 +36,7 @@ class Progress(Result):
 
 
 class Stage(Result):
-    """One phase of the run."""
+    """One stage of a run."""
 
     name: str
     status: str
@@ -44,7 +44,7 @@ class Stage(Result):
 
 
 class Job(Result):
-    """A job as the service shows it."""
+    """A job, as the service returns it."""
 
     id: str
     status: Status
@@ -66,7 +66,7 @@ class Job(Result):
 
 
 class Credential(Result):
-    """A stored Hub token, which itself is never shown."""
+    """A stored Hub token. The token itself is never returned."""
 
     id: str
     name: str
@@ -76,7 +76,7 @@ class Credential(Result):
 
 
 class Event(Result):
-    """One entry of a job's event log; ``id`` counts within the job."""
+    """One entry of a job's event log; ``id`` is a number that grows within the job."""
 
     id: int
     type: str
@@ -84,14 +84,14 @@ class Event(Result):
 
 
 class Layer(LayerRow):
-    """One quantized linear: what was chosen for it, and its held-out error beside the baselines'.
+    """One quantized linear: its chosen settings, and its held-out error with those of the baselines.
 
-    Columns that a newer service adds are kept; those that another release leaves out are None.
+    Columns that a newer service adds are kept. Columns that another release does not send are None.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    # An older service may not have them, and a newer one may know more groups.
+    # An older service may not send these, and a newer one may send other groups.
     parameters: int | None = None  # type: ignore[assignment]  # wider than what the engine reports
     bytes: int | None = None  # type: ignore[assignment]
     selected: str | None = None  # type: ignore[assignment]
@@ -103,7 +103,7 @@ class Layer(LayerRow):
 
 
 class Artifact(Result):
-    """One published file; ``path`` is relative to the job's output, ``sha256`` hexadecimal."""
+    """One published file. ``path`` is relative to the job's output; ``sha256`` is hexadecimal."""
 
     id: str
     name: str
@@ -115,7 +115,7 @@ class Artifact(Result):
 
 
 class BytesProgress(Result):
-    """How much of a checkpoint the Hub has."""
+    """How many bytes of a checkpoint the Hub has."""
 
     bytes_done: int
     bytes_total: int
@@ -129,7 +129,7 @@ class HubCommit(Result):
 
 
 class Publication(Result):
-    """A push of a job's checkpoint to the Hub. ``last_error``: why its latest attempt will be followed by another."""
+    """A push of a job's checkpoint to the Hub. ``last_error``: why another attempt follows the latest one."""
 
     id: str
     job_id: str

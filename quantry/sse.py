@@ -1,4 +1,4 @@
-"""Server-sent events: from lines of text to events, as the HTML standard's "event stream interpretation" says."""
+"""A parser of server-sent events. Source: the HTML standard, "event stream interpretation"."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSentEvent:
-    """One dispatched event; ``id`` is the last id seen so far, ``retry`` the reconnection time in seconds, if told."""
+    """One event. ``id`` is the last id so far, ``retry`` the reconnection time in seconds, if the server sent one."""
 
     event: str
     data: str
@@ -15,12 +15,13 @@ class ServerSentEvent:
 
 
 def parse_events(lines: Iterable[str]) -> Iterator[ServerSentEvent]:
-    """Events of a stream of ``lines`` without their line ends. An event that the stream cuts short is dropped."""
+    """Yield the events of ``lines`` (without line ends). An event that is cut short by the stream's end is dropped."""
     event, data, last_id, retry = "message", list[str](), None, None
     for line in lines:
         if not line:
             if data:
                 yield ServerSentEvent(event=event, data="\n".join(data), id=last_id, retry=retry)
+            # The id and the reconnection time stay for later events, as in the standard.
             event, data = "message", []
             continue
         field, _, value = line.partition(":")
@@ -32,4 +33,5 @@ def parse_events(lines: Iterable[str]) -> Iterator[ServerSentEvent]:
         elif field == "id" and "\0" not in value:
             last_id = value
         elif field == "retry" and value.isdecimal():
+            # Milliseconds on the wire.
             retry = int(value) / 1000

@@ -1,6 +1,6 @@
-"""Requests that survive a restart of the service: retries with backoff, ``Retry-After``, problems as exceptions.
+"""HTTP requests that survive a restart of the service: retries with backoff, ``Retry-After``, and exceptions.
 
-Every POST carries an ``Idempotency-Key``, the same on each repetition, so that repeating it is safe (RFC 9110, 9.2.2).
+Every POST has an ``Idempotency-Key``, which is the same in each repetition. So repeating it is safe (RFC 9110, 9.2.2).
 """
 
 import random
@@ -24,7 +24,7 @@ _LONGEST_RETRY_AFTER_SECONDS: Final = 60.0
 
 
 class Transport:
-    """One service at ``base_url``. ``retries`` repetitions follow a failed request before its error is raised."""
+    """The connection to one service. A failed request is repeated ``retries`` times before its error is raised."""
 
     def __init__(
         self,
@@ -57,13 +57,14 @@ class Transport:
         params: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """The successful (or 304) response.
+        """Send a request, with repetitions, and return the successful (or 304) response.
 
         Raises:
-            QuantryError: the service's problem, or ``unreachable`` when no answer came.
+            QuantryError: the service's problem, or ``unreachable`` if no answer came.
         """
         sent = dict(headers or {})
         if method == "POST":
+            # Set once, before the loop, so that each repetition has the same key.
             sent.setdefault("Idempotency-Key", str(uuid.uuid4()))
         arguments: dict[str, Any] = {"params": dict(params or {}), "headers": sent}
         if json is not None:
@@ -89,15 +90,16 @@ class Transport:
     def stream(
         self, path: str, *, headers: Mapping[str, str] | None = None, timeout_seconds: float | None = None
     ) -> Iterator[httpx.Response]:
-        """One GET whose body the caller reads as it comes. Not repeated here: the caller knows where to resume."""
+        """Send one GET whose body the caller reads as it arrives. It is not repeated: only the caller can resume it."""
         timeout: Any = httpx.USE_CLIENT_DEFAULT if timeout_seconds is None else timeout_seconds
         with self._http.stream("GET", path, headers=dict(headers or {}), timeout=timeout) as response:
             if response.is_error:
+                # The caller makes an exception from the body, which is not read by itself in a stream.
                 response.read()
             yield response
 
     def unreachable(self, error: Exception) -> QuantryError:
-        """The error for a service that does not answer."""
+        """Return the error for a service that does not answer."""
         return QuantryError(
             "unreachable",
             f"No service answers at {self.base_url} ({_reason(error)}).",
@@ -106,14 +108,15 @@ class Transport:
 
 
 def backoff_seconds(attempt: int) -> float:
-    """Exponential, with jitter, so that many clients do not come back at once."""
+    """Return an exponential delay, with jitter, so that many clients do not repeat at the same moment."""
     return float(min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
 
 def repeat_after_seconds(response: httpx.Response, attempt: int) -> float | None:
-    """How long to wait before repeating a request that was answered like this; None: repeating is of no use."""
+    """Return the seconds to wait before repeating a request with this answer, or None if repeating does not help."""
     told = retry_after_seconds(response)
     if response.status_code in _BUSY or (response.status_code == httpx.codes.CONFLICT and _in_flight(response)):
+        # The caller gets the error instead of a client that seems to hang.
         if told is not None and told > _LONGEST_RETRY_AFTER_SECONDS:
             return None
         return backoff_seconds(attempt) if told is None else told
@@ -121,7 +124,7 @@ def repeat_after_seconds(response: httpx.Response, attempt: int) -> float | None
 
 
 def retry_after_seconds(response: httpx.Response) -> float | None:
-    """``Retry-After``, which is a number of seconds or a date."""
+    """Return ``Retry-After`` in seconds, from a number or a date; None if it is absent or neither."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
@@ -136,7 +139,7 @@ def _check_url(base_url: str) -> None:
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # an unclosed bracket, or a port that is no number
+    except ValueError:  # an unclosed bracket, or a port that is not a number
         usable = False
     if not usable:
         raise QuantryError(
@@ -145,6 +148,7 @@ def _check_url(base_url: str) -> None:
 
 
 def _in_flight(response: httpx.Response) -> bool:
+    # An earlier repetition of this request still runs on the service; other conflicts do not go away.
     return error_from_response(response).code == "idempotency_in_flight"
 
 

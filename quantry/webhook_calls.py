@@ -1,4 +1,4 @@
-"""``Quantry(…).webhooks``: where the service tells of events, and what became of each message."""
+"""``Quantry(…).webhooks``: the URLs to which the service sends events, and the deliveries of its messages."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -8,7 +8,7 @@ from quantry.results import Result
 
 
 class Webhook(Result):
-    """A webhook. ``secret`` is set only in the answers that make a new one."""
+    """A webhook. ``secret`` is set only in the answers that create a secret."""
 
     id: str
     url: str
@@ -40,7 +40,7 @@ class Delivery(Result):
 
 
 class Webhooks:
-    """The webhooks of one service. Every method raises :class:`quantry.errors.QuantryError`."""
+    """The webhooks of one service. Every method can raise :class:`quantry.errors.QuantryError`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Webhooks:
         self._send = send
 
     def add(self, url: str, *, events: Sequence[str] = (), description: str | None = None) -> Webhook:
-        """Be told of ``events`` at ``url``; without any, of the ends of jobs and publications. Keep its ``secret``."""
+        """Create a webhook for ``events`` (default: the ends of jobs and publications). Store its ``secret``."""
         body: dict[str, Any] = {"url": url}
         if events:
             body["events"] = list(events)
@@ -63,11 +63,11 @@ class Webhooks:
         return Webhook.model_validate(self._json("POST", "/v1/webhooks", json=body))
 
     def list(self) -> Iterator[Webhook]:
-        """All of them, newest first."""
+        """Yield all webhooks, newest first."""
         return map(Webhook.model_validate, self._pages("/v1/webhooks", {}))
 
     def get(self, webhook_id: str) -> Webhook:
-        """The webhook as it is now."""
+        """Return the webhook as it is now."""
         return Webhook.model_validate(self._json("GET", f"/v1/webhooks/{webhook_id}"))
 
     def change(self, webhook_id: str, **fields: Any) -> Webhook:
@@ -75,23 +75,23 @@ class Webhooks:
         return Webhook.model_validate(self._json("PATCH", f"/v1/webhooks/{webhook_id}", json=fields))
 
     def remove(self, webhook_id: str) -> None:
-        """Forget it and its deliveries."""
+        """Delete a webhook and its deliveries."""
         self._send("DELETE", f"/v1/webhooks/{webhook_id}")
 
     def rotate(self, webhook_id: str) -> Webhook:
-        """A new ``secret``; the one before signs beside it until ``previous_secret_until``."""
+        """Create a new ``secret``. Until ``previous_secret_until``, messages are signed with the old one too."""
         return Webhook.model_validate(self._json("POST", f"/v1/webhooks/{webhook_id}/rotate"))
 
     def test(self, webhook_id: str) -> Delivery:
-        """Have a ``webhook.test`` message sent."""
+        """Send a ``webhook.test`` message."""
         return Delivery.model_validate(self._json("POST", f"/v1/webhooks/{webhook_id}/test"))
 
     def deliveries(self, webhook_id: str, *, status: str | None = None) -> Iterator[Delivery]:
-        """Its messages, newest first, optionally only the ``pending``, ``succeeded`` or ``failed`` ones."""
+        """Yield its messages, newest first; optionally only the ``pending``, ``succeeded`` or ``failed`` ones."""
         params = {} if status is None else {"status": status}
         return map(Delivery.model_validate, self._pages(f"/v1/webhooks/{webhook_id}/deliveries", params))
 
     def redeliver(self, webhook_id: str, delivery_id: str) -> Delivery:
-        """Have a message sent again, under the id it has."""
+        """Send a message again, with the same id."""
         path = f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"
         return Delivery.model_validate(self._json("POST", path))

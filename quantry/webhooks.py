@@ -1,6 +1,6 @@
-"""For receivers of webhooks: ``verify`` says whether a message is really from the service.
+"""Verification of webhook messages, for receivers: ``verify`` checks that a message is from the service.
 
-This file needs the standard library only, and nothing else of Quantry: a receiver may copy it.
+This file needs only the standard library, and nothing else of Quantry. So a receiver may copy it.
 
 Source: the Standard Webhooks specification, "Verifying signatures" (standardwebhooks.com).
 """
@@ -19,7 +19,7 @@ _TOLERANCE_SECONDS: Final = 300.0
 
 
 class WebhookVerificationError(Exception):
-    """The message is not from the service, or it is an old one that somebody sends again. Answer 400 and ignore it."""
+    """The message is not from the service, or an old one was sent again. Answer with 400 and ignore it."""
 
 
 def verify(
@@ -30,21 +30,23 @@ def verify(
     tolerance_seconds: float = _TOLERANCE_SECONDS,
     clock: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
-    """The message, once its signature has been checked: ``{"type": …, "timestamp": …, "data": {…}}``.
+    """Check the signature of a message and return it: ``{"type": …, "timestamp": …, "data": {…}}``.
 
-    ``body`` is what came over the wire, not JSON that was parsed and written again. A message can come twice: keep its
-    ``webhook-id`` header, and ignore one that you have seen.
+    ``body`` must be the received bytes, not JSON that was parsed and written again. A message can come twice: store its
+    ``webhook-id`` header, and ignore a message whose id you have stored.
 
     Raises:
         WebhookVerificationError: a header is missing, no signature fits, or the time stamp is too far from now.
-        ValueError: ``secret`` is not one.
+        ValueError: ``secret`` is not a webhook's secret.
     """
     given = {name.lower(): value for name, value in headers.items()}
     try:
         message_id, stamp = given["webhook-id"], given["webhook-timestamp"]
+        # After a rotation there are two signatures, one for each secret.
         signatures = given["webhook-signature"].split(" ")
     except KeyError as missing:
         raise WebhookVerificationError(f"The header {missing.args[0]} is missing.") from None
+    # The signature is over the bytes of the id, the time stamp and the body.
     raw = body.encode() if isinstance(body, str) else body
     expected = hmac.digest(_key(secret), f"{message_id}.{stamp}.".encode() + raw, hashlib.sha256)
     if not any(_fits(signature, expected) for signature in signatures):
@@ -60,6 +62,7 @@ def _fits(signature: str, expected: bytes) -> bool:
     if version != "v1":
         return False
     try:
+        # A comparison in constant time: its duration must not show how many bytes are right.
         return hmac.compare_digest(base64.b64decode(text, validate=True), expected)
     except (binascii.Error, ValueError):
         return False

@@ -1,1 +1,1 @@
-"""The commands of ``quantry``, a module for each group."""
+"""The commands of ``quantry``, with a module for each group."""

@@ -1,4 +1,4 @@
-"""What every command of ``quantry`` shares: its two consoles, and the service that it talks to."""
+"""The two consoles and the connection to the service, which all commands of ``quantry`` share."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from quantry.client import Quantry
 from quantry.environment import api_key, service_url
 
+# Results go to standard output, for pipes; everything else goes to standard error.
 out = Console(soft_wrap=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -15,5 +16,5 @@ Url = Annotated[str | None, typer.Option("--url", help="The service; default QUA
 
 
 def open_client(url: str | None) -> Quantry:
-    """A client of the service at ``url``, or of the one that the environment names."""
+    """Return a client of the service at ``url``, or of the service that the environment names."""
     return Quantry(url or service_url(), api_key())

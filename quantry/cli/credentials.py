@@ -1,7 +1,7 @@
-"""``quantry credentials``: Hub tokens that the service keeps, for gated and private models and for publishing.
+"""``quantry credentials``: Hub tokens that the service stores, for gated and private models and for publishing.
 
-A token is read from a file, a pipe or a prompt. There is no option for it: other users of a machine can read command
-lines, and shells keep them.
+A token is read from a file, a pipe or a prompt. No option gives it, because other users of a machine can read command
+lines, and shells store them.
 """
 
 import getpass
@@ -16,7 +16,7 @@ from rich.table import Table
 from quantry.cli.console import Url, err, open_client, out
 from quantry.errors import QuantryError
 
-commands = typer.Typer(help="Hub tokens that the service keeps. They can be used and removed, not read.")
+commands = typer.Typer(help="Hub tokens that the service stores. They can be used and removed, not read.")
 
 
 @commands.command()
@@ -25,7 +25,7 @@ def add(
     token_file: Annotated[Path | None, typer.Option(help="Holds the token; default: a prompt, or a pipe.")] = None,
     url: Url = None,
 ) -> None:
-    """Store a Hub token; its credential's id goes to standard output."""
+    """Store a Hub token; print the id of its credential."""
     token = read_token(token_file)
     with open_client(url) as client:
         credential = client.add_credential(name, token)
@@ -35,7 +35,7 @@ def add(
 
 @commands.command("list")
 def list_all(url: Url = None) -> None:
-    """The stored credentials, newest first."""
+    """List the stored credentials, newest first."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("id", "name", "kind", "created", "last used"):
         table.add_column(heading, no_wrap=heading == "id")
@@ -54,17 +54,17 @@ def list_all(url: Url = None) -> None:
 
 @commands.command()
 def rm(credential: Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")], url: Url = None) -> None:
-    """Make the service forget a token. Jobs that wait and need it will fail."""
+    """Delete a token from the service. Queued jobs that need it will fail."""
     with open_client(url) as client:
         client.delete_credential(credential)
-    err.print(f"{credential} is gone. The token itself stays valid until it is revoked on the Hub.")
+    err.print(f"{credential} is deleted. The token itself stays valid until it is revoked on the Hub.")
 
 
 def read_token(path: Path | None, stdin: TextIO = sys.stdin) -> str:
-    """The token in the file, or on standard input: asked for at a terminal, one line of a pipe.
+    """Read the token from the file, else from standard input: by a prompt at a terminal, or one line of a pipe.
 
     Raises:
-        QuantryError: ``bad_input``, when there is none.
+        QuantryError: ``bad_input``, if there is none.
     """
     if path is not None:
         token = path.read_text(encoding="utf-8", errors="replace").strip()

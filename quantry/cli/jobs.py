@@ -1,4 +1,4 @@
-"""``quantry submit``, ``watch``, ``cancel``, ``retry``, ``layers`` and ``download``: one job, from start to files."""
+"""The commands for one job: ``quantry submit``, ``watch``, ``cancel``, ``retry``, ``layers`` and ``download``."""
 
 import json
 import sys
@@ -18,6 +18,7 @@ from quantry.terminal.tables import layers_as_csv, print_layers, summary_table
 from quantry.terminal.watch import watch_job
 
 _DEFAULT_PRESET: Final = "trainable-smoothrot-w4a4"
+# The exit status of shells after Ctrl-C: 128 + SIGINT.
 _INTERRUPTED: Final = 130
 
 JobId = Annotated[str, typer.Argument(help="The job's id, as submit printed it.")]
@@ -41,7 +42,7 @@ def submit(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
 ) -> None:
-    """Create a job; its id goes to standard output."""
+    """Create a job; print its id."""
     sizes = {"samples": samples, "sequence_length": sequence_length}
     request: dict[str, Any] = {
         "model": model_reference(model, credential),
@@ -70,11 +71,11 @@ def watch(job: JobId, url: Url = None) -> None:
 def layers(
     job: JobId,
     url: Url = None,
-    sort: Annotated[str | None, typer.Option(help="A field, such as -error: the worst first.")] = None,
+    sort: Annotated[str | None, typer.Option(help="A field, such as -error: the largest error first.")] = None,
     *,
     csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
 ) -> None:
-    """The error of each layer."""
+    """Show the error of each layer."""
     with open_client(url) as client:
         rows = client.layers(job, sort=sort)
     if csv:
@@ -85,10 +86,10 @@ def layers(
 
 def download(
     job: JobId,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is missing.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Created if it is missing.")],
     url: Url = None,
 ) -> None:
-    """Fetch a job's files; run it again to go on after an interruption."""
+    """Download a job's files; after an interruption, run it again to continue."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with open_client(url) as client, Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         tasks: dict[str, Any] = {}
@@ -104,7 +105,7 @@ def download(
 
 
 def cancel(job: JobId, url: Url = None) -> None:
-    """Stop a job. It is certain to stop once this returns, also while no worker runs."""
+    """Cancel a job. Once this returns, the job is certain to stop, also if no worker runs now."""
     with open_client(url) as client:
         cancelled = client.cancel(job)
     if cancelled.is_terminal:
@@ -120,14 +121,14 @@ def retry(
     ] = None,
     url: Url = None,
 ) -> None:
-    """Take a failed or cancelled job up again, from what its attempts left."""
+    """Queue a failed or cancelled job again; it resumes from the stages that are complete."""
     with open_client(url) as client:
         retried = client.retry(job, from_stage=from_stage)
     err.print(f"{retried.id} is queued again. Follow it with: quantry watch {retried.id}")
 
 
 def model_reference(text: str, credential: str | None = None) -> dict[str, str]:
-    """``local:NAME``, ``hub:ID`` or ``ID`` as the contract's ``model``, with the credential that opens it."""
+    """Return ``local:NAME``, ``hub:ID`` or ``ID`` as the request's ``model``, with the credential for it."""
     access = {} if credential is None else {"credential": credential}
     source, colon, name = text.partition(":")
     if not colon:
@@ -139,7 +140,7 @@ def model_reference(text: str, credential: str | None = None) -> dict[str, str]:
 
 
 def read_policy(path: Path | None, preset: str | None) -> dict[str, Any]:
-    """The file's fields over the preset named on the command line, in the file, or by default."""
+    """Return the file's fields with the preset of the command line, else of the file, else the default."""
     fields: Any = {}
     if path is not None:
         try:

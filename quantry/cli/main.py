@@ -23,14 +23,14 @@ app.add_typer(webhook_commands, name="webhooks", no_args_is_help=True)
 
 
 def error_line(error: QuantryError) -> str:
-    """Code, what is wrong, where, and the remedy, in one line (a log's end may follow)."""
+    """Return code, reason, fields and remedy of an error in one line (the end of a log may follow)."""
     where = [f"{each.pointer}: {each.detail}" for each in error.errors if each.detail != error.detail]
     remedy = [] if error.hint is None else [error.hint]
     return " ".join([f"error [{error.code}]:", error.detail, *where, *remedy])
 
 
 def main() -> None:
-    """The console script: any failure is one line on standard error and exit status 1."""
+    """Run the command; a failure is one line on standard error and exit status 1."""
     try:
         app()
     except QuantryError as error:

@@ -1,4 +1,4 @@
-"""``quantry publish``: push a finished job's checkpoint to the Hub, and follow it there."""
+"""``quantry publish``: push a finished job's checkpoint to the Hub, and follow the push."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,37 +16,39 @@ from quantry.errors import QuantryError, error_from_problem
 from quantry.results import Job, Publication
 
 _LINE_EVERY_SECONDS: Final = 15.0
+# The exit status of shells after Ctrl-C: 128 + SIGINT.
 _INTERRUPTED: Final = 130
 
 
 def publish(
     job: Annotated[str, typer.Argument(help="The job's id, as submit printed it.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Made, private, if it is missing.")],
-    revision: Annotated[str, typer.Option(help="The branch; made from main if it is missing.")] = "main",
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Created as private if it is missing.")],
+    revision: Annotated[str, typer.Option(help="The branch; created from main if it is missing.")] = "main",
     credential: Annotated[str | None, typer.Option(help="A stored Hub token's id; default: the operator's.")] = None,
     url: Url = None,
     *,
     public: Annotated[bool, typer.Option("--public", help="Anyone may see the repository.")] = False,
 ) -> None:
-    """Push a job's checkpoint to the Hub, once: the same files published twice are one commit."""
+    """Push a job's checkpoint to the Hub. Publishing the same files twice makes only one commit."""
     with open_client(url) as client:
         publication = client.publish(job, repo, private=not public, revision=revision, credential=credential)
         follow_publication(client, publication.id)
 
 
 def hub_target(repo: str, *, credential: str | None) -> dict[str, Any]:
-    """The contract's ``output.hub``."""
+    """Return the request's ``output.hub``."""
     return {"repo": repo, **({} if credential is None else {"credential": credential})}
 
 
 def follow_publications(client: Quantry, job: Job) -> None:
-    """Follow what the job itself was asked to publish, to its end. Raises: QuantryError: it failed."""
+    """Follow the publications that the job's request asked for. Raises: QuantryError: one failed."""
+    # The service lists the newest first.
     for publication in reversed(list(client.publications(job.id)) if _publishes(job) else []):
         follow_publication(client, publication.id)
 
 
 def follow_publication(client: Quantry, publication_id: str) -> None:
-    """Show the bytes as they go; the commit's address goes to standard output. Ctrl-C stops watching, not the push.
+    """Show the progress, and print the commit's URL at the end. Ctrl-C stops watching, not the push.
 
     Raises:
         QuantryError: the publication failed.
@@ -73,7 +75,7 @@ def _conclude(publication: Publication | None) -> None:
 
 @contextmanager
 def _view(console: Console) -> Iterator[Callable[[Publication], None]]:
-    """A live bar on a terminal, lines elsewhere."""
+    """Yield a function that shows progress: a live bar on a terminal, else lines."""
     if not console.is_terminal:
         yield _Lines(console)
         return

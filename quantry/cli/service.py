@@ -1,6 +1,6 @@
 """``quantry serve``, ``demo``, ``gc``, ``backup`` and ``restore``: the commands that run the service, or parts of it.
 
-They need the extras ``server`` and ``worker``. So the modules behind them are imported after the check for these.
+They need the extras ``server`` and ``worker``, so their modules are imported after the check for these.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ def serve(
     *,
     demo_model: Annotated[bool, typer.Option(help="Prepare local:smollm2-135m if it is missing.")] = True,
 ) -> None:
-    """Run the whole service here, until Ctrl-C."""
+    """Run the whole service on this machine until Ctrl-C."""
     require_extras(SERVER, WORKER)
     from quantry.service.serve import serve as serve_until_stopped  # noqa: PLC0415 - needs the extras
 
@@ -39,7 +39,7 @@ def demo(
     steps: Annotated[int, typer.Option(help="Training steps for each layer.")] = DemoSize.steps,
     perplexity_tokens: Annotated[int, typer.Option(help="Tokens for perplexity.")] = DemoSize.perplexity_tokens,
 ) -> None:
-    """One real job on a real model, start to finish."""
+    """Run one real job on a real model, from start to finish."""
     require_extras(SERVER, WORKER)
     from quantry.service.demo import run_demo  # noqa: PLC0415 - needs the extras
 
@@ -53,9 +53,9 @@ def demo(
 def gc(
     data_dir: DataDir = None,
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would go, and remove nothing.")] = False,
 ) -> None:
-    """Remove what expired and what no job needs any more; workers do so hourly by themselves."""
+    """Remove expired data and files that no job needs; workers do this every hour by themselves."""
     _run("jobs.gc", *(["--dry-run"] if dry_run else []), data_dir=data_dir)
 
 
@@ -63,14 +63,14 @@ def backup(
     directory: Directory,
     data_dir: DataDir = None,
     *,
-    files: Annotated[bool, typer.Option(help="With the files of jobs, or the database and the key alone.")] = True,
+    files: Annotated[bool, typer.Option(help="With the files of jobs, or only the database and the key.")] = True,
 ) -> None:
-    """Back up jobs, files and key into DIR, while the service runs; again into the same DIR copies what is new."""
+    """Back up jobs, files and key to DIR while the service runs. Another backup to DIR copies only new files."""
     _run("jobs.backup", "make", _absolute(directory), *([] if files else ["--no-files"]), data_dir=data_dir)
 
 
 def restore(directory: Directory, data_dir: DataDir = None) -> None:
-    """Make an empty service that of the backup in DIR; it must not run meanwhile."""
+    """Restore the backup in DIR into an empty service, which must not run meanwhile."""
     _run("jobs.backup", "restore", _absolute(directory), data_dir=data_dir)
 
 
@@ -78,6 +78,7 @@ def _run(module: str, *arguments: str, data_dir: Path | None) -> None:
     require_extras(SERVER)
     code = run_module(module, *arguments, data_dir=data_dir)
     if code != 0:
+        # A negative code is the signal that ended the process, and no valid exit status.
         raise typer.Exit(code if code > 0 else 1)
 
 

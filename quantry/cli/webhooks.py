@@ -1,4 +1,4 @@
-"""``quantry webhooks``: where the service tells of events. Receivers check messages with :mod:`quantry.webhooks`."""
+"""``quantry webhooks``: the URLs to which the service sends events. Receivers use :mod:`quantry.webhooks`."""
 
 from itertools import islice
 from typing import Annotated
@@ -10,28 +10,28 @@ from rich.table import Table
 from quantry.cli.console import Url, err, open_client, out
 from quantry.webhook_calls import Delivery, Webhook
 
-commands = typer.Typer(help="URLs that are told when a job or a publication ends.")
+commands = typer.Typer(help="URLs that receive a message when a job or a publication ends.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As list shows it.")]
 
 
 @commands.command()
 def add(
-    target: Annotated[str, typer.Argument(metavar="URL", help="https, reachable for the service's workers.")],
+    target: Annotated[str, typer.Argument(metavar="URL", help="https, reachable by the service's workers.")],
     event: Annotated[
-        list[str] | None, typer.Option(help="Such as job.running; repeatable. Default: the ends of things.")
+        list[str] | None, typer.Option(help="Such as job.running; repeatable. Default: ends of jobs and publications.")
     ] = None,
     description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
     url: Url = None,
 ) -> None:
-    """Be told of events; the webhook's id and its secret go to standard output."""
+    """Create a webhook; print its id and its secret."""
     with open_client(url) as client:
         _show_secret(client.webhooks.add(target, events=event or (), description=description))
 
 
 @commands.command("list")
 def list_all(url: Url = None) -> None:
-    """The webhooks, newest first."""
+    """List the webhooks, newest first."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("id", "state", "events", "URL"):
         table.add_column(heading, no_wrap=heading == "id", overflow="fold")
@@ -43,7 +43,7 @@ def list_all(url: Url = None) -> None:
 
 @commands.command()
 def remove(webhook: Id, url: Url = None) -> None:
-    """Stop telling it, and forget its deliveries."""
+    """Delete a webhook and its deliveries."""
     with open_client(url) as client:
         client.webhooks.remove(webhook)
     err.print(f"{webhook} is gone.")
@@ -51,17 +51,19 @@ def remove(webhook: Id, url: Url = None) -> None:
 
 @commands.command()
 def rotate(webhook: Id, url: Url = None) -> None:
-    """Replace the secret. The one before goes on signing beside it for a while, so that nothing is refused."""
+    """Replace the secret. For a while, messages are also signed with the old one, so that none is refused."""
     with open_client(url) as client:
         rotated = client.webhooks.rotate(webhook)
     _show_secret(rotated)
     if rotated.previous_secret_until is not None:
-        err.print(f"The secret before signs as well until {rotated.previous_secret_until:%Y-%m-%d %H:%M} UTC.")
+        err.print(
+            f"Messages are signed with the old secret too until {rotated.previous_secret_until:%Y-%m-%d %H:%M} UTC."
+        )
 
 
 @commands.command()
 def enable(webhook: Id, url: Url = None) -> None:
-    """Tell it again, after it was disabled."""
+    """Send messages to it again, after it was disabled."""
     with open_client(url) as client:
         client.webhooks.change(webhook, enabled=True)
     err.print(f"{webhook} is enabled.")
@@ -69,7 +71,7 @@ def enable(webhook: Id, url: Url = None) -> None:
 
 @commands.command()
 def disable(webhook: Id, url: Url = None) -> None:
-    """Tell it nothing until it is enabled again."""
+    """Send no messages to it until it is enabled again."""
     with open_client(url) as client:
         client.webhooks.change(webhook, enabled=False)
     err.print(f"{webhook} is disabled.")
@@ -77,11 +79,11 @@ def disable(webhook: Id, url: Url = None) -> None:
 
 @commands.command("test")
 def send_test(webhook: Id, url: Url = None) -> None:
-    """Have a test message sent; its id goes to standard output."""
+    """Send a test message; print its id."""
     with open_client(url) as client:
         delivery = client.webhooks.test(webhook)
     out.print(delivery.id, highlight=False)
-    err.print(f"See what becomes of it with: quantry webhooks deliveries {webhook}")
+    err.print(f"See its result with: quantry webhooks deliveries {webhook}")
 
 
 @commands.command()
@@ -91,7 +93,7 @@ def deliveries(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     url: Url = None,
 ) -> None:
-    """What became of its messages, newest first."""
+    """List the deliveries of its messages, newest first."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("id", "event", "status", "attempts", "last attempt", "next", "answer"):
         table.add_column(heading, no_wrap=heading == "id", overflow="fold")
@@ -105,7 +107,7 @@ def deliveries(
 def redeliver(
     webhook: Id, message: Annotated[str, typer.Argument(help="Its id, as deliveries shows it.")], url: Url = None
 ) -> None:
-    """Have a message sent again, under the id it has."""
+    """Send a message again, with the same id."""
     with open_client(url) as client:
         client.webhooks.redeliver(webhook, message)
     err.print(f"{message} is sent again.")
@@ -114,7 +116,7 @@ def redeliver(
 def _show_secret(webhook: Webhook) -> None:
     out.print(webhook.id, highlight=False)
     out.print(webhook.secret or "", highlight=False, soft_wrap=True, markup=False)
-    err.print("Keep the secret where the receiver finds it: it is not shown again.")
+    err.print("Store the secret where the receiver finds it: it is not shown again.")
 
 
 def _state(webhook: Webhook) -> str:

@@ -1,4 +1,5 @@
 """The whole service on this machine: the embedded servers, the API and a worker as child processes.
 
-Only the extras' packages are needed here, and only ``processes`` imports one (psutil); the children import the rest.
+It needs the packages of the extras. In this folder only ``processes`` imports one (psutil); the children import the
+others.
 """

@@ -1,6 +1,6 @@
-"""Where a service that is started here listens and writes, from ``QUANTRY_*`` variables; and the demo's size.
+"""The address and directories of a service that is started here, from ``QUANTRY_*`` variables; and the demo's size.
 
-The API and the worker have settings of their own; they read the same variables, which are handed on to the processes.
+The API and the worker have settings of their own. They read the same variables, which their processes inherit.
 """
 
 import os
@@ -14,7 +14,7 @@ from quantry.environment import DEFAULT_HOST, port_of
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Where a service started here listens and writes. ``port`` 0 takes a free one; paths are absolute."""
+    """The address and directories of a service started here. ``port`` 0 takes a free one; paths are absolute."""
 
     host: str
     port: int
@@ -23,18 +23,18 @@ class ServeConfig:
 
     @property
     def logs_dir(self) -> Path:
-        """One file for each process."""
+        """The directory of log files, one for each process."""
         return self.data_dir / "logs"
 
     @property
     def state_file(self) -> Path:
-        """Written when the service is ready, with its URL; removed when it stops."""
+        """The file with the URL and the process id; written when the service is ready, removed when it stops."""
         return self.data_dir / "serve.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """How much the demo does: small enough for two cores, large enough to be the real thing."""
+    """The size of the demo: small enough for two cores, large enough for a real result."""
 
     samples: int = 96
     steps: int = 40
@@ -49,12 +49,13 @@ def serve_config(
     port: int | None = None,
     data_dir: Path | None = None,
 ) -> ServeConfig:
-    """The configuration from the environment, under what the command line says.
+    """Return the configuration: the options of the command line first, then the environment.
 
     Raises:
-        QuantryError: ``bad_input``, when the port is not one.
+        QuantryError: ``bad_input``, if the port is not valid.
     """
     chosen_dir = data_dir or Path(environment.get("QUANTRY_DATA_DIR") or "var")
+    # Absolute, because the child processes may have another current directory.
     absolute = chosen_dir.expanduser().absolute()
     models = environment.get("QUANTRY_MODELS_DIR")
     return ServeConfig(

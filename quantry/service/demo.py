@@ -1,4 +1,4 @@
-"""``quantry demo``: one real job on a real model, over HTTP, and what came of it; then a clean stop."""
+"""``quantry demo``: one real job on a real model, over HTTP, with its results; then the service stops."""
 
 import json
 import os
@@ -29,20 +29,21 @@ _PROMPT: Final = "The capital of France is"
 _START_SECONDS: Final = 240.0
 _SAMPLE_SECONDS: Final = 300.0
 _STEP_SECONDS: Final = 0.25
-# The demo is a thing of its own: it neither uses nor disturbs a service that the environment describes.
+# The demo runs a service of its own: it must not use or disturb a service that the environment describes.
 _NOT_HANDED_ON: Final = frozenset(
     {"QUANTRY_DATABASE_URL", "QUANTRY_BROKER_URL", "QUANTRY_HOST", "QUANTRY_PORT", "QUANTRY_URL"}
 )
 
 
 def run_demo(size: DemoSize, console: Console) -> None:
-    """Everything from the model to generated text.
+    """Run the whole demo, from the model to generated text.
 
     Raises:
-        QuantryError: the first thing that failed, and why.
-        KeyboardInterrupt: a person, or SIGTERM, stopped it; everything it started has been stopped.
+        QuantryError: the first step that failed, with its reason.
+        KeyboardInterrupt: the user or SIGTERM stopped it; all processes that it started have been stopped.
     """
     began = time.monotonic()
+    # SIGTERM raises KeyboardInterrupt, so that it stops the demo in order, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = demo_config()
     environment = demo_environment(config)
@@ -57,14 +58,15 @@ def run_demo(size: DemoSize, console: Console) -> None:
 
 
 def demo_config() -> ServeConfig:
-    """``QUANTRY_DATA_DIR`` or ``./var/demo``, any free loopback port; models are shared with 'quantry serve'."""
+    """Return the demo's configuration: ``QUANTRY_DATA_DIR`` or ``./var/demo``, any free port, shared models."""
     shared = serve_config()
+    # A directory of its own beside that of 'quantry serve', which may run at the same time.
     own = shared.data_dir if os.environ.get("QUANTRY_DATA_DIR") else shared.data_dir / "demo"
     return replace(shared, host="127.0.0.1", port=0, data_dir=own)
 
 
 def demo_environment(config: ServeConfig) -> dict[str, str]:
-    """The environment of everything the demo starts."""
+    """Return the environment of all processes that the demo starts."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
     return {
         **safe_environment(kept),
@@ -77,7 +79,7 @@ def demo_environment(config: ServeConfig) -> dict[str, str]:
 
 
 def demo_request(size: DemoSize) -> dict[str, Any]:
-    """The body of the demo's job: the preset, with shorter training and the best text there is here."""
+    """Return the request of the demo's job: the preset, with shorter training and the best available text."""
     dataset = demo_dataset()
     return {
         "model": {"source": "local", "id": DEMO_MODEL},
@@ -89,13 +91,13 @@ def demo_request(size: DemoSize) -> dict[str, Any]:
 
 
 def demo_dataset() -> str:
-    """WikiText-2 where the operator has it; else the language reference that ships inside Python."""
+    """Return WikiText-2 if the operator has it, else the language reference that is part of Python."""
     datasets = os.environ.get("QUANTRY_DATASETS_DIR")
     return "wikitext2" if datasets and (Path(datasets).expanduser() / "wikitext2").is_dir() else "pydoc"
 
 
 def prepare_model(config: ServeConfig, environment: dict[str, str], console: Console) -> None:
-    """Make ``local:smollm2-135m``, with its steps shown as they come; nothing to do when it is there."""
+    """Make ``local:smollm2-135m`` if it is missing, and print each step."""
     spec = replace(demo_model_spec(config, environment), announces=True)
     process = Process(spec, config.logs_dir)
     try:
@@ -109,12 +111,12 @@ def prepare_model(config: ServeConfig, environment: dict[str, str], console: Con
 
 @contextmanager
 def running_service(config: ServeConfig, environment: dict[str, str], console: Console) -> Iterator[str]:
-    """'quantry serve' as a child of this process, for the block; its URL.
+    """Run 'quantry serve' as a child of this process for the block, and yield its URL.
 
     Raises:
-        QuantryError: ``start_failed``, also when it did not stop as it should.
+        QuantryError: ``start_failed``, also if it did not stop with exit code 0.
     """
-    # SIGTERM when this process dies: it has children of its own to stop in order.
+    # SIGTERM, not SIGKILL, when this process dies: the service has children of its own to stop in order.
     spec = ProcessSpec(
         name="serve",
         arguments=("-m", "quantry", "serve", "--no-demo-model"),
@@ -134,10 +136,11 @@ def running_service(config: ServeConfig, environment: dict[str, str], console: C
 
 
 def quantize(client: Quantry, request: dict[str, Any], console: Console) -> Job:
-    """Submit the request and follow it to success."""
+    """Submit the request and follow the job until it has succeeded."""
     for stale in client.jobs(metadata=request["metadata"]):
         if not stale.is_terminal:
-            client.cancel(stale.id)  # of a demo that was killed; this one should not wait for it
+            # The job of a demo that was killed: the new job must not wait for it.
+            client.cancel(stale.id)
     job = client.submit(request)
     data = request["calibration"]
     console.print(
@@ -159,7 +162,7 @@ def quantize(client: Quantry, request: dict[str, Any], console: Console) -> Job:
 
 
 def show_results(client: Quantry, job: Job, directory: Path, console: Console) -> None:
-    """The layers' errors, the summary, and the files, downloaded and checked."""
+    """Print the layers' errors and the summary, and download the files."""
     print_layers(client.layers(job.id), console)
     console.print(summary_table(job.summary or {}))
     client.download(job.id, directory)
@@ -167,7 +170,7 @@ def show_results(client: Quantry, job: Job, directory: Path, console: Console) -
 
 
 def show_sample(checkpoint: Path, environment: dict[str, str], console: Console) -> None:
-    """Text from the downloaded checkpoint, loaded by a process that knows nothing else of the job."""
+    """Print text from the downloaded checkpoint; the process that generates it gets only the checkpoint."""
     command = [*PYTHON, "-m", "worker.generate_sample", str(checkpoint), "--prompt", _PROMPT]
     try:
         done = subprocess.run(  # noqa: S603 - constants, and a path made here
@@ -190,7 +193,7 @@ def _await_url(process: Process, config: ServeConfig) -> str:
             state = json.loads(config.state_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             state = {}
-        if state.get("pid") == process.pid:  # not one that an earlier run left behind
+        if state.get("pid") == process.pid:  # not the file of an earlier run
             return str(state["url"])
         time.sleep(_STEP_SECONDS)
     raise process.failure(f"was not ready within {_START_SECONDS:g} s")

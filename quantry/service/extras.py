@@ -1,4 +1,4 @@
-"""Whether the packages are here that the service needs and the client does not."""
+"""A check that the packages are installed that the service needs in addition to the client's."""
 
 from importlib.util import find_spec
 from typing import Final

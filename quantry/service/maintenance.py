@@ -1,4 +1,4 @@
-"""The operator's work on a service that need not run: its own modules do it, each in a process of its own."""
+"""The operator's maintenance commands; each runs a module of the service in a process of its own."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ from quantry.service.python import PYTHON, safe_environment
 
 
 def run_module(module: str, *arguments: str, data_dir: Path | None) -> int:
-    """Run a module of the service to its end, with this process's standard streams; its exit code.
+    """Run a module of the service with this process's standard streams, and return its exit code.
 
     It works on the database that QUANTRY_DATABASE_URL names, or on the embedded one of the data directory.
     """

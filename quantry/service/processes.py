@@ -1,5 +1,7 @@
-"""Child processes: never outliving this one, never with the current directory on their path, logged, stopped by pid,
-started again after a crash.
+"""The child processes of the service: their start, logs, stop, and restart after a crash.
+
+A child never lives longer than this process, and never has the current directory on its import path. It is stopped by
+its process id.
 """
 
 import os
@@ -28,7 +30,7 @@ _LONGEST_PAUSE_SECONDS: Final = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessSpec:
-    """What to start. ``arguments`` follow the Python interpreter; ``death_signal`` is sent when this process dies.
+    """A process to start. ``arguments`` follow the interpreter; it gets ``death_signal`` when this process dies.
 
     ``announces`` means that the process writes one line to its standard output when it is ready.
     """
@@ -44,7 +46,7 @@ class ProcessSpec:
 
 
 class Process:
-    """One child in a session of its own, so that a Ctrl-C in the terminal reaches only its parent."""
+    """One child, in a session of its own, so that Ctrl-C in the terminal reaches only its parent."""
 
     def __init__(self, spec: ProcessSpec, logs_dir: Path) -> None:
         self.spec = spec
@@ -66,19 +68,19 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The child's."""
+        """The process id of the child."""
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative for a signal."""
+        """The exit code, negative for a signal; None while the child runs."""
         return self._process.poll()
 
     def announcement(self, *, timeout_seconds: float, stopping: Callable[[], bool]) -> str | None:
-        """The line it writes when it is ready; None when ``stopping`` became true first.
+        """Return the line that it writes when it is ready, or None if ``stopping`` became true first.
 
         Raises:
-            QuantryError: ``start_failed``, when it ended or said nothing in time.
+            QuantryError: ``start_failed``, if it ended or wrote no line in time.
         """
         stdout = self._process.stdout
         assert stdout is not None, "only for processes that announce"  # noqa: S101 - narrows the type
@@ -90,6 +92,7 @@ class Process:
                 raise self.failure(f"was not ready within {timeout_seconds:g} s")
             if select.select([stdout], [], [], _STEP_SECONDS)[0]:
                 chunk = os.read(stdout.fileno(), 4096)
+                # The standard output is closed: the process ends, or has ended.
                 if not chunk:
                     self._process.wait()
                     raise self.failure("ended while starting")
@@ -97,18 +100,18 @@ class Process:
         return line.decode("utf-8", "replace")
 
     def lines(self) -> Iterator[str]:
-        """What it writes to its standard output, as it comes, until it closes it; for processes that announce."""
+        """Yield the lines of its standard output until that is closed; for processes that announce."""
         stdout = self._process.stdout
         assert stdout is not None, "only for processes that announce"  # noqa: S101 - narrows the type
         for line in stdout:
             yield line.decode("utf-8", "replace").rstrip("\n")
 
     def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Wait for its end and return its exit code."""
         return self._process.wait()
 
     def failure(self, what: str) -> QuantryError:
-        """``start_failed`` with the end of the log, where the reason is."""
+        """Return ``start_failed`` with the end of the log, which holds the reason."""
         tail = "\n".join(f"    {line}" for line in self.tail())
         return QuantryError(
             "start_failed",
@@ -117,13 +120,14 @@ class Process:
         )
 
     def tail(self) -> list[str]:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         with self.log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return log.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
 
     def stop(self) -> None:
-        """The signal it stops on, then SIGKILL when its grace is over; nothing it started is left either."""
+        """Stop it by its stop signal, and by SIGKILL after its grace; then end all processes that it started."""
+        # Listed before the stop: after it, orphans have another parent and can not be found.
         family = _descendants(self.pid)
         if self._process.poll() is None:
             self._process.send_signal(self.spec.stop_signal)
@@ -142,7 +146,10 @@ class Process:
 
 
 class Kept:
-    """A process that is started again when it ends by itself: at once, then more and more slowly, then no more."""
+    """A process that is restarted when it ends by itself: first at once, then after longer and longer pauses.
+
+    After too many crashes in a row it is given up.
+    """
 
     def __init__(self, spec: ProcessSpec, logs_dir: Path, say: Callable[[str], None]) -> None:
         self._spec = spec
@@ -153,10 +160,10 @@ class Kept:
         self.process = Process(spec, logs_dir)
 
     def check(self) -> None:
-        """Look once, and restart what is due.
+        """Check the process once, and restart it if that is due.
 
         Raises:
-            QuantryError: ``start_failed``, when it keeps ending.
+            QuantryError: ``start_failed``, if it has ended too often in a row.
         """
         now = time.monotonic()
         if self._again_at is not None:
@@ -167,6 +174,7 @@ class Kept:
         code = self.process.exit_code
         if code is None:
             return
+        # A process that ran steadily before counts as a first crash.
         self._crashes = 1 if now - self.process.started_at > _STEADY_SECONDS else self._crashes + 1
         if self._crashes > _MOST_CRASHES:
             raise self.process.failure(f"ended {self._crashes} times in a row, last with {describe_exit(code)}")
@@ -176,13 +184,13 @@ class Kept:
         self._again_at = now + pause
 
     def stop(self) -> None:
-        """End it for good."""
+        """Stop it, and do not restart it."""
         self._again_at = None
         self.process.stop()
 
 
 def describe_exit(code: int) -> str:
-    """An exit code or a signal's name."""
+    """Describe an exit code, or the signal that a negative one stands for."""
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

@@ -1,6 +1,6 @@
-"""How this machine's Python is started for the service: never with the current directory on its path.
+"""The Python command of the service's processes: never with the current directory on the import path.
 
-A folder ``api`` or ``torch`` in the directory that a person happens to be in must not be imported in place of ours.
+A folder ``api`` or ``torch`` in the user's current directory must not be imported instead of the real package.
 """
 
 import os
@@ -13,5 +13,5 @@ PYTHON: Final = (sys.executable, "-P")
 
 
 def safe_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """``environment`` with ``-P`` for every Python process further down the tree."""
+    """Return ``environment`` with the variable that gives all descendant Python processes the effect of ``-P``."""
     return {**environment, "PYTHONSAFEPATH": "1"}

@@ -1,7 +1,7 @@
 """``quantry serve``: the embedded servers, the API and a worker as child processes, until Ctrl-C.
 
-The listening socket is opened here and handed to the API. A port that is taken is known before anything starts, and
-while a crashed API is started again, connections wait in the socket's queue instead of being refused.
+The listening socket is opened here and passed to the API. So a port that is in use is found before anything starts. And
+while a crashed API restarts, connections wait in the queue of the socket and are not refused.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class Service:
-    """Everything that makes up one running service; a context manager, which stops it in reverse order."""
+    """All processes of one running service; a context manager, which stops them in reverse order."""
 
     def __init__(self, config: ServeConfig, say: Say, *, demo_model: bool = True) -> None:
         self.config = config
@@ -54,20 +54,21 @@ class Service:
         self.close()
 
     def stop(self) -> None:
-        """Ask for the end, from a signal handler: whatever waits here returns soon."""
+        """Ask the service to stop, from a signal handler; methods that wait return soon."""
         self._stopping = True
 
     def start(self) -> bool:
-        """Start everything; True when the service is ready, False when :meth:`stop` was called first.
+        """Start all processes; return True when the service is ready, False if :meth:`stop` was called first.
 
         Raises:
-            QuantryError: ``start_failed``, when the port or the directory is taken or a process does not come up.
+            QuantryError: ``start_failed``, if the port or the directory is in use, or a process does not start.
             OSError: the directories can not be written.
         """
         self.config.logs_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_directory(self.config)
         self._socket = _bind(self.config)
         self.url = url_of(self.config.host, self._socket.getsockname()[1])
+        # Started first, so that the model is made while the embedded servers start.
         preparation = self._prepare_demo_model()
         try:
             self._start_embedded()
@@ -79,21 +80,22 @@ class Service:
         self._await_ready()
         if self._stopping:
             return False
+        # Only now: other programs take this file as the sign that the service is ready.
         self.config.state_file.write_text(json.dumps({"url": self.url, "pid": os.getpid()}), encoding="utf-8")
         return True
 
     def run(self) -> None:
-        """Keep everything running until :meth:`stop`.
+        """Restart processes that end, until :meth:`stop` is called.
 
         Raises:
-            QuantryError: ``start_failed``, when a process keeps ending.
+            QuantryError: ``start_failed``, if a process has ended too often in a row.
         """
         while not self._stopping:
             self._check()
             time.sleep(_STEP_SECONDS)
 
     def close(self) -> None:
-        """Stop the worker, the API and the embedded servers, in this order, and wait for each."""
+        """Stop the worker, the API and the embedded servers, in this order; wait for each."""
         with ExitStack() as stack:  # runs every step, also when one of them raises
             if self._lock is not None:
                 stack.callback(self._lock.close)
@@ -136,6 +138,7 @@ class Service:
             return
         self._start_service()
         deadline = time.monotonic() + _READY_SECONDS
+        # No repetitions of its own: this loop asks again, and looks at the processes in between.
         with Quantry(self.url, retries=0) as client:
             while not self._stopping and not client.ready():
                 self._check()
@@ -150,7 +153,7 @@ class Service:
             kept.check()
 
     def _restart_all(self) -> None:
-        """The embedded servers went away; where they come back, the others have to be told."""
+        """Restart all processes after the embedded servers ended, because their URLs may have changed."""
         assert self._embedded is not None, "only called when it has ended"  # noqa: S101 - narrows the type
         self._say(f"The embedded servers ended; starting them again (log: {self._embedded.log}).")
         while self._kept:
@@ -161,7 +164,7 @@ class Service:
             self._start_service()
 
     def _prepare_demo_model(self) -> Process | None:
-        """Begin to make the demo's model if it is missing; it takes a minute, once."""
+        """Start to make the demo's model if it is missing, which takes about a minute."""
         if not self._demo_model or (self.config.models_dir / DEMO_MODEL / "config.json").exists():
             return None
         self._say(f"Preparing the demo's model, once, as local:{DEMO_MODEL} …")
@@ -174,6 +177,7 @@ class Service:
         if self._stopping or preparation.exit_code == 0:
             return
         reason = (preparation.tail() or ["it took too long"])[-1]
+        # The demo's model is not needed for other jobs, so its failure does not stop the service.
         self._say(f"warning: local:{DEMO_MODEL} is not available: {reason} The service starts without it.")
 
     def _environment(self) -> dict[str, str]:
@@ -192,7 +196,7 @@ def serve(config: ServeConfig, say: Say, *, demo_model: bool = True) -> None:
     """Run the service until SIGINT, SIGTERM or SIGHUP.
 
     Raises:
-        QuantryError: ``start_failed``, with the reason and where the log is.
+        QuantryError: ``start_failed``, with the reason and the path of the log.
     """
     with Service(config, say, demo_model=demo_model) as service:
 
@@ -210,7 +214,7 @@ def serve(config: ServeConfig, say: Say, *, demo_model: bool = True) -> None:
 
 
 def demo_model_spec(config: ServeConfig, environment: Mapping[str, str]) -> ProcessSpec:
-    """The process that makes ``local:smollm2-135m``."""
+    """Return the process that makes ``local:smollm2-135m``."""
     return ProcessSpec(
         name="demo-model",
         arguments=("-m", "worker.prepare_demo_model", f"--models-dir={config.models_dir}"),
@@ -219,7 +223,7 @@ def demo_model_spec(config: ServeConfig, environment: Mapping[str, str]) -> Proc
 
 
 def _embedded_spec(environment: Mapping[str, str]) -> ProcessSpec:
-    # SIGTERM when this process dies: it has servers of its own to stop.
+    # SIGTERM, not SIGKILL, when this process dies: it has servers of its own to stop.
     return ProcessSpec(
         name="embedded",
         arguments=("-m", "jobs.embedded"),
@@ -235,7 +239,7 @@ def _api_spec(environment: Mapping[str, str], listening_fd: int) -> ProcessSpec:
 
 
 def _worker_spec(environment: Mapping[str, str]) -> ProcessSpec:
-    # SIGQUIT: hand the running job back at once. On SIGTERM a worker would give it QUANTRY_DRAIN_SECONDS to end.
+    # SIGQUIT: the worker hands its job back at once. On SIGTERM it would wait QUANTRY_DRAIN_SECONDS for the job.
     return ProcessSpec(
         name="worker",
         arguments=("-m", "worker", "--loglevel=INFO"),
@@ -253,6 +257,7 @@ def _bind(config: ServeConfig) -> socket.socket:
         raise QuantryError(
             "start_failed", f"{config.host} is not an address of this machine ({error}).", hint="Change QUANTRY_HOST."
         ) from error
+    # A restart must not wait for the old connections of the same port to time out.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
@@ -268,7 +273,7 @@ def _bind(config: ServeConfig) -> socket.socket:
 
 
 def _lock_directory(config: ServeConfig) -> TextIO:
-    """Two services must not write one directory; the system lets go of the lock when this process ends."""
+    """Lock the data directory, because two services must not write it. The system releases the lock at exit."""
     file = (config.data_dir / "serve.lock").open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

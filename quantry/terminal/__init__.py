@@ -1,1 +1,1 @@
-"""What a person sees on a terminal: tables of results, and a job's progress."""
+"""Output on a terminal: tables of results, and the progress of a job."""

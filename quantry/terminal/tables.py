@@ -1,4 +1,4 @@
-"""What a job found, as tables for a terminal."""
+"""The results of a job as tables for a terminal."""
 
 import csv
 import io
@@ -14,10 +14,10 @@ _WIDE: Final = 100
 
 
 def layer_table(layers: Sequence[Layer], *, wide: bool = False) -> Table:
-    """One line for each layer: what was chosen, and its held-out error beside SmoothRot's.
+    """Return a table with one line for each layer: its chosen settings, and its held-out error next to SmoothRot's.
 
-    ``wide`` adds α, plain rounding's error and the signal-to-noise ratio, for which eighty columns have no room. Layers
-    that the search was scored on are marked: ``*`` critical, ``+`` normal.
+    ``wide`` adds α, the error of plain rounding and the signal-to-noise ratio, which do not fit into eighty columns.
+    The layers that gave the search its score are marked: ``*`` critical, ``+`` normal.
     """
     marked = any(layer.selected for layer in layers)
     caption = "Searched on the layers marked * (critical) and + (normal)." if marked else None
@@ -44,12 +44,12 @@ def layer_table(layers: Sequence[Layer], *, wide: bool = False) -> Table:
 
 
 def print_layers(layers: Sequence[Layer], console: Console) -> None:
-    """The table, as wide as the console has room for."""
+    """Print the layers' table, with all columns if the console is wide enough."""
     console.print(layer_table(layers, wide=console.width >= _WIDE))
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The whole job: mean errors against SmoothRot, perplexity and size before and after."""
+    """Return a table of the whole job: mean errors next to SmoothRot's, perplexity and size before and after."""
     table = _plain_table("Against SmoothRot (α 0.5, absmax) and the original", None)
     table.add_column("")
     for heading in ("before", "after", "change"):
@@ -58,6 +58,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for scope, label in (("selected", "mean error, selected layers"), ("full", "mean error, all layers")):
         before, after = summary.get(f"baseline_{scope}_mean_error"), summary.get(f"{scope}_mean_error")
         gain = gains.get(scope)
+        # A gain is a lower error. Adding 0.0 turns -0.0 into 0.0, which prints as "+0.0%".
         change = "—" if gain is None else f"{round(-gain, 1) + 0.0:+.1f}%"
         table.add_row(label, _number(before), _number(after), change)
     perplexity = summary.get("perplexity") or {}
@@ -71,7 +72,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 
 def layers_as_csv(layers: Sequence[Layer]) -> str:
-    """The rows with a header, in the order of the contract's fields."""
+    """Return the rows as CSV with a header, in the order of the API's fields."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(Layer.model_fields), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

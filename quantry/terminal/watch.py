@@ -1,4 +1,4 @@
-"""A job's progress on a terminal: one live bar, or plain lines where the output is not a terminal."""
+"""A job's progress as one live bar, or as plain lines if the output is not a terminal."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,21 +18,21 @@ _ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 @runtime_checkable
 class View(Protocol):
-    """Something that shows progress."""
+    """A display of progress."""
 
     def show(self, status: str, progress: Progress) -> None:
-        """The newest state."""
+        """Show the latest state."""
 
     def note(self, text: str) -> None:
-        """Something that happened once."""
+        """Print a line about a single event."""
 
 
 def watch_job(client: Quantry, job_id: str, console: Console) -> Job:
-    """Follow the job until its end, which may be at once.
+    """Follow the job until it is terminal, and return it.
 
     Raises:
-        QuantryError: it is gone, or the service stays away.
-        KeyboardInterrupt: the person stopped watching; the job goes on.
+        QuantryError: the job is gone, or the service does not answer any more.
+        KeyboardInterrupt: the user stopped watching; the job continues.
     """
     job = client.get(job_id)
     if not job.is_terminal:
@@ -45,12 +45,12 @@ def watch_job(client: Quantry, job_id: str, console: Console) -> Job:
 
 
 def follow(events: Iterator[Event], view: View, status: str, progress: Progress) -> None:
-    """Show what each event changes, from the state before the first one on."""
+    """Show the changes of each event; ``status`` and ``progress`` are the state before the first one."""
     for event in events:
         if event.type == "job.status":
             status = str(event.data.get("status", status))
             if status in _ENDED:
-                continue  # the last progress is not of this moment; what came of the job is told elsewhere
+                continue  # the last progress is out of date now; the caller shows the result
         elif event.type == "progress":
             progress = Progress.model_validate(event.data)
         elif event.type == "stage.status" and event.data.get("status") != "running":
@@ -61,7 +61,7 @@ def follow(events: Iterator[Event], view: View, status: str, progress: Progress)
 
 @contextmanager
 def open_view(console: Console) -> Iterator[View]:
-    """A live bar on a terminal, lines elsewhere."""
+    """Yield a live bar on a terminal, else a view that prints lines."""
     if not console.is_terminal:
         yield _Lines(console)
         return
@@ -104,6 +104,7 @@ class _Lines:
 
     def show(self, status: str, progress: Progress) -> None:
         current = phase(status, progress)
+        # A new stage is printed at once; the same stage only from time to time, so that a log stays short.
         if current in self._shown and self._clock() < self._next:
             return
         self._shown.add(current)
@@ -116,7 +117,7 @@ class _Lines:
 
 
 def phase(status: str, progress: Progress) -> str:
-    """The stage of a running job, or the status of another."""
+    """Return the stage of a running job, or the status of any other job."""
     if status == "running":
         return progress.stage or "starting"
     if status == "queued" and progress.queue_position:
@@ -125,7 +126,7 @@ def phase(status: str, progress: Progress) -> str:
 
 
 def count(progress: Progress) -> str:
-    """``13/30 layers``."""
+    """Return the units that are done, such as ``13/30 layers``."""
     if progress.done is None or progress.total is None:
         return ""
     unit = progress.unit or "step"
@@ -133,7 +134,7 @@ def count(progress: Progress) -> str:
 
 
 def eta(progress: Progress) -> str:
-    """``about 2:06 left``."""
+    """Return the time left, such as ``about 2:06 left``."""
     if progress.eta_seconds is None:
         return ""
     minutes, seconds = divmod(round(progress.eta_seconds.p50), 60)
