@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
-    """The base URL of ``app`` behind uvicorn, until the block ends."""
+    """Serve ``app`` by uvicorn until the block ends, and yield its base URL."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn")

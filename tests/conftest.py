@@ -1,4 +1,4 @@
-"""Servers that many tests share: a real PostgreSQL, migrated by Alembic, and a real Valkey, both private and empty."""
+"""Servers that many tests share: a PostgreSQL migrated by Alembic and a Valkey, both private and empty."""
 
 import os
 import subprocess
@@ -17,16 +17,17 @@ from jobs.settings import Settings
 
 
 def pytest_configure() -> None:
-    """Tests say what they set: an operator's environment must not reach them. What is said to tests alone stays."""
+    """Remove the operator's QUANTRY_* variables, except those that are for tests only."""
     for name in [name for name in os.environ if name.startswith("QUANTRY_") and not name.startswith("QUANTRY_TEST_")]:
         del os.environ[name]
 
 
 @pytest.fixture
 def server_data_dir() -> Iterator[Path]:
-    """An empty data directory for a test that starts servers of its own.
+    """Make an empty data directory for a test that starts servers of its own.
 
-    Not under ``tmp_path``: every start of pytest closes that tree to other users, and under root PostgreSQL is one.
+    It is not under ``tmp_path``: pytest closes that tree to other users at each start, and PostgreSQL runs as another
+    user if the tests run as root.
     """
     with TemporaryDirectory(prefix="quantry-test-", ignore_cleanup_errors=True) as directory:
         yield Path(directory)
@@ -34,7 +35,7 @@ def server_data_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def embedded_urls() -> Iterator[Urls]:
-    """Both servers, for the session."""
+    """Start both servers for the session, and yield their URLs."""
     with TemporaryDirectory(prefix="quantry-test-", ignore_cleanup_errors=True) as directory:
         settings = Settings(data_dir=Path(directory), database_url=None, broker_url=None)
         with embedded_services(settings) as urls:
@@ -43,19 +44,19 @@ def embedded_urls() -> Iterator[Urls]:
 
 @pytest.fixture(scope="session")
 def database_url(embedded_urls: Urls) -> str:
-    """The URL of the migrated database; take ``database`` too for one that is empty."""
+    """Return the URL of the migrated database; use ``database`` too for an empty one."""
     return embedded_urls.database_url
 
 
 @pytest.fixture(scope="session")
 def broker_url(embedded_urls: Urls) -> str:
-    """The broker's URL, as Celery reads it."""
+    """Return the broker's URL in Celery's form."""
     return embedded_urls.broker_url
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """The database with every table empty."""
+    """Yield the database with all tables empty."""
     database = Database(database_url, pool_size=20)
     tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
     with database.transaction() as session:
@@ -66,7 +67,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def demo_models_dir() -> Path:
-    """Where ``smollm2-135m`` is: QUANTRY_MODELS_DIR, or where ``make serve`` puts it. Made on first use, then kept."""
+    """Return the directory with ``smollm2-135m`` (QUANTRY_MODELS_DIR or ``make serve``'s); make it on first use."""
     chosen = os.environ.get("QUANTRY_MODELS_DIR") or Path(__file__).resolve().parent.parent / "var" / "models"
     command = [sys.executable, "-m", "worker.prepare_demo_model", f"--models-dir={chosen}"]
     subprocess.run(command, check=True, capture_output=True, timeout=900)

@@ -1,8 +1,8 @@
-"""The SHA-256 of every file that a small seeded run of each preset leaves, to hold a refactoring to the same bits.
+"""The SHA-256 of every file that a small seeded run of each preset writes, to check that a refactoring keeps all bits.
 
-``python -m tests.fingerprints before.json`` writes the list; after the change, ``python -m tests.fingerprints
-after.json --against before.json`` compares, prints what differs and exits with 1 where anything does. The figures hold
-on one machine only: another processor rounds otherwise.
+``python -m tests.fingerprints before.json`` writes the list. After the change, ``python -m tests.fingerprints
+after.json --against before.json`` compares, prints the differences and exits with 1 if there are any. The hashes are
+valid on one machine only, because another processor rounds differently.
 """
 
 import argparse
@@ -48,7 +48,7 @@ _VARIANTS: Final[dict[str, dict[str, Any]]] = {
 
 
 class _Silent:
-    """An observer that nobody reads."""
+    """An observer that ignores all reports."""
 
     def stage_started(self, name: str, unit: str, total: int) -> None: ...
     def stage_advanced(self, name: str, done: int, total: int) -> None: ...

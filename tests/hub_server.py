@@ -1,7 +1,7 @@
-"""A Hub small enough to read: model info, file heads and contents, as huggingface_hub's real client asks for them.
+"""A small read-only Hub: model info, file heads and contents, as the real client of huggingface_hub requests them.
 
-:class:`Hub` is what is served, and what goes wrong (:class:`Fault`). A subclass of :class:`HubHandler` can
-also be written to.
+:class:`Hub` holds the models and the planned faults (:class:`Fault`). A subclass of :class:`HubHandler` also accepts
+writes.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ TOKEN = "hf_testtoken"  # noqa: S105 — opens nothing but this server
 class HubModel:
     """A repository. ``access``: public, private (looks missing without the token) or gated.
 
-    ``older`` holds earlier commits. Files named ``*.safetensors`` are LFS files, whose SHA-256 the metadata gives;
-    ``claimed`` overrides what is claimed of a file.
+    ``older`` holds earlier commits. Files named ``*.safetensors`` are LFS files, whose SHA-256 is in the metadata;
+    ``claimed`` overrides the metadata of a file.
     """
 
     files: dict[str, bytes]
@@ -34,7 +34,7 @@ class HubModel:
     claimed: dict[str, str] = field(default_factory=dict)
 
     def move(self, files: dict[str, bytes], sha: str) -> None:
-        """A new commit on every branch; the one before can still be asked for by its sha."""
+        """Make a new commit on every branch; the one before can still be requested by its sha."""
         self.older[self.sha] = self.files
         self.files, self.sha = files, sha
 
@@ -47,10 +47,10 @@ class HubModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What the next ``times`` requests whose "METHOD path" contains ``match`` meet.
+    """A fault of the next ``times`` requests whose "METHOD path" contains ``match``.
 
-    An error ``status`` with ``headers``, or a connection that breaks after ``cut_after`` bytes of the answer's body
-    (for a subclass that reads bodies: of the request's). ``ignore_range`` answers with the whole file.
+    It is an error ``status`` with ``headers``, or a connection that breaks after ``cut_after`` bytes of the answer's
+    body (for a subclass that reads bodies: of the request's). ``ignore_range`` answers with the whole file.
     """
 
     match: str
@@ -72,7 +72,7 @@ class Received:
 
 @dataclass
 class Hub:
-    """What is served, and what was asked for."""
+    """The models that are served, and the requests that arrived."""
 
     models: dict[str, HubModel] = field(default_factory=dict)
     url: str = ""
@@ -83,21 +83,21 @@ class Hub:
 
     @property
     def requests(self) -> list[str]:
-        """Every request as "METHOD path"."""
+        """Return all requests as "METHOD path"."""
         return [f"{request.method} {request.path}" for request in self.received]
 
     @property
     def downloads(self) -> list[str]:
-        """Paths of files whose content was asked for."""
+        """Return the paths of files whose content was requested."""
         return [line.split(" ", 1)[1] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
 
     def ranges(self, name: str) -> list[str]:
-        """The Range headers of the requests for the contents of ``name``; empty for a whole file."""
+        """Return the Range headers of the requests for the contents of ``name``; empty for a whole file."""
         asked = [each for each in self.received if each.method == "GET" and each.path.endswith(f"/{name}")]
         return [each.headers.get("range", "") for each in asked]
 
     def take_fault(self, line: str) -> Fault | None:
-        """The first fault that matches "METHOD path", used up by one."""
+        """Return the first fault that matches "METHOD path", and use it up by one."""
         with self.lock:
             fault = next((fault for fault in self.faults if fault.match in line), None)
             if fault is not None:
@@ -108,7 +108,7 @@ class Hub:
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Answers one connection's requests. Every ``do_*`` begins with :meth:`begin`."""
+    """The handler of one connection's requests. Every ``do_*`` begins with :meth:`begin`."""
 
     served: Hub
     protocol_version = "HTTP/1.1"
@@ -124,10 +124,10 @@ class HubHandler(BaseHTTPRequestHandler):
             self.read_only()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — the base class's name
-        """Stay silent."""
+        """Log nothing."""
 
     def begin(self) -> bool:
-        """Record the request and meet its fault; False when it has been answered already."""
+        """Record the request and apply its fault; return False if it has been answered already."""
         self.route = unquote(urlsplit(self.path).path)
         headers = {name.lower(): value for name, value in self.headers.items()}
         line = f"{self.command} {self.route}"
@@ -150,11 +150,11 @@ class HubHandler(BaseHTTPRequestHandler):
 
     @property
     def authorized(self) -> bool:
-        """Whether the request carries the token."""
+        """Return whether the request has the right token."""
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def read_only(self) -> None:
-        """Model info, trees, access checks and files."""
+        """Answer requests for model info, trees, access checks and files."""
         model_id, rest = self.split()
         model = self.served.models.get(model_id)
         if model is None or (model.access == "private" and not self.authorized):
@@ -169,20 +169,20 @@ class HubHandler(BaseHTTPRequestHandler):
             self._file(model, rest)
 
     def split(self) -> tuple[str, str]:
-        """(``owner/name``, the rest) of the path."""
+        """Return (``owner/name``, the rest) of the path."""
         parts = self.route.removeprefix("/api/models/").strip("/").split("/")
         return "/".join(parts[:2]), "/".join(parts[2:])
 
     def send_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
-        """An answer in JSON."""
+        """Send an answer in JSON."""
         self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def refuse(self, status: HTTPStatus, code: str) -> None:
-        """An error as the Hub tells it."""
+        """Send an error in the Hub's form."""
         self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
     def send(self, status: HTTPStatus, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
-        """An answer; its body is left out of a HEAD's, and cut where the request's fault says so."""
+        """Send an answer. The body is left out for HEAD, and cut if the request's fault says so."""
         cut_after = None if self.fault is None else self.fault.cut_after
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -254,7 +254,7 @@ def serve_hub(hub: Hub, handler: type[HubHandler] = HubHandler) -> Iterator[Hub]
 
 
 def git_blob_id(content: bytes) -> str:
-    """What git calls a file of this content."""
+    """Return git's id of a file with this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 — git's own
 
 
@@ -263,7 +263,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _blob_id(model: HubModel, name: str, content: bytes) -> str:
-    """The id of what git keeps: of an LFS file only the pointer, which is of no use to a reader."""
+    """Return the id of what git stores: for an LFS file the id of its pointer, which readers do not use."""
     if name.endswith(".safetensors"):
         return git_blob_id(f"pointer to {name}".encode())
     return model.claimed.get(name) or git_blob_id(content)

@@ -1,7 +1,8 @@
 """The Hub's write API over :mod:`tests.hub_server`: repositories, branches, LFS uploads and commits, on loopback.
 
-Faults are planted as there: a ``status`` answers instead; ``cut_after`` breaks a PUT after that many bytes of its body,
-and any other request after it was carried out, before its answer. ``on_commit`` runs just before a commit is looked at.
+Faults are planned as in that module. A ``status`` is answered instead. ``cut_after`` breaks a PUT after that many bytes
+of its body; any other request breaks after it was carried out, before its answer. ``on_commit`` runs just before a
+commit is checked.
 """
 
 import base64
@@ -55,7 +56,7 @@ class Repository(HubModel):
         return self.commits[sha]
 
     def history(self, revision: str) -> Iterator[Commit]:
-        """Newest first."""
+        """Return the commits, newest first."""
         sha: str | None = self.heads.get(revision, revision)
         while sha is not None:
             yield self.commits[sha]
@@ -63,7 +64,7 @@ class Repository(HubModel):
 
 
 def new_repository(*, private: bool, files: dict[str, bytes] | None = None) -> Repository:
-    """As the Hub makes one: with a first commit."""
+    """Make a repository as the Hub does: with a first commit."""
     repository = Repository(files={}, access="private" if private else "public")
     repository.commit({**_INITIAL, **(files or {})}, "initial commit")
     return repository
@@ -71,10 +72,10 @@ def new_repository(*, private: bool, files: dict[str, bytes] | None = None) -> R
 
 @dataclass
 class WritableHub(Hub):
-    """Also keeps LFS objects. Larger ones than ``part_bytes`` are uploaded in parts of that size.
+    """A hub that also stores LFS objects. Objects above ``part_bytes`` are uploaded in parts of that size.
 
-    ``sent``: (address, bytes) of every PUT that arrived, whole or cut. A PUT to an address that contains ``held`` stops
-    after its first bytes, which sets ``holding``, until :meth:`release`.
+    ``sent``: (address, bytes) of every PUT that arrived, complete or cut. A PUT to an address that contains ``held``
+    stops after its first bytes and sets ``holding``, until :meth:`release` is called.
     """
 
     writable: frozenset[str] = frozenset({"me"})
@@ -88,23 +89,23 @@ class WritableHub(Hub):
     released: threading.Event = field(default_factory=threading.Event)
 
     def release(self) -> None:
-        """Hold nothing back any more."""
+        """Let held PUTs continue."""
         self.held = None
         self.released.set()
 
     def repository(self, repo: str) -> Repository:
-        """One that is there."""
+        """Return an existing repository."""
         found = self.models[repo]
         assert isinstance(found, Repository)
         return found
 
     def messages(self, repo: str, branch: str = "main") -> list[str]:
-        """Of every commit, newest first."""
+        """Return the messages of all commits, newest first."""
         return [commit.message for commit in self.repository(repo).history(branch)]
 
     @property
     def bytes_sent(self) -> int:
-        """All that PUTs brought."""
+        """Return the sum of the bytes of all PUTs."""
         return sum(count for _, count in self.sent)
 
 
@@ -144,7 +145,7 @@ class UploadHandler(HubHandler):
             self._post()
 
     def do_PUT(self) -> None:  # noqa: N802 — the base class's name
-        """Storage: presigned addresses, no token."""
+        """Store an upload; the address is presigned, so no token is needed."""
         self.route = unquote(urlsplit(self.path).path)
         fault = self.served.take_fault(f"PUT {self.route}")
         length = int(self.headers["Content-Length"])

@@ -1,4 +1,4 @@
-"""A collector of traces on this machine: takes OTLP over HTTP, and reads every span with OTLP's own types."""
+"""A collector of traces on this machine: it takes OTLP over HTTP, and reads spans with OTLP's own types."""
 
 import socket
 import threading
@@ -32,7 +32,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What has arrived so far; ``bodies`` are the requests as they were sent."""
+    """The spans that have arrived so far; ``bodies`` are the requests as they were sent."""
 
     url: str = ""
     spans: list[Received] = field(default_factory=list)
@@ -40,11 +40,11 @@ class Receiver:
     headers: list[dict[str, str]] = field(default_factory=list)
 
     def of(self, trace_id: str) -> list[Received]:
-        """The spans of one trace, by their beginning."""
+        """Return the spans of one trace, by their start."""
         return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.began)
 
     def take(self, body: bytes) -> None:
-        """Keep one request."""
+        """Store one request."""
         self.bodies.append(body)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _values(resource.resource.attributes)["service.name"]
@@ -54,7 +54,7 @@ class Receiver:
 
 @contextmanager
 def otlp_receiver() -> Iterator[Receiver]:
-    """The collector, until the block ends."""
+    """Run the collector until the block ends."""
     receiver = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ def otlp_receiver() -> Iterator[Receiver]:
             self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     receiver.url = f"http://127.0.0.1:{server.server_port}"
@@ -87,7 +87,7 @@ def otlp_receiver() -> Iterator[Receiver]:
 
 @contextmanager
 def black_hole() -> Iterator[str]:
-    """The URL of a collector that takes connections and never answers."""
+    """Yield the URL of a collector that accepts connections and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)

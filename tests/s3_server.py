@@ -1,4 +1,4 @@
-"""A real S3 protocol server on loopback (moto's), and a wire to it that can be cut."""
+"""A real S3 protocol server on loopback (moto's), and a TCP proxy to it that can break connections."""
 
 import logging
 import socket
@@ -30,18 +30,18 @@ class S3Server:
 
     @property
     def url(self) -> str:
-        """Its endpoint."""
+        """The endpoint of the server."""
         return f"http://{self.host}:{self.port}"
 
     def make_bucket(self, name: str) -> str:
-        """An empty bucket of that name; its name again."""
+        """Make an empty bucket and return its name."""
         httpx.put(f"{self.url}/{name}", timeout=60).raise_for_status()
         return name
 
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """The server, for the block."""
+    """Run the server for the block."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request otherwise
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -53,7 +53,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @dataclass
 class Wire:
-    """A TCP proxy. It counts the bytes of both directions, and breaks as soon as one has carried what it may."""
+    """A TCP proxy. It counts the bytes of each direction, and breaks when one has carried the allowed number."""
 
     server: S3Server
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
@@ -65,21 +65,21 @@ class Wire:
 
     @property
     def url(self) -> str:
-        """What a client connects to in place of the server."""
+        """The address for clients, in place of the server's."""
         return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 
     def reset(self, *, may_send: float = float("inf"), may_receive: float = float("inf"), mends: bool = False) -> None:
-        """Count from zero; break after so many bytes, for good or (``mends``) only once."""
+        """Count from zero; break after this many bytes, for good or (``mends``) only once."""
         self.sent, self.received = 0, 0
         self.may_send, self.may_receive, self.mends_itself = may_send, may_receive, mends
 
     @property
     def broken(self) -> bool:
-        """Whether a direction has carried all it may."""
+        """Whether a direction has carried all the bytes that it may."""
         return self.sent > self.may_send or self.received > self.may_receive
 
     def serve(self) -> None:
-        """Accept until the listener is closed."""
+        """Accept connections until the listener is closed."""
         while True:
             try:
                 client, _ = self.listener.accept()
@@ -109,7 +109,7 @@ class Wire:
 
 @contextmanager
 def wire_to(server: S3Server) -> Iterator[Wire]:
-    """A wire to the server, for the block."""
+    """Run a proxy to the server for the block."""
     wire = Wire(server)
     thread = threading.Thread(target=wire.serve, daemon=True)
     thread.start()

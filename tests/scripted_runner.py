@@ -1,6 +1,6 @@
-"""A runner that speaks the protocol and computes nothing; the name of its model says how it behaves.
+"""A runner that sends real messages and computes nothing; the name of its model selects its behavior.
 
-A fake at the port between supervisor and engine: a real process, with real signals, files and exit codes.
+It replaces the engine only: it is a real process, with real signals, files and exit codes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ STEP_SECONDS = 0.15
 
 
 def layer_row(name: str = "model.layers.0.mlp.down_proj") -> dict[str, Any]:
-    """A layer row as the engine reports it."""
+    """Return a layer row as the engine reports it."""
     numbers = ("error", "error_normalized", "sqnr_db", "cosine", "baseline_error", "gain_percent", "rtn_error")
     described = {"name": name, "block": 0, "role": "down_proj", "scheme": "w4a4", "transform": "smooth_rotation"}
     sizes = {"input_absmax": 3.0, "input_kurtosis": 4.0, "parameters": 10, "bytes": 5}
@@ -40,7 +40,7 @@ def layer_row(name: str = "model.layers.0.mlp.down_proj") -> dict[str, Any]:
 
 
 def succeed(run: RunFile, events: EventWriter) -> None:
-    """Every kind of message, then output."""
+    """Send every kind of message, then write the output."""
     for name in ("load", "calibrate", "train"):
         events.send(StageStarted(name=name, unit="layer", total=2))
         events.send(StageAdvanced(name=name, done=2, total=2))
@@ -53,7 +53,7 @@ def succeed(run: RunFile, events: EventWriter) -> None:
 
 
 def step(run: RunFile, events: EventWriter) -> None:
-    """Slow steps, each kept as a file: a later attempt does only what is missing."""
+    """Do slow steps and store each as a file; a later attempt does only the missing ones."""
     events.send(StageStarted(name="train", unit="layer", total=STEPS))
     for number in range(STEPS):
         file = run.work_dir / f"step-{number}"
@@ -67,7 +67,7 @@ def step(run: RunFile, events: EventWriter) -> None:
 
 
 def stages(run: RunFile, events: EventWriter) -> None:
-    """Stages that are reused where they are found; the run fails until somebody puts ``mended`` beside its attempts."""
+    """Reuse the stages that are there; the run fails until a file ``mended`` is beside its attempts."""
     for name in ("load", "calibrate", "train", "select"):
         directory = run.work_dir / name
         reused = directory.is_dir()
@@ -82,7 +82,7 @@ def stages(run: RunFile, events: EventWriter) -> None:
 
 
 def starve(run: RunFile, events: EventWriter) -> None:
-    """Enough memory only for a run with less."""
+    """Have enough memory only for a run with less."""
     if run.spec.low_memory:
         succeed(run, events)
     else:
@@ -90,7 +90,7 @@ def starve(run: RunFile, events: EventWriter) -> None:
 
 
 def famish(_: RunFile, events: EventWriter) -> None:
-    """Never enough memory."""
+    """Never have enough memory."""
     events.send(StageStarted(name="calibrate", unit="block", total=1))
     try:
         bytearray(sys.maxsize)
@@ -100,7 +100,7 @@ def famish(_: RunFile, events: EventWriter) -> None:
 
 
 def be_killed(run: RunFile, events: EventWriter) -> None:
-    """What the kernel does to a process that needs too much, with less as well if ``always`` lies beside: it counts."""
+    """Die as the kernel kills a process for memory, and count it; with a file ``always`` also in a low-memory run."""
     if run.spec.low_memory and not (run.work_dir.parents[1] / "always").exists():
         succeed(run, events)
         return
@@ -109,7 +109,7 @@ def be_killed(run: RunFile, events: EventWriter) -> None:
 
 
 def bereaved(run: RunFile, events: EventWriter) -> None:
-    """A run whose own subprocess the kernel kills; it knows no better than that something failed."""
+    """Fail as a run does whose own subprocess the kernel has killed: it only knows that something failed."""
     if run.spec.low_memory:
         succeed(run, events)
         return
@@ -119,33 +119,33 @@ def bereaved(run: RunFile, events: EventWriter) -> None:
 
 
 def count_a_kill(run: RunFile) -> None:
-    """What the kernel does before it kills for memory."""
+    """Raise the count that the kernel raises before it kills for memory."""
     vmstat = run.work_dir.parents[3] / "proc" / "vmstat"
     vmstat.write_text(f"pgfault 1\noom_kill {int(vmstat.read_text().split()[-1]) + 1}\n")
 
 
 def die(_: RunFile, events: EventWriter) -> None:
-    """A poison job."""
+    """Die at each attempt."""
     events.send(StageStarted(name="load", unit="block", total=1))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang(_: RunFile, events: EventWriter) -> None:
-    """Never ends, and does not heed SIGTERM."""
+    """Never end, and ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     events.send(StageStarted(name="train", unit="layer", total=1))
     time.sleep(600)
 
 
 def refuse(_: RunFile, events: EventWriter) -> None:
-    """An error of the user's."""
+    """Report an error of the user's."""
     events.send(StageStarted(name="load", unit="block", total=1))
     events.send(Error(code="not_enough_text", category="user", detail="Too short.", hint="Give more."))
     sys.exit(1)
 
 
 def overflow(_: RunFile, events: EventWriter) -> None:
-    """A disk that is full, for real."""
+    """Fill a disk that is really small."""
     try:
         with Path("/dev/full").open("w") as full:
             full.write("x")
@@ -155,23 +155,23 @@ def overflow(_: RunFile, events: EventWriter) -> None:
 
 
 def vanish(_: RunFile, __: EventWriter) -> None:
-    """An end without a word."""
+    """End without a message."""
     sys.exit(3)
 
 
 def show(run: RunFile, events: EventWriter) -> None:
-    """Put what this process can see into the report."""
+    """Put this process's environment, arguments and directory into the report."""
     finish(run, events, {}, {"environment": dict(os.environ), "arguments": sys.argv, "directory": str(Path.cwd())})
 
 
 def malformed(run: RunFile, events: EventWriter) -> None:
-    """A result without its files."""
+    """Send a result without its files."""
     run.output_dir.mkdir(parents=True)
     events.send(Result(payload={}))
 
 
 def finish(run: RunFile, events: EventWriter, summary: dict[str, Any], report: dict[str, Any] | None = None) -> None:
-    """Output as the engine leaves it."""
+    """Write the output as the engine does."""
     (run.output_dir / "checkpoint").mkdir(parents=True)
     (run.output_dir / "checkpoint" / "config.json").write_text("{}")
     report = report or {"layers": [], "model": {"id": run.spec.model_id, "revision": run.spec.revision}}
@@ -190,7 +190,7 @@ BEHAVIOURS = {
 
 
 def main() -> None:
-    """Behave."""
+    """Run the behavior that the model's name selects."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--events-fd", type=int, required=True)

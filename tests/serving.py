@@ -1,4 +1,4 @@
-"""``quantry serve`` as a person runs it: a real process with real children, for tests."""
+"""``quantry serve`` as a user runs it: a real process with real children, for tests."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ STOP_SECONDS = 60.0
 
 
 class Serving:
-    """A running ``quantry serve``; what it said so far is in ``said``."""
+    """A running ``quantry serve``; ``said`` holds its output so far."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A disk that fills up: a tmpfs of a few kilobytes, mounted where a test says."""
+"""A small disk that can be filled: a tmpfs of a few kilobytes, mounted where a test needs it."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def mounted_disk(directory: Path, size: str) -> Iterator[None]:
-    """``directory``, made here, on a disk of its own of ``size`` (as mount reads it), for the block."""
+    """Make ``directory`` on a disk of its own of ``size`` (in mount's form) for the block."""
     directory.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:

@@ -1,4 +1,4 @@
-"""The stages of a job that needs all of them, in order: the words of the HTTP contract."""
+"""The stages of a job that needs all of them, in order, by their names in the HTTP API."""
 
 STAGES = (
     "resolve", "load", "calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify", "publish",

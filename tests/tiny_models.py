@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the supported architectures, with a tokenizer trained on the spot; well under a second."""
+"""Tiny random checkpoints of the supported architectures, each with a new tokenizer, made in under a second."""
 
 import pydoc_data.topics
 from functools import cache
@@ -78,7 +78,7 @@ def write_tiny_model(
 
 
 def _particulars(architecture: str, layers: int, head_dim: int) -> dict[str, object]:
-    """What an architecture's configuration needs beyond sizes."""
+    """Return the settings that an architecture needs besides sizes."""
     kinds = [("sliding_attention", "full_attention")[index % 2] for index in range(layers)]
     gemma = {"head_dim": head_dim, "query_pre_attn_scalar": head_dim, "sliding_window": 24, "layer_types": kinds}
     particulars: dict[str, dict[str, object]] = {
@@ -93,7 +93,7 @@ def _particulars(architecture: str, layers: int, head_dim: int) -> dict[str, obj
 
 @cache
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 512 tokens trained on a slice of CPython's language reference."""
+    """Train a byte-level BPE of 512 tokens on a part of CPython's language reference."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -110,7 +110,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _randomize(model: PreTrainedModel, seed: int) -> None:
-    """Weights large enough that the blocks matter; norms and biases away from one and zero, so that fusing shows."""
+    """Set weights large enough that blocks matter, and norms and biases so that mistakes in fusing show."""
     generator = torch.Generator().manual_seed(seed)
     gemma = model.config.model_type.startswith("gemma")  # multiplies embeddings by √hidden, and by 1 + a norm's weight
     with torch.no_grad():
@@ -127,7 +127,7 @@ def _randomize(model: PreTrainedModel, seed: int) -> None:
 
 
 def _plant_outliers(model: PreTrainedModel) -> None:
-    """Tokens 40 to 47 share a direction that the gate and up rows of one channel read out strongly."""
+    """Give tokens 40 to 47 a common direction that the gate and up rows of one channel amplify."""
     hidden = model.config.hidden_size
     direction = torch.nn.functional.normalize(torch.randn(hidden, generator=torch.Generator().manual_seed(7)), dim=0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on loopback that answers as it is told: quickly, badly, slowly, or not at all."""
+"""A receiver of webhooks on loopback whose answers a test chooses: good, bad, slow, or none."""
 
 import socket
 import ssl
@@ -15,7 +15,7 @@ Behaviour = Callable[["Exchange"], None]
 
 @dataclass(frozen=True)
 class Received:
-    """One request, headers by lower-case name."""
+    """One request, with its headers by lower-case name."""
 
     path: str
     headers: dict[str, str]
@@ -24,7 +24,7 @@ class Received:
 
 @dataclass
 class Exchange:
-    """One request under way: what a behaviour answers with."""
+    """One request that is being answered; behaviors use it to answer."""
 
     received: Received
     connection: Any
@@ -32,30 +32,30 @@ class Exchange:
     sent: int = 0
 
     def answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
-        """A whole answer."""
+        """Send a complete answer."""
         lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self.raw(("\r\n".join([*lines, "", ""])).encode() + body)
 
     def raw(self, data: bytes) -> None:
-        """These bytes."""
+        """Send these bytes."""
         self.connection.sendall(data)
         self.sent += len(data)
 
     def drip(self, data: bytes, every_seconds: float) -> None:
-        """These bytes, one at a time."""
+        """Send these bytes one at a time."""
         for byte in data:
             self.raw(bytes([byte]))
             time.sleep(every_seconds)
 
     def hang(self) -> None:
-        """Say nothing until the receiver stops."""
+        """Send nothing until the receiver stops."""
         self.stopping.wait(30)
 
 
 @dataclass
 class Receiver:
-    """What came in, and what is answered next: ``script``'s behaviours in turn, then its last one for good."""
+    """The requests that came, and the next answers: the behaviors of ``script`` in turn, the last one forever."""
 
     port: int = 0
     scheme: str = "http"
@@ -67,15 +67,15 @@ class Receiver:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def url(self, host: str = "127.0.0.1", path: str = "/hooks?from=quantry") -> str:
-        """Where it listens."""
+        """The address of the receiver."""
         return f"{self.scheme}://{host}:{self.port}{path}"
 
     def answers(self, *statuses: int) -> None:
-        """Answer with these from now on."""
+        """Answer with these statuses from now on."""
         self.script[:] = [_answering(status) for status in statuses]
 
     def wait_for(self, count: int, seconds: float = 30.0) -> list[Received]:
-        """What came in, once it is so much."""
+        """Wait for this many requests and return them."""
         deadline = time.monotonic() + seconds
         while len(self.received) < count:
             assert time.monotonic() < deadline, f"{len(self.received)} of {count} messages came"
@@ -83,7 +83,7 @@ class Receiver:
         return list(self.received)
 
     def take(self, exchange: Exchange) -> Behaviour:
-        """Note a request; how to answer it."""
+        """Store a request and return how to answer it."""
         with self.lock:
             self.received.append(exchange.received)
             self.exchanges.append(exchange)
@@ -94,25 +94,25 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A sender that hangs up is what some tests are about."""
+        """Ignore errors of a connection, because some tests close it."""
 
 
 @contextmanager
 def receiving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0) -> Iterator[Receiver]:
-    """A receiver, until the block ends."""
+    """Run a receiver until the block ends."""
     receiver = Receiver(scheme="http" if tls is None else "https")
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def setup(self) -> None:
-            """The handshake, in this connection's own thread."""
+            """Do the TLS handshake in this connection's own thread."""
             if tls is not None:
                 self.request = tls.wrap_socket(self.request, server_side=True)
             super().setup()
 
         def finish(self) -> None:
-            """TLS has a socket of its own, which the server does not know."""
+            """Close the socket of TLS, which the server does not know."""
             with suppress(OSError):
                 super().finish()
             self.request.close()
@@ -126,7 +126,7 @@ def receiving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: 
                 receiver.take(exchange)(exchange)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 — the base class's name
-            """Nobody reads it."""
+            """Log nothing."""
 
     if tls is not None:
         tls.sni_callback = lambda _socket, name, _context: receiver.server_names.append(name)
@@ -144,7 +144,7 @@ def receiving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: 
 
 
 def closed_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,6 +1,6 @@
-"""The fault harness: real processes, seeded faults, and a log that says whether the promises were kept.
+"""The fault harness: real processes, seeded faults, and a log from which the promises are checked.
 
-``servers`` and ``proxy`` are what the service leans on, ``fleet`` the service itself, ``catalogue`` and ``runner`` its
-jobs, ``failpoints`` and ``injuries`` what happens to it; ``witness`` writes the log, ``checker`` judges it, ``chaos``
-runs it all.
+``servers`` and ``proxy`` are the servers that the service needs, ``fleet`` is the service itself, ``catalogue`` and
+``runner`` are its jobs, ``failpoints`` and ``injuries`` are the faults. ``witness`` writes the log, ``checker`` judges
+it, and ``chaos`` runs all of it.
 """

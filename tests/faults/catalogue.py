@@ -1,4 +1,4 @@
-"""The jobs of the harness: what is submitted, and what must come of it."""
+"""The jobs of the harness: their requests, and their expected results."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from tests.faults.runner import BEHAVIOUR, chain
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of job: its model's behaviour (None: the real engine), how it has to end, and how often it is chosen."""
+    """A kind of job: its model's behavior (None: the real engine), its expected end, and how often it is chosen."""
 
     name: str
     behaviour: dict[str, Any] | None
@@ -21,7 +21,7 @@ class Kind:
     silent_seconds: float = 60.0  # how long one may say nothing while it is held
 
     def sha256(self, job_id: str) -> str | None:
-        """The digest of what a job publishes as its result; None where that is not known beforehand."""
+        """Return the digest of the result that a job publishes; None if it is not known beforehand."""
         if self.behaviour is None or "steps" not in self.behaviour:
             return None
         return hashlib.sha256(chain(job_id, self.behaviour["steps"]).encode()).hexdigest()
@@ -53,7 +53,7 @@ _TINY: Final[dict[str, Any]] = {
 
 
 def write_models(models_dir: Path) -> None:
-    """A directory under ``models_dir`` for every kind but the real one, whose checkpoint the caller writes."""
+    """Write a directory under ``models_dir`` for every kind except the real one, whose checkpoint the caller writes."""
     for kind in KINDS.values():
         model = models_dir / kind.name
         model.mkdir(parents=True)
@@ -63,6 +63,6 @@ def write_models(models_dir: Path) -> None:
 
 
 def request(kind: str, key: str) -> dict[str, Any]:
-    """The body of ``POST /v1/jobs``; the key is kept as metadata, so that a job can be told by it."""
+    """Return the body of ``POST /v1/jobs``; the key is stored as metadata, so that the job can be recognized by it."""
     body: dict[str, Any] = {"model": {"source": "local", "id": kind}, "metadata": {"kind": kind, "key": key}}
     return {**body, **(_TINY if KINDS[kind].behaviour is None else {})}

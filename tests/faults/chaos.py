@@ -1,8 +1,8 @@
 """``python -m tests.faults.chaos --minutes 30 --seed N``: the whole service under seeded faults, and a verdict.
 
-The live line and the table go to standard output, the verdict to ``--output`` as JSON, the journal beside it. Exit 1 on
-any job lost, doubly published, stuck or ended wrongly. One seed gives one sequence of faults; when exactly each of them
-meets the service is the machine's affair.
+The live line and the table go to standard output. The verdict goes to ``--output`` as JSON, with the journal beside it.
+The exit status is 1 if a job was lost, published twice, stuck or ended wrongly. One seed gives one sequence of faults;
+the exact moment of each fault depends on the machine.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Plan:
 
 
 def run_chaos(plan: Plan) -> Verdict:
-    """Run it. Raises: RuntimeError, when the service does not come up at all."""
+    """Run the service under faults. Raises: RuntimeError, if the service does not start."""
     journal = Journal(plan.journal)
     journal.write("started", seed=plan.seed, seconds=plan.seconds, servers=plan.flavour, pause=plan.pause)
     logs = plan.journal.parent / "logs"
@@ -113,7 +113,7 @@ def _injure(plan: Plan, fleet: Fleet, injuries: Injuries, watcher: Watcher, jour
 
 
 def _settle(fleet: Fleet, watcher: Watcher, customer: Customer, journal: Journal) -> None:
-    """Without faults now: until every accepted job is over, or none of them has moved for minutes."""
+    """Wait without faults until every accepted job is over, or until no job has moved for minutes."""
     jobs = [entry["job"] for entry in journal.entries if entry["what"] == "accepted"]
     window, said, heard_at = Window(fleet.observer_url), -1, time.monotonic()
     while (
@@ -139,7 +139,7 @@ def _say_line(passed: float, seconds: float, watcher: Watcher, journal: Journal)
 
 
 def figures(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as JSON, with the recovery's quantiles in seconds, over all faults and for each sort."""
+    """Return the verdict as JSON, with the quantiles of recovery in seconds, over all faults and for each kind."""
     by_fault: dict[str, list[float]] = {"all": [recovery.seconds for recovery in verdict.recoveries]}
     by_fault["all, alone"] = [recovery.seconds for recovery in verdict.recoveries if recovery.alone]
     for recovery in verdict.recoveries:
@@ -155,7 +155,7 @@ def figures(verdict: Verdict) -> dict[str, Any]:
 
 
 def late(verdict: Verdict) -> list[Recovery]:
-    """Faults that met no other and were felt for longer than was promised."""
+    """Return the faults that met no other fault and had effects for longer than was promised."""
     return [recovery for recovery in verdict.recoveries if recovery.alone and recovery.seconds > PROMISED_SECONDS]
 
 
@@ -163,7 +163,7 @@ _QUANTILES: Final = {"p50": 0.5, "p95": 0.95, "max": 1.0}
 
 
 def table(verdict: Verdict) -> str:
-    """What a person reads at the end."""
+    """Return the table that is printed at the end."""
     shown = figures(verdict)
     ended = ", ".join(f"{count} {status}" for status, count in sorted(verdict.ended.items()))
     lines = ["", f"{'jobs accepted':<20}{verdict.accepted} ({ended})"]
@@ -180,7 +180,7 @@ def table(verdict: Verdict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="tests.faults.chaos", description="The service under seeded faults.")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")

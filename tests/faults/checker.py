@@ -1,4 +1,7 @@
-"""Judges a run: a pure function of the journal and the final database. It knows the promises, not how they are kept."""
+"""The judgment of a run, as a pure function of the journal and the final database.
+
+This module knows the promises of the service, but not its implementation.
+"""
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -20,7 +23,7 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job at the end. ``kind`` and ``key``: from its metadata."""
+    """A job at the end. ``kind`` and ``key`` come from its metadata."""
 
     id: str
     status: str
@@ -35,7 +38,7 @@ class JobRow:
 
 @dataclass(frozen=True)
 class EventRow:
-    """One entry of a job's event log; ``status`` of ``job.status`` events only, ``at`` by the database's clock."""
+    """One entry of a job's event log. ``status`` is only of ``job.status`` events; ``at`` is the database's clock."""
 
     job: str
     id: int
@@ -56,7 +59,7 @@ class ArtifactRow:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The database when nothing moves any more."""
+    """The database after all jobs are over."""
 
     jobs: tuple[JobRow, ...]
     events: tuple[EventRow, ...]
@@ -65,10 +68,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Recovery:
-    """How long one fault was felt: until every job it hit ran again or was over, a job was accepted, and one begun.
+    """How long one fault had effects: until each job that it hit ran again or was over, and one was accepted and begun.
 
-    Counted from the fault; where the harness kept something down for a while, from when it let go. ``alone``: no other
-    fault happened, or was still felt, in between.
+    Counted from the fault, or from its end if it lasted for a while. ``alone``: no other fault happened, or still had
+    effects, in that time.
     """
 
     fault: str
@@ -78,7 +81,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run showed. The four lists name what broke a promise, and are empty when all were kept."""
+    """The result of a run. The four lists name the broken promises, and are empty if all were kept."""
 
     accepted: int
     ended: Mapping[str, int]
@@ -91,12 +94,12 @@ class Verdict:
 
     @property
     def kept(self) -> bool:
-        """Whether every promise was."""
+        """Whether every promise was kept."""
         return not (self.lost or self.doubled or self.stuck or self.wrong)
 
 
 def check(entries: Sequence[Entry], final: Snapshot) -> Verdict:
-    """The verdict on one run."""
+    """Return the verdict on one run."""
     accepted = {entry["job"]: entry for entry in entries if entry["what"] == "accepted"}
     statuses = _status_events(final)
     jobs = {job.id: job for job in final.jobs}
@@ -185,7 +188,7 @@ def _wrong_answers(entries: Iterable[Entry], jobs: Mapping[str, JobRow]) -> Iter
 
 
 def _silent(final: Snapshot) -> Iterator[str]:
-    """Jobs that were held and said nothing for too long."""
+    """Return jobs that were held and reported nothing for too long."""
     patience = {job.id: KINDS[job.kind].silent_seconds for job in final.jobs if job.kind in KINDS}
     state: dict[str, str] = {}
     for before, after in pairwise(sorted(final.events, key=lambda event: (event.job, event.id))):
@@ -197,7 +200,7 @@ def _silent(final: Snapshot) -> Iterator[str]:
 
 
 def _overtaken(statuses: Mapping[str, Sequence[EventRow]]) -> Iterator[str]:
-    """Jobs that waited while others, created after they were queued, were begun, and long before they were."""
+    """Return jobs that waited while others, created after these were queued, were begun long before them."""
     created = {job_id: events[0].at for job_id, events in statuses.items()}
     waits = [
         (before.at, after.at, job_id)
@@ -212,7 +215,7 @@ def _overtaken(statuses: Mapping[str, Sequence[EventRow]]) -> Iterator[str]:
 
 
 def _standing_still(accepted: Mapping[str, Entry], statuses: Mapping[str, Sequence[EventRow]]) -> Iterator[str]:
-    """Times in which jobs were open and the whole service moved none of them."""
+    """Return times in which jobs were open and none of them moved."""
     moves = [(entry["at"], job_id, "accepted") for job_id, entry in accepted.items()]
     moves += [(event.at, job_id, str(event.status)) for job_id, events in statuses.items() for event in events]
     waiting: set[str] = set()
@@ -255,6 +258,6 @@ def _next(ordered: Sequence[float], *, after: float) -> float | None:
 
 
 def quantile(values: Iterable[float], fraction: float) -> float | None:
-    """The smallest value that at least ``fraction`` of them do not exceed; None of none."""
+    """Return the smallest value that at least ``fraction`` of the values do not exceed; None if there are none."""
     ordered = sorted(values)
     return ordered[min(int(fraction * len(ordered)), len(ordered) - 1)] if ordered else None

@@ -1,4 +1,4 @@
-"""Where fault tests happen that need one API or one worker; those that need them all start a fleet."""
+"""Fixtures of fault tests that need one API or one worker; tests that need all processes start a fleet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +16,20 @@ from tests.integration.worker.conftest import Office
 
 @pytest.fixture
 def office(database: Database, embedded_urls: Urls, tmp_path: Path) -> Iterator[Office]:
-    """A back office on the session's servers, without a worker yet."""
+    """Open a back office on the session's servers, without a worker yet."""
     with open_office(database, embedded_urls, tmp_path) as office:
         yield office
 
 
 @pytest.fixture
 def apis(office: Office) -> Iterator[Apis]:
-    """Its API, without a process yet."""
+    """Open the API of the office, without a process yet."""
     with open_apis(office) as apis:
         yield apis
 
 
 @pytest.fixture
 def client(office: Office) -> Iterator[httpx.Client]:
-    """A client of its API on a socket, served from this process: for tests that do not kill the API."""
+    """Return a client of an API in this process, over a socket, for tests that do not kill the API."""
     with serving(create_app(office.settings)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client

@@ -1,4 +1,4 @@
-"""The real runner on a device where two windows at once are too many: ``python -P -m tests.faults.cramped_runner``."""
+"""The real runner on a device without memory for two windows: ``python -P -m tests.faults.cramped_runner``."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Who submits jobs: over HTTP, with an Idempotency-Key, asking again until the answer is a 202."""
+"""Clients that submit jobs over HTTP, with an Idempotency-Key, and repeat a request until the answer is a 202."""
 
 import random
 import threading
@@ -17,7 +17,7 @@ _PATIENCE_SECONDS: Final = 90.0
 
 
 class Customer:
-    """One client of the API; what it is told goes into the journal."""
+    """One client of the API; the answers go into the journal."""
 
     def __init__(self, url: str, journal: Journal, *, name: str = "customer") -> None:
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False)
@@ -26,7 +26,7 @@ class Customer:
         self._count = 0
 
     def submit(self, kind: str) -> str | None:
-        """The job's id; None when the API did not answer with a 202 for a minute and a half."""
+        """Submit a job and return its id; None if the API did not answer with a 202 for a minute and a half."""
         self._count += 1
         key = f"{self._name}-{self._count}"
         began = time.time()
@@ -41,7 +41,7 @@ class Customer:
         return None
 
     def look(self, job_id: str) -> str | None:
-        """The job's status as the API shows it, which is noted; None when it does not answer."""
+        """Note and return the job's status in the API; None if it does not answer."""
         answer = self._ask("GET", f"/v1/jobs/{job_id}")
         if answer is None or answer.status_code != httpx.codes.OK:
             self._note(answer, job_id)
@@ -52,12 +52,12 @@ class Customer:
         return status
 
     def is_ready(self) -> bool:
-        """Whether the service says so."""
+        """Return whether the service reports that it is ready."""
         answer = self._ask("GET", "/readyz")
         return answer is not None and answer.status_code == httpx.codes.OK
 
     def close(self) -> None:
-        """Done asking."""
+        """Close the connections."""
         self._client.close()
 
     def _ask(self, method: str, path: str, **options: Any) -> httpx.Response | None:
@@ -73,7 +73,7 @@ class Customer:
 
 
 class Crowd:
-    """A thread that keeps some jobs waiting for as long as the block lasts, and looks at one now and then."""
+    """A thread that keeps some jobs queued during the block, and reads one now and then."""
 
     def __init__(
         self, customer: Customer, rng: random.Random, states: Callable[[], Mapping[str, str]], *, waiting: int

@@ -1,6 +1,6 @@
-"""The real runner with fail points, which also kills itself as soon as it has said that a stage is so far.
+"""The real runner with fail points, which also kills itself after it has reported a given progress of a stage.
 
-``python -P -m tests.faults.dying_runner STAGE:DONE run.json --events-fd N``; ``-`` for none.
+``python -P -m tests.faults.dying_runner STAGE:DONE run.json --events-fd N``; ``-`` for no such progress.
 """
 
 import os
@@ -17,20 +17,20 @@ NOWHERE: Final = "-"
 
 
 class DyingWriter(EventWriter):
-    """Sends; and after the message it waits for, nothing more ever."""
+    """An event writer that kills its process after the message that it waits for."""
 
     stage: str
     done: int
 
     def send(self, message: Message) -> None:
-        """Send, and perhaps die."""
+        """Send the message, and die if it is the awaited one."""
         super().send(message)
         if isinstance(message, StageAdvanced) and (message.name, message.done) == (self.stage, self.done):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> int:
-    """Be the runner."""
+    """Run the real runner."""
     place, run_file, *options = sys.argv[1:]
     failpoints.install("runner", Path(run_file).parents[3])  # <data>/work/<job>/<fence>/run.json
     if place != NOWHERE:

@@ -1,8 +1,8 @@
-"""Fail points: a process that dies just before or just after the n-th commit, publish or rename from now on.
+"""Fail points: a process dies just before or just after the n-th commit, publish or rename from now on.
 
-No product code knows of them. A process that starts through ``tests.faults.wrapped`` has the functions at these edges
-replaced; whoever injects faults arms a point by a file, which the process that dies at it takes away first: a point
-kills once. Standard library only until :func:`install` is called, since the scripted runner starts hundreds of times.
+The product has no code for them. A process that starts through ``tests.faults.wrapped`` has the functions at these
+edges replaced. A fault is armed by a file. The process that dies at it removes the file first, so a point kills once.
+Before :func:`install`, only the standard library is used, because the scripted runner starts hundreds of times.
 """
 
 import json
@@ -35,7 +35,7 @@ _RENAMES: Final = ("rename", "replace", "link")
 
 @dataclass(frozen=True)
 class FailPoint:
-    """Kill whichever process of ``role`` first comes to the ``hits``-th ``edge`` since it saw this point."""
+    """A fault that kills the first process of ``role`` that reaches its ``hits``-th ``edge`` from now on."""
 
     role: Role
     edge: Edge
@@ -45,13 +45,13 @@ class FailPoint:
 
     @property
     def name(self) -> str:
-        """The file that arms it."""
+        """The name of the file that arms it."""
         return f"{self.role}.{self.edge}.{self.moment}"
 
 
 @dataclass(frozen=True)
 class Fired:
-    """A point at which a process died; ``parent`` tells which worker a pool child or a runner belonged to."""
+    """A point at which a process died; ``parent`` shows the worker of a pool child or a runner."""
 
     name: str
     pid: int
@@ -60,7 +60,7 @@ class Fired:
 
 
 def arm(data_dir: Path, point: FailPoint) -> None:
-    """From now on; a point with the same name is replaced."""
+    """Arm a point from now on, and replace one with the same name."""
     directory = data_dir / DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
     draft = directory / f".{point.name}.{time.monotonic_ns()}"
@@ -69,19 +69,19 @@ def arm(data_dir: Path, point: FailPoint) -> None:
 
 
 def disarm(data_dir: Path) -> None:
-    """Take away every point that has not fired."""
+    """Remove every point that has not fired."""
     for file in (data_dir / DIRECTORY).glob("*.*.*"):
         if file.name != _FIRED:
             file.unlink(missing_ok=True)
 
 
 def is_armed(data_dir: Path) -> bool:
-    """Whether a point still waits for its process."""
+    """Return whether a point still waits for its process."""
     return any(not file.name.startswith(".") for file in (data_dir / DIRECTORY).glob("*.*.*"))
 
 
 def fired(data_dir: Path) -> Iterator[Fired]:
-    """What has fired so far, oldest first."""
+    """Return the points that have fired so far, oldest first."""
     file = data_dir / DIRECTORY / _FIRED
     if file.exists():
         for line in file.read_text().splitlines():
@@ -89,7 +89,7 @@ def fired(data_dir: Path) -> Iterator[Fired]:
 
 
 class Trap:
-    """The edges of one process."""
+    """The fail points of one process."""
 
     def __init__(self, role: Role, data_dir: Path) -> None:
         self._role = role
@@ -98,7 +98,7 @@ class Trap:
         self._counts: dict[tuple[str, int], int] = {}
 
     def around(self, edge: Edge, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, with a fail point on either side."""
+        """Return ``function`` with a fail point before and after it."""
 
         def guarded(*arguments: Any, **options: Any) -> Any:
             self._reached(edge, "before")

@@ -1,7 +1,7 @@
-"""The service as processes: an API, workers, and the servers behind proxies; whatever dies is started again.
+"""The service as processes: an API, workers, and the servers behind proxies; dead processes are started again.
 
-The fleet does what an operator's process manager does and nothing more: it starts, restarts after a second, and stops.
-All of it happens in the thread that calls, which must be the one that made the fleet.
+The fleet does only what an operator's process manager does: it starts, restarts after a second, and stops. All of this
+happens in the calling thread, which must be the thread that made the fleet.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _WORKER: Final = ("-m", "celery", "-A", "tests.faults.worker", "worker", "--logl
 
 @dataclass
 class Kept:
-    """One process that is kept running."""
+    """One process that is restarted when it dies."""
 
     name: str
     command: tuple[str, ...]
@@ -54,11 +54,11 @@ class Kept:
 
     @property
     def pid(self) -> int | None:
-        """The process, if it runs."""
+        """The process id if it runs, else None."""
         return self.process.pid if self.process is not None and self.process.poll() is None else None
 
     def tend(self) -> bool:
-        """Start it if it does not run and its time has come; whether it had to be."""
+        """Start it if it does not run and its pause is over; return whether it was started."""
         if self.pid is not None:
             return False
         now = time.monotonic()
@@ -80,7 +80,7 @@ class Kept:
         return True
 
     def family(self) -> list[psutil.Process]:
-        """The process and all its descendants."""
+        """Return the process and all its descendants."""
         pid = self.pid
         if pid is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -91,7 +91,7 @@ class Kept:
 
 @dataclass
 class Fleet:
-    """What faults are done to. ``url`` is the API's."""
+    """The service to which faults are done. ``url`` is the API's."""
 
     data_dir: Path
     servers: Servers
@@ -104,7 +104,7 @@ class Fleet:
 
     @property
     def observer_url(self) -> str:
-        """The database, past the proxy."""
+        """The URL of the database without the proxy."""
         return self.servers.database_url
 
     @property
@@ -113,19 +113,19 @@ class Fleet:
         return [self.api, *self.workers]
 
     def tend(self) -> list[str]:
-        """Start again whatever has died; the names of what was started."""
+        """Start all dead processes again, and return their names."""
         return [kept.name for kept in self.processes if kept.tend()]
 
     def child_of(self, worker: Kept) -> psutil.Process | None:
-        """The worker's pool child."""
+        """Return the worker's pool child."""
         return _find(worker, lambda process: process.ppid() == worker.pid and "wrapped" not in _command(process))
 
     def sweeper_of(self, worker: Kept) -> psutil.Process | None:
-        """The worker's sweeper."""
+        """Return the worker's sweeper."""
         return _find(worker, lambda process: "worker.sweeper" in _command(process))
 
     def runner_of(self, worker: Kept) -> psutil.Process | None:
-        """What computes the worker's job now, if anything does."""
+        """Return the process that computes the worker's job now, or None."""
         return _find(worker, lambda process: "--events-fd" in _command(process))
 
     def stop(self) -> None:
@@ -140,7 +140,7 @@ class Fleet:
                 kept.process.wait(10)
 
     def terminate(self, kept: Kept, *, seconds: float = 60.0) -> int:
-        """SIGTERM and wait, as a deployment does; the exit code."""
+        """Send SIGTERM and wait, as a deployment does; return the exit code."""
         assert kept.process is not None
         kept.process.send_signal(signal.SIGTERM)
         return kept.process.wait(seconds)
@@ -150,7 +150,9 @@ class Fleet:
 def running_fleet(
     flavour: Flavour, *, settings: Mapping[str, float], workers: int = 2, logs: Path | None = None
 ) -> Iterator[Fleet]:
-    """Everything started and migrated; ``settings`` are the service's. It is not waited for. ``logs`` are kept there.
+    """Start all processes on a migrated database, without waiting for them; ``settings`` are the service's.
+
+    The log files stay in ``logs``.
 
     Raises:
         pytest.skip.Exception: the servers are not installed.

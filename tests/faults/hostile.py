@@ -1,6 +1,6 @@
-"""Requests that nobody means well: to every route of an OpenAPI document, with a token that must not come back.
+"""Hostile requests: to every route of an OpenAPI document, with a token that no answer may repeat.
 
-Routes, parameters and bodies are read from the document, so that a new route is asked as soon as it is there.
+Routes, parameters and bodies are read from the document, so a new route is tested as soon as it exists.
 """
 
 import copy
@@ -57,7 +57,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Route:
-    """One operation. ``query`` are its parameters' names, ``body`` one that it might take."""
+    """One operation. ``query`` has the names of its parameters, ``body`` is a valid body."""
 
     method: str
     path: str
@@ -67,7 +67,7 @@ class Route:
 
 @dataclass(frozen=True, repr=False)
 class Sent:
-    """One request. ``{name}`` in the path stands for a real id where ``real`` has the name, else for ``segment``."""
+    """One request. ``{name}`` in the path is a real id if ``real`` has the name, else ``segment``."""
 
     route: Route
     segment: str
@@ -82,7 +82,7 @@ class Sent:
         return self.route.method in _WITH_BODY
 
     def target(self, ids: Mapping[str, str]) -> str:
-        """The request target, with ``ids`` by the names of path parameters."""
+        """Return the request target, with ``ids`` by the names of path parameters."""
         path = self.route.path
         while "{" in path:
             name = path[path.index("{") + 1 : path.index("}")]
@@ -90,14 +90,14 @@ class Sent:
         return f"{path}?{self.query}" if self.query else path
 
     def __repr__(self) -> str:
-        """Short enough to print."""
+        """Return a short form for reports."""
         body = f"{self.body[:500]!r} of {len(self.body)} bytes" if self.has_body else "no body"
         where = f"{self.segment[:200]} real={self.real} ?{self.query[:500]}"
         return f"<{self.route.method} {self.route.path} {where} {self.headers} {body}>"
 
 
 def routes_of(document: Mapping[str, Any]) -> tuple[Route, ...]:
-    """Every operation of the document, and HEAD for what can be got."""
+    """Return every operation of the document, and HEAD for those that allow GET."""
     found = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -109,7 +109,7 @@ def routes_of(document: Mapping[str, Any]) -> tuple[Route, ...]:
 
 
 def requests_of(document: Mapping[str, Any]) -> st.SearchStrategy[Sent]:
-    """Any request to any route of the document, or beside them."""
+    """Return a strategy of requests to all routes of the document, and to unknown ones."""
     routes = routes_of(document)
     astray = [Route(method, path) for path in document["paths"] for method in _METHODS]
     nowhere = [Route(method, path) for path in ("/", "/v1", "/docs", "/openapi.json", "/{any}") for method in _METHODS]
@@ -134,7 +134,7 @@ def _request(route: Route) -> st.SearchStrategy[Sent]:
 
 
 def whole(route: Route) -> Sent:
-    """The request that the route is made for."""
+    """Return a valid request of the route."""
     return Sent(route, MARK, True, "", {}, _encoded(route.body))
 
 
@@ -144,7 +144,7 @@ def _body(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Any:
 
 
 def _example(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Any:
-    """A value that fits, or nearly."""
+    """Return a value that is valid or nearly so."""
     if "$ref" in schema:
         return _example(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
     for choice in ("anyOf", "oneOf"):
@@ -192,7 +192,7 @@ _malformed = st.one_of(
 
 
 def _bodies(good: Any) -> st.SearchStrategy[bytes]:
-    """``good`` with something wrong in one place, one thing too much, or nothing of it at all."""
+    """Return a strategy of ``good`` with one wrong value, with one field too many, or without any field."""
     whole = {} if good is None else good
     places = st.sampled_from(list(_paths(whole)))
     return st.one_of(

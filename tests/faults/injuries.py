@@ -1,7 +1,7 @@
-"""What is done to the service, by name. Each injury notes itself in the journal with the jobs it hits.
+"""The faults that are done to the service, by name. Each notes itself in the journal, with the jobs that it hits.
 
-An injury that lasts (a frozen process, a silent wire) plans its own end, which a timer carries out: whoever injures may
-itself be waiting for the database that is frozen.
+A fault that lasts (a frozen process, a silent wire) plans its own end, which a timer carries out, because the thread
+that makes faults may itself wait for the frozen database.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ Part = Literal["main", "child", "sweeper", "runner", "tree"]
 
 
 class _Plan:
-    """Something to be done once, by a timer or by whoever can not wait for it."""
+    """An action to be done once, by a timer or by a thread that can not wait for the timer."""
 
     def __init__(self, deed: Callable[[], None]) -> None:
         self._deed = deed
@@ -31,7 +31,7 @@ class _Plan:
         self._done = False
 
     def carry_out(self) -> None:
-        """Do it, if it has not been done."""
+        """Do the action, unless it has been done."""
         with self._lock:
             if not self._done:
                 self._done = True
@@ -53,7 +53,7 @@ class Injuries:
         self._count = 0
 
     def random(self) -> str:
-        """One injury, by weight; its name."""
+        """Do one fault, chosen by weight, and return its name."""
         names = list(INJURIES)
         [name] = self.rng.choices(names, [INJURIES[name][0] for name in names])
         INJURIES[name][1](self)
@@ -70,7 +70,7 @@ class Injuries:
         self._fired = len(found)
 
     def heal(self) -> None:
-        """End everything that lasts, and take away what is armed."""
+        """End all lasting faults, and disarm the fail points."""
         for plan in self._planned:
             plan.carry_out()
         self._planned.clear()
@@ -78,32 +78,32 @@ class Injuries:
         self.tend()
 
     def close(self) -> None:
-        """Heal, and look no more."""
+        """End all faults, and stop observing."""
         self.heal()
         self._window.close()
 
     def note(self, name: str, jobs: Sequence[str] = (), *, at: float | None = None) -> int:
-        """Into the journal; the fault's number."""
+        """Write a fault into the journal and return its number."""
         self._count += 1
         self._journal.write("fault", id=self._count, name=name, jobs=list(jobs), at=at)
         return self._count
 
     def worker(self) -> Kept:
-        """Any worker that nothing is being done to, or just any."""
+        """Return a worker without a fault, or any worker if there is none."""
         free = [kept for kept in self.fleet.workers if kept.name not in self._busy]
         return self.rng.choice(free or self.fleet.workers)
 
     def _working(self) -> Kept:
-        """A worker that holds a job, if one does."""
+        """Return a worker that holds a job, or any worker if none does."""
         found = [kept for kept in self.fleet.workers if kept.name not in self._busy and self.held_by(kept)]
         return self.rng.choice(found) if found else self.worker()
 
     def held_by(self, worker: Kept) -> list[str]:
-        """The jobs that a worker holds now."""
+        """Return the jobs that a worker holds now."""
         return self._window.held_by(worker.pid)
 
     def kill(self, part: Part, worker: Kept | None = None) -> list[str]:
-        """SIGKILL one part of a worker, or all of it; the jobs it held."""
+        """Kill one part of a worker, or all of it, by SIGKILL; return the jobs that it held."""
         worker = worker or self._working()
         jobs = self.held_by(worker)
         targets = self._part(worker, part)
@@ -112,18 +112,18 @@ class Injuries:
         return jobs
 
     def kill_api(self) -> None:
-        """SIGKILL the API."""
+        """Kill the API by SIGKILL."""
         self.note("kill_api")
         send(self.fleet.api.family(), signal.SIGKILL)
 
     def terminate(self, kept: Kept, signum: signal.Signals) -> None:
-        """Ask a process to end."""
+        """Send SIGTERM to a process."""
         self.note(f"{signum.name.lower()}_{kept.name.rstrip('0123456789')}")
         if kept.process is not None and kept.pid is not None:
             kept.process.send_signal(signum)
 
     def freeze(self, part: Part) -> None:
-        """SIGSTOP past the lease, then SIGCONT. Never two workers at once: then nobody would be left to recover."""
+        """Stop a worker for longer than its lease, never two at once, because one has to be left to recover."""
         if self._busy:
             self.kill("runner")
             return
@@ -141,7 +141,7 @@ class Injuries:
         self._plan(self._frozen_seconds, thaw)
 
     def freeze_briefly(self, name: str, processes: Sequence[psutil.Process]) -> None:
-        """SIGSTOP for a few seconds, as a machine that swaps does."""
+        """Stop a process for a few seconds, as on a machine that swaps."""
         number = self.note(name)
         send(processes, signal.SIGSTOP)
 
@@ -152,7 +152,7 @@ class Injuries:
         self._plan(self.rng.uniform(2.0, 8.0), thaw)
 
     def kill_server(self, name: str, server: Server, signum: signal.Signals) -> None:
-        """End a server by a signal, and start it again at once on what it left."""
+        """End a server by a signal, and start it again at once on its data."""
         self.note(name)
         if server.pid is not None:
             process = psutil.Process(server.pid)
@@ -174,7 +174,7 @@ class Injuries:
         self._plan(self.rng.uniform(1.0, 8.0), mend)
 
     def fail_point(self) -> None:
-        """Arm one of the edges; it notes itself when a process comes to it."""
+        """Arm one of the edges; the point is noted when a process reaches it."""
         role = self.rng.choice(list(failpoints.EDGES))
         edge = self.rng.choice(failpoints.EDGES[role])
         moment: failpoints.Moment = self.rng.choice(("before", "after"))
@@ -198,14 +198,14 @@ class Injuries:
 
 
 def send(processes: Iterable[psutil.Process], signum: signal.Signals) -> None:
-    """A signal to each; those that are gone already do not mind."""
+    """Send a signal to each process; ignore those that are gone already."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signum)
 
 
 def _had(worker: Kept, shot: failpoints.Fired) -> bool:
-    """Whether the process that died was this worker's child or runner; a sweeper holds no job."""
+    """Return whether the dead process was this worker's child or runner; a sweeper holds no job."""
     if shot.name.startswith("sweeper"):
         return False
     return bool({shot.pid, shot.parent} & {process.pid for process in worker.family()})

@@ -1,4 +1,4 @@
-"""The service around one test on the shared servers: a back office, and an API process that can be killed anywhere."""
+"""The service around one test on the shared servers: a back office, and API processes that can be killed."""
 
 import socket
 import subprocess
@@ -24,7 +24,7 @@ _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "
 
 @contextmanager
 def open_office(database: Database, urls: Urls, data_dir: Path, **settings: float) -> Iterator[Office]:
-    """An office with a local model for every behaviour of the scripted runner; ``settings`` replace the short lease."""
+    """Open an office with a model for every behavior of the scripted runner; ``settings`` replace the short lease."""
     for behaviour in BEHAVIOURS:
         model = data_dir / "models" / behaviour
         model.mkdir(parents=True)
@@ -43,7 +43,7 @@ def open_office(database: Database, urls: Urls, data_dir: Path, **settings: floa
 
 @dataclass
 class Apis:
-    """Processes of the API that take their requests from one socket: when one is killed, the next one answers."""
+    """API processes that accept from one socket: when one is killed, the next one answers."""
 
     office: Office
     listener: socket.socket
@@ -51,11 +51,11 @@ class Apis:
 
     @property
     def url(self) -> str:
-        """Where they answer."""
+        """The address of the API."""
         return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 
     def start(self, count: int = 1) -> None:
-        """Start ``count`` more; a request waits in the socket until the first of them is there."""
+        """Start ``count`` more processes; requests wait in the socket until the first one runs."""
         environment = self.office.environment()
         for _ in range(count):
             with (self.office.settings.data_dir / f"api-{len(self.processes)}.log").open("wb") as output:
@@ -71,13 +71,13 @@ class Apis:
 
     @property
     def running(self) -> int:
-        """How many live."""
+        """Return how many processes run."""
         return sum(process.poll() is None for process in self.processes)
 
     def dies_while_asked(
         self, edge: failpoints.Edge, moment: failpoints.Moment, client: httpx.Client, **post: object
     ) -> bool:
-        """POST a job to an API that dies at the ``edge`` of answering it; whether an answer came all the same."""
+        """POST a job to an API that dies at the ``edge`` of answering; return whether an answer came nevertheless."""
         before, data_dir = self.running, self.office.settings.data_dir
         failpoints.arm(data_dir, failpoints.FailPoint("api", edge, moment, hits=1))
         answered = True
@@ -89,7 +89,7 @@ class Apis:
         return answered
 
     def stop(self) -> None:
-        """End them all."""
+        """End all processes."""
         for process in self.processes:
             process.kill()
             process.wait(10)
@@ -97,7 +97,7 @@ class Apis:
 
 @contextmanager
 def open_apis(office: Office) -> Iterator[Apis]:
-    """None runs yet."""
+    """Open the socket; no process runs yet."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         apis = Apis(office, listener)
         try:

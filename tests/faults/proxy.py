@@ -1,6 +1,6 @@
-"""A wire between the service and a server it leans on, which can be slow, cut, or silent. Loopback only.
+"""A TCP proxy between the service and one of its servers, which can be slow, cut, or silent. Loopback only.
 
-Threads with plain sockets: one for each direction of each connection, as there are only dozens of them.
+It uses threads with plain sockets, one for each direction of a connection, because there are only dozens of them.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: closing s
 
 
 class Mode(StrEnum):
-    """What the wire does to bytes."""
+    """What the proxy does to bytes."""
 
     OPEN = "open"
     DELAY = "delay"  # every chunk waits ``delay_seconds``
@@ -28,7 +28,7 @@ class Mode(StrEnum):
 
 
 class Proxy:
-    """A context manager: listens on ``port`` of 127.0.0.1 for as long as the block lasts."""
+    """A context manager that listens on ``port`` of 127.0.0.1 during the block."""
 
     def __init__(self, upstream: Address) -> None:
         self._upstream = upstream
@@ -41,17 +41,17 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Where clients connect to."""
+        """The port for clients."""
         port: int = self._listener.getsockname()[1]
         return port
 
     @property
     def mode(self) -> Mode:
-        """What it does now."""
+        """The present mode."""
         return self._mode
 
     def set(self, mode: Mode, *, delay_seconds: float = 0.0) -> None:
-        """From now on. Leaving a blackhole resets what was held in it: its bytes are lost, as in a real one."""
+        """Set the mode. At the end of a blackhole its connections are reset: held bytes are lost, as in a real one."""
         held = self._mode is Mode.BLACKHOLE and mode is not Mode.BLACKHOLE
         self._mode, self._delay_seconds = mode, delay_seconds
         if mode is Mode.RESET or held:
@@ -101,7 +101,7 @@ class Proxy:
             self._open -= {client, server}
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        """Bytes from one end to the other, until either is gone."""
+        """Copy bytes from one end to the other, until one of them is gone."""
         with contextlib.suppress(OSError):
             while chunk := source.recv(_CHUNK):
                 if self._mode is Mode.DELAY:

@@ -1,7 +1,7 @@
-"""The harness's runner: steps that are kept as files and resumed, or whatever ``behaviour.json`` of the model says.
+"""The harness's runner: steps that are stored as files and resumed, or the behavior in the model's ``behaviour.json``.
 
-It speaks the runner's protocol by hand and needs the standard library only: it starts in a tenth of the time that the
-real one takes, so that hundreds of jobs fit into minutes. A model without ``behaviour.json`` goes to the real runner.
+It writes the runner's messages itself and needs only the standard library. So it starts in a tenth of the time of the
+real runner, and hundreds of jobs fit into minutes. A model without ``behaviour.json`` goes to the real runner.
 """
 
 import argparse
@@ -27,7 +27,7 @@ Say = Callable[..., None]
 
 
 def chain(job_id: str, steps: int) -> str:
-    """What a job of so many steps publishes: each step's digest is made from the one before."""
+    """Return the digest that a job of so many steps publishes; each step's digest is made from the one before."""
     digest = job_id
     for number in range(steps):
         digest = _link(digest, number)
@@ -39,7 +39,7 @@ def _link(before: str, number: int) -> str:
 
 
 def steps(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
-    """Slow steps, each kept as a file: a later attempt does only what is missing."""
+    """Do slow steps and store each as a file; a later attempt does only the missing ones."""
     work, total = Path(run["work_dir"]), int(behaviour["steps"])
     began = time.monotonic()
     say("stage_started", name="train", unit="layer", total=total)
@@ -62,13 +62,13 @@ def steps(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
 
 
 def poison(_: dict[str, Any], __: dict[str, Any], say: Say) -> None:
-    """A job that kills whatever runs it."""
+    """Kill the process at each attempt."""
     say("stage_started", name="load", unit="block", total=1)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def memory(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
-    """Really out of memory (RLIMIT_AS), unless told to be careful."""
+    """Run out of memory for real (RLIMIT_AS), except in a run with less memory."""
     if run["spec"]["low_memory"]:
         steps(run, behaviour, say)
         return
@@ -83,7 +83,7 @@ def memory(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
 
 
 def disk(_: dict[str, Any], __: dict[str, Any], say: Say) -> None:
-    """A disk that is full, for real."""
+    """Fill a disk that is really small."""
     say("stage_started", name="load", unit="block", total=1)
     try:
         with Path("/dev/full").open("w") as full:
@@ -107,7 +107,7 @@ BEHAVIOURS: Final = {behaviour.__name__: behaviour for behaviour in (steps, pois
 
 
 def main() -> None:
-    """Behave."""
+    """Run the behavior of the model."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--events-fd", type=int, required=True)

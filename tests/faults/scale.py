@@ -1,4 +1,4 @@
-"""How much of a promise a test run proves: ``QUANTRY_TEST_SCALE=full`` takes the counts of the promises themselves."""
+"""The counts of a test run: ``QUANTRY_TEST_SCALE=full`` uses the counts of the promises themselves."""
 
 import os
 from typing import Final
@@ -8,5 +8,5 @@ FULL: Final = os.environ.get("QUANTRY_TEST_SCALE") == "full"
 
 
 def scaled(small: int, full: int) -> int:
-    """The count for this run."""
+    """Return the count for this run."""
     return full if FULL else small

@@ -1,6 +1,7 @@
-"""The database and the broker in two flavours: the embedded ones, and PostgreSQL 15 with Redis 7 as Debian packs them.
+"""The database and the broker in two flavors: the embedded ones, and Debian's PostgreSQL 15 with Redis 7.
 
-Both die with the process that started them. Start them from the main thread: the kernel's request is the thread's.
+Both die with the process that started them. Start them from the main thread, because the kernel ends them with the
+thread that started them.
 """
 
 import contextlib
@@ -44,17 +45,17 @@ class Server(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """The main process, or None."""
+        """The id of the main process, or None."""
 
     def start(self) -> None:
-        """Run it and wait until it answers. Raises: InstallationError."""
+        """Start it and wait until it answers. Raises: InstallationError."""
 
     def stop(self) -> None:
-        """End it in its own time."""
+        """Stop it in the normal way."""
 
 
 class DebianPostgres:
-    """PostgreSQL 15 from the package ``postgresql-15``, as its account when we are root."""
+    """PostgreSQL 15 from the package ``postgresql-15``; under root it runs as the account of that package."""
 
     def __init__(self, data_dir: Path, socket_dir: Path) -> None:
         self._cluster = data_dir / "postgres15"
@@ -64,11 +65,11 @@ class DebianPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's."""
+        """The id of the postmaster."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def start(self) -> None:
-        """Make the cluster if it is not there; wait out what a killed postmaster left behind."""
+        """Make the cluster if it is missing, and wait for the processes of a killed postmaster to end."""
         account = _account()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if not self._cluster.exists():
@@ -86,7 +87,7 @@ class DebianPostgres:
             time.sleep(1.0)
 
     def stop(self) -> None:
-        """A fast shutdown."""
+        """Do a fast shutdown."""
         if self._process is not None:
             stop(self._process, (signal.SIGINT, signal.SIGQUIT), seconds=20.0)
             self._process = None
@@ -127,11 +128,11 @@ class DebianRedis:
 
     @property
     def pid(self) -> int | None:
-        """The server's."""
+        """The id of the server."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def start(self) -> None:
-        """Run it, empty."""
+        """Start it without data."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
         command: list[str | Path] = [REDIS, *options, "--dir", self._socket_dir]
@@ -139,7 +140,7 @@ class DebianRedis:
         wait_until(self._answers, self._process, name="Redis", log=self._log, seconds=_START_SECONDS)
 
     def stop(self) -> None:
-        """End it and forget what it held."""
+        """Stop it; its data is lost."""
         if self._process is not None:
             stop(self._process, (signal.SIGTERM,), seconds=5.0)
             self._process = None
@@ -154,7 +155,7 @@ class DebianRedis:
 
 @dataclass(frozen=True)
 class Servers:
-    """A database and a broker, and where they listen."""
+    """A database and a broker, with their addresses."""
 
     database: Server
     broker: Server
@@ -163,12 +164,12 @@ class Servers:
 
     @property
     def database_url(self) -> str:
-        """The direct way, past any proxy: for whoever watches."""
+        """The URL without the proxy, for observers."""
         return f"postgresql://quantry@/postgres?host={quote(str(Path(str(self.database_address)).parent))}"
 
 
 def answers(socket_dir: Path) -> bool:
-    """Whether PostgreSQL takes connections there."""
+    """Return whether PostgreSQL accepts connections at this address."""
     try:
         psycopg.connect(host=str(socket_dir), user="quantry", dbname="postgres", connect_timeout=2).close()
     except psycopg.OperationalError:
@@ -177,7 +178,7 @@ def answers(socket_dir: Path) -> bool:
 
 
 def missing(flavour: Flavour) -> str | None:
-    """Why this flavour can not run here; None when it can."""
+    """Return why this flavor can not run here; None if it can."""
     if flavour == "debian" and not ((POSTGRES / "postgres").exists() and REDIS.exists()):
         return "Debian's postgresql-15 and redis-server are not installed"
     return None
@@ -185,7 +186,7 @@ def missing(flavour: Flavour) -> str | None:
 
 @contextmanager
 def running_servers(flavour: Flavour, data_dir: Path) -> Iterator[Servers]:
-    """Both servers, empty, not migrated. ``data_dir`` must be short: Unix sockets lie in it.
+    """Run both servers, empty and not migrated. ``data_dir`` must be short, because Unix sockets lie in it.
 
     Raises:
         pytest.skip.Exception: they are not installed.

@@ -1,6 +1,6 @@
-"""The append-only log: what was accepted, what was done to the service, what was seen of it. Written once, read twice.
+"""The append-only log of accepted jobs, faults, and observed changes.
 
-Every line is on the disk before the next thing happens, so that the log outlives the observer too.
+Every line is on the disk before the next step, so that the log stays when its process dies.
 """
 
 import json
@@ -36,7 +36,7 @@ class Journal:
         self.entries: list[Entry] = []
 
     def write(self, what: str, *, at: float | None = None, **fields: Any) -> None:
-        """One line, synced."""
+        """Write one line and sync it to the disk."""
         entry: Entry = {"what": what, "at": time.time() if at is None else at, **fields}
         with self._lock:
             self._file.write(json.dumps(entry).encode() + b"\n")
@@ -45,25 +45,25 @@ class Journal:
             self.entries.append(entry)
 
     def close(self) -> None:
-        """No more."""
+        """Close the file."""
         self._file.close()
 
 
 def read_journal(file: Path) -> list[Entry]:
-    """The entries of a log; a last line that was cut short is not one."""
+    """Return the entries of a log; ignore a last line that was cut short."""
     lines = file.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
 class Window:
-    """A look at the database past every proxy; a database that is away is looked at again later."""
+    """A connection to the database without the proxies; if the database is away, it is tried again later."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
 
     def rows(self, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """The rows. Raises: psycopg.Error when the database is away."""
+        """Return the rows. Raises: psycopg.Error, if the database is away."""
         try:
             if self._connection is None:
                 self._connection = psycopg.connect(
@@ -75,21 +75,21 @@ class Window:
             raise
 
     def held_by(self, worker_pid: int | None) -> list[str]:
-        """The job that a worker runs now, as a list; none where the database can not say."""
+        """Return the job that a worker runs now, as a list; empty if the database does not answer."""
         try:
             return [row["id"] for row in self.rows(_HELD, [f"%:{worker_pid}"])]
         except psycopg.Error:
             return []
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
 
 class Watcher:
-    """A thread that writes every change of every job's status into the journal, as the database shows it."""
+    """A thread that writes every change of every job's status in the database into the journal."""
 
     def __init__(self, url: str, journal: Journal) -> None:
         self._window = Window(url)
@@ -125,12 +125,12 @@ class _Blobs:
     settings: Settings
 
     def has(self, sha256: str) -> bool:
-        """Whether the store has these bytes, whole."""
+        """Return whether the store has these bytes completely."""
         return open_store(self.settings).size(sha256) is not None
 
 
 def final_state(url: str, settings: Settings) -> Snapshot:
-    """Everything the checker judges, read from the database and the artifact store. Raises: psycopg.Error."""
+    """Read all data for the checker from the database and the artifact store. Raises: psycopg.Error."""
     window, blobs = Window(url), _Blobs(settings)
     try:
         return Snapshot(

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.wrapped ROLE MODULE …``: a module run as ``python -m`` runs it, with fail points inside."""
+"""``python -m tests.faults.wrapped ROLE MODULE …``: run a module as ``python -m`` does, with fail points."""
 
 import os
 import runpy
@@ -9,7 +9,7 @@ from tests.faults.failpoints import EDGES, install
 
 
 def main() -> None:
-    """Install, then be the other program."""
+    """Install the fail points, then run the module."""
     role, module, *arguments = sys.argv[1:]
     if role not in EDGES:
         raise SystemExit(f"no such role: {role}")

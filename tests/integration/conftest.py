@@ -1,4 +1,4 @@
-"""An S3 server that many tests share, and a wire to it that each of them may cut."""
+"""An S3 server that many tests share, and a proxy to it that each test may break."""
 
 import secrets
 from collections.abc import Iterator
@@ -10,34 +10,34 @@ from tests.s3_server import KEYS, S3Server, Wire, s3_server, wire_to
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[S3Server]:
-    """One server for the session; every test has a bucket of its own."""
+    """Run one server for the session; every test has a bucket of its own."""
     with s3_server() as server:
         yield server
 
 
 @pytest.fixture
 def bucket(server: S3Server) -> str:
-    """An empty bucket."""
+    """Make an empty bucket."""
     return server.make_bucket(f"bucket-{secrets.token_hex(4)}")
 
 
 @pytest.fixture(scope="session")
 def session_wire(server: S3Server) -> Iterator[Wire]:
-    """The wire to the server."""
+    """Run the proxy to the server."""
     with wire_to(server) as wire:
         yield wire
 
 
 @pytest.fixture
 def wire(session_wire: Wire) -> Wire:
-    """A wire to the server that can be cut, and is whole."""
+    """Return the proxy to the server, which is not broken at the start."""
     session_wire.reset()
     return session_wire
 
 
 @pytest.fixture
 def s3_settings(bucket: str, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Settings of a store in the bucket, behind the wire; boto3 finds the keys in the environment."""
+    """Return settings of a store in the bucket, through the proxy; boto3 finds the keys in the environment."""
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     return {"artifacts_url": f"s3://{bucket}/quantry", "s3_endpoint_url": wire.url}

@@ -1,4 +1,4 @@
-"""The wheel, for the session."""
+"""The wheel, built once for the session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.packaging.fresh import build_wheel
 
 @pytest.fixture
 def foreign_directory(tmp_path: Path) -> Path:
-    """An empty directory to be in."""
+    """Make an empty directory to run commands in."""
     directory = tmp_path / "elsewhere"
     directory.mkdir()
     return directory
@@ -19,6 +19,6 @@ def foreign_directory(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel() -> Iterator[Path]:
-    """The wheel of this checkout."""
+    """Build the wheel of this checkout."""
     with TemporaryDirectory(prefix="quantry-test-") as directory:
         yield build_wheel(Path(directory))

@@ -1,4 +1,4 @@
-"""A wheel of this checkout, and fresh environments that it is installed into; nothing of the checkout is seen there."""
+"""A wheel of this checkout, and fresh environments in which it is installed without access to the checkout."""
 
 import os
 import re
@@ -20,23 +20,23 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 
 def project() -> dict[str, Any]:
-    """The table ``project`` of pyproject.toml."""
+    """Return the table ``project`` of pyproject.toml."""
     loaded: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return loaded
 
 
 def name_of(requirement: str) -> str:
-    """The distribution that a requirement names, in lower case, with hyphens: ``psycopg`` of ``psycopg[binary]>=3``."""
+    """Return the distribution of a requirement, in lower case, with hyphens: ``psycopg`` of ``psycopg[binary]>=3``."""
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 def outside() -> dict[str, str]:
-    """The environment of a person who has no checkout: pip's configuration stays, PYTHONPATH and settings go."""
+    """Return the environment of a user without a checkout: pip's configuration stays, PYTHONPATH and settings go."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "QUANTRY_"))}
 
 
 def build_wheel(directory: Path) -> Path:
-    """The wheel, built from a copy, so that no earlier build of the checkout adds to it."""
+    """Build the wheel from a copy, so that an earlier build of the checkout adds nothing to it."""
     source = directory / "source"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -50,22 +50,22 @@ def build_wheel(directory: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A virtual environment of its own."""
+    """A virtual environment."""
 
     directory: Path
 
     @property
     def python(self) -> str:
-        """Its interpreter."""
+        """The path of the interpreter."""
         return str(self.directory / "bin" / "python")
 
     @property
     def command(self) -> str:
-        """The command ``quantry`` that was installed into it."""
+        """The path of the installed command ``quantry``."""
         return str(self.directory / "bin" / "quantry")
 
     def install(self, *requirements: str) -> None:
-        """Have pip install what was asked for and what that needs, at the releases of requirements.lock."""
+        """Install packages with pip, with their dependencies at the releases of requirements.lock."""
         # Compiling everything would take longer than the few modules that are imported save.
         command = [*PIP, f"--python={self.python}", "install", "--no-compile", f"--constraint={LOCK}", *requirements]
         subprocess.run(command, check=True, env=outside(), capture_output=True, timeout=INSTALL_SECONDS)
@@ -83,21 +83,21 @@ class Environment:
         )
 
     def distributions(self, cwd: Path) -> set[str]:
-        """The names of what is installed, in lower case, with hyphens."""
+        """Return the names of the installed packages, in lower case, with hyphens."""
         program = "import importlib.metadata as m; print(*(d.metadata['Name'] for d in m.distributions()))"
         done = self.run(self.python, "-P", "-c", program, cwd=cwd)
         return {name_of(name) for name in done.stdout.split()}
 
 
 def fresh_environment(directory: Path) -> Environment:
-    """An environment with nothing in it, which other accounts of this machine can read: PostgreSQL is one of them."""
+    """Make an empty environment that other accounts of this machine can read, such as PostgreSQL's."""
     directory.parent.chmod(0o755)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True, timeout=120)
     return Environment(directory=directory)
 
 
 def write_foreign_packages(directory: Path, *, names: tuple[str, ...] = FOREIGN) -> None:
-    """Packages that have nothing to do with Quantry, and end whoever imports them from the current directory."""
+    """Write packages that are not Quantry's; a process that imports one from the current directory ends."""
     for name in names:
         (directory / name).mkdir()
         (directory / name / "__init__.py").write_text(f"raise SystemExit('the folder {name} here was imported')\n")
