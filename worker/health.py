@@ -26,7 +26,7 @@ def trouble(overview: Overview, hostname: str, now: datetime) -> str | None:
     here = [worker for worker in overview.recent_workers() if worker.hostname == hostname]
     if not here:
         return f"no worker of {hostname} has reported lately"
-    # A long job keeps every worker of this machine busy; that jobs wait meanwhile is no fault of it.
+    # This machine works, so it is not the reason why other jobs wait.
     if any(worker.busy for worker in here):
         return None
     queue = overview.queue_health()

@@ -75,7 +75,7 @@ def _make(scratch: Path, target: Path, say: Say) -> None:
     convert_gguf(gguf_file, dense)
     for path in dense.iterdir():
         path.chmod(0o644)  # the service may run as another user than this one
-    # Before the rename, so that a complete name never stands for files that a power cut has emptied.
+    # Before the rename: after a power cut, a directory with the final name must be complete.
     _sync(dense)
     if target.exists():
         raise DemoModelError(f"{target} exists but is not a model. Move it away and try again.")
