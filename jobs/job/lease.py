@@ -14,6 +14,7 @@ from jobs.artifacts import ManifestEntry
 from jobs.job.claims import Claim, Manifest, ProgressReport, ReleaseReason
 from jobs.job.rendering import layer_values
 from jobs.job.sweep import Swept, sweep
+from jobs.kit.attempt_limit import is_last_attempt
 from jobs.kit.errors import JobProblem, crash_loop
 from jobs.kit.ids import new_id
 from jobs.kit.leases import ClaimKey, HeartbeatResult
@@ -144,7 +145,7 @@ class JobLeases:
         one more attempt, and all later attempts run with less memory. A cancelling job becomes cancelled.
         """
         with self._database.transaction() as session:
-            if reason == "crash" and claim.attempt >= claim.max_attempts:
+            if reason == "crash" and is_last_attempt(claim):
                 error = crash_loop(claim.attempt).as_json(claim.job_id)
                 moved = self._move(session, claim, JobStatus.FAILED, values={"error": error}, code="crash_loop")
             elif reason == "low_memory":

@@ -6,6 +6,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
+from jobs.kit.attempt_limit import is_last_attempt
 from jobs.kit.errors import JobProblem, crash_loop, queue_deadline, run_deadline
 from jobs.kit.leases import ClaimKey
 from jobs.kit.states import JobStatus
@@ -72,7 +73,7 @@ def _settle_expired(session: Session, job: Job, deadline_exceeded: bool, reason:
     # Before the attempts: a job without time left could not use another attempt.
     if deadline_exceeded:
         return _fail(session, job, run_deadline(job.max_run_seconds))
-    if job.attempt >= job.max_attempts:
+    if is_last_attempt(job):
         return _fail(session, job, crash_loop(job.attempt))
     leases.requeue(session, Job.id == job.id, delay_seconds=0.0, counts=True, reason=reason)
     return JobStatus.QUEUED

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
+from jobs.kit.attempt_limit import is_last_attempt
 from jobs.kit.errors import JobProblem
 from jobs.kit.leases import HeartbeatResult
 from jobs.kit.states import PublicationStatus
@@ -109,7 +110,7 @@ class PublicationLeases:
 
     def postpone(self, claim: PublicationClaim, problem: JobProblem, *, retry_after: float = 0.0) -> bool:
         """Queue another attempt, not before ``retry_after`` seconds; after the last attempt fail with ``problem``."""
-        if claim.attempt >= claim.max_attempts:
+        if is_last_attempt(claim):
             return self.fail(claim, problem)
         with self._database.transaction() as session:
             return publications.requeue(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.kit.attempt_limit import is_last_attempt
 from jobs.kit.errors import JobProblem
 from jobs.publications.lease import Commit, PublicationClaim, PublicationLeases
 from jobs.publications.problems import crashed
@@ -46,7 +47,7 @@ class PublicationEndings:
         return Ending.fenced(Outcome.DRAINED, lambda: self.leases.release(self.claim))
 
     def _retried(self, outcome: Outcome, problem: JobProblem, retry_after: float) -> Ending:
-        last = self.claim.attempt >= self.claim.max_attempts
+        last = is_last_attempt(self.claim)
         return Ending.fenced(
             Outcome.FAILED if last else outcome,
             lambda: self.leases.postpone(self.claim, problem, retry_after=retry_after),
