@@ -1,8 +1,8 @@
-"""The command ``python -m api --fd N``, which serves the API on a listening socket that the parent process passes.
+"""The command ``python -P -m api --fd N``, which serves the API on a listening socket that the parent process passes.
 
 ``uvicorn api.main:app`` also serves the API, on a socket that it opens. But it puts the current directory first on the
 path, and a folder ``api`` or ``jobs`` of another project in that directory would then be imported. This command does
-not do that.
+not do that, and with ``-P`` neither does Python.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """The one exception of the client: a problem that the service reported, or the reason why no answer came.
 
 Besides the codes of the service, the client has codes of its own: ``unreachable``, ``connection_lost``, ``timeout``,
-``bad_response``, ``bad_input``, ``digest_mismatch``, ``unsafe_path``, ``start_failed``.
+``bad_response``, ``bad_input``, ``digest_mismatch``, ``unsafe_path``; the command also has ``start_failed``,
+``extras_missing``, ``sample_failed`` and ``os_error``.
 """
 
 from dataclasses import dataclass
@@ -40,6 +41,16 @@ class QuantryError(Exception):
         self.errors = errors
         self.status = status
         self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle and copy by all of the fields. Exception itself would repeat the one argument of its message."""
+        return _remade, (self.code, self.detail, self.errors, self.status, self.hint)
+
+
+def _remade(
+    code: str, detail: str, errors: tuple[FieldError, ...], status: int | None, hint: str | None
+) -> QuantryError:
+    return QuantryError(code, detail, errors, status=status, hint=hint)
 
 
 def error_from_problem(problem: dict[str, Any], *, status: int | None = None) -> QuantryError:

@@ -1,7 +1,8 @@
-"""``python -m worker [OPTION…]``: ``celery -A worker.app worker [OPTION…]``, safe in any current directory.
+"""``python -P -m worker [OPTION…]``: ``celery -A worker.app worker [OPTION…]``, safe in any current directory.
 
 Celery imports an application by its name, and searches the current directory first. That directory may hold an
-unrelated folder ``jobs`` or ``worker``. Here the application is imported before Celery searches for it.
+unrelated folder ``jobs`` or ``worker``. Here the application is imported before Celery searches for it, and ``-P``
+keeps Python itself from searching the current directory.
 """
 
 import sys

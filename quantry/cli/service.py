@@ -21,7 +21,9 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The backup's own
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Default QUANTRY_HOST, or 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default QUANTRY_PORT, or 8000; 0: any free.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Default QUANTRY_PORT, or 8000; 0: any free.")
+    ] = None,
     data_dir: DataDir = None,
     *,
     demo_model: Annotated[bool, typer.Option(help="Prepare local:smollm2-135m if it is missing.")] = True,

@@ -1,6 +1,8 @@
 """``pip install quantry``, without extras, into a fresh environment: the client and the policy, and nothing else."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,3 +103,11 @@ def test_a_command_that_needs_the_extras_says_how_to_get_them(
     assert line.startswith("error [extras_missing]: ")
     assert line.endswith("pip install 'quantry[server,worker]'.")
     assert list(foreign_directory.iterdir()) == []
+
+
+def test_a_type_checker_knows_the_types_of_the_client(environment: Environment, foreign_directory: Path) -> None:
+    snippet = foreign_directory / "snippet.py"
+    snippet.write_text('from quantry import Quantry\n\nreveal_type(Quantry("http://x").get("job_1").is_terminal)\n')
+    command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={environment.python}", str(snippet)]
+    told = subprocess.run(command, cwd=foreign_directory, capture_output=True, text=True, check=False, timeout=120)
+    assert 'Revealed type is "bool"' in told.stdout, told.stdout + told.stderr

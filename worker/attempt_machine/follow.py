@@ -38,7 +38,8 @@ class Follower:
 
     ``must_yield``: whether the worker has to hand back its claim now. ``stops``: the endings for other states of the
     claim, such as a cancel. ``on_message`` receives all messages except results and errors; ``on_poll`` is called a
-    few times a second.
+    few times a second. ``failures_are_errors``: log what a subprocess reports as an error, with the end of its log, and not
+    as a warning.
     """
 
     heartbeat: ClaimHeartbeat
@@ -47,6 +48,7 @@ class Follower:
     stops: Mapping[ClaimState, Callable[[], Ending]] = field(default_factory=dict)
     on_message: Callable[[Message], None]
     on_poll: Callable[[], None] = lambda: None
+    failures_are_errors: bool = True
 
     def require_claim(self) -> None:
         """Raise Ended if the claim is lost, was cancelled or is out of time, or if the worker stops."""
@@ -115,8 +117,13 @@ class Follower:
         if error is None:
             logger.error("subprocess_died", exit_code=code, log_tail=child.log_tail())
         else:
-            # That the Hub is busy is normal, and the next attempt may succeed: no error for the operator.
-            log = logger.error if error.retry_after is None else logger.warning
-            log("subprocess_failed", code=error.code, detail=error.detail, exit_code=code, log_tail=child.log_tail())
+            self._log_failure(child, error, code)
         explained = explain(error, code)
         return self.endings.crashed() if explained is None else self.endings.reported(explained)
+
+    def _log_failure(self, child: Child, error: Error, code: int) -> None:
+        # The log of the subprocess is only worth its space if the operator has to look into the failure.
+        if self.failures_are_errors:
+            logger.error("subprocess_failed", code=error.code, exit_code=code, log_tail=child.log_tail())
+        else:
+            logger.warning("subprocess_failed", code=error.code, detail=error.detail, exit_code=code)

@@ -95,6 +95,7 @@ class PublishAttempt:
             endings=self._endings,
             must_yield=self.must_yield,
             on_message=self._receive,
+            failures_are_errors=False,  # most are refusals by the Hub, which only the user can change
         )
 
     def _token(self) -> str:

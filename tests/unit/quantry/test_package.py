@@ -1,7 +1,9 @@
 """What importing ``quantry`` gives, and what it leaves unloaded."""
 
 import ast
+import copy
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import quantry
 from jobs.webhooks.signing import new_secret, signed_headers
 from quantry import webhooks
 from quantry.cli.main import app
-from quantry.errors import QuantryError
+from quantry.errors import FieldError, QuantryError
 from quantry.service import extras
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,3 +90,14 @@ def test_python_m_leaves_the_current_directory_aside(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "submit" in done.stdout
+
+
+def test_an_error_survives_pickle_and_copy() -> None:
+    error = QuantryError("code", "detail", (FieldError(pointer="/a", code="c", detail="d"),), status=422, hint="Do.")
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - our own bytes
+        assert (type(again), str(again), vars(again)) == (QuantryError, "code: detail", vars(error))
+
+
+@pytest.mark.parametrize("package", ["quantry", "quant_engine"])
+def test_a_type_checker_may_read_the_package(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()

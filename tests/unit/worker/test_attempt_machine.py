@@ -91,6 +91,7 @@ class Attempt:
         self.heartbeat = FakeHeartbeat()
         self.endings = job(leases or FakeLeases())
         self.yields = False
+        self.failures_are_errors = True
         self.messages: list[Message] = []
 
     def follow(self, program: str, explain: Explanation = as_reported) -> dict[str, Any]:
@@ -100,6 +101,7 @@ class Attempt:
             must_yield=lambda: self.yields,
             stops={ClaimState.CANCEL: self.endings.cancelled, ClaimState.DEADLINE: self.endings.overdue},
             on_message=self.messages.append,
+            failures_are_errors=self.failures_are_errors,
         )
         command = Command(
             arguments=[sys.executable, "-c", PROGRAM + program],
@@ -173,14 +175,17 @@ def test_a_worker_that_stops_gives_the_claim_back_unless_it_is_lost(attempt: Att
     assert attempt.ending_of("time.sleep(60)") is CLAIM_LOST
 
 
-def test_what_passes_is_a_warning_and_the_rest_are_errors(attempt: Attempt) -> None:
+def test_a_run_that_fails_is_an_error_and_a_refused_upload_a_warning_without_the_log(attempt: Attempt) -> None:
     with structlog.testing.capture_logs() as logs:
-        attempt.ending_of(ERROR % "" + "\nsys.exit(1)")
-        attempt.ending_of(ERROR % ', "retry_after": 5' + "\nsys.exit(1)")
-        attempt.ending_of("print('why', flush=True)\nsys.exit(2)")
-    ends = [(entry["event"], entry["log_level"]) for entry in logs if entry["event"] != "subprocess_started"]
-    assert ends == [("subprocess_failed", "error"), ("subprocess_failed", "warning"), ("subprocess_died", "error")]
-    assert logs[-1]["log_tail"].endswith("why\n")
+        for attempt.failures_are_errors in (True, False):
+            attempt.ending_of("print('why', flush=True)\n" + ERROR % "" + "\nsys.exit(1)")
+            attempt.ending_of("print('why', flush=True)\nsys.exit(2)")
+    run, died, upload, died_too = (entry for entry in logs if entry["event"] != "subprocess_started")
+    assert (run["event"], run["log_level"], run["log_tail"][-4:]) == ("subprocess_failed", "error", "why\n")
+    assert (upload["event"], upload["log_level"], upload["detail"]) == ("subprocess_failed", "warning", "d")
+    assert "log_tail" not in upload
+    for each in (died, died_too):
+        assert (each["event"], each["log_level"], each["log_tail"][-4:]) == ("subprocess_died", "error", "why\n")
 
 
 def test_an_ending_is_lost_when_its_write_does_not_land() -> None:
