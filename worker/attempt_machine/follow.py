@@ -38,8 +38,8 @@ class Follower:
 
     ``must_yield``: whether the worker has to hand back its claim now. ``stops``: the endings for other states of the
     claim, such as a cancel. ``on_message`` receives all messages except results and errors; ``on_poll`` is called a
-    few times a second. ``failures_are_errors``: log what a subprocess reports as an error, with the end of its log, and not
-    as a warning.
+    few times a second.
+    ``failures_are_errors``: log what a subprocess reports as an error, with the end of its log, and not as a warning.
     """
 
     heartbeat: ClaimHeartbeat
