@@ -20,11 +20,11 @@ _PLANTED = {
 }
 _BROKEN = (
     "api and worker never import each other",
-    "jobs: job above its neighbours",
-    "worker: the host above",
-    "No circle of files or folders",
-    "The policy and the interface import no other room",
-    "The client speaks HTTP",
+    "jobs: job is the highest layer",
+    "worker: the host is above",
+    "No circular imports of files or folders",
+    "The policy and the interface import no torch",
+    "The client imports no package of the server",
 )
 
 
