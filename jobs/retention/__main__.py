@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 def table(verb: str, done: Housekept, discarded: Discarded) -> str:
     """Return the report: a line for each kind of thing, with its number and bytes."""
     rows = [(verb, "count", "bytes"), *_expired(done), *_collected(done.collected)]
-    rows.append(("downloads cut off", str(discarded.downloads), str(discarded.bytes)))
+    rows.append(("interrupted downloads", str(discarded.downloads), str(discarded.bytes)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{name:<{widths[0]}}  {count:>{widths[1]}}  {size:>{widths[2]}}".rstrip() for name, count, size in rows]
     return "\n".join(lines) + "\n"
@@ -68,7 +68,7 @@ def _run(settings: Settings, *, dry_run: bool) -> tuple[Housekept, Discarded]:
 def _expired(done: Housekept) -> Iterator[Row]:
     for each in done.expired:
         if each.gone is None:
-            yield f"expired {each.rule}", "kept", ""
+            yield f"expired {each.rule}", "not deleted (retention 0)", ""
         else:
             yield f"expired {each.rule}", str(each.gone.rows), str(each.gone.bytes) if each.gone.bytes else ""
 
@@ -77,9 +77,9 @@ def _collected(collected: Collected | None) -> Sequence[Row]:
     if collected is None:
         return []
     return [
-        ("files that no job has", str(collected.blobs), str(collected.bytes)),
-        ("uploads cut off", str(collected.incomplete), ""),
-        ("jobs of the first release", str(collected.legacy), ""),
+        ("unused files", str(collected.blobs), str(collected.bytes)),
+        ("interrupted uploads", str(collected.incomplete), ""),
+        ("jobs in the old file layout", str(collected.legacy), ""),
     ]
 
 

@@ -221,11 +221,11 @@ def test_the_command(
     assert main(["--dry-run"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["would", "remove", "count", "bytes"]
-    assert {"expired jobs": ["kept"], "files that no job has": ["1", "8"]}.items() <= rows_of(lines).items()
+    assert {"expired jobs": ["not deleted (retention 0)"], "unused files": ["1", "8"]}.items() <= rows_of(lines).items()
     assert lines[-1].startswith(f"missing {sha('lost')} of {job}: weights (art_")
     assert sha("nobody's") in stored(store)
     assert main([]) == 1
-    assert rows_of(capsys.readouterr().out.splitlines())["files that no job has"] == ["1", "8"]
+    assert rows_of(capsys.readouterr().out.splitlines())["unused files"] == ["1", "8"]
     assert stored(store) == {sha("kept")}
     house.commands.delete_job(job, tenant=TENANT)
     assert main([]) == 0
