@@ -52,7 +52,7 @@ suite: $(STAMP) ## every test
 unit: $(STAMP) ## tests of your choice: make unit ARGS='tests/unit/jobs -k hadamard'
 	$(BIN)/pytest $(ARGS)
 
-chaos: $(STAMP) ## the service under seeded faults, with a verdict: make chaos MINUTES=30 [SEED=1] [SERVERS=debian]
+chaos: $(STAMP) ## inject seeded faults into the running service and report pass or fail: make chaos MINUTES=30 [SEED=1] [SERVERS=debian]
 	$(BIN)/python -m tests.faults.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
 		--servers $(or $(SERVERS),embedded) --output var/chaos/verdict.json
 

@@ -8,6 +8,8 @@ from typing import Final
 
 import pytest
 
+from jobs.settings import Settings
+
 _ROOT: Final = Path(__file__).parents[2]
 _ROOMS: Final = ("api", "jobs", "worker", "quantry", "quant_engine", "benchmarks", "tests", "docs")
 _OURS: Final = (*_ROOMS[:6], "tests")
@@ -82,6 +84,14 @@ def test_paths_exist(document: Path) -> None:
 def test_modules_of_commands_exist(document: Path) -> None:
     modules = {name for name in _MODULE.findall(document.read_text()) if name.partition(".")[0] in _OURS}
     assert [name for name in sorted(modules) if importlib.util.find_spec(name) is None] == []
+
+
+def test_every_setting_is_named_in_the_documents() -> None:
+    documents = "".join((_ROOT / path).read_text() for path in ("README.md", "docs/operations.md"))
+    named = set(re.findall(r"QUANTRY_[A-Z0-9_]+", documents))
+    variables = {f"QUANTRY_{field.upper()}" for field in Settings.model_fields}
+    assert "QUANTRY_S3_PART_BYTES" in variables
+    assert sorted(variables - named) == []
 
 
 def test_functions_of_the_algorithm_are_where_it_says() -> None:
