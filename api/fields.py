@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from api.names import is_tellable
+from api.field_names import looks_like_field_name
 from jobs.kit.errors import FieldError
 
 _MAX_ERRORS = 50
@@ -51,7 +51,7 @@ def _steps(error: Mapping[str, Any], body: object) -> Iterable[str]:
     for step in error["loc"]:
         if isinstance(here, dict) and step in here:
             here = here[step]
-            if not is_tellable(step):
+            if not looks_like_field_name(step):
                 return
             yield str(step)
         elif isinstance(here, list) and isinstance(step, int) and step < len(here):

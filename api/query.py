@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from api.errors import InvalidFields
-from api.names import is_tellable
+from api.field_names import looks_like_field_name
 from jobs.kit.errors import FieldError
 
 _MEMBER: Final = re.compile(r"([a-z_]+)\[[^\[\]]+\]", re.ASCII)
@@ -31,7 +31,7 @@ async def declared_only(request: Request) -> None:
             errors.append(_unknown(name, plain | {f"{name}[…]" for name in objects}))
         # FastAPI would silently use the last value.
         elif name in seen:
-            errors.append(FieldError(f"?{_told(name)}", "given_twice", "Give this parameter once."))
+            errors.append(FieldError(f"?{_safe_name(name)}", "given_twice", "Give this parameter once."))
         seen.add(name)
     if errors:
         # A query string can name thousands of parameters, so the list is limited.
@@ -64,8 +64,8 @@ def _deep_objects(route: APIRoute) -> Iterator[str]:
 
 def _unknown(name: str, known: frozenset[str]) -> FieldError:
     takes = f"This path takes: {', '.join(sorted(known))}." if known else "This path takes no query parameters."
-    return FieldError(f"?{_told(name)}", "unknown_parameter", f"There is no such parameter. {takes}")
+    return FieldError(f"?{_safe_name(name)}", "unknown_parameter", f"There is no such parameter. {takes}")
 
 
-def _told(name: str) -> str:
-    return name if is_tellable(name) else ""
+def _safe_name(name: str) -> str:
+    return name if looks_like_field_name(name) else ""

@@ -130,7 +130,8 @@ class CredentialService:
 
         Raises:
             TooManyCredentials: the tenant has as many as a tenant may have.
-            IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
+            IdempotencyConflict: the key belongs to another request.
+            IdempotencyInFlight: a request with the same key is being answered.
         """
         plain = token.get_secret_value()
         # Not a plain hash of the body: it could be used to test guesses of the token.

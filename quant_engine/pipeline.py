@@ -35,7 +35,7 @@ from quant_engine.stages.export import CHECKPOINT, export_stage, read_verificati
 from quant_engine.stages.load import load_stage, recorded_threads
 from quant_engine.stages.quantize.remeasured_rows import final_rows
 from quant_engine.stages.quantize.stage import quantize_stage
-from quant_engine.stages.report.card import Measured
+from quant_engine.stages.report.card_inputs import Measured
 from quant_engine.stages.report.summary import run_report, run_summary
 from quant_engine.stages.stage import Stage, run_stage, stage_digest, write_json
 from quant_engine.stages.train.rotation import read_rotation, train_rotation_stage

@@ -54,7 +54,8 @@ class JobCommands:
         Raises:
             InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: the request can not be done; names
                 the field.
-            IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
+            IdempotencyConflict: the key belongs to another request.
+            IdempotencyInFlight: a request with the same key is being answered.
         """
         kept = self._settings.idempotency_seconds
         idempotent = IdempotentRequest.of(tenant, "POST /v1/jobs", idempotency_key, request, keep_seconds=kept)

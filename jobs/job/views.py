@@ -85,12 +85,13 @@ class JobView(View):
     status: JobStatus
     is_terminal: bool
     attempt: int
-    retries: int = 0  # missing in answers that an older release stored for an Idempotency-Key, as is the next field
+    # An older release may have stored an answer for an Idempotency-Key without the fields that have a default here.
+    retries: int = 0
     low_memory: bool = False
     created_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
-    expired_at: Timestamp | None = None  # when retention removed its files; missing in stored answers too
+    expired_at: Timestamp | None = None  # when retention removed its files
     model: ModelView
     policy: dict[str, Any]
     policy_hash: str

@@ -35,7 +35,8 @@ class PublicationService:
             InvalidState: the job has not succeeded, or made no checkpoint.
             ArtifactsExpired: retention removed its files.
             UnknownCredential: the tenant has no such credential.
-            IdempotencyConflict, IdempotencyInFlight: the key is used by another request, or right now.
+            IdempotencyConflict: the key belongs to another request.
+            IdempotencyInFlight: a request with the same key is being answered.
         """
         kept = self._settings.idempotency_seconds
         idempotent = IdempotentRequest.of(
@@ -94,7 +95,7 @@ class PublicationService:
             if stored is not None:
                 return stored
             found = _find(session, tenant, publication_id)
-            # Locked first: a publication in the queue prevents that the job's files expire.
+            # The job is locked first, so that its files can not expire before the publication is queued.
             _with_files(session, found.job_id)
             restarted = publications.restart(session, tenant, publication_id)
             if restarted is None:

@@ -1,4 +1,4 @@
-"""The only way to change a job's row: an UPDATE that raises its version and allocates the ids of its events."""
+"""The only way to change a job's row: an UPDATE that increments its version and allocates the ids of its events."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Write the model card of a checkpoint, and its machine-readable twin.
+"""Write the model card of a checkpoint, and the same facts as data.
 
 ``README.md`` states what loads the checkpoint, how accurate it is and where it comes from. ``quantry.json`` has the
 same facts as data, and ``layers.png`` shows the layers' errors. Equal facts and files give equal bytes.
@@ -17,15 +17,15 @@ from quant_engine.checkpoint.card_facts import CardFacts
 from quant_engine.checkpoint.card_figure import FIGURE, draw_layers
 from quant_engine.checkpoint.card_sections import card_body
 from quant_engine.checkpoint.card_text import Loading, loading
-from quant_engine.checkpoint.hashes import CARD, TWIN, CheckpointManifest, checkpoint_manifest
+from quant_engine.checkpoint.hashes import CARD, CARD_DATA, CheckpointManifest, checkpoint_manifest
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.checkpoint.section import Reach
+from quant_engine.checkpoint.quantry_section import Reach
 
 _HUB_DATASETS: Final = {"wikitext2": "Salesforce/wikitext", "c4": "allenai/c4"}
 
 
 def write_card(directory: Path, facts: CardFacts, linears: Sequence[QuantizedLinear]) -> None:
-    """Complete a checkpoint: write the plot, the twin, and last the card, which lists every other file.
+    """Complete a checkpoint: write the plot, ``quantry.json``, and last the card, which lists every other file.
 
     Args:
         directory: the checkpoint, with all its other files.
@@ -33,9 +33,9 @@ def write_card(directory: Path, facts: CardFacts, linears: Sequence[QuantizedLin
     """
     if facts.rows:
         draw_layers(facts.rows, directory / FIGURE)
-    # Two lists, because a file can not contain its own hash: the twin lists neither itself nor the card.
-    files = checkpoint_manifest(directory, without=(CARD, TWIN))
-    _write_twin(directory / TWIN, facts, files)
+    # Two lists, because a file can not contain its own hash: quantry.json lists neither itself nor the card.
+    files = checkpoint_manifest(directory, without=(CARD, CARD_DATA))
+    _write_card_data(directory / CARD_DATA, facts, files)
     card = model_card(facts, linears, checkpoint_manifest(directory, without=(CARD,)))
     card.save(directory / CARD)
 
@@ -77,7 +77,7 @@ def _license(facts: CardFacts) -> dict[str, Any]:
     return {key: value for key, value in named.items() if value is not None}
 
 
-def _write_twin(path: Path, facts: CardFacts, files: CheckpointManifest) -> None:
+def _write_card_data(path: Path, facts: CardFacts, files: CheckpointManifest) -> None:
     content = _finite(facts.as_json()) | {"files": [asdict(file) for file in files.files]}
     path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 

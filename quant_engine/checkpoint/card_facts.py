@@ -8,7 +8,7 @@ from quant_engine.checkpoint.license import License
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import Policy, policy_hash
 
-TWIN_VERSION: Final = 1
+CARD_DATA_VERSION: Final = 1
 INLINE: Final = "inline"
 """Stands for texts that came with a request. The texts themselves are not published."""
 
@@ -69,7 +69,7 @@ class CardFacts:
     def as_json(self) -> dict[str, Any]:
         """Return the facts in the form of ``quantry.json``."""
         return {
-            "format_version": TWIN_VERSION,
+            "format_version": CARD_DATA_VERSION,
             "model": {
                 "id": self.model_id,
                 "revision": self.revision,

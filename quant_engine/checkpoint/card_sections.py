@@ -9,7 +9,7 @@ from quant_engine.checkpoint.card_figure import FIGURE
 from quant_engine.checkpoint.card_policy import policy_sentences
 from quant_engine.checkpoint.card_text import Loading
 from quant_engine.checkpoint.engines import engine_notes
-from quant_engine.checkpoint.hashes import TWIN, CheckpointManifest
+from quant_engine.checkpoint.hashes import CARD_DATA, CheckpointManifest
 from quant_engine.checkpoint.license import OTHER
 from quant_engine.checkpoint.markdown import code, code_cell, json_block, number, plain, table
 from quant_engine.checkpoint.packing import QuantizedLinear
@@ -171,7 +171,7 @@ def _provenance(facts: CardFacts, files: CheckpointManifest) -> str:
     total = sum(file.bytes for file in files.files)
     size = (
         f"{total:,} bytes in all; the base model's weights are {facts.original_bytes:,}. "
-        f"`{TWIN}` holds the same facts as data."
+        f"`{CARD_DATA}` holds the same facts as data."
     )
     return f"{table(('', ''), rows)}\n\n{table(('file', 'bytes', 'SHA-256'), listed, right=(1,))}\n\n{size}"
 

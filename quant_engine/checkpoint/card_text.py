@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.checkpoint.section import Reach, reach
+from quant_engine.checkpoint.quantry_section import Reach, reach
 
 _PLAIN_CODE: Final = """from transformers import AutoModelForCausalLM, AutoTokenizer
 

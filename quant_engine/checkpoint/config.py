@@ -4,8 +4,9 @@
 two have its ``hadamard`` type, for which runtimes have kernels. Other orders (1536 = 12 · 128) are stored once, dense
 and ±1, as its ``random-hadamard`` type. The ``quantry`` section has the same for our loader, without a matrix.
 
-compressed-tensors can not express other online transforms. A checkpoint that has one is barred: its schemes name a
-number type that compressed-tensors refuses, so other readers stop instead of giving wrong logits (docs/decisions/0008).
+compressed-tensors can not express other online transforms. A checkpoint that has one gets a refusal marker: its schemes
+name a number type that compressed-tensors refuses. So other readers raise an error instead of giving wrong logits
+(docs/decisions/0008).
 """
 
 import re
@@ -18,10 +19,10 @@ from compressed_tensors.quantization import QuantizationConfig, QuantizationStat
 from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme
 
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.checkpoint.section import Reach, online_section, reach, unusable
+from quant_engine.checkpoint.quantry_section import Reach, online_section, reach, unusable
 
-BARRIER: Final = " behind online transforms that only quant_engine.checkpoint.load applies"
-"""Appended to the number type of every weight of a barred checkpoint; the error of a refusing reader contains it."""
+REFUSAL_MARKER: Final = " behind online transforms that only quant_engine.checkpoint.load applies"
+"""The marker that makes other loaders refuse a checkpoint. It is appended to the number type of every weight."""
 
 _STORED = re.compile(r"\.hadamard(\d+)_input\.weight$")
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -134,20 +135,20 @@ def compact_patterns(names: Sequence[str], others: Sequence[str]) -> list[str]:
     return patterns
 
 
-def unbarred(quantization_config: Any) -> dict[str, Any]:
-    """Return ``quantization_config`` without the barrier; one that is not barred is returned with the same content.
+def without_refusal_marker(quantization_config: Any) -> dict[str, Any]:
+    """Return ``quantization_config`` without the marker that makes other loaders refuse it, if it has one.
 
     Raises:
         UnsafeCheckpoint: it is malformed.
     """
     try:
-        return _with_number_types(quantization_config, lambda name: name.removesuffix(BARRIER))
+        return _with_number_types(quantization_config, lambda name: name.removesuffix(REFUSAL_MARKER))
     except (KeyError, TypeError, AttributeError) as error:
         raise unusable("the quantization_config of config.json is malformed") from error
 
 
-def _barred(quantization_config: dict[str, Any]) -> dict[str, Any]:
-    return _with_number_types(quantization_config, lambda name: name + BARRIER)
+def _with_refusal_marker(quantization_config: dict[str, Any]) -> dict[str, Any]:
+    return _with_number_types(quantization_config, lambda name: name + REFUSAL_MARKER)
 
 
 def _with_number_types(quantization_config: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
@@ -182,4 +183,4 @@ def _quantization_config(linears: Sequence[QuantizedLinear], dense: Sequence[str
         "sparsity_config": {},
         "transform_config": transform_config(linears).model_dump(mode="json"),
     }
-    return _barred(content) if reach(linears) is Reach.LOADER else content
+    return _with_refusal_marker(content) if reach(linears) is Reach.LOADER else content

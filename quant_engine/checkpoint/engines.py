@@ -1,7 +1,8 @@
-"""Collect what other engines do with a checkpoint: one statement for each engine, for the model card.
+"""Describe what serving engines do with a checkpoint: one statement for each engine, for the model card.
 
-An engine's verdict is the worst one among its verdicts for each kind of linear (:mod:`.engine_schemes`) and the hazards
-below. Hazards depend on the online transforms of linears and on their neighbours.
+Each kind of linear has a verdict for each engine (:mod:`.engine_schemes`). Each hazard below has one, too: it depends
+on the online transforms of a linear, and on the linears that an engine merges with it. The engine's verdict is the
+worst of these.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from quant_engine.checkpoint.engine_schemes import (
     scheme_of,
 )
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.checkpoint.section import Reach, reach
+from quant_engine.checkpoint.quantry_section import Reach, reach
 from quant_engine.interface.architectures import FUSED_LINEARS
 
 __all__ = ["EngineNote", "Verdict", "engine_notes"]

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quant_engine.checkpoint.companions import copy_companions
 from quant_engine.checkpoint.config import checkpoint_config, stored_name, stored_orders
+from quant_engine.checkpoint.copied_files import copy_files
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.checkpoint.section import online_tensors
+from quant_engine.checkpoint.quantry_section import online_tensors
 from quant_engine.errors import DiskFull, disk_full_as_error
 from quant_engine.hadamard import hadamard_matrix
 
@@ -33,7 +33,7 @@ class ExportedModel:
     """The description of the model that is exported.
 
     Attributes:
-        source: the dense model's directory, for its tokenizer and companion files.
+        source: the dense model's directory, for its tokenizer and the other files that are copied.
         config: its sanitized configuration.
         linears: every quantized linear.
         dense: the names of all other linears.
@@ -78,7 +78,7 @@ def write_checkpoint(
         _write_shards(directory, every_part, lambda done: on_part(min(done, len(parts) + 1)), shard_bytes)
         config = checkpoint_config(model.config, model.linears, model.dense, str(model.dtype).removeprefix("torch."))
         _write_json(directory / "config.json", config)
-        copy_companions(model.source, directory)
+        copy_files(model.source, directory)
 
 
 def dense_hadamards(linears: Sequence[QuantizedLinear]) -> dict[str, Tensor]:

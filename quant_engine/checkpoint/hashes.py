@@ -10,10 +10,10 @@ from typing import Any, Final
 from quant_engine.errors import UnsafeCheckpoint
 
 CARD: Final = "README.md"
-TWIN: Final = "quantry.json"
+CARD_DATA: Final = "quantry.json"
 """The card as data. It lists every file except itself and the card; the card lists every file except itself."""
 
-_MAX_TWIN_BYTES: Final = 64 * 2**20
+_MAX_CARD_DATA_BYTES: Final = 64 * 2**20
 _HINT: Final = "Use the checkpoint as it was exported, or export it again."
 
 
@@ -69,13 +69,13 @@ def recorded_manifest(directory: Path) -> CheckpointManifest:
     Raises:
         UnsafeCheckpoint: ``quantry.json`` is missing, or an export did not write it.
     """
-    path = directory / TWIN
+    path = directory / CARD_DATA
     try:
-        if path.stat().st_size > _MAX_TWIN_BYTES:
+        if path.stat().st_size > _MAX_CARD_DATA_BYTES:
             raise ValueError("too large")
         return CheckpointManifest(tuple(_entry(entry) for entry in json.loads(path.read_bytes())["files"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UnsafeCheckpoint(detail=f"The checkpoint has no usable {TWIN}.", hint=_HINT) from error
+        raise UnsafeCheckpoint(detail=f"The checkpoint has no usable {CARD_DATA}.", hint=_HINT) from error
 
 
 def changed_files(directory: Path) -> list[str]:
@@ -85,7 +85,7 @@ def changed_files(directory: Path) -> list[str]:
         UnsafeCheckpoint: there is no usable ``quantry.json``.
     """
     recorded = set(recorded_manifest(directory).files)
-    present = set(checkpoint_manifest(directory, without=(CARD, TWIN)).files)
+    present = set(checkpoint_manifest(directory, without=(CARD, CARD_DATA)).files)
     # A changed file is in both sets, with two hashes, and is reported once.
     return sorted({file.path for file in recorded ^ present})
 

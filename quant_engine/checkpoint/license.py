@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from quant_engine.checkpoint.companions import legal_files
+from quant_engine.checkpoint.copied_files import legal_files
 
 OTHER: Final = "other"
 """The Hub's identifier for a license that is not in its list; it then needs a name and a link."""

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from quant_engine.checkpoint.config import unbarred
+from quant_engine.checkpoint.config import without_refusal_marker
 from quant_engine.checkpoint.online import attach_online
-from quant_engine.checkpoint.section import read_config, read_online, unusable
+from quant_engine.checkpoint.quantry_section import read_config, read_online, unusable
 from quant_engine.models.configuration import attention_implementation
 
 
@@ -76,9 +76,9 @@ def _in_one_type(model: PreTrainedModel) -> None:
 
 
 def _configuration(directory: Path, content: Mapping[str, Any]) -> Any:
-    """Return the model's configuration without the barrier for other readers."""
+    """Return the model's configuration without the marker that makes other readers refuse it."""
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    config.quantization_config = unbarred(content.get("quantization_config"))
+    config.quantization_config = without_refusal_marker(content.get("quantization_config"))
     return config
 
 

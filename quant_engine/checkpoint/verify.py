@@ -27,7 +27,7 @@ from quant_engine.checkpoint.config import hadamard_order_of
 from quant_engine.checkpoint.export import stored_hadamard
 from quant_engine.checkpoint.hashes import changed_files
 from quant_engine.checkpoint.loading import load
-from quant_engine.checkpoint.section import read_config
+from quant_engine.checkpoint.quantry_section import read_config
 from quant_engine.errors import EngineError, UnsafeCheckpoint, VerificationFailed
 
 _TIMEOUT_SECONDS: Final = 3600

@@ -40,7 +40,7 @@ class _Rewrite:
 
     Attributes:
         source: the stored tensor from which it is computed.
-        neutral: the value that replaces all its entries; for the weight of a norm that is folded into its readers.
+        norm_fill: for the weight of a norm that is folded into its readers: the value that makes it multiply by 1.
         norm: the norm whose weight multiplies the columns.
         stream_columns: the columns are channels of the stream, and are multiplied: · R1.
         stream_rows: the rows are channels of the stream, and are multiplied: R1ᵀ ·.
@@ -50,7 +50,7 @@ class _Rewrite:
 
     source: str
     block: int = 0
-    neutral: float | None = None
+    norm_fill: float | None = None
     norm: str | None = None
     stream_columns: bool = False
     stream_rows: bool = False
@@ -153,8 +153,8 @@ class RotatedSource:
 
     def _rewritten(self, rewrite: _Rewrite, dtype: torch.dtype, device: torch.device | str) -> Tensor:
         stored = self.base.read([rewrite.source], dtype=dtype, device=device)[rewrite.source]
-        if rewrite.neutral is not None:
-            return torch.full_like(stored, rewrite.neutral)
+        if rewrite.norm_fill is not None:
+            return torch.full_like(stored, rewrite.norm_fill)
         norm_D = None
         if rewrite.norm is not None:
             norm_D = self.base.read([rewrite.norm], dtype=torch.float64, device=device)[rewrite.norm]
@@ -188,16 +188,16 @@ class RotatedSource:
             f"{module}.weight" for module in (architecture.embedding, architecture.final_norm, architecture.head)
         )
         # With this stored weight a norm multiplies by exactly 1.
-        neutral = 1.0 - architecture.norm_offset
+        norm_fill = 1.0 - architecture.norm_offset
         rewrites = {
             embedding: _Rewrite(embedding, stream_columns=True),
-            norm: _Rewrite(norm, neutral=neutral),
+            norm: _Rewrite(norm, norm_fill=norm_fill),
             head: _Rewrite(embedding if self._tied else head, norm=norm, stream_columns=True),
         }
         for site in model_sites(self._configuration, architecture):
             # A site after a norm is read from the stream; the readers of the other sites write to it.
             if site.kind is ProducerKind.NORM_WEIGHT:
-                rewrites |= _stream_input(site, neutral)
+                rewrites |= _stream_input(site, norm_fill)
             else:
                 rewrites |= _stream_output(site)
         # Second, because the value rows' and o_proj's rewrites of the stream have to exist already.
@@ -208,12 +208,12 @@ class RotatedSource:
         return rewrites
 
 
-def _stream_input(site: Site, neutral: float) -> dict[str, _Rewrite]:
+def _stream_input(site: Site, norm_fill: float) -> dict[str, _Rewrite]:
     """Return the rewrites of the linears that read the stream through a norm, and of the norm."""
     norm = f"{site.producer}.weight"
     readers = [f"{reader}.weight" for reader in site.all_readers]
     rewrites = {name: _Rewrite(name, site.block, norm=norm, stream_columns=True) for name in readers}
-    return rewrites | {norm: _Rewrite(norm, site.block, neutral=neutral)}
+    return rewrites | {norm: _Rewrite(norm, site.block, norm_fill=norm_fill)}
 
 
 def _stream_output(site: Site) -> dict[str, _Rewrite]:
@@ -233,7 +233,7 @@ def _add_value_heads(rewrites: dict[str, _Rewrite], site: Site) -> None:
     for parameter in ("weight", "bias"):
         name = f"{site.producer}.{parameter}"
         rewrite = rewrites.get(name, _Rewrite(name, site.block))
-        # Heads that are tied share a value head, so there are fewer value rows than features.
+        # Query heads of one group share a value head (GQA), so there are fewer value rows than features.
         rewrites[name] = replace(rewrite, value_rows=site.features // site.tied)
 
 

@@ -16,7 +16,7 @@ from quant_engine.hadamard import hadamard_order, online_hadamard
 from quant_engine.models.sites import head_size
 
 _TOLERANCE: Final = 1e-4
-"""Largest entry of RᵀR − I that rounding explains, in fp32 with a few thousand channels."""
+"""Largest entry of RᵀR − I that rounding errors can cause, in fp32 with a few thousand channels."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,11 +30,13 @@ def gptq(
 ) -> Quantized:
     """Round W' so that the layer's output on the inputs of ``hessian`` changes least, for a checkpoint of ``dtype``.
 
-    The scales are fixed before the first column is rounded, so the groups with act-order are those of the checkpoint
-    (static). They are rounded to ``dtype`` first, and the codes are computed for the rounded scales. A clip by squared
-    error weighs column j by 1 / U_jj², its share of the loss. On held-out tokens that is never much worse than equal
-    weights, and many times better where a few channels are massive. The Hessian's diagonal as weight is worse than
-    equal weights where channels are correlated.
+    All scales are computed before the first column is rounded. Act-order changes the order in which columns are
+    rounded, but not the groups that share a scale (static groups). The scales are rounded to ``dtype``, and the codes
+    are computed for the rounded scales.
+
+    A clip by squared error weighs column j by 1 / U_jj², its share of the loss. On held-out tokens these weights are
+    never much worse than equal weights, and many times better if a few channels are massive. The diagonal of the
+    Hessian would be worse than equal weights if channels are correlated.
 
     Args:
         w_OI: W' = W A⁻ᵀ, transformed already.

@@ -9,7 +9,7 @@ SmoothRot(0.5, max). Quantile policies need it: at q = 0.99 one layer of SmolLM2
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from quant_engine.search.grid import SiteScores
+from quant_engine.search.candidate_grid import SiteScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from quant_engine.checkpoint import ExportedModel, QuantizedLinear, exported_tensors, write_checkpoint
 from quant_engine.checkpoint.card import write_card
-from quant_engine.checkpoint.companions import companion_hashes
+from quant_engine.checkpoint.copied_files import copied_file_hashes
 from quant_engine.checkpoint.verify import verify_in_fresh_process
 from quant_engine.errors import disk_full_as_error
 from quant_engine.models import StreamedModel
 from quant_engine.models.configuration import attention_implementation
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.quantize.block_files import Plans, block_linears, block_path, dense_linears, quantized_reader
-from quant_engine.stages.report.card import Measured, card_facts
+from quant_engine.stages.report.card_inputs import Measured, card_facts
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 CHECKPOINT = "checkpoint"
@@ -60,9 +60,9 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
         total=len(parts) + 1,
         inputs={
             "upstream": upstream,
-            # The card and the companion files are part of the checkpoint, so a change in them needs a new export.
+            # The card and the copied files are part of the checkpoint, so a change in them needs a new export.
             "card": facts.as_json(),
-            "companions": companion_hashes(run.spec.model_dir),
+            "companions": copied_file_hashes(run.spec.model_dir),
         },
         produce=produce,
     )

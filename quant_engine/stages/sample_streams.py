@@ -20,7 +20,7 @@ from quant_engine.execution import IN_MEMORY, Execution
 from quant_engine.models import HiddenStates, Site, StreamedModel, hidden_states_bytes, next_block
 from quant_engine.resume_state import check_disk
 from quant_engine.stages.context.run import Run
-from quant_engine.training.readers import QuantizedSite, SwappedReaders
+from quant_engine.training.quantized_linears import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan, transform_activation
 
 TOKEN_CAP: Final = 8.0

@@ -23,7 +23,7 @@ from quant_engine.models import Site
 from quant_engine.policy import BlockTraining, SiteQuantization
 from quant_engine.training.block_loss import BlockBatch, WeightedBatch, median_square, weighted
 from quant_engine.training.learnable import LearnablePlan, quantized_site
-from quant_engine.training.readers import QuantizedSite, SwappedReaders
+from quant_engine.training.quantized_linears import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan
 
 _JUDGEMENTS: Final = 12

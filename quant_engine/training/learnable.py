@@ -19,7 +19,7 @@ from quant_engine.evaluation.layer_errors import rounded_weights
 from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
 from quant_engine.policy import BlockTraining, SiteQuantization, WeightQuantization
 from quant_engine.training.learned_matrices import LearnedMatrix, inverse_transpose
-from quant_engine.training.readers import QuantizedSite
+from quant_engine.training.quantized_linears import QuantizedSite
 from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight

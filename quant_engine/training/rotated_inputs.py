@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from quant_engine.hadamard import hadamard_order, hadamard_transform
 from quant_engine.models import ProducerKind, Site
 from quant_engine.policy import ActivationQuantization
-from quant_engine.training.readers import SharedInput
+from quant_engine.training.quantized_linears import SharedInput
 from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 
 

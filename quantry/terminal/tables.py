@@ -14,7 +14,7 @@ _WIDE: Final = 100
 
 
 def layer_table(layers: Sequence[Layer], *, wide: bool = False) -> Table:
-    """Return a table with one line for each layer: its chosen settings, and its held-out error next to SmoothRot's.
+    """Return a table with one line for each layer: its settings, its held-out error, and the error of SmoothRot.
 
     ``wide`` adds α, the error of plain rounding and the signal-to-noise ratio, which do not fit into eighty columns.
     The layers that gave the search its score are marked: ``*`` critical, ``+`` normal.

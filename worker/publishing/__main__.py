@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _reporting(upload: HubUpload, events: EventWriter) -> Iterator[None]:
-    """Report the bytes that the Hub has about twice a second, for the block."""
+    """Send the number of uploaded bytes about twice a second, until the ``with`` block ends."""
     over = threading.Event()
 
     def report() -> None:

@@ -14,8 +14,8 @@ from compressed_tensors.quantization import QuantizationScheme
 from torch import nn
 
 from quant_engine.checkpoint import OnlineInput, attach_online
-from quant_engine.checkpoint.config import unbarred
-from quant_engine.checkpoint.section import read_config, read_online, unusable
+from quant_engine.checkpoint.config import without_refusal_marker
+from quant_engine.checkpoint.quantry_section import read_config, read_online, unusable
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
@@ -76,10 +76,10 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     if "quantry" not in base.stored_config:
         return QuantizedSource(base, section)
     online = read_online(base.directory, read_config(base.directory)["quantry"], device)
-    # Quantry's configuration makes other loaders refuse the checkpoint (docs/decisions/0008). ``unbarred`` removes that
-    # for this reader, which applies the online transforms itself.
+    # A marker makes other loaders refuse the checkpoint (docs/decisions/0008). This reader applies the transforms
+    # itself, so it removes the marker.
     attachments = {name: Attachment(_name_of(each), partial(_attach, each)) for name, each in online.items()}
-    source = QuantizedSource(base, unbarred(section), attachments)
+    source = QuantizedSource(base, without_refusal_marker(section), attachments)
     strangers = sorted(online.keys() - source.linears.keys())
     if strangers:
         raise unusable(f"it names {strangers[0]!r}, which is no quantized linear of the model")

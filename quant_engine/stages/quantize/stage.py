@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quant_engine.atomic_write import atomic_write
 from quant_engine.checkpoint import packed_tensors
-from quant_engine.checkpoint.section import check_profile_of
+from quant_engine.checkpoint.quantry_section import check_profile_of
 from quant_engine.evaluation.layer_errors import weight_clips
 from quant_engine.grids import shared_peak
 from quant_engine.interface.layers import LayerRow
@@ -35,7 +35,7 @@ from quant_engine.stages.quantize.exported_input import run_time_input
 from quant_engine.stages.quantize.remeasured_rows import remeasure
 from quant_engine.stages.sample_streams import OpenBlock, Streams, open_block
 from quant_engine.stages.stage import Stage, StageProgress
-from quant_engine.training.readers import QuantizedSite
+from quant_engine.training.quantized_linears import QuantizedSite
 from quant_engine.transforms import SitePlan, transform_activation
 
 

@@ -22,7 +22,7 @@ from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, Streams, ope
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 from quant_engine.training import BlockBatch, BlockUnderTraining, TrainedBlock, train_block
 from quant_engine.training.learnable import quantized_site
-from quant_engine.training.readers import QuantizedSite
+from quant_engine.training.quantized_linears import QuantizedSite
 from quant_engine.transforms import SitePlan
 
 

@@ -13,7 +13,7 @@ from quant_engine.checkpoint.hashes import changed_files
 from quant_engine.policy import Policy, TransformKind, policy_hash
 from quant_engine.stages.export import CHECKPOINT, export_stage
 from quant_engine.stages.quantize.stage import quantize_stage
-from quant_engine.stages.report.card import Measured
+from quant_engine.stages.report.card_inputs import Measured
 from quant_engine.stages.stage import run_stage
 from tests.integration.quant_engine.exports import every_linear, export, in_memory_logits, logits_of, online_plans
 from tests.integration.quant_engine.helpers import open_run, random_plans
@@ -56,15 +56,15 @@ def test_a_card_says_what_the_run_found(tmp_path: Path) -> None:
     card = ModelCard.load(checkpoint / "README.md")
     assert (card.data.base_model, card.data.license) == ("owner/tiny", "apache-2.0")
     assert all(f"| `{row['name']}` |" in card.text for row in told.rows)
-    twin = json.loads((checkpoint / "quantry.json").read_text())
-    assert twin["layers"] == told.rows
-    assert twin["policy_hash"] == policy_hash(policy)
+    data = json.loads((checkpoint / "quantry.json").read_text())
+    assert data["layers"] == told.rows
+    assert data["policy_hash"] == policy_hash(policy)
     metrics = {event[1]: event[2] for event in told.events if event[0] == "metric"}
-    assert metrics == {f"perplexity.{name}": twin["perplexity"][name] for name in ("original", "quantized")}
-    assert (twin["perplexity"]["dataset"], twin["calibration"]["dataset"]) == ("inline", "inline")
-    assert twin["model"]["revision"] == "a" * 40
+    assert metrics == {f"perplexity.{name}": data["perplexity"][name] for name in ("original", "quantized")}
+    assert (data["perplexity"]["dataset"], data["calibration"]["dataset"]) == ("inline", "inline")
+    assert data["model"]["revision"] == "a" * 40
     assert changed_files(checkpoint) == []
-    assert {"LICENSE", "NOTICE", "layers.png"} <= {file["path"] for file in twin["files"]}
+    assert {"LICENSE", "NOTICE", "layers.png"} <= {file["path"] for file in data["files"]}
     # Whoever has the texts keeps them: the card may be published.
     texts = fields["calibration"].dataset.texts
     assert texts[0][:40] not in (checkpoint / "quantry.json").read_text() + card.text

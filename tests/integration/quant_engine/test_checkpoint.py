@@ -270,7 +270,7 @@ def test_schemes_and_ignore_cover_every_linear_once(tmp_path: Path) -> None:
     assert "model.layers.1.self_attn.q_proj" in ignored
 
 
-def test_shards_an_index_and_the_companions_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_an_index_and_the_copied_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quant_engine.checkpoint.export.write_checkpoint.__kwdefaults__", {"shard_bytes": 60_000})
     run = open_run(write_tiny_model(tmp_path / "model", layers=4), every_linear(), tmp_path)
     plans = random_plans(run)

@@ -72,7 +72,7 @@ def _card(facts: CardFacts, linears: list[QuantizedLinear] = _ROTATED) -> ModelC
 
 
 def _write(directory: Path, facts: CardFacts) -> tuple[ModelCard, Any]:
-    """The card, read back by the Hub's client, and the twin."""
+    """The card, read back by the Hub's client, and the card's data."""
     directory.mkdir()
     (directory / "model.safetensors").write_bytes(b"weights")
     (directory / "LICENSE").write_text("terms")
@@ -160,25 +160,25 @@ def test_every_preset_has_sentences(preset: str) -> None:
 
 
 def test_every_file_but_the_card_is_listed_with_its_hash(tmp_path: Path) -> None:
-    card, twin = _write(tmp_path / "out", _facts())
+    card, data = _write(tmp_path / "out", _facts())
     files = checkpoint_manifest(tmp_path / "out").files
     listed = {file.path: [f"`{file.path}`", f"{file.bytes:,}", f"`{file.sha256}`"] for file in files}
     after_provenance = card.text.split("| file | bytes | SHA-256 |")[1]
     assert all(f"| {' | '.join(listed[name])} |" in after_provenance for name in listed if name != "README.md")
     assert after_provenance.count("\n| `") == len(files) - 1
-    assert [file["path"] for file in twin["files"]] == ["LICENSE", "layers.png", "model.safetensors"]
+    assert [file["path"] for file in data["files"]] == ["LICENSE", "layers.png", "model.safetensors"]
     assert changed_files(tmp_path / "out") == []
 
 
-def test_the_twin_holds_the_facts(tmp_path: Path) -> None:
+def test_the_card_data_holds_the_facts(tmp_path: Path) -> None:
     rows = [_row(0, alpha=None), _row(1, error=float("nan"))]
-    card, twin = _write(tmp_path / "out", _facts(rows=rows))
-    assert twin["model"]["id"] == "owner/Model-1B"
-    assert twin["policy"] == _facts().policy.model_dump(mode="json")
-    assert twin["policy_hash"] == policy_hash(_facts().policy)
-    assert twin["calibration"]["seed"] == 7
-    assert twin["perplexity"]["quantized"] == 41.4
-    assert twin["layers"] == [rows[0], rows[1] | {"error": None}]
+    card, data = _write(tmp_path / "out", _facts(rows=rows))
+    assert data["model"]["id"] == "owner/Model-1B"
+    assert data["policy"] == _facts().policy.model_dump(mode="json")
+    assert data["policy_hash"] == policy_hash(_facts().policy)
+    assert data["calibration"]["seed"] == 7
+    assert data["perplexity"]["quantized"] == 41.4
+    assert data["layers"] == [rows[0], rows[1] | {"error": None}]
     assert [row[3:5] for row in _table_after(card.text, "Layers")[1:]] == [["—", "3"], ["0.475", "—"]]
 
 

@@ -8,7 +8,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from pydantic import ValidationError
 
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
-from quant_engine.checkpoint.config import BARRIER, checkpoint_config, unbarred
+from quant_engine.checkpoint.config import REFUSAL_MARKER, checkpoint_config, without_refusal_marker
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
 from quant_engine.transforms.primitives import Dense, Hadamard, Primitive
 
@@ -29,14 +29,14 @@ def _config(*online: tuple[Primitive, ...], number_format: NumberFormat = Number
 
 
 @pytest.mark.parametrize("number_format", [NumberFormat.INT4, NumberFormat.FP8])
-def test_one_inexpressible_transform_bars_every_group(number_format: NumberFormat) -> None:
-    barred = _config((Hadamard(order=16),), (_DENSE,), number_format=number_format)["quantization_config"]
-    assert all(group["weights"]["type"].endswith(BARRIER) for group in barred["config_groups"].values())
-    assert barred["transform_config"]["config_groups"] == {}
-    with pytest.raises(ValidationError, match=BARRIER.strip()):
-        QuantizationConfig.model_validate(barred)
+def test_one_inexpressible_transform_marks_every_group(number_format: NumberFormat) -> None:
+    marked = _config((Hadamard(order=16),), (_DENSE,), number_format=number_format)["quantization_config"]
+    assert all(group["weights"]["type"].endswith(REFUSAL_MARKER) for group in marked["config_groups"].values())
+    assert marked["transform_config"]["config_groups"] == {}
+    with pytest.raises(ValidationError, match=REFUSAL_MARKER.strip()):
+        QuantizationConfig.model_validate(marked)
     plain = _config((), (), number_format=number_format)["quantization_config"]
-    assert unbarred(barred) == plain == unbarred(plain)
+    assert without_refusal_marker(marked) == plain == without_refusal_marker(plain)
     QuantizationConfig.model_validate(plain)
 
 

@@ -10,7 +10,7 @@ from quant_engine.checkpoint import OnlineInput, QuantizedLinear
 from quant_engine.checkpoint.engine_schemes import STATEMENTS, VERSIONS, Scheme, scheme_of
 from quant_engine.checkpoint.engines import EngineNote, engine_notes
 from quant_engine.checkpoint.export import dense_hadamards
-from quant_engine.checkpoint.section import Reach, reach
+from quant_engine.checkpoint.quantry_section import Reach, reach
 from quant_engine.policy import (
     ActivationQuantization,
     NumberFormat,
@@ -125,7 +125,7 @@ def test_granularity_and_width_make_a_scheme(
     assert scheme_of(_linear(weights, activations)) is scheme
 
 
-def test_a_barred_checkpoint_is_refused_for_that_reason_alone() -> None:
+def test_a_checkpoint_with_the_refusal_marker_is_refused_for_that_reason_alone() -> None:
     for note in engine_notes([_linear(INT4, INT4, online=_ONLINE[Reach.LOADER])]):
         assert "ValidationError" in note.note
 

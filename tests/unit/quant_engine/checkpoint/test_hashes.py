@@ -18,11 +18,11 @@ def checkpoint(tmp_path: Path) -> Path:
     for name, content in (("b.bin", b"two"), ("a.bin", b"one"), ("templates/c", b""), ("README.md", b"card")):
         (directory / name).write_bytes(content)
     files = checkpoint_manifest(directory, without=("README.md",)).files
-    _write_twin(directory, [{"path": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in files])
+    _write_card_data(directory, [{"path": file.path, "bytes": file.bytes, "sha256": file.sha256} for file in files])
     return directory
 
 
-def _write_twin(directory: Path, files: Any) -> None:
+def _write_card_data(directory: Path, files: Any) -> None:
     (directory / "quantry.json").write_text(json.dumps({"files": files}))
 
 
@@ -45,7 +45,7 @@ def test_the_digest_is_the_content_s_and_not_the_place_s(checkpoint: Path, tmp_p
     assert len(digest) == len("sha256:") + 64
 
 
-def test_the_twin_lists_all_but_itself_and_the_card(checkpoint: Path) -> None:
+def test_the_card_data_lists_all_but_itself_and_the_card(checkpoint: Path) -> None:
     assert recorded_manifest(checkpoint) == checkpoint_manifest(checkpoint, without=("README.md", "quantry.json"))
 
 
@@ -58,13 +58,13 @@ def test_what_was_changed_added_or_taken_is_named(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [None, [{}], [{"path": 1, "bytes": 1, "sha256": "x"}], "abc", {"path": "x"}])
-def test_a_twin_of_another_shape_is_refused(files: Any, checkpoint: Path) -> None:
-    _write_twin(checkpoint, files)
+def test_card_data_of_another_shape_is_refused(files: Any, checkpoint: Path) -> None:
+    _write_card_data(checkpoint, files)
     with pytest.raises(UnsafeCheckpoint, match=r"no usable quantry\.json"):
         recorded_manifest(checkpoint)
 
 
-def test_without_a_twin_or_a_directory_there_is_an_error(checkpoint: Path) -> None:
+def test_without_card_data_or_a_directory_there_is_an_error(checkpoint: Path) -> None:
     (checkpoint / "quantry.json").unlink()
     with pytest.raises(UnsafeCheckpoint):
         changed_files(checkpoint)

@@ -42,8 +42,8 @@ _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_JSON: Final = 16 * 2**20
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Write every companion file of ``source`` into ``target``.
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the tokenizer, the templates, the legal texts and the like from ``source`` to ``target``.
 
     Entries that could make a library run foreign code are removed from configurations. ``generation_config.json`` is
     changed so that transformers can save it again: settings without effect are removed, and where it has settings of
@@ -53,7 +53,7 @@ def copy_companions(source: Path, target: Path) -> None:
     Raises:
         UnsafeCheckpoint: a configuration is not a JSON object.
     """
-    for name, path in companion_files(source).items():
+    for name, path in copied_files(source).items():
         (target / name).parent.mkdir(exist_ok=True)
         if name not in (*_CONFIGURATIONS, GENERATION):
             shutil.copyfile(path, target / name)
@@ -68,8 +68,8 @@ def copy_companions(source: Path, target: Path) -> None:
             _write_json(target / name, kept)
 
 
-def companion_files(source: Path) -> dict[str, Path]:
-    """Return every companion file by its name in the checkpoint."""
+def copied_files(source: Path) -> dict[str, Path]:
+    """Return the files that a checkpoint copies from ``source``, by their names in the checkpoint."""
     names = [*_COPIED, *_CONFIGURATIONS, GENERATION]
     templates = sorted((source / _TEMPLATES).glob("*.jinja"))
     wanted = {name: source / name for name in names} | {f"{_TEMPLATES}/{_safe(path)}": path for path in templates}
@@ -81,9 +81,9 @@ def legal_files(source: Path) -> dict[str, Path]:
     return {_safe(path): path for path in sorted(source.iterdir()) if _LEGAL.match(path.name) and path.is_file()}
 
 
-def companion_hashes(source: Path) -> dict[str, str]:
-    """Return the SHA-256 of every companion file in ``source``."""
-    return {name: file_sha256(path) for name, path in companion_files(source).items()}
+def copied_file_hashes(source: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of ``source`` that a checkpoint copies."""
+    return {name: file_sha256(path) for name, path in copied_files(source).items()}
 
 
 def _safe(path: Path) -> str:

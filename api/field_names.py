@@ -6,6 +6,6 @@ from typing import Final
 _FIELD_NAME: Final = re.compile(r"(?=.{1,40}\Z)[a-z]+[0-9]?(_[a-z]+[0-9]?)*", re.ASCII)
 
 
-def is_tellable(name: object) -> bool:
+def looks_like_field_name(name: object) -> bool:
     """Return whether ``name`` is lower-case words joined by underscores, as in ``wieghts`` or ``max_run_secs``."""
     return isinstance(name, str) and _FIELD_NAME.fullmatch(name) is not None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from quant_engine.checkpoint.companions import companion_files, companion_hashes, copy_companions
+from quant_engine.checkpoint.copied_files import copied_file_hashes, copied_files, copy_files
 from quant_engine.errors import UnsafeCheckpoint
 
 
@@ -25,7 +25,7 @@ def target(tmp_path: Path) -> Path:
     return directory
 
 
-def test_every_companion_is_taken_over_and_nothing_else(source: Path, target: Path) -> None:
+def test_every_file_of_the_list_is_copied_and_nothing_else(source: Path, target: Path) -> None:
     taken = (
         *("tokenizer.json", "merges.txt", "chat_template.jinja", "additional_chat_templates/tools.jinja", "LICENSE"),
         *("LICENSE.md", "license-mit.txt", "NOTICE", "USE_POLICY.md", "COPYING"),
@@ -36,16 +36,16 @@ def test_every_companion_is_taken_over_and_nothing_else(source: Path, target: Pa
     for name in ("tokenizer_config.json", "preprocessor_config.json"):
         (source / name).write_text('{"a":  1}')
     (source / "NOTICES").mkdir()
-    copy_companions(source, target)
+    copy_files(source, target)
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert found == {*taken, "tokenizer_config.json", "preprocessor_config.json"}
     assert all((target / name).read_bytes() == (source / name).read_bytes() for name in found)
-    assert set(companion_hashes(source)) == found
+    assert set(copied_file_hashes(source)) == found
 
 
 def test_an_odd_name_is_made_plain(source: Path, target: Path) -> None:
     (source / "LICENSE (Llama 3).txt").write_text("terms")
-    copy_companions(source, target)
+    copy_files(source, target)
     assert [path.name for path in target.iterdir()] == ["LICENSE-Llama-3-.txt"]
 
 
@@ -53,7 +53,7 @@ def test_what_names_code_to_run_is_left_out(source: Path, target: Path) -> None:
     (source / "tokenizer_config.json").write_text(
         json.dumps({"auto_map": {"AutoTokenizer": "evil.py"}, "tokenizer_class": "X"})
     )
-    copy_companions(source, target)
+    copy_files(source, target)
     assert json.loads((target / "tokenizer_config.json").read_text()) == {"tokenizer_class": "X"}
 
 
@@ -72,7 +72,7 @@ def test_a_generation_configuration_can_be_saved_again(
     (source / "generation_config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="Fix these issues"):
         GenerationConfig.from_pretrained(source).save_pretrained(target)
-    copy_companions(source, target)
+    copy_files(source, target)
     assert json.loads((target / "generation_config.json").read_text()) == expected
     GenerationConfig.from_pretrained(target).save_pretrained(target / "again")
 
@@ -80,13 +80,13 @@ def test_a_generation_configuration_can_be_saved_again(
 def test_a_valid_generation_configuration_stays_as_it_is(source: Path, target: Path) -> None:
     written = '{"do_sample": true,  "temperature": 0.6, "_from_model_config": true}'
     (source / "generation_config.json").write_text(written)
-    copy_companions(source, target)
+    copy_files(source, target)
     assert (target / "generation_config.json").read_text() == written
 
 
 def test_a_generation_configuration_beyond_mending_is_left_out(source: Path, target: Path) -> None:
     (source / "generation_config.json").write_text('{"max_new_tokens": -5}')
-    copy_companions(source, target)
+    copy_files(source, target)
     assert list(target.iterdir()) == []
 
 
@@ -94,8 +94,8 @@ def test_a_generation_configuration_beyond_mending_is_left_out(source: Path, tar
 def test_a_configuration_that_is_no_object_is_refused(content: str, source: Path, target: Path) -> None:
     (source / "tokenizer_config.json").write_text(content)
     with pytest.raises(UnsafeCheckpoint, match=r"tokenizer_config\.json is no"):
-        copy_companions(source, target)
+        copy_files(source, target)
 
 
-def test_a_directory_without_companions_has_none(source: Path) -> None:
-    assert companion_files(source) == {}
+def test_a_directory_without_such_files_has_none(source: Path) -> None:
+    assert copied_files(source) == {}
