@@ -25,7 +25,7 @@ _JOBS_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True)
-class Gone:
+class Deleted:
     """What one batch removed, or could remove. ``bytes``: of the files that rows name.
 
     ``reached``: the next batch begins with jobs that ended at this time.
@@ -36,77 +36,79 @@ class Gone:
     reached: datetime | None = field(default=None, compare=False)
 
 
-def delete_jobs(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
+def delete_jobs(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Deleted:
     """Delete finished jobs and everything that belongs to them, the earliest ended first."""
     going = _lock(session, _jobs(older_than_seconds, since), limit)
     # Counted before the DELETE, which also removes the rows of the files.
-    gone = Gone(len(going), _file_bytes(session, going), _latest(going))
+    deleted = Deleted(len(going), _file_bytes(session, going), _latest(going))
     session.execute(delete(Job).where(Job.id.in_(going)))
-    return gone
+    return deleted
 
 
-def count_jobs(session: Session, older_than_seconds: float) -> Gone:
+def count_jobs(session: Session, older_than_seconds: float) -> Deleted:
     """Count the finished jobs that would be deleted."""
     return _count(session, _jobs(older_than_seconds))
 
 
-def expire_files(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
+def expire_files(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Deleted:
     """Mark jobs as expired. Their artifact rows stay as a record, but are no longer references."""
     going = _lock(session, _jobs_with_files(older_than_seconds, since), limit)
     expired = {"expired_at": func.clock_timestamp(), "version": Job.version + 1}
     session.execute(update(Job).where(Job.id.in_(going)).values(expired))
-    return Gone(len(going), _file_bytes(session, going), _latest(going))
+    return Deleted(len(going), _file_bytes(session, going), _latest(going))
 
 
-def count_files(session: Session, older_than_seconds: float) -> Gone:
+def count_files(session: Session, older_than_seconds: float) -> Deleted:
     """Count the jobs whose files would expire."""
     return _count(session, _jobs_with_files(older_than_seconds))
 
 
-def delete_events(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Gone:
+def delete_events(session: Session, older_than_seconds: float, limit: int, since: datetime | None) -> Deleted:
     """Delete events of finished jobs except the last, ``done``, so that a client still sees that the job is over."""
     held = _lock(session, _jobs_with_events(older_than_seconds, since), _JOBS_AT_ONCE)
     superfluous = _events().where(Job.id.in_(held)).limit(limit)
     event = tuple_(JobEvent.job_id, JobEvent.id)
     deleted = session.scalars(delete(JobEvent).where(event.in_(superfluous)).returning(JobEvent.id)).all()
     # The next batch begins at the first job again: it may have more events than one batch deletes.
-    return Gone(len(deleted), reached=min(held.values(), default=None))
+    return Deleted(len(deleted), reached=min(held.values(), default=None))
 
 
-def count_events(session: Session, older_than_seconds: float) -> Gone:
+def count_events(session: Session, older_than_seconds: float) -> Deleted:
     """Count the events that would be deleted."""
     events = _events().where(_finished(older_than_seconds))
-    return Gone(session.scalars(select(func.count()).select_from(events.subquery())).one())
+    return Deleted(session.scalars(select(func.count()).select_from(events.subquery())).one())
 
 
-def delete_keys(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
+def delete_keys(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Deleted:
     """Delete answers for an Idempotency-Key whose own time of expiry has passed."""
     # Each answer has its own time of expiry. The two parameters are those of every rule.
     del older_than_seconds, since
     key = tuple_(IdempotencyKey.tenant, IdempotencyKey.endpoint, IdempotencyKey.key)
     over = _keys().limit(limit).with_for_update(skip_locked=True)
     statement = delete(IdempotencyKey).where(key.in_(over)).returning(IdempotencyKey.key)
-    return Gone(len(session.scalars(statement).all()))
+    return Deleted(len(session.scalars(statement).all()))
 
 
-def count_keys(session: Session, older_than_seconds: float) -> Gone:
+def count_keys(session: Session, older_than_seconds: float) -> Deleted:
     """Count the answers that would be deleted."""
     # See ``delete_keys``.
     del older_than_seconds
-    return Gone(session.scalars(select(func.count()).select_from(_keys().subquery())).one())
+    return Deleted(session.scalars(select(func.count()).select_from(_keys().subquery())).one())
 
 
-def delete_deliveries(session: Session, older_than_seconds: float, limit: int, since: datetime | None = None) -> Gone:
+def delete_deliveries(
+    session: Session, older_than_seconds: float, limit: int, since: datetime | None = None
+) -> Deleted:
     """Delete webhook deliveries that have ended."""
     del since
-    return Gone(webhook_queue.purge(session, older_than_seconds, limit))
+    return Deleted(webhook_queue.purge(session, older_than_seconds, limit))
 
 
-def count_deliveries(session: Session, older_than_seconds: float) -> Gone:
+def count_deliveries(session: Session, older_than_seconds: float) -> Deleted:
     """Count the deliveries that would be deleted."""
     before = func.statement_timestamp() - timedelta(seconds=older_than_seconds)
     ended = select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.finished_at < before)
-    return Gone(session.scalars(ended).one())
+    return Deleted(session.scalars(ended).one())
 
 
 def _finished(older_than_seconds: float) -> ColumnElement[bool]:
@@ -164,9 +166,9 @@ def _file_bytes(session: Session, job_ids: Collection[str]) -> int:
     return int(session.scalars(size).one())
 
 
-def _count(session: Session, jobs: Select[str, datetime | None]) -> Gone:
+def _count(session: Session, jobs: Select[str, datetime | None]) -> Deleted:
     # A count needs no order.
     found = jobs.order_by(None).subquery()
     rows = session.scalars(select(func.count()).select_from(found)).one()
     size: Any = select(func.coalesce(func.sum(Artifact.bytes), 0)).where(Artifact.job_id.in_(select(found.c.id)))
-    return Gone(rows, int(session.scalars(size).one()))
+    return Deleted(rows, int(session.scalars(size).one()))

@@ -17,7 +17,7 @@ from jobs.repository import schema
 from jobs.repository.database import Database
 from jobs.retention.collector import Collected
 from jobs.retention.downloads import Discarded, discard_downloads
-from jobs.retention.housekeeping import Housekeeping, Housekept
+from jobs.retention.housekeeping import Housekeeping, HousekeepingResult
 from jobs.settings import Settings, get_settings
 
 Row = tuple[str, str, str]
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if done.collected.missing else 0
 
 
-def table(verb: str, done: Housekept, discarded: Discarded) -> str:
+def table(verb: str, done: HousekeepingResult, discarded: Discarded) -> str:
     """Return the report: a line for each kind of thing, with its number and bytes."""
     rows = [(verb, "count", "bytes"), *_expired(done), *_collected(done.collected)]
     rows.append(("interrupted downloads", str(discarded.downloads), str(discarded.bytes)))
@@ -52,7 +52,7 @@ def table(verb: str, done: Housekept, discarded: Discarded) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run(settings: Settings, *, dry_run: bool) -> tuple[Housekept, Discarded]:
+def _run(settings: Settings, *, dry_run: bool) -> tuple[HousekeepingResult, Discarded]:
     database = Database(database_url(settings), pool_size=1)
     try:
         with database.transaction() as session:
@@ -65,12 +65,12 @@ def _run(settings: Settings, *, dry_run: bool) -> tuple[Housekept, Discarded]:
     return done, discard_downloads(settings.models_cache_dir, older_than_seconds=keep, dry_run=dry_run)
 
 
-def _expired(done: Housekept) -> Iterator[Row]:
+def _expired(done: HousekeepingResult) -> Iterator[Row]:
     for each in done.expired:
-        if each.gone is None:
+        if each.deleted is None:
             yield f"expired {each.rule}", "not deleted (retention 0)", ""
         else:
-            yield f"expired {each.rule}", str(each.gone.rows), str(each.gone.bytes) if each.gone.bytes else ""
+            yield f"expired {each.rule}", str(each.deleted.rows), str(each.deleted.bytes) if each.deleted.bytes else ""
 
 
 def _collected(collected: Collected | None) -> Sequence[Row]:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.repository import retention
 from jobs.repository.database import Database
-from jobs.repository.retention import Gone
+from jobs.repository.retention import Deleted
 from jobs.settings import Settings
 
 
@@ -19,8 +19,8 @@ class Rule:
 
     name: str
     keep_seconds: Callable[[Settings], float]
-    remove: Callable[[Session, float, int, datetime | None], Gone]
-    count: Callable[[Session, float], Gone]
+    remove: Callable[[Session, float, int, datetime | None], Deleted]
+    count: Callable[[Session, float], Deleted]
     batch: int
 
 
@@ -67,10 +67,10 @@ RULES: Final = (
 
 @dataclass(frozen=True)
 class Expired:
-    """What one rule removed, or would have removed; ``gone`` is None where the operator keeps everything."""
+    """What one rule removed, or would have removed; ``deleted`` is None where the operator keeps everything."""
 
     rule: str
-    gone: Gone | None
+    deleted: Deleted | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +87,19 @@ class Expiry:
         """Apply every rule; each batch is one short transaction. Raises: Unavailable."""
         return tuple(Expired(rule.name, self._apply(rule)) for rule in self.rules)
 
-    def _apply(self, rule: Rule) -> Gone | None:
+    def _apply(self, rule: Rule) -> Deleted | None:
         keep = rule.keep_seconds(self.settings)
         if keep <= 0:
             return None
         if self.dry_run:
             with self.database.transaction() as session:
                 return rule.count(session, keep)
-        gone = Gone(0)
+        deleted = Deleted(0)
         while not self.stopped():
             with self.database.transaction() as session:
                 # One transaction for each batch, so that no lock is held for long.
-                batch = rule.remove(session, keep, rule.batch, gone.reached)
+                batch = rule.remove(session, keep, rule.batch, deleted.reached)
             if batch.rows == 0:
                 break
-            gone = Gone(gone.rows + batch.rows, gone.bytes + batch.bytes, batch.reached)
-        return gone
+            deleted = Deleted(deleted.rows + batch.rows, deleted.bytes + batch.bytes, batch.reached)
+        return deleted

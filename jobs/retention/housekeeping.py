@@ -15,7 +15,7 @@ _CHORE: Final = "garbage_collection"
 
 
 @dataclass(frozen=True)
-class Housekept:
+class HousekeepingResult:
     """What a round did, or would have done. ``collected`` is None when another process collects or backs up."""
 
     expired: tuple[Expired, ...]
@@ -42,11 +42,11 @@ class Housekeeping:
             collector=Collector.of(database, settings, dry_run=dry_run, stopped=asked),
         )
 
-    def run(self) -> Housekept:
+    def run(self) -> HousekeepingResult:
         """Run a round now. Raises: Unavailable: the database or the store does not answer."""
-        return Housekept(expired=self.expiry.run(), collected=self.collector.run())
+        return HousekeepingResult(expired=self.expiry.run(), collected=self.collector.run())
 
-    def run_if_due(self) -> Housekept | None:
+    def run_if_due(self) -> HousekeepingResult | None:
         """Run a round, unless a process began one within the last hour. Raises: Unavailable."""
         with self.database.transaction() as session:
             due = blobs.claim_chore(session, _CHORE, EVERY_SECONDS)

@@ -125,7 +125,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _closed_unless_told_otherwise(self) -> "Settings":
+    def _require_key_on_network(self) -> "Settings":
         if not is_loopback(self.host) and self.api_key is None and not self.allow_anonymous:
             raise ValueError(
                 "QUANTRY_HOST is not a loopback address, so other machines could submit jobs without a key. "

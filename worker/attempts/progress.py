@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _UNIT_TIMES_KEPT: Final = 64
-_TAKEN_OVER: Final = 0.02  # a unit quicker than this part of the slowest was reused, not computed
+_REUSED_BELOW: Final = 0.02  # a unit that took less than this share of the slowest was reused, not computed
 _Z90: Final = 1.2816  # the standard normal's 90th percentile
 _UNSEEN_STAGE_SPREAD: Final = 1.5  # p90 over p50 of a stage that has not begun: its weight is a rule of thumb
 
@@ -54,7 +54,7 @@ class _Running:
             return None
         units = max(self.total - self.done, 0)
         # Reused units take almost no time and would make the estimate of computed ones too short.
-        computed = [seconds for seconds in self.unit_seconds if seconds >= _TAKEN_OVER * max(self.unit_seconds)]
+        computed = [seconds for seconds in self.unit_seconds if seconds >= _REUSED_BELOW * max(self.unit_seconds)]
         typical = statistics.median(computed)
         deviation = statistics.pstdev(computed)
         # Time already spent on the current unit counts, but at most one unit: the estimate must not reach 0 early.

@@ -71,8 +71,8 @@ class BackgroundCollector:
 
 def _log_expired(expired: tuple[Expired, ...]) -> None:
     for each in expired:
-        if each.gone is not None and each.gone.rows:
-            logger.info("rows_expired", what=each.rule, rows=each.gone.rows, bytes=each.gone.bytes)
+        if each.deleted is not None and each.deleted.rows:
+            logger.info("rows_expired", what=each.rule, rows=each.deleted.rows, bytes=each.deleted.bytes)
 
 
 def _log_collected(collected: Collected | None) -> None:

@@ -18,7 +18,7 @@ from jobs.kit.states import JobStatus
 from jobs.publications.lease import Commit, PublicationLeases
 from jobs.publications.service import PublicationService
 from jobs.repository.models import Artifact, Base, IdempotencyKey, Job, JobEvent, WebhookDelivery, WebhookEndpoint
-from jobs.repository.retention import Gone
+from jobs.repository.retention import Deleted
 from jobs.retention.collector import Collector
 from jobs.retention.expiry import RULES, Expiry, Rule
 from jobs.retention.housekeeping import Housekeeping
@@ -31,19 +31,19 @@ TARGET = HubTarget(repo="somebody/model")
 OFF = {"jobs": None, "jobs' files": None, "events": None}
 
 
-def expire(house: House, **settings: float) -> dict[str, Gone | None]:
+def expire(house: House, **settings: float) -> dict[str, Deleted | None]:
     """Apply the rules with these settings; what went, by rule."""
     return applied(Expiry(database=house.database, settings=house.settings.model_copy(update=settings)))
 
 
-def would_expire(house: House, **settings: float) -> dict[str, Gone | None]:
+def would_expire(house: House, **settings: float) -> dict[str, Deleted | None]:
     """What :func:`expire` would do."""
     configured = house.settings.model_copy(update=settings)
     return applied(Expiry(database=house.database, settings=configured, dry_run=True))
 
 
-def applied(expiry: Expiry) -> dict[str, Gone | None]:
-    return {each.rule: each.gone for each in expiry.run()}
+def applied(expiry: Expiry) -> dict[str, Deleted | None]:
+    return {each.rule: each.deleted for each in expiry.run()}
 
 
 def publish(house: House, claim: Claim, **files: str) -> None:
@@ -110,7 +110,7 @@ def test_files_of_old_jobs_expire_and_the_rest_of_the_job_stays(house: House) ->
     old, young, running = finished(house, days=2), finished(house, days=0.5), house.submit()
     house.claim()
     ids, version = artifact_ids(house, old), house.queries.get_job(old, tenant=TENANT).version
-    assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Gone(1, len("{}shared"))
+    assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Deleted(1, len("{}shared"))
     view = house.queries.get_job(old, tenant=TENANT)
     assert view.expired_at is not None
     assert view.version == version + 1, "or a client that has it cached never hears of it"
@@ -128,7 +128,7 @@ def test_files_of_old_jobs_expire_and_the_rest_of_the_job_stays(house: House) ->
     assert house.queries.get_job(young, tenant=TENANT).expired_at is None
     assert house.queries.get_job(running, tenant=TENANT).expired_at is None
     assert len(house.queries.archive_files(young, tenant=TENANT)) == 2
-    assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Gone(0), "once is enough"
+    assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Deleted(0), "once is enough"
 
 
 def test_bytes_follow_after_the_grace_unless_a_job_that_stays_has_them(house: House) -> None:
@@ -171,15 +171,15 @@ def test_a_publication_that_waits_or_runs_holds_expiry_back(
     job = finished(house)
     publications.create(job, TARGET, tenant=TENANT)
     both = {"retention_artifacts_seconds": DAY, "retention_jobs_seconds": DAY}
-    assert would_expire(house, **both)["jobs"] == Gone(0)
-    assert expire(house, **both)["jobs"] == Gone(0)
+    assert would_expire(house, **both)["jobs"] == Deleted(0)
+    assert expire(house, **both)["jobs"] == Deleted(0)
     claim = leases.claim("w1")
     assert claim is not None
-    assert expire(house, **both)["jobs' files"] == Gone(0)
+    assert expire(house, **both)["jobs' files"] == Deleted(0)
     assert len(claim.files) == 2
     assert leases.succeed(claim, Commit("c" * 40, "https://hub"))
-    assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Gone(1, 8)
-    assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Gone(1, 8)
+    assert expire(house, retention_artifacts_seconds=DAY)["jobs' files"] == Deleted(1, 8)
+    assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Deleted(1, 8)
     assert snapshot(house)["publications"] == []
 
 
@@ -240,8 +240,8 @@ def test_a_row_that_somebody_has_locked_is_passed_over_at_once(house: House, rea
         assert house.row(busy).expired_at is None
         assert house.row(free).expired_at is not None
         assert len(events(house, busy)) > 1
-        assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Gone(1, 8)
-    assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Gone(1, 8)
+        assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Deleted(1, 8)
+    assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Deleted(1, 8)
 
 
 def test_events_go_but_the_last_and_ids_go_on(house: House) -> None:
@@ -254,10 +254,10 @@ def test_events_go_but_the_last_and_ids_go_on(house: House) -> None:
     house.shift(job, "finished_at", -2 * DAY)
     last = house.row(job).last_event_id
     gone = expire(house, retention_events_seconds=DAY)["events"]
-    assert gone == Gone(last - 1)
+    assert gone == Deleted(last - 1)
     assert events(house, job) == [(last, "done")]
     assert len(events(house, other)) > 1
-    assert expire(house, retention_events_seconds=DAY)["events"] == Gone(0)
+    assert expire(house, retention_events_seconds=DAY)["events"] == Deleted(0)
 
 
 def test_a_failed_jobs_ids_do_not_restart_when_it_goes_on(house: House) -> None:
@@ -270,7 +270,7 @@ def test_a_failed_jobs_ids_do_not_restart_when_it_goes_on(house: House) -> None:
     house.commands.retry_job(job, tenant=TENANT)
     assert [number for number, _ in events(house, job)] == [last, last + 1]
     both = {"retention_events_seconds": DAY, "retention_jobs_seconds": DAY}
-    assert expire(house, **both)["jobs"] == Gone(0), "it is queued again"
+    assert expire(house, **both)["jobs"] == Deleted(0), "it is queued again"
     assert len(events(house, job)) == 2
 
 
@@ -279,7 +279,7 @@ def test_whole_jobs_go_with_all_they_have(house: House, publications: Publicatio
     publications.create(old, TARGET, tenant=TENANT)
     with house.database.transaction() as session:
         session.execute(text("UPDATE publications SET status = 'failed'"))
-    assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Gone(1, 8)
+    assert expire(house, retention_jobs_seconds=DAY)["jobs"] == Deleted(1, 8)
     with pytest.raises(JobNotFound):
         house.queries.get_job(old, tenant=TENANT)
     left = snapshot(house)
@@ -311,7 +311,7 @@ def test_keys_and_deliveries_go_when_their_time_is_over(house: House) -> None:
     counted = would_expire(house, webhook_retention_seconds=DAY)
     gone = expire(house, webhook_retention_seconds=DAY)
     assert counted == gone
-    assert (gone["webhook deliveries"], gone["idempotency keys"]) == (Gone(1), Gone(1))
+    assert (gone["webhook deliveries"], gone["idempotency keys"]) == (Deleted(1), Deleted(1))
     with house.database.transaction() as session:
         assert set(session.scalars(select(WebhookDelivery.id))) == {"msg_0", "msg_2"}
         assert session.scalars(select(IdempotencyKey.key)).all() == ["1"]
@@ -340,13 +340,13 @@ def test_a_dry_run_tells_what_would_go_and_changes_nothing(house: House, tmp_pat
     told = Housekeeping.of(house.database, configured, dry_run=True).run()
     assert snapshot(house) == before
     assert list(house.store.blobs()) == stored
-    would = {each.rule: each.gone for each in told.expired}
-    assert (would["jobs"], would["jobs' files"]) == (Gone(3, 24), Gone(3, 24))
-    assert would["events"] == Gone(3 * (len(events(house, house.created[0])) - 1))
+    would = {each.rule: each.deleted for each in told.expired}
+    assert (would["jobs"], would["jobs' files"]) == (Deleted(3, 24), Deleted(3, 24))
+    assert would["events"] == Deleted(3 * (len(events(house, house.created[0])) - 1))
     assert told.collected is not None
     assert told.collected.blobs == 1
     done = Housekeeping.of(house.database, configured).run()
-    assert done.expired[0].gone == would["jobs"]
+    assert done.expired[0].deleted == would["jobs"]
 
 
 def test_batches_are_bounded_and_several_appliers_share_the_work(house: House) -> None:
@@ -361,7 +361,7 @@ def test_batches_are_bounded_and_several_appliers_share_the_work(house: House) -
         assert rule.remove(session, DAY, rule.batch, None).rows == 2
         session.rollback()
 
-    def apply(_: int) -> dict[str, Gone | None]:
+    def apply(_: int) -> dict[str, Deleted | None]:
         return applied(Expiry(database=house.database, settings=configured, rules=small))
 
     with ThreadPoolExecutor(3) as pool:
@@ -378,7 +378,7 @@ def test_a_stopped_expiry_does_nothing_more(house: House) -> None:
     finished(house)
     configured = house.settings.model_copy(update={"retention_jobs_seconds": DAY})
     stopped = Expiry(database=house.database, settings=configured, stopped=lambda: True).run()
-    assert stopped[0].gone == Gone(0)
+    assert stopped[0].deleted == Deleted(0)
     assert len(snapshot(house)["jobs"]) == 1
 
 
