@@ -180,9 +180,9 @@ def finish(run: RunFile, events: EventWriter, summary: dict[str, Any], report: d
     events.send(Result(payload={}))
 
 
-BEHAVIOURS = {
-    behaviour.__name__: behaviour
-    for behaviour in (
+BEHAVIORS = {
+    behavior.__name__: behavior
+    for behavior in (
         *(succeed, step, stages, die, hang, refuse, overflow, vanish, show, malformed),
         *(starve, famish, be_killed, bereaved),
     )
@@ -198,7 +198,7 @@ def main() -> None:
     run = RunFile.model_validate_json(options.run_file.read_bytes())
     die_with_parent(run.parent_pid)
     (options.run_file.parent.parent / "runner.pid").write_text(str(os.getpid()))
-    BEHAVIOURS.get(run.spec.model_dir.name, succeed)(run, EventWriter(options.events_fd))
+    BEHAVIORS.get(run.spec.model_dir.name, succeed)(run, EventWriter(options.events_fd))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Behaviour = Callable[["Exchange"], None]
+Behavior = Callable[["Exchange"], None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Receiver:
 
     port: int = 0
     scheme: str = "http"
-    script: list[Behaviour] = field(default_factory=lambda: [lambda exchange: exchange.answer(200)])
+    script: list[Behavior] = field(default_factory=lambda: [lambda exchange: exchange.answer(200)])
     received: list[Received] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     server_names: list[str | None] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Receiver:
             time.sleep(0.02)
         return list(self.received)
 
-    def take(self, exchange: Exchange) -> Behaviour:
+    def take(self, exchange: Exchange) -> Behavior:
         """Store a request and return how to answer it."""
         with self.lock:
             self.received.append(exchange.received)
@@ -151,5 +151,5 @@ def closed_port() -> int:
         return port
 
 
-def _answering(status: int) -> Behaviour:
+def _answering(status: int) -> Behavior:
     return lambda exchange: exchange.answer(status)

@@ -78,7 +78,7 @@ def insert_job(session: Session, job: Job) -> None:
     session.add(job)
     session.flush()
     _append(session, job, status_events(JobStatus.QUEUED))
-    turns.enrol(session, job.tenant)
+    turns.enroll(session, job.tenant)
     announce_job(session, job)
 
 

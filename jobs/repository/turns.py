@@ -113,7 +113,7 @@ def take_turn(session: Session, tenant: str) -> None:
         _insert_missing(session, select(literal(tenant).label("tenant")).subquery(), now())
 
 
-def enrol(session: Session, tenant: str) -> None:
+def enroll(session: Session, tenant: str) -> None:
     """Add a tenant with a new job to the turns, before all tenants that had a turn."""
     _insert_missing(session, select(literal(tenant).label("tenant")).subquery(), now() - _LONG_AGO)
 

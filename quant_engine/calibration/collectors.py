@@ -19,7 +19,7 @@ class TailQuantiles:
     """Exact high quantiles of |x| for every channel, computed from the largest values alone.
 
     The K largest values determine Q_q as ``torch.quantile`` interpolates it (linear, positions in fp32), because its
-    two neighbours are among them. Memory is K · P for any number of tokens.
+    two neighbors are among them. Memory is K · P for any number of tokens.
 
     Args:
         quantiles: every q to compute, in (0, 1].

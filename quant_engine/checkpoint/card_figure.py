@@ -27,9 +27,9 @@ def draw_layers(rows: Sequence[LayerRow], path: Path) -> None:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for index, (role, own) in enumerate(_by_linear(rows).items()):
-            blocks, colour = [row.block for row in own], f"C{index % 10}"
-            axes.plot(blocks, _finite(row.error for row in own), marker="o", markersize=3.5, color=colour, label=role)
-            axes.plot(blocks, _finite(row.baseline_error for row in own), linestyle="--", linewidth=0.9, color=colour)
+            blocks, color = [row.block for row in own], f"C{index % 10}"
+            axes.plot(blocks, _finite(row.error for row in own), marker="o", markersize=3.5, color=color, label=role)
+            axes.plot(blocks, _finite(row.baseline_error for row in own), linestyle="--", linewidth=0.9, color=color)
         axes.plot([], [], linestyle="--", linewidth=0.9, color="0.3", label="SmoothRot(0.5, max)")
         axes.set_xlabel("block")
         axes.set_ylabel("E on held-out tokens")

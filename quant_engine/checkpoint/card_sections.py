@@ -178,7 +178,7 @@ def _provenance(facts: CardFacts, files: CheckpointManifest) -> str:
 
 def _folded(title: str, content: str) -> str:
     """Return ``content`` folded under ``title``."""
-    # Inside of ``details`` Markdown is recognised only between empty lines.
+    # Inside of ``details`` Markdown is recognized only between empty lines.
     return f"<details>\n<summary>{title}</summary>\n\n{content}\n\n</details>"
 
 

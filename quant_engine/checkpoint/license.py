@@ -58,7 +58,7 @@ class License:
 def source_license(directory: Path) -> License | None:
     """Return the license that a model's directory states: in its card, else in its license file; None without either.
 
-    A license file that is not recognised gives ``other``, with a link to the file.
+    A license file that is not recognized gives ``other``, with a link to the file.
     """
     files = {name: path for name, path in legal_files(directory).items() if _FILE.match(name)}
     file = min(files, default=None)
@@ -76,8 +76,8 @@ def source_license(directory: Path) -> License | None:
         )
     if file is None:
         return None
-    recognised = _recognised(_text(files[file]))
-    return License(id=recognised) if recognised else License(id=OTHER, link=file)
+    recognized = _recognized(_text(files[file]))
+    return License(id=recognized) if recognized else License(id=OTHER, link=file)
 
 
 def _front_matter(card: Path) -> dict[str, str]:
@@ -85,7 +85,7 @@ def _front_matter(card: Path) -> dict[str, str]:
     return {} if found is None else {key: value.strip() for key, _, value in _FIELD.findall(found[1])}
 
 
-def _recognised(text: str) -> str | None:
+def _recognized(text: str) -> str | None:
     head = re.sub(r"[\s,]+", " ", text[: 2 * _HEAD].lower())[:_HEAD]
     return next((license_id for license_id, phrase in _PHRASES if phrase.replace(",", "") in head), None)
 

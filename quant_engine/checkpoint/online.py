@@ -97,7 +97,7 @@ def on_device(primitives: Sequence[Primitive], device: torch.device | str) -> tu
 
 def _as_stored(primitive: Primitive) -> Primitive:
     """Return ``primitive`` with contiguous tensors of :data:`STORED_DTYPES`, as a checkpoint stores them."""
-    # An unchanged primitive is returned itself, because linears that share it are recognised by its identity.
+    # An unchanged primitive is returned itself, because linears that share it are recognized by its identity.
     changed = {
         name: tensor.detach().to(tensor.dtype if tensor.dtype in STORED_DTYPES else torch.float32).contiguous()
         for name, tensor in primitive.tensors().items()

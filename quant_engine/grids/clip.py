@@ -21,7 +21,7 @@ _CHUNK_VALUES: Final = 1 << 18
 
 
 def mse_clip_ratio(v_RG: Tensor, *, grid: Grid, weight_RG: Tensor | None = None) -> Tensor:
-    """Return ρ [R, 1] in [0.06, 1] that minimises Σ_g d_g (q_g − v_g)².
+    """Return ρ [R, 1] in [0.06, 1] that minimizes Σ_g d_g (q_g − v_g)².
 
     A coarse grid of ratios is tried, then a fine one around each row's best. On a tie the ratio that was tried first
     stays. The error is not convex in ρ, but nearly so at the coarse step. There is no gradient, because at the optimum
@@ -42,7 +42,7 @@ def _chunk_ratio(v_RG: Tensor, grid: Grid, weight_RG: Tensor | None) -> Tensor:
     least_R1 = torch.full_like(best_R1, torch.inf)
     for ratio in _COARSE:
         least_R1, best_R1 = _better(v_RG, grid, weight_RG, torch.full_like(best_R1, ratio), least_R1, best_R1)
-    # The centre of the fine grid stays the best coarse ratio while better ones are found.
+    # The center of the fine grid stays the best coarse ratio while better ones are found.
     middle_R1 = best_R1
     for offset in _FINE:
         ratio_R1 = (middle_R1 + offset).clamp_(max=1.0)

@@ -97,7 +97,7 @@ def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor, *, pea
         UnsupportedPolicy: the format is ``none``.
     """
     grid = weight_grid(spec)
-    # Values that share a scale are neighbours in memory, for each granularity.
+    # Values that share a scale are neighbors in memory, for each granularity.
     rows_RG = w_OI.reshape(scale.numel(), -1)
     codes_RG = row_codes(rows_RG, scale.reshape(-1, 1).to(w_OI.dtype), grid=grid)
     return quantized_codes(codes_RG.reshape(w_OI.shape), scale, grid.fitted(w_OI, peak), spec.format)

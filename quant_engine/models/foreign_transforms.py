@@ -79,11 +79,11 @@ _Build = Callable[[_Group, int], Tensor]
 def _builder(group: _Group, arguments: TransformArgs) -> _Build:
     kind, location = group.scheme.type, str(arguments.location)
     if location not in _ATTACH:
-        raise _unsupported(group, f"is applied at {location!r}", f"Honoured: {', '.join(_ATTACH)} of a linear.")
+        raise _unsupported(group, f"is applied at {location!r}", f"Supported: {', '.join(_ATTACH)} of a linear.")
     if kind not in _MATRICES:
-        raise _unsupported(group, f"is of type {kind!r}", f"Honoured: {', '.join(_MATRICES)}.")
+        raise _unsupported(group, f"is of type {kind!r}", f"Supported: {', '.join(_MATRICES)}.")
     if group.scheme.randomize:
-        raise _unsupported(group, "is permuted at random for every linear", "Honoured: randomize false.")
+        raise _unsupported(group, "is permuted at random for every linear", "Supported: randomize false.")
     return _MATRICES[kind]
 
 
@@ -91,7 +91,7 @@ def _transform(
     group: _Group, arguments: TransformArgs, name: str, module: nn.Module, build: _Build
 ) -> HadamardTransform:
     if not isinstance(module, nn.Linear):
-        raise _unsupported(group, f"is applied to {name}, a {type(module).__name__}", "Honoured: linears.")
+        raise _unsupported(group, f"is applied to {name}, a {type(module).__name__}", "Supported: linears.")
     try:
         order = get_transform_size(module, arguments.location, group.scheme.head_dim)
     except ValueError as error:

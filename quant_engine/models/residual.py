@@ -8,7 +8,7 @@ g is folded into the linears that read it, so
     head       W diag(g) R1   linears that write to it      R1ᵀ W,  b R1
     values     R2ᵀ W, b R2 in each head                     attention output  W R2 in each head's columns
 
-Nothing is mean-centred, because that is not exact for RMSNorm. Arithmetic is in fp64, and rounded once.
+Nothing is mean-centered, because that is not exact for RMSNorm. Arithmetic is in fp64, and rounded once.
 
 Shapes: D hidden size, K head size, L blocks, O out features, I in features, C rows of a chunk.
 """

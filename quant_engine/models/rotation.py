@@ -44,7 +44,7 @@ class ResidualRotation:
 
 
 def hadamard_rotation(config: Any, *, seed: int, value_heads: bool = True) -> ResidualRotation:
-    """Return randomised Hadamard rotations: random signs, then the transform (QuIP#, arXiv 2402.04396, section 3).
+    """Return randomized Hadamard rotations: random signs, then the transform (QuIP#, arXiv 2402.04396, section 3).
 
     Args:
         config: a transformers configuration; its hidden size, head size and number of blocks are used.
@@ -87,5 +87,5 @@ def check_orthogonal(name: str, matrix: Tensor, shape: tuple[int, ...]) -> None:
     if not error < _TOLERANCE:  # so that NaN is refused too
         raise NumericalInstability(
             detail=f"{name} is not orthogonal: an entry of RᵀR − I is {error:.2e}.",
-            hint="Lower the learning rate of the rotation, or orthogonalise the matrix before it is used.",
+            hint="Lower the learning rate of the rotation, or orthogonalize the matrix before it is used.",
         )

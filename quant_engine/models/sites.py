@@ -26,7 +26,7 @@ class Site:
 
     ``readers`` are the linears to quantize, and ``all_readers`` are all linears that read the tensor, because a fused
     diagonal has to be undone in each of them. ``heads`` and ``tied`` describe the attention output: features are
-    heads × head size, and ``tied`` neighbouring heads share one diagonal, because they read the same value head.
+    heads × head size, and ``tied`` neighboring heads share one diagonal, because they read the same value head.
     ``rows`` are the rows of the producer that make the tensor. ``norm_offset`` is the number that a producing norm adds
     to its stored weight.
     """

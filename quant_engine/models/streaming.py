@@ -177,7 +177,7 @@ class StreamedModel:
         state = self.source.read(self.source.tensors, dtype=self.dtype, device=self.device)
         if self.ties_embeddings:
             state[f"{self.architecture.head}.weight"] = state[f"{self.architecture.embedding}.weight"]
-        # Before the parameters are assigned, because transformers initialises them along with the buffers.
+        # Before the parameters are assigned, because transformers initializes them along with the buffers.
         _materialize_buffers(model, self.device)
         model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
         whole: PreTrainedModel = model.eval().requires_grad_(False)
@@ -205,7 +205,7 @@ def _materialize_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Give memory and values to the buffers that no checkpoint stores (rotary frequencies, Gemma's embedding scale).
 
     The values are those of ``from_pretrained``. Call this while the parameters still have no memory, because
-    transformers initialises them along with the buffers.
+    transformers initializes them along with the buffers.
     """
     for module in model.modules():
         empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}

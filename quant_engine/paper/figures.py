@@ -19,7 +19,7 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 
 _DPI: Final = 144
 _BASELINE: Final = "SmoothRot(0.5, max)"
-_GREY: Final = "0.45"
+_GRAY: Final = "0.45"
 _WIDE: Final = 8.0
 """An axis is logarithmic if the largest error is more than this many times the smallest."""
 
@@ -29,7 +29,7 @@ def draw_figures(report: Report, curves: Curves, profile: Report, directory: Pat
 
     Args:
         report: :func:`quant_engine.paper.experiment_report`.
-        curves: for T1 and T2, each training's fields with ``curves``, one list of judgements per selected layer.
+        curves: for T1 and T2, each training's fields with ``curves``, one list of judgments per selected layer.
         profile: :func:`quant_engine.paper.profile_report`.
 
     Returns:
@@ -74,11 +74,11 @@ def _family_figure(
     """Draw mean E on the left, and each selected layer's ratio to its baseline on the right."""
     figure = Figure(figsize=(10.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.axhline(report["baseline"]["mean_error"], color=_GREY, linestyle="--", label=_BASELINE)
+    left.axhline(report["baseline"]["mean_error"], color=_GRAY, linestyle="--", label=_BASELINE)
     left.plot(at, [row["mean_error"] for row in rows], marker="o", markersize=3.5, label="test")
     left.plot(at, [row["mean_validation_error"] for row in rows], marker=".", linewidth=0.8, label="validation")
     left.set_ylabel("mean E over the selected layers")
-    right.axhline(1.0, color=_GREY, linestyle="--")
+    right.axhline(1.0, color=_GRAY, linestyle="--")
     for layer in report["layers"]:
         base = layer["baseline_error"] or 1.0  # a baseline of 0 can not be divided by
         right.plot(at, [row["errors"][layer["layer"]] / base for row in rows], marker=".", label=_layer_label(layer))
@@ -152,7 +152,7 @@ def _curves_figure(report: Report, curves: Curves) -> Figure:
             steps, means = _mean_curve(training["curves"])
             if steps:
                 axes.plot(steps, means, linewidth=1.2, label=_training_label(training))
-        axes.axhline(report["baseline"]["mean_validation_error"], color=_GREY, linestyle="--", label=_BASELINE)
+        axes.axhline(report["baseline"]["mean_validation_error"], color=_GRAY, linestyle="--", label=_BASELINE)
         _scale_errors(axes)
         axes.set_xlabel("step")
         axes.set_title(name)
@@ -168,7 +168,7 @@ def _mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> tuple[list[f
     steps = sorted({point["step"] for curve in judged for point in curve})
     if not steps:
         return [], []
-    # Before its first judgement a layer counts with that judgement, so that the mean is always over all layers.
+    # Before its first judgment a layer counts with that judgment, so that the mean is always over all layers.
     lowest = [
         [
             min(point["validation_error"] for point in curve if point["step"] <= max(step, curve[0]["step"]))

@@ -67,7 +67,7 @@ class FormatSpec:
     Attributes:
         bits: width of a code; None for a format that leaves a tensor in floating point.
         is_float: whether codes are floating-point numbers; they are integers otherwise.
-        group_size: how many neighbouring channels share a scale, where the format itself fixes it.
+        group_size: how many neighboring channels share a scale, where the format itself fixes it.
         strategy: compressed-tensors' name of the values that share a scale, for a format that fixes its groups; None
             for the granularity that the policy chooses.
         static_peak: whether the scales of groups are relative to one fp32 scale of the whole tensor. That scale of an

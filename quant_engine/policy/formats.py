@@ -164,7 +164,7 @@ class NumberFormat(StrEnum):
 
     @property
     def group_size(self) -> int | None:
-        """How many neighbouring channels share a scale, where the format itself fixes it."""
+        """How many neighboring channels share a scale, where the format itself fixes it."""
         return self.spec.group_size
 
 

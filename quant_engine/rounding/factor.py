@@ -31,7 +31,7 @@ class GptqFactor:
     block_size: int
 
 
-def factorise(hessian_II: Tensor, settings: GptqSettings) -> GptqFactor:
+def factorize(hessian_II: Tensor, settings: GptqSettings) -> GptqFactor:
     """Compute U of (H + λI)⁻¹ = Uᵀ U, λ = damping × mean diagonal (GPTQ, arXiv 2210.17323, section 3.3).
 
     With act-order the columns are rounded in the order of falling diagonal. A channel that was never active (a zero on

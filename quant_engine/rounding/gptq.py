@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quant_engine.grids import Grid, Quantized, quantized_codes, weight_grid, weight_scale
 from quant_engine.policy import WeightQuantization
-from quant_engine.rounding.factor import GptqFactor, factorise
+from quant_engine.rounding.factor import GptqFactor, factorize
 from quant_engine.rounding.rtn import representable_scale, scale_dtype
 
 
@@ -51,7 +51,7 @@ def gptq(
             definite.
     """
     grid = weight_grid(spec).fitted(w_OI, peak)
-    factor = hessian if isinstance(hessian, GptqFactor) else factorise(hessian, spec.gptq)
+    factor = hessian if isinstance(hessian, GptqFactor) else factorize(hessian, spec.gptq)
     with torch.no_grad():
         if scale is None:
             scale = weight_scale(w_OI, spec, importance_I=factor.importance_I, clip_ratio_R1=clip_ratio_R1, peak=peak)

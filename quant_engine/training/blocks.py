@@ -26,15 +26,15 @@ from quant_engine.training.learnable import LearnablePlan, quantized_site
 from quant_engine.training.quantized_linears import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan
 
-_JUDGEMENTS: Final = 12
-"""How often a training is judged. Each judgement costs a forward of every validation sample."""
+_JUDGMENTS: Final = 12
+"""How often a training is judged. Each judgment costs a forward of every validation sample."""
 _LAST_RATE: Final = 0.01
 """The learning rate of the last step, as a share of the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPoint:
-    """One judgement: the step's loss on its own samples, and the loss on validation samples."""
+    """One judgment: the step's loss on its own samples, and the loss on validation samples."""
 
     step: int
     loss: float
@@ -47,7 +47,7 @@ class TrainedBlock:
 
     Attributes:
         plans: by the site's name; those of the start where no step was better.
-        curve: every judgement, in order.
+        curve: every judgment, in order.
         start_loss, best_loss: on validation samples; the second is never above the first.
         best_step: the step that ``plans`` come from; 0 for the start.
     """
@@ -170,7 +170,7 @@ class _Descent:
         if not groups:
             return TrainedBlock(plans=dict(best), curve=(), start_loss=start_loss, best_loss=best_loss, best_step=0)
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        cadence = max(1, training.steps // _JUDGEMENTS)
+        cadence = max(1, training.steps // _JUDGMENTS)
         draws = self._draws(torch.Generator().manual_seed(seed))
         for step in range(1, training.steps + 1):
             loss = self._step(optimizer, next(draws), step)

@@ -27,7 +27,7 @@ from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan
 
 # Chosen on SmolLM2-135M's down_proj: all 576 outputs in a step gave the same error at more than twice the time, and a
-# rarer judgement missed the good steps that the rounding of a few massive tokens makes.
+# rarer judgment missed the good steps that the rounding of a few massive tokens makes.
 _BATCH_OUTPUTS: Final = 192
 _JUDGE_TOKENS: Final = 1024
 _JUDGE_OUTPUTS: Final = 512
@@ -37,7 +37,7 @@ _FINALISTS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One judgement: ``loss`` is the step's Ẽ on its batch, ``validation_error`` estimates E on validation tokens."""
+    """One judgment: ``loss`` is the step's Ẽ on its batch, ``validation_error`` estimates E on validation tokens."""
 
     learning_rate: float
     step: int
@@ -55,7 +55,7 @@ class TrainedScales:
         learning_rate: the rate of the descent that reached ``best_step``; None for the start.
         validation_error: E of ``plan`` on all validation tokens.
         start_error: E of the start on them; never below ``validation_error``.
-        curve: every judgement, in order, one learning rate after the other.
+        curve: every judgment, in order, one learning rate after the other.
     """
 
     plan: SitePlan
@@ -106,7 +106,7 @@ def train_scales(
     """
     start = _Candidate(plan=start_plan, error=_error(x_val_TI, w_OI, start_plan, quantization))
     generator = torch.Generator().manual_seed(seed)
-    # One sample of the validation tokens for all judgements, so that their estimates can be compared.
+    # One sample of the validation tokens for all judgments, so that their estimates can be compared.
     judge = prepare_batches(
         x_val_TI,
         w_OI,

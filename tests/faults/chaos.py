@@ -21,7 +21,7 @@ from tests.faults.checker import TERMINAL, Recovery, Verdict, check, quantile
 from tests.faults.customer import Crowd, Customer
 from tests.faults.fleet import Fleet, running_fleet
 from tests.faults.injuries import Injuries
-from tests.faults.servers import FLAVOURS, Flavour
+from tests.faults.servers import FLAVORS, Flavor
 from tests.faults.witness import Journal, Watcher, Window, final_state
 
 PAUSE: Final = (2.0, 9.0)
@@ -41,7 +41,7 @@ PROMISED_SECONDS: Final = 60.0
 class Plan:
     """One run. ``pause``: seconds between two faults, drawn evenly; ``real``: jobs of the real engine, at the start."""
 
-    flavour: Flavour
+    flavor: Flavor
     seed: int
     seconds: float
     journal: Path
@@ -54,10 +54,10 @@ class Plan:
 def run_chaos(plan: Plan) -> Verdict:
     """Run the service under faults. Raises: RuntimeError, if the service does not start."""
     journal = Journal(plan.journal)
-    journal.write("started", seed=plan.seed, seconds=plan.seconds, servers=plan.flavour, pause=plan.pause)
+    journal.write("started", seed=plan.seed, seconds=plan.seconds, servers=plan.flavor, pause=plan.pause)
     logs = plan.journal.parent / "logs"
     with (
-        running_fleet(plan.flavour, settings=SETTINGS, logs=logs) as fleet,
+        running_fleet(plan.flavor, settings=SETTINGS, logs=logs) as fleet,
         Watcher(fleet.observer_url, journal) as watcher,
     ):
         customer = Customer(fleet.url, journal)
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.faults.chaos", description="The service under seeded faults.")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, which is printed")
-    parser.add_argument("--servers", choices=FLAVOURS, default="embedded")
+    parser.add_argument("--servers", choices=FLAVORS, default="embedded")
     parser.add_argument("--real", type=int, default=2, help="jobs that go through the real engine")
     parser.add_argument("--pause", type=float, nargs=2, default=PAUSE, help="seconds between faults, least and most")
     parser.add_argument("--output", type=Path, default=None, help="where the verdict goes as JSON")
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     verdict = run_chaos(
         Plan(
-            flavour=options.servers,
+            flavor=options.servers,
             seed=seed,
             seconds=options.minutes * 60,
             journal=output.with_suffix(".jsonl"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-from tests.faults.catalogue import KINDS
+from tests.faults.catalog import KINDS
 from tests.faults.runner import RESULT
 
 STUCK_SECONDS: Final = 60.0

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import httpx
 
-from tests.faults.catalogue import KINDS, request
+from tests.faults.catalog import KINDS, request
 from tests.faults.witness import Journal
 
 _TIMEOUT: Final = 5.0

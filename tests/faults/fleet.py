@@ -22,9 +22,9 @@ import psutil
 
 from jobs.repository import migrate
 from jobs.repository.database import Database
-from tests.faults import catalogue, failpoints
+from tests.faults import catalog, failpoints
 from tests.faults.proxy import Proxy
-from tests.faults.servers import Flavour, Servers, running_servers
+from tests.faults.servers import Flavor, Servers, running_servers
 
 ROOT: Final = Path(__file__).parents[2]
 FAST: Final[Mapping[str, float]] = {
@@ -148,7 +148,7 @@ class Fleet:
 
 @contextmanager
 def running_fleet(
-    flavour: Flavour, *, settings: Mapping[str, float], workers: int = 2, logs: Path | None = None
+    flavor: Flavor, *, settings: Mapping[str, float], workers: int = 2, logs: Path | None = None
 ) -> Iterator[Fleet]:
     """Start all processes on a migrated database, without waiting for them; ``settings`` are the service's.
 
@@ -159,7 +159,7 @@ def running_fleet(
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(TemporaryDirectory(prefix="quantry-faults-", ignore_cleanup_errors=True))
-        servers = stack.enter_context(running_servers(flavour, Path(directory)))
+        servers = stack.enter_context(running_servers(flavor, Path(directory)))
         database = Database(servers.database_url)
         migrate.upgrade(database)
         database.close()
@@ -167,7 +167,7 @@ def running_fleet(
         broker_proxy = stack.enter_context(Proxy(servers.broker_address))
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
         data_dir = Path(directory) / "data"
-        catalogue.write_models(data_dir / "models")
+        catalog.write_models(data_dir / "models")
         (data_dir / failpoints.DIRECTORY).mkdir()
         environment = _environment(data_dir, database_proxy, broker_proxy, settings)
         log = logs or Path(directory) / "logs"

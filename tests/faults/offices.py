@@ -17,7 +17,7 @@ from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.faults import failpoints
 from tests.integration.worker.conftest import FAST, ROOT, Office, eventually, working_office
-from tests.scripted_runner import BEHAVIOURS
+from tests.scripted_runner import BEHAVIORS
 
 _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "--log-level=warning")
 
@@ -25,8 +25,8 @@ _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "
 @contextmanager
 def open_office(database: Database, urls: Urls, data_dir: Path, **settings: float) -> Iterator[Office]:
     """Open an office with a model for every behavior of the scripted runner; ``settings`` replace the short lease."""
-    for behaviour in BEHAVIOURS:
-        model = data_dir / "models" / behaviour
+    for behavior in BEHAVIORS:
+        model = data_dir / "models" / behavior
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
     (data_dir / failpoints.DIRECTORY).mkdir()

@@ -1,7 +1,7 @@
-"""The harness's runner: steps that are stored as files and resumed, or the behavior in the model's ``behaviour.json``.
+"""The harness's runner: steps that are stored as files and resumed, or the behavior in the model's ``behavior.json``.
 
 It writes the runner's messages itself and needs only the standard library. So it starts in a tenth of the time of the
-real runner, and hundreds of jobs fit into minutes. A model without ``behaviour.json`` goes to the real runner.
+real runner, and hundreds of jobs fit into minutes. A model without ``behavior.json`` goes to the real runner.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any, Final
 from tests.faults import failpoints
 from worker.subprocesses.parent_death import die_with_parent
 
-BEHAVIOUR: Final = "behaviour.json"
+BEHAVIOR: Final = "behavior.json"
 TRACE: Final = "trace"
 RESULT: Final = "checkpoint/model.bin"
 
@@ -38,9 +38,9 @@ def _link(before: str, number: int) -> str:
     return hashlib.sha256(f"{before}:{number}".encode()).hexdigest()
 
 
-def steps(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
+def steps(run: dict[str, Any], behavior: dict[str, Any], say: Say) -> None:
     """Do slow steps and store each as a file; a later attempt does only the missing ones."""
-    work, total = Path(run["work_dir"]), int(behaviour["steps"])
+    work, total = Path(run["work_dir"]), int(behavior["steps"])
     began = time.monotonic()
     say("stage_started", name="train", unit="layer", total=total)
     digest = run["job_id"]
@@ -49,7 +49,7 @@ def steps(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
         if not file.exists():
             with (work / TRACE).open("a") as trace:
                 trace.write(f"{number} {os.getpid()}\n")
-            time.sleep(behaviour["step_seconds"])
+            time.sleep(behavior["step_seconds"])
             aside = work / f"draft-{number}"
             aside.write_text(_link(digest, number))
             aside.replace(file)
@@ -67,10 +67,10 @@ def poison(_: dict[str, Any], __: dict[str, Any], say: Say) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def memory(run: dict[str, Any], behaviour: dict[str, Any], say: Say) -> None:
+def memory(run: dict[str, Any], behavior: dict[str, Any], say: Say) -> None:
     """Run out of memory for real (RLIMIT_AS), except in a run with less memory."""
     if run["spec"]["low_memory"]:
-        steps(run, behaviour, say)
+        steps(run, behavior, say)
         return
     say("stage_started", name="load", unit="block", total=1)
     resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))
@@ -103,7 +103,7 @@ def _finish(run: dict[str, Any], digest: str, summary: dict[str, Any], say: Say)
     say("result", payload={})
 
 
-BEHAVIOURS: Final = {behaviour.__name__: behaviour for behaviour in (steps, poison, memory, disk)}
+BEHAVIORS: Final = {behavior.__name__: behavior for behavior in (steps, poison, memory, disk)}
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     run = json.loads(options.run_file.read_bytes())
     die_with_parent(run["parent_pid"])
-    described = Path(run["spec"]["model_dir"]) / BEHAVIOUR
+    described = Path(run["spec"]["model_dir"]) / BEHAVIOR
     if not described.exists():
         command = [sys.executable, "-P", "-m", "worker.runner", *sys.argv[1:]]
         os.execv(command[0], command)  # noqa: S606 — our own program with our own arguments
@@ -123,8 +123,8 @@ def main() -> None:
     def say(kind: str, **fields: Any) -> None:
         os.write(options.events_fd, json.dumps({"type": kind, **fields}).encode() + b"\n")
 
-    behaviour = json.loads(described.read_bytes())
-    BEHAVIOURS[behaviour["kind"]](run, behaviour, say)
+    behavior = json.loads(described.read_bytes())
+    BEHAVIORS[behavior["kind"]](run, behavior, say)
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ from jobs.embedded.valkey import Valkey
 from jobs.kit.errors import InstallationError
 from tests.faults.proxy import Address
 
-Flavour = Literal["embedded", "debian"]
-FLAVOURS: Final[tuple[Flavour, ...]] = ("embedded", "debian")
+Flavor = Literal["embedded", "debian"]
+FLAVORS: Final[tuple[Flavor, ...]] = ("embedded", "debian")
 
 POSTGRES: Final = Path("/usr/lib/postgresql/15/bin")
 REDIS: Final = Path("/usr/bin/redis-server")
-PORT: Final = 5432  # of the socket's name only: both flavours' PostgreSQL listens on no network
+PORT: Final = 5432  # of the socket's name only: both flavors' PostgreSQL listens on no network
 
 _START_SECONDS: Final = 60.0
 _RESTARTS: Final = 15
@@ -177,26 +177,26 @@ def answers(socket_dir: Path) -> bool:
     return True
 
 
-def missing(flavour: Flavour) -> str | None:
+def missing(flavor: Flavor) -> str | None:
     """Return why this flavor can not run here; None if it can."""
-    if flavour == "debian" and not ((POSTGRES / "postgres").exists() and REDIS.exists()):
+    if flavor == "debian" and not ((POSTGRES / "postgres").exists() and REDIS.exists()):
         return "Debian's postgresql-15 and redis-server are not installed"
     return None
 
 
 @contextmanager
-def running_servers(flavour: Flavour, data_dir: Path) -> Iterator[Servers]:
+def running_servers(flavor: Flavor, data_dir: Path) -> Iterator[Servers]:
     """Run both servers, empty and not migrated. ``data_dir`` must be short, because Unix sockets lie in it.
 
     Raises:
         pytest.skip.Exception: they are not installed.
     """
-    reason = missing(flavour)
+    reason = missing(flavor)
     if reason is not None:
         pytest.skip(reason)
     sockets = data_dir / "run"
     sockets.mkdir(parents=True)
-    made = _embedded(data_dir, sockets) if flavour == "embedded" else _debian(data_dir, sockets)
+    made = _embedded(data_dir, sockets) if flavor == "embedded" else _debian(data_dir, sockets)
     with contextlib.ExitStack() as stack:
         for server in (made.database, made.broker):
             stack.callback(server.stop)

@@ -14,7 +14,7 @@ SECONDS: Final = 150.0  # of faults; starting, and coming to rest, make it three
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_minutes_of_chaos_break_no_promise(tmp_path: Path) -> None:
-    plan = Plan(flavour="embedded", seed=SEED, seconds=SECONDS, journal=tmp_path / "journal.jsonl", real=1)
+    plan = Plan(flavor="embedded", seed=SEED, seconds=SECONDS, journal=tmp_path / "journal.jsonl", real=1)
     verdict = run_chaos(plan)
     assert verdict.kept, figures(verdict)
     assert not late(verdict)

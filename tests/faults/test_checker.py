@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.catalogue import KINDS
+from tests.faults.catalog import KINDS
 from tests.faults.chaos import figures, table
 from tests.faults.checker import ArtifactRow, Entry, EventRow, JobRow, Snapshot, Verdict, check, quantile
 from tests.faults.runner import RESULT

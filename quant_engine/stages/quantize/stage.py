@@ -21,7 +21,7 @@ from quant_engine.grids import shared_peak
 from quant_engine.interface.layers import LayerRow
 from quant_engine.models import Site
 from quant_engine.resume_state import StateFile
-from quant_engine.rounding import corrected_weight, factorise, round_weight
+from quant_engine.rounding import corrected_weight, factorize, round_weight
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.quantize.block_files import (
@@ -138,7 +138,7 @@ def _rounded_site(
         # Without a correction the Hessian is that of the original input, which is not rounded.
         rounder = _rounder(run, site, plan) if spec.gptq.correction else None
         moments = opened.moments(site, plan, rounder)
-        factor = factorise(moments.hessian_II, spec.gptq)
+        factor = factorize(moments.hessian_II, spec.gptq)
         if moments.cross_II is not None:
             strength, damping = spec.gptq.correction, spec.gptq.damping
             cross_II, hessian_II = moments.cross_II, moments.hessian_II

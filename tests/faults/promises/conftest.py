@@ -8,30 +8,30 @@ import pytest
 from tests.faults.fleet import FAST, Fleet, running_fleet
 from tests.faults.promises.act import MAX_ATTEMPTS, Act, acting
 from tests.faults.scale import FULL
-from tests.faults.servers import FLAVOURS, Flavour, missing
+from tests.faults.servers import FLAVORS, Flavor, missing
 
 # The short run takes Debian's servers where there are any; the chaos of the short run is on the embedded ones.
-_CHOSEN: tuple[Flavour, ...] = FLAVOURS if FULL else ("embedded" if missing("debian") else "debian",)
+_CHOSEN: tuple[Flavor, ...] = FLAVORS if FULL else ("embedded" if missing("debian") else "debian",)
 
 
 @pytest.fixture(scope="session", params=_CHOSEN)
-def flavour(request: pytest.FixtureRequest) -> Flavour:
+def flavor(request: pytest.FixtureRequest) -> Flavor:
     """Which servers."""
-    chosen: Flavour = request.param
+    chosen: Flavor = request.param
     return chosen
 
 
 @pytest.fixture(scope="package")
-def quick_fleet(flavour: Flavour) -> Iterator[Fleet]:
+def quick_fleet(flavor: Flavor) -> Iterator[Fleet]:
     """With leases of three seconds."""
-    with running_fleet(flavour, settings={**FAST, "max_attempts": MAX_ATTEMPTS}) as fleet:
+    with running_fleet(flavor, settings={**FAST, "max_attempts": MAX_ATTEMPTS}) as fleet:
         yield fleet
 
 
 @pytest.fixture(scope="package")
-def usual_fleet(flavour: Flavour) -> Iterator[Fleet]:
+def usual_fleet(flavor: Flavor) -> Iterator[Fleet]:
     """With the leases that an operator gets who sets nothing."""
-    with running_fleet(flavour, settings={"max_attempts": MAX_ATTEMPTS}) as fleet:
+    with running_fleet(flavor, settings={"max_attempts": MAX_ATTEMPTS}) as fleet:
         yield fleet
 
 
@@ -43,9 +43,9 @@ def quick(quick_fleet: Fleet, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest.fixture
-def recovering(tmp_path: Path, flavour: Flavour, request: pytest.FixtureRequest) -> Iterator[Act]:
+def recovering(tmp_path: Path, flavor: Flavor, request: pytest.FixtureRequest) -> Iterator[Act]:
     """A test's dealings with the one whose recovery is measured: the usual one, in a full run."""
-    assert flavour
+    assert flavor
     fleet: Fleet = request.getfixturevalue("usual_fleet" if FULL else "quick_fleet")
     with acting(fleet, tmp_path / "journal.jsonl", request.node.name) as act:
         yield act

@@ -57,7 +57,7 @@ class _Server:
         self.should_exit = True
 
 
-async def _signalled(draining: Draining, server: _Server, *, times: int) -> None:
+async def _signaled(draining: Draining, server: _Server, *, times: int) -> None:
     with draining.on_sigterm():
         assert (draining.begun, draining.should_exit) == (False, False)
         for _ in range(times):
@@ -73,7 +73,7 @@ def test_the_server_is_told_at_once_without_time_to_be_unready_or_by_a_second_si
     server = _Server()
     before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
-        asyncio.run(_signalled(Draining(unready), server, times=times))
+        asyncio.run(_signaled(Draining(unready), server, times=times))
         assert server.should_exit is stops
         assert signal.getsignal(signal.SIGTERM) == server.handle_exit
     finally:

@@ -106,8 +106,8 @@ def test_list_pages_and_filters(client: httpx.Client, submit: Submit) -> None:
         if after is None:
             break
     assert seen == ids[::-1]
-    labelled = client.get("/v1/jobs", params={"metadata[team]": "search"}).json()["data"]
-    assert {job["id"] for job in labelled} == {ids[1], ids[3]}
+    labeled = client.get("/v1/jobs", params={"metadata[team]": "search"}).json()["data"]
+    assert {job["id"] for job in labeled} == {ids[1], ids[3]}
     assert client.get("/v1/jobs", params={"status": "running"}).json()["data"] == []
     assert len(client.get("/v1/jobs", params={"status": "queued", "model": "tiny"}).json()["data"]) == 5
     assert client.get("/v1/jobs", params={"model": "other"}).json()["data"] == []

@@ -1,4 +1,4 @@
-"""Backup and restore by the documented commands, on both flavours of server and both stores; and what they refuse."""
+"""Backup and restore by the documented commands, on both flavors of server and both stores; and what they refuse."""
 
 import hashlib
 import os

@@ -232,15 +232,15 @@ def test_pages_split_jobs_of_the_same_moment_by_id(house: House) -> None:
 
 
 def test_lists_can_be_filtered(house: House) -> None:
-    red = house.submit(metadata={"colour": "red", "size": "s"})
-    blue = house.submit(metadata={"colour": "blue"})
+    red = house.submit(metadata={"color": "red", "size": "s"})
+    blue = house.submit(metadata={"color": "blue"})
     house.commands.cancel_job(blue, tenant=TENANT)
 
     def ids(**filters: Any) -> list[str]:
         return [job.id for job in house.queries.list_jobs(tenant=TENANT, **filters).data]
 
-    assert ids(metadata={"colour": "red"}) == [red]
-    assert ids(metadata={"colour": "red", "size": "m"}) == []
+    assert ids(metadata={"color": "red"}) == [red]
+    assert ids(metadata={"color": "red", "size": "m"}) == []
     assert ids(status=JobStatus.CANCELLED) == [blue]
     assert ids(model="tiny") == [blue, red]
     assert ids(model="other") == []

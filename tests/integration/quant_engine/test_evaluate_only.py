@@ -246,7 +246,7 @@ def _rotation(kind: str = "hadamard", targets: str = "re:.*down_proj$", location
         (_rotation(targets="re:.*mlp$", head_dim=32), UnsupportedPolicy, "applied to .*mlp, a LlamaMLP"),
     ],
 )
-def test_what_can_not_be_honoured_is_named(
+def test_what_can_not_be_honored_is_named(
     fields: dict[str, Any], error: type[EngineError], words: str, dense: Path, tmp_path: Path
 ) -> None:
     peer = peers.write_peer(dense, tmp_path / "peer", _SCHEMES["pack-quantized"])

@@ -24,7 +24,7 @@ from jobs.job.views import EventView, JobView
 from jobs.repository.database import Database
 from jobs.settings import Settings
 from quant_engine.policy import JobRequest
-from tests.scripted_runner import BEHAVIOURS
+from tests.scripted_runner import BEHAVIORS
 from tests.scripted_worker import SCRIPTED
 from worker.attempts.attempt import AttemptDependencies, Programs
 from worker.attempts.supervisor import Supervisor
@@ -169,9 +169,9 @@ def command_of(process: psutil.Process) -> str:
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
-    """Short leases, and a local model for every behaviour of the scripted runner."""
-    for behaviour in BEHAVIOURS:
-        model = tmp_path / "var" / "models" / behaviour
+    """Short leases, and a local model for every behavior of the scripted runner."""
+    for behavior in BEHAVIORS:
+        model = tmp_path / "var" / "models" / behavior
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
     return Settings(

@@ -183,7 +183,7 @@ def _command_lines() -> str:
 
 
 def _stored(office: Office) -> str:
-    """Every row of every table, as text; the names come from the catalogue."""
+    """Every row of every table, as text; the names come from the catalog."""
     with office.database.transaction() as session:
         names = session.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
         rows = [row for name in names for row in session.scalars(text(f'SELECT t::text FROM "{name}" t'))]  # noqa: S608

@@ -152,10 +152,10 @@ def killed_by_the_kernel(office: Office) -> Supervisor:
     return replace(supervisor, dependencies=dependencies)
 
 
-@pytest.mark.parametrize("behaviour", ["be_killed", "bereaved"])
-def test_a_kill_by_the_kernel_for_memory_is_answered_in_the_same_way(office: Office, behaviour: str) -> None:
+@pytest.mark.parametrize("behavior", ["be_killed", "bereaved"])
+def test_a_kill_by_the_kernel_for_memory_is_answered_in_the_same_way(office: Office, behavior: str) -> None:
     supervisor = killed_by_the_kernel(office)
-    job_id = office.submit(behaviour)
+    job_id = office.submit(behavior)
     assert supervisor.run_next() is Outcome.STARVED
     time.sleep(office.settings.retry_delay_seconds * 2)
     assert supervisor.run_next() is Outcome.SUCCEEDED

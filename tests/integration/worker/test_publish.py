@@ -214,14 +214,14 @@ def test_a_killed_upload_is_resumed_with_what_is_missing(tmp_path: Path, hub: Wr
     assert len(hub.repository(REPO).commits) == 2
 
 
-def test_a_commit_whose_answer_is_lost_is_recognised(tmp_path: Path, hub: WritableHub) -> None:
+def test_a_commit_whose_answer_is_lost_is_recognized(tmp_path: Path, hub: WritableHub) -> None:
     hub.faults.append(Fault(match="/commit/", cut_after=0))
     result = Upload(tmp_path).result(hub)
     assert result.sha == hub.repository(REPO).heads["main"]
     assert len(hub.repository(REPO).commits) == 2
 
 
-def test_a_lost_commit_is_recognised_by_the_next_attempt_even_when_others_came_after(
+def test_a_lost_commit_is_recognized_by_the_next_attempt_even_when_others_came_after(
     tmp_path: Path, hub: WritableHub
 ) -> None:
     first = Upload(tmp_path / "1").result(hub)

@@ -81,13 +81,13 @@ def test_events_tell_the_whole_story_in_order(office: Office) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code", "category"),
+    ("behavior", "code", "category"),
     [("refuse", "not_enough_text", "user"), ("overflow", "disk_full", "capacity")],
 )
 def test_an_error_message_fails_the_job_with_its_remedy(
-    office: Office, behaviour: str, code: str, category: str
+    office: Office, behavior: str, code: str, category: str
 ) -> None:
-    job_id = office.submit(behaviour)
+    job_id = office.submit(behavior)
     assert office.supervisor().run_next() is Outcome.FAILED
     job = office.job(job_id)
     assert job.status == "failed"
@@ -116,9 +116,9 @@ def test_a_result_without_files_is_our_fault(office: Office) -> None:
     assert only_resumable_work_left(office, job_id)
 
 
-@pytest.mark.parametrize("behaviour", ["die", "vanish"])
-def test_a_poison_job_ends_after_exactly_its_attempts(office: Office, behaviour: str) -> None:
-    job_id, good = office.submit(behaviour), office.submit("succeed")
+@pytest.mark.parametrize("behavior", ["die", "vanish"])
+def test_a_poison_job_ends_after_exactly_its_attempts(office: Office, behavior: str) -> None:
+    job_id, good = office.submit(behavior), office.submit("succeed")
     supervisor = office.supervisor()
     outcomes = []
     deadline = time.monotonic() + 60

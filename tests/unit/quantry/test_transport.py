@@ -39,7 +39,7 @@ def test_the_api_key_is_sent_as_a_bearer(client: Quantry, server: ScriptedServer
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_in_seconds_is_honoured(
+def test_retry_after_in_seconds_is_honored(
     client: Quantry, server: ScriptedServer, naps: list[float], status: int
 ) -> None:
     server.answers = [problem("busy", status, **{"Retry-After": "7"}), json_answer(job_body())]
@@ -47,7 +47,7 @@ def test_retry_after_in_seconds_is_honoured(
     assert naps == [7.0]
 
 
-def test_retry_after_as_a_date_is_honoured(client: Quantry, server: ScriptedServer, naps: list[float]) -> None:
+def test_retry_after_as_a_date_is_honored(client: Quantry, server: ScriptedServer, naps: list[float]) -> None:
     moment = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     server.answers = [problem("busy", 503, **{"Retry-After": moment}), json_answer(job_body())]
     client.get("job_1")

@@ -8,7 +8,7 @@ import torch
 from quant_engine.errors import NumericalInstability
 from quant_engine.grids import fake_quantize_weight
 from quant_engine.policy import WeightQuantization
-from quant_engine.rounding import factorise, gptq, round_to_nearest, round_weight
+from quant_engine.rounding import factorize, gptq, round_to_nearest, round_weight
 from tests.unit.quant_engine.outliers import massive_input, weight
 
 
@@ -23,7 +23,7 @@ def test_each_name_runs_its_rounding() -> None:
     assert torch.equal(nearest.codes, round_to_nearest(w_OI, spec("rtn"), torch.bfloat16).codes)
     expected = gptq(w_OI, hessian_II, spec("gptq"), torch.bfloat16)
     assert not torch.equal(expected.codes, nearest.codes)
-    for hessian in (hessian_II, factorise(hessian_II, spec("gptq").gptq)):
+    for hessian in (hessian_II, factorize(hessian_II, spec("gptq").gptq)):
         found = round_weight(w_OI, spec("gptq"), torch.bfloat16, hessian=hessian)
         assert torch.equal(found.codes, expected.codes)
         assert torch.equal(found.scale, expected.scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from quant_engine.errors import NumericalInstability, UnsupportedPolicy
 from quant_engine.grids import Quantized, weight_scale
 from quant_engine.policy import GptqSettings, NumberFormat, WeightQuantization
-from quant_engine.rounding import factorise, gptq, round_to_nearest
+from quant_engine.rounding import factorize, gptq, round_to_nearest
 from tests.unit.quant_engine.grids.test_float4 import nearest_by_search
 from tests.unit.quant_engine.nearest import quantize_weight
 from tests.unit.quant_engine.outliers import massive_input, weight
@@ -149,7 +149,7 @@ def test_dead_channels_are_rounded_to_nearest_and_disturb_nothing() -> None:
 
 def test_a_factor_serves_several_weights() -> None:
     hessian_II = correlated_hessian().float()
-    factor = factorise(hessian_II, spec().gptq)
+    factor = factorize(hessian_II, spec().gptq)
     for seed in range(3):
         w_OI = weight(8, WIDTH, seed=seed)
         shared, alone = (gptq(w_OI, each, spec(clip="mse"), torch.bfloat16) for each in (factor, hessian_II))
@@ -160,7 +160,7 @@ def test_a_factor_serves_several_weights() -> None:
 @pytest.mark.parametrize("act_order", [False, True])
 def test_the_factor_is_of_the_damped_inverse(act_order: bool) -> None:
     hessian_II = correlated_hessian()
-    factor = factorise(hessian_II, GptqSettings(damping=0.05, act_order=act_order))
+    factor = factorize(hessian_II, GptqSettings(damping=0.05, act_order=act_order))
     order = torch.arange(WIDTH) if factor.order is None else factor.order
     root_II = factor.inverse_root_II
     damped_II = hessian_II + 0.05 * hessian_II.diagonal().mean() * torch.eye(WIDTH)

@@ -46,7 +46,7 @@ def spread_of_means(peak_D: torch.Tensor, size: int) -> float:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_blocks_means_are_levelled(seed: int) -> None:
-    """Two blocks' rounds alternate in favour and never overlap, so their sums differ by less than the largest peak."""
+    """Two blocks' rounds alternate in favor and never overlap, so their sums differ by less than the largest peak."""
     heavy_D = peaks(576, seed)
     assert spread_of_means(heavy_D[zigzag_permutation(heavy_D, 64)], 64) <= float(heavy_D.max() - heavy_D.min()) / 64
     mild_D = heavy_D**0.25

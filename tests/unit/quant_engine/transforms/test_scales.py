@@ -54,7 +54,7 @@ def test_quantile_one_is_the_maximum_without_being_recorded() -> None:
 
 
 def test_l2_balances_the_two_norms() -> None:
-    """At α = 0.5 it minimises ‖X Λ⁻¹‖_F ‖W Λ‖_F (Cauchy and Schwarz): no other scale policy does better."""
+    """At α = 0.5 it minimizes ‖X Λ⁻¹‖_F ‖W Λ‖_F (Cauchy and Schwarz): no other scale policy does better."""
     x_TD, w_OD = massive_input(50, 12, dtype=torch.float64), weight(6, 12, dtype=torch.float64)
     scales_D = scale_policy(channel_statistics(x_TD), w_OD, 0.5, Statistic(kind="l2")).double()
     lower_bound = float((x_TD.norm(dim=0) * w_OD.norm(dim=0)).sum())

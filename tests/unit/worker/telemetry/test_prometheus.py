@@ -1,4 +1,4 @@
-"""What the memory of a worker's processes is labelled with."""
+"""What the memory of a worker's processes is labeled with."""
 
 import sys
 from collections.abc import Iterator
@@ -23,5 +23,5 @@ def process(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
     [(RUNNER, "runner"), (DOWNLOAD, "download"), (PUBLISH, "publish"), (SWEEPER, "sweeper"), (("python",), "pool")],
     indirect=["process"],
 )
-def test_a_process_is_labelled_with_what_it_is_for(process: psutil.Process, role: str) -> None:
+def test_a_process_is_labeled_with_what_it_is_for(process: psutil.Process, role: str) -> None:
     assert _role(process) == role

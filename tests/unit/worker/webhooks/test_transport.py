@@ -166,9 +166,9 @@ def _interim_for_ever(exchange: Exchange) -> None:
         exchange.raw(b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
 
-@pytest.mark.parametrize("behaviour", [_never, _drip_headers, _interim_for_ever])
-def test_the_attempt_as_a_whole_has_a_deadline(receiver: Receiver, behaviour: object) -> None:
-    receiver.script[:] = [behaviour]  # type: ignore[list-item]  # each is one
+@pytest.mark.parametrize("behavior", [_never, _drip_headers, _interim_for_ever])
+def test_the_attempt_as_a_whole_has_a_deadline(receiver: Receiver, behavior: object) -> None:
+    receiver.script[:] = [behavior]  # type: ignore[list-item]  # each is one
     began = time.monotonic()
     with pytest.raises(Undeliverable, match=r"No answer within 0\.6 seconds"):
         messenger(timeout=TIMEOUT).post(receiver.url(), {}, b"")

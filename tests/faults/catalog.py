@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.faults.runner import BEHAVIOUR, chain
+from tests.faults.runner import BEHAVIOR, chain
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Kind:
     """A kind of job: its model's behavior (None: the real engine), its expected end, and how often it is chosen."""
 
     name: str
-    behaviour: dict[str, Any] | None
+    behavior: dict[str, Any] | None
     status: str = "succeeded"
     code: str | None = None
     weight: int = 0
@@ -22,9 +22,9 @@ class Kind:
 
     def sha256(self, job_id: str) -> str | None:
         """Return the digest of the result that a job publishes; None if it is not known beforehand."""
-        if self.behaviour is None or "steps" not in self.behaviour:
+        if self.behavior is None or "steps" not in self.behavior:
             return None
-        return hashlib.sha256(chain(job_id, self.behaviour["steps"]).encode()).hexdigest()
+        return hashlib.sha256(chain(job_id, self.behavior["steps"]).encode()).hexdigest()
 
 
 KINDS: Final = {
@@ -57,12 +57,12 @@ def write_models(models_dir: Path) -> None:
     for kind in KINDS.values():
         model = models_dir / kind.name
         model.mkdir(parents=True)
-        if kind.behaviour is not None:
+        if kind.behavior is not None:
             (model / "config.json").write_text("{}")
-            (model / BEHAVIOUR).write_text(json.dumps(kind.behaviour))
+            (model / BEHAVIOR).write_text(json.dumps(kind.behavior))
 
 
 def request(kind: str, key: str) -> dict[str, Any]:
     """Return the body of ``POST /v1/jobs``; the key is stored as metadata, so that the job can be recognized by it."""
     body: dict[str, Any] = {"model": {"source": "local", "id": kind}, "metadata": {"kind": kind, "key": key}}
-    return {**body, **(_TINY if KINDS[kind].behaviour is None else {})}
+    return {**body, **(_TINY if KINDS[kind].behavior is None else {})}
