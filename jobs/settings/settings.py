@@ -1,6 +1,6 @@
 """Every setting of the service, read once from ``QUANTRY_*`` environment variables.
 
-Nothing inside reads a global: packages take a ``Settings``, or the one value that they need, as an argument.
+Packages take a ``Settings``, or the one value that they need, as an argument. They read no global variable.
 """
 
 import ipaddress
@@ -32,7 +32,7 @@ def _networks(text: str) -> str:
 
 
 Directory = Annotated[Path, AfterValidator(_absolute)]
-Retention = Annotated[float, Field(ge=0, le=100 * 366 * 86_400)]  # 0: kept for ever
+Retention = Annotated[float, Field(ge=0, le=100 * 366 * 86_400)]  # 0: never deleted
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._/-]*)?$", max_length=1000)]
 
 
@@ -62,50 +62,53 @@ class Settings(BaseSettings):
     s3_endpoint_url: HttpUrl | None = None  # in addition to boto3's own AWS_* variables
     # S3 takes parts of 5 MiB to 5 GiB.
     s3_part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
-    gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0
+    gc_grace_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0  # stored files that no job uses
 
+    # How long things are stored before they are deleted, counted from the end of a job or the last change of a file.
     retention_artifacts_seconds: Retention = 0.0  # files of a finished job
     retention_events_seconds: Retention = 0.0  # all events of a finished job except the last
     retention_jobs_seconds: Retention = 0.0  # a finished job with everything that belongs to it
-    retention_downloads_seconds: Retention = 7 * 86_400.0  # an interrupted download of a model that is not continued
-    idempotency_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0  # an Idempotency-Key's answer
+    retention_downloads_seconds: Retention = 7 * 86_400.0  # an interrupted download of a model
+    idempotency_seconds: Annotated[float, Field(ge=60, le=366 * 86_400)] = 86_400.0  # the answer to an Idempotency-Key
 
     api_key: SecretStr | None = None
     allow_anonymous: bool = False
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
 
-    secret_key: SecretStr | None = None  # Fernet keys of stored credentials, newest first; default: made in data_dir
-    max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # of a model that a job may download; 0: no limit
-    hub_patience_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0  # a download without a byte, before it fails
+    secret_key: SecretStr | None = None  # Fernet keys for stored credentials, newest first; None: a file in data_dir
+    max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # largest model that a job may download; 0: no limit
+    hub_patience_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0  # wait for a download's next byte
 
     lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
     heartbeat_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     sweep_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
-    retry_delay_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0  # after a crash, times the attempts so far
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3  # of a job that crashes; as many more after each retry
-    work_retention_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = 86_400.0  # so that a retry can resume
+    retry_delay_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0  # wait after a crash, times the attempts so far
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3  # of a job; each retry by a user allows as many more
+    work_retention_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = 86_400.0  # for a retry to resume
 
-    drain_seconds: Annotated[float, Field(ge=0, le=7 * 86_400)] = 5.0  # from a worker's SIGTERM until its job goes back
-    unready_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0  # the API answers on after SIGTERM, /readyz with 503
+    drain_seconds: Annotated[float, Field(ge=0, le=7 * 86_400)] = 5.0  # time for a job to end after a worker's SIGTERM
+    # After SIGTERM the API still answers requests for this long, while /readyz answers 503.
+    unready_seconds: Annotated[float, Field(ge=0, le=600)] = 0.0
 
-    otlp_endpoint: HttpUrl | None = None  # where traces go; else OTEL_EXPORTER_OTLP_ENDPOINT; else there are none
+    otlp_endpoint: HttpUrl | None = None  # receives traces; None: OTEL_EXPORTER_OTLP_ENDPOINT, if set
     worker_metrics_host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
     worker_metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # None: a worker serves no metrics
 
     publish_max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
-    publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # doubled with each attempt, at most ten minutes
+    publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # the first wait; doubles with each attempt
 
-    webhook_allow_private: bool = False  # http, and private and loopback addresses
-    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # 10.1.0.0/16,fd00::/8: also allowed
-    webhook_ca_file: Path | None = None  # certificates of an authority of your own, PEM
-    webhook_max_endpoints: Annotated[int, Field(ge=1, le=1000)] = 20  # of one tenant
-    webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = 10  # about three days
-    webhook_retry_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0  # the first wait; the others keep their ratio
-    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0  # of an attempt as a whole
-    webhook_disable_after_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = 5 * 86_400.0  # with only failures
-    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  # the old secret signs so long
-    webhook_retention_seconds: Annotated[float, Field(ge=3600, le=3660 * 86_400)] = 30 * 86_400.0  # of ended deliveries
-    webhook_concurrency: Annotated[int, Field(ge=0, le=64)] = 4  # deliveries of one worker at a time; 0: none
+    webhook_allow_private: bool = False  # allows http, and private and loopback addresses
+    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # such as 10.1.0.0/16,fd00::/8
+    webhook_ca_file: Path | None = None  # certificates of your own authority, in PEM
+    webhook_max_endpoints: Annotated[int, Field(ge=1, le=1000)] = 20  # for each tenant
+    webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = 10  # over about three days by default
+    webhook_retry_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0  # first wait; the others are in proportion
+    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0  # limit of one whole attempt
+    # A webhook is disabled if every attempt fails for this long; 0: never.
+    webhook_disable_after_seconds: Annotated[float, Field(ge=0, le=366 * 86_400)] = 5 * 86_400.0
+    webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  # the old secret also signs
+    webhook_retention_seconds: Annotated[float, Field(ge=3600, le=3660 * 86_400)] = 30 * 86_400.0  # ended deliveries
+    webhook_concurrency: Annotated[int, Field(ge=0, le=64)] = 4  # deliveries at a time in one worker; 0: none
 
     @model_validator(mode="before")
     @classmethod
@@ -148,7 +151,10 @@ class Settings(BaseSettings):
 
     @property
     def artifacts_dir(self) -> Path:
-        """The directory of published files unless QUANTRY_ARTIFACTS_URL names a store; and of older releases' files."""
+        """The directory of published files, unless QUANTRY_ARTIFACTS_URL names another store.
+
+        Files that older releases published are always here.
+        """
         return self.data_dir / "artifacts"
 
     @property
@@ -168,7 +174,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server bound to ``host``; of names, only localhost is trusted."""
+    """Return whether only this machine can reach a server bound to ``host``; the only trusted name is localhost."""
     if host.lower() == "localhost":
         return True
     try:
