@@ -42,12 +42,14 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
-# Tests that compute run in parallel, one thread each. Tests that kill processes and wait for deadlines run alone.
-SIDE_BY_SIDE := tests/unit tests/architecture tests/integration/quant_engine \
-	tests/integration/artifacts tests/integration/jobs tests/integration/api tests/integration/quantry
+# The faults kill and freeze processes and hold recovery to a minute, so they have the machine to themselves. All other
+# tests run three at a time: many of them wait, for processes, deadlines or pip. Those begin, so that none is left last.
+WAITING := tests/packaging tests/e2e tests/integration/worker
+ALONE := tests/faults
 suite: $(STAMP) ## every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(WAITING) tests \
+		$(addprefix --ignore=,$(ALONE))
+	$(BIN)/pytest $(ALONE)
 
 unit: $(STAMP) ## tests of your choice: make unit ARGS='tests/unit/jobs -k hadamard'
 	$(BIN)/pytest $(ARGS)
