@@ -1,4 +1,7 @@
-"""The row of a layer: the only list of its columns, for the engine, the database, the API, CSV and the client."""
+"""The row of a layer, for the engine, the API, CSV and the client.
+
+The database table (``jobs.repository.models.JobLayer``) repeats the columns, for its migrations; a test compares both.
+"""
 
 from typing import Any, Final, Literal, get_args
 
