@@ -1,6 +1,7 @@
 """Servers that many tests share: a PostgreSQL migrated by Alembic and a Valkey, both private and empty."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from jobs.settings import Settings
 
 
 def pytest_configure() -> None:
-    """Remove the operator's QUANTRY_* variables, except those that are for tests only."""
+    """Remove the operator's QUANTRY_* variables, except those for tests only, and let Ctrl-C reach children."""
+    # A shell starts commands in the background with SIGINT ignored, which every child inherits, and some tests send it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith("QUANTRY_") and not name.startswith("QUANTRY_TEST_")]:
         del os.environ[name]
 
