@@ -42,10 +42,11 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
-# The faults kill and freeze processes and hold recovery to a minute, so they have the machine to themselves. All other
-# tests run three at a time: many of them wait, for processes, deadlines or pip. Those begin, so that none is left last.
-WAITING := tests/packaging tests/e2e tests/integration/worker
-ALONE := tests/faults
+# These kill and freeze processes and hold recovery to a minute, so they have the machine to themselves. All other tests
+# run three at a time: many of them wait, for processes, deadlines or pip. Those begin, so that none is left last.
+ALONE := tests/faults/promises $(addprefix tests/faults/,test_cancel_is_durable.py test_chaos.py test_commit_gap.py \
+	test_silent_network.py)
+WAITING := tests/packaging tests/e2e tests/faults/test_exact_resume.py tests/integration/worker
 suite: $(STAMP) ## every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(WAITING) tests \
 		$(addprefix --ignore=,$(ALONE))
