@@ -1,15 +1,14 @@
-"""The examples of ``docs/extending.md``, and a copy of the source that they are applied to."""
+"""The examples of ``docs/extending.md``, and how one is applied to a copy of the source."""
 
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-_PACKAGES: Final = ("api", "jobs", "migrations", "quant_engine", "quantry", "worker")
+from tests.source import ROOT
+
 _SECTION: Final = re.compile(r"^## (?P<title>.+?)\n(?P<text>.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _DIFF: Final = re.compile(r"^```diff\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -48,13 +47,6 @@ def examples() -> dict[str, Example]:
         (diff,) = _DIFF.findall(section["text"])
         found[section["title"]] = Example(title=section["title"], diff=diff)
     return found
-
-
-def copy_source(directory: Path) -> Path:
-    """Copy every package to ``directory`` and return it."""
-    for package in _PACKAGES:
-        shutil.copytree(ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return directory
 
 
 def apply_example(example: Example, directory: Path, *, only: str = "*") -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).resolve().parents[2]
+from tests.source import ROOT, copy_source
+
 _PACKAGES = ("api", "jobs", "quant_engine", "quantry", "worker")
 _PLANTED = [
     ("jobs/kit/ids.py", "import jobs.job.lease", "jobs: job is the highest layer"),
@@ -31,10 +32,8 @@ _PLANTED = [
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The source without its history and its environment."""
-    for package in _PACKAGES:
-        shutil.copytree(_ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(_ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return copy_source(tmp_path)
 
 
 def lint(source: Path) -> subprocess.CompletedProcess[str]:
@@ -63,7 +62,7 @@ def test_a_planted_import_breaks_its_contract(copy: Path, name: str, line: str, 
 @pytest.mark.parametrize("package", _PACKAGES)
 def test_a_package_itself_imports_none_of_its_modules(package: str) -> None:
     """Every module imports its package first, so an import there is a circle that no contract sees."""
-    tree = ast.parse((_ROOT / package / "__init__.py").read_text())
+    tree = ast.parse((ROOT / package / "__init__.py").read_text())
     imported = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = [getattr(node, "module", None) or node.names[0].name for node in imported]
     assert not [module for module in modules if module.split(".")[0] in _PACKAGES]

@@ -15,8 +15,9 @@ from transformers import SmolLM3Config
 
 from quantry import Job, Quantry
 from tests import tiny_models
-from tests.extending import ROOT, apply_example, copy_source, examples
+from tests.extending import apply_example, examples
 from tests.serving import serving
+from tests.source import ROOT, copy_source
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.source import PACKAGES, ROOT, copy_source
+
 LOCK = ROOT / "requirements.lock"
-PACKAGES = ("api", "jobs", "migrations", "quant_engine", "quantry", "worker")
 # Names that somebody's directory may well have: of our rooms, and of packages that they import.
 FOREIGN = (*PACKAGES, "alembic", "celery", "httpx", "rich", "sqlalchemy", "torch", "typer", "uvicorn")
 INSTALL_SECONDS = 540
@@ -37,9 +37,7 @@ def outside() -> dict[str, str]:
 
 def build_wheel(directory: Path) -> Path:
     """Build the wheel from a copy, so that an earlier build of the checkout adds nothing to it."""
-    source = directory / "source"
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    source = copy_source(directory / "source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={directory}", str(source)]

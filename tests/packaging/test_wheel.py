@@ -8,7 +8,8 @@ from email.parser import Parser
 from pathlib import Path
 
 from quantry.service import extras
-from tests.packaging.fresh import PACKAGES, ROOT, name_of, project
+from tests.packaging.fresh import name_of, project
+from tests.source import PACKAGES, ROOT
 
 MIGRATIONS = "migrations"
 

@@ -14,7 +14,8 @@ from compressed_tensors.quantization.quant_scheme import MXFP8A16, QuantizationS
 from compressed_tensors.quantization.utils import generate_mx_scales, maybe_convert_from_mx_exp
 from safetensors.torch import load_file
 
-from tests.extending import ROOT, apply_example, copy_source, examples
+from tests.extending import apply_example, examples
+from tests.source import ROOT, copy_source
 from tests.tiny_models import write_tiny_model
 
 _EXAMPLE: Final = examples()["A number format"]
