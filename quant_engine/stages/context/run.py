@@ -106,7 +106,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         rotation: the learned rotation of the residual stream; the policy's own start where it is None.
 
     Raises:
-        ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
+        ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))

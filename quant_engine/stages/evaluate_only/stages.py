@@ -44,7 +44,7 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
     """Open the model as a run without sites to quantize.
 
     Raises:
-        ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
+        ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         UnsupportedPolicy: its checkpoint needs something that is not supported here.
     """
     base = CheckpointSource(spec.model_dir)
@@ -67,8 +67,8 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     """Open the checkpoint in the way that its own configuration describes.
 
     Raises:
-        UnsafeCheckpoint, UnsupportedPolicy: see :class:`QuantizedSource`, and for a checkpoint that Quantry exported
-            :func:`quant_engine.checkpoint.load`.
+        UnsafeCheckpoint, InvalidModel, UnsupportedPolicy: see :class:`QuantizedSource`, and for a checkpoint that
+            Quantry exported :func:`quant_engine.checkpoint.load`.
     """
     if not base.is_quantized:
         return base

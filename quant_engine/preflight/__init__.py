@@ -1,0 +1,1 @@
+"""The checks of a job that need no weights and no torch: by the API at submit, by the worker before a download."""
