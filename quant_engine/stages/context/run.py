@@ -12,6 +12,8 @@ from quant_engine.errors import UnsupportedPolicy
 from quant_engine.execution import Execution
 from quant_engine.grids import export_dtype
 from quant_engine.interface.observer import Observer
+from quant_engine.interface.problems import refuse
+from quant_engine.interface.site_settings import allowed_transform, site_problems, site_settings
 from quant_engine.interface.spec import RunSpec
 from quant_engine.models import (
     CheckpointSource,
@@ -27,7 +29,6 @@ from quant_engine.models import (
 )
 from quant_engine.policy import Policy, Residual, SiteSettings, Transform
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context.site_settings import allowed_transform, site_settings
 from quant_engine.transforms import SitePlan
 
 
@@ -117,6 +118,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
     model = StreamedModel(source, device=spec.device)
     every_site = model_sites(model.config, model.architecture)
     sites = target_sites(every_site, spec.policy)
+    refuse(site_problems(sites, spec.policy))
     return Run(
         spec=spec,
         work_dir=work_dir,
