@@ -1,12 +1,13 @@
 """All that configuration, headers, tokenizer files, text and policy decide about a job, before anything is computed.
 
-The API calls it at submit for a local model. The worker calls it in the stage ``resolve``, for a model of the Hub before
-a byte of weights is downloaded. It reads no weights and imports no torch.
+The API calls it at submit for a local model. The worker calls it in the stage ``resolve``, which is before a byte of the
+weights of a Hub model is downloaded. It reads no weights and imports no torch.
 """
 
 from collections.abc import Callable, Iterator
 
 from quant_engine.errors import EngineError
+from quant_engine.interface.layout import model_layout
 from quant_engine.interface.problems import Problem
 from quant_engine.model_files import ModelDescription
 from quant_engine.policy import Calibration, Evaluation, Policy
@@ -33,5 +34,6 @@ def check_job(
 def _problems(
     model: ModelDescription, policy: Policy, calibration: Calibration, evaluation: Evaluation
 ) -> Iterator[Problem]:
-    _ = model, policy, calibration, evaluation
+    _ = policy, calibration, evaluation
+    model_layout(model.config)
     yield from ()
