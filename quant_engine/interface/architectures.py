@@ -72,13 +72,6 @@ class Architecture:
         return f"{self.blocks}.{index}."
 
 
-FUSED_LINEARS: Final[dict[str, tuple[str, ...]]] = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""Linears that hold the rows of several, in this order, and the names of these parts in other architectures."""
-
-
 def _attention_output(producer: str = "self_attn.v_proj", rows: ProducerRows = ProducerRows.ALL) -> SiteTemplate:
     return SiteTemplate("attention_output", ("self_attn.o_proj",), producer, ProducerKind.VALUE_ROWS, rows)
 
