@@ -5,6 +5,16 @@ from enum import StrEnum
 from typing import Any, Final
 
 from quant_engine.errors import UnsupportedArchitecture
+from quant_engine.interface.parameters import (
+    ATTENTION_BIASES,
+    FOUR_NORMS,
+    FUSED,
+    HEAD_NORMS,
+    TWO_NORMS,
+    Parameters,
+    class_sizes,
+    separate_linears,
+)
 
 
 class ProducerKind(StrEnum):
@@ -38,7 +48,7 @@ class SiteTemplate:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only model class: its names and the sites of its blocks, in the order of a forward.
+    """A decoder-only model class: its names, its parameters, and the sites of its blocks in the order of a forward.
 
     Attributes:
         norm_offset: the number that every RMSNorm adds to its stored weight before it multiplies (Gemma: 1).
@@ -49,6 +59,7 @@ class Architecture:
     class_name: str
     model_type: str
     sites: tuple[SiteTemplate, ...]
+    parameters: Parameters
     norm_offset: float = 0.0
     post_norms: tuple[str, ...] = ()
     blocks: str = "model.layers"
@@ -108,18 +119,49 @@ _PHI3_SITES: Final = (
 )
 
 
-def _gemma(class_name: str, model_type: str) -> Architecture:
-    return Architecture(class_name, model_type, _GEMMA_SITES, norm_offset=1.0, post_norms=_GEMMA_POST_NORMS)
+def _gemma(class_name: str, model_type: str, vocabulary: int, head_norms: tuple[str, ...] = ()) -> Architecture:
+    sizes = class_sizes(
+        vocabulary=vocabulary, hidden=2304, intermediate=9216, layers=26, heads=8, key_value_heads=4, head_dim=256
+    )
+    parameters = Parameters(ATTENTION_BIASES, FOUR_NORMS, sizes, head_norms, ties=True, heads_divide=True)
+    return Architecture(class_name, model_type, _GEMMA_SITES, parameters, norm_offset=1.0, post_norms=_GEMMA_POST_NORMS)
 
 
+_LLAMA: Final = Parameters(
+    separate_linears(inputs_bias="attention_bias", output_bias="attention_bias", feed_forward_bias="mlp_bias"),
+    TWO_NORMS,
+    class_sizes(vocabulary=32_000, hidden=4096, intermediate=11_008, layers=32, heads=32),
+    heads_divide=True,
+)
+_MISTRAL: Final = Parameters(
+    separate_linears(),
+    TWO_NORMS,
+    class_sizes(vocabulary=32_000, hidden=4096, intermediate=14_336, layers=32, heads=32, key_value_heads=8),
+)
+_QWEN2: Final = Parameters(
+    separate_linears(inputs_bias=True),
+    TWO_NORMS,
+    class_sizes(vocabulary=151_936, hidden=4096, intermediate=22_016, layers=32, heads=32, key_value_heads=32),
+)
+_QWEN3: Final = Parameters(
+    ATTENTION_BIASES,
+    TWO_NORMS,
+    class_sizes(
+        vocabulary=151_936, hidden=4096, intermediate=22_016, layers=32, heads=32, key_value_heads=32, head_dim=128
+    ),
+    HEAD_NORMS,
+)
+_PHI3: Final = Parameters(
+    FUSED, TWO_NORMS, class_sizes(vocabulary=32_064, hidden=3072, intermediate=8192, layers=32, heads=32)
+)
 ARCHITECTURES: Final[tuple[Architecture, ...]] = (
-    Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES),
-    Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES),
-    Architecture("Qwen2ForCausalLM", "qwen2", _LLAMA_SITES),
-    Architecture("Qwen3ForCausalLM", "qwen3", _LLAMA_SITES),
-    _gemma("Gemma2ForCausalLM", "gemma2"),
-    _gemma("Gemma3ForCausalLM", "gemma3_text"),
-    Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES),
+    Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES, _LLAMA),
+    Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES, _MISTRAL),
+    Architecture("Qwen2ForCausalLM", "qwen2", _LLAMA_SITES, _QWEN2),
+    Architecture("Qwen3ForCausalLM", "qwen3", _LLAMA_SITES, _QWEN3),
+    _gemma("Gemma2ForCausalLM", "gemma2", 256_000),
+    _gemma("Gemma3ForCausalLM", "gemma3_text", 262_208, HEAD_NORMS),
+    Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES, _PHI3),
 )
 
 
