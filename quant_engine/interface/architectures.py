@@ -147,6 +147,8 @@ _QWEN3: Final = Parameters(
 _PHI3: Final = Parameters(
     FUSED, TWO_NORMS, class_sizes(vocabulary=32_064, hidden=3072, intermediate=8192, layers=32, heads=32)
 )
+_TEXT_CONFIGS: Final = ("text_config", "llm_config", "language_config")
+"""Fields in which multimodal models have the configuration of their text part."""
 ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES, _LLAMA),
     Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES, _MISTRAL),
@@ -164,16 +166,40 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
     Raises:
         UnsupportedArchitecture: the class is not supported, or the two names contradict each other.
     """
-    model_type = config.get("model_type")
-    names = config.get("architectures")
-    named = names[0] if isinstance(names, list) and names else None
+    found = find_architecture(config)
+    if found is not None:
+        return found
+    text = _text_architecture(config)
+    hint = "Use a model of one of these classes: " + ", ".join(each.class_name for each in ARCHITECTURES) + "."
+    if text is not None:
+        hint = f"It has a text part that is supported: save that part alone as a {text.class_name}, and submit it."
+    # The names come from the file and may be of any length.
+    model_type = str(config.get("model_type"))[:80]
+    raise UnsupportedArchitecture(
+        detail=f"The model is a {str(_named_class(config) or model_type)[:80]!r} (model_type {model_type!r}).",
+        hint=hint,
+    )
+
+
+def find_architecture(config: dict[str, Any]) -> Architecture | None:
+    """Return the architecture as :func:`architecture_of` does, or None where it is not supported."""
+    model_type, named = config.get("model_type"), _named_class(config)
     for architecture in ARCHITECTURES:
         if architecture.model_type == model_type and named in (None, architecture.class_name):
             return architecture
-    raise UnsupportedArchitecture(
-        # The names come from the file and may be of any length.
-        detail=f"The model is a {str(named or model_type)[:80]!r} (model_type {str(model_type)[:80]!r}).",
-        hint="Use a model of one of these classes: "
-        + ", ".join(architecture.class_name for architecture in ARCHITECTURES)
-        + ".",
-    )
+    return None
+
+
+def _named_class(config: dict[str, Any]) -> Any:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names else None
+
+
+def _text_architecture(config: dict[str, Any]) -> Architecture | None:
+    """Return the architecture of the text part of a multimodal model, where it is a supported one."""
+    for name in _TEXT_CONFIGS:
+        part = config.get(name)
+        if isinstance(part, dict):
+            # The part names a class of its own, or none.
+            return find_architecture({"model_type": part.get("model_type")})
+    return None

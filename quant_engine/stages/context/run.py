@@ -12,11 +12,13 @@ from quant_engine.errors import NoMatchingLayer, UnsupportedPolicy
 from quant_engine.execution import Execution
 from quant_engine.grids import export_dtype
 from quant_engine.interface.architectures import Architecture
+from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.pattern_check import check_patterns
 from quant_engine.interface.problems import refuse
 from quant_engine.interface.site_settings import allowed_transform, site_problems, site_settings
 from quant_engine.interface.spec import RunSpec
+from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import (
     CheckpointSource,
     ResidualRotation,
@@ -113,6 +115,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
+    check_tensors(base.description, model_layout(base.config))
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     source: WeightSource = base
     if spec.policy.residual is not None:

@@ -19,8 +19,10 @@ from quant_engine.checkpoint.quantry_section import read_config, read_online, un
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
+from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
+from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
 from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
@@ -49,6 +51,8 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
     """
     base = CheckpointSource(spec.model_dir)
     source = open_source(base, spec.device)
+    if source is base:
+        check_tensors(base.description, model_layout(base.config))
     model = StreamedModel(source, device=spec.device)
     return Run(
         spec=spec,
