@@ -115,7 +115,8 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
-    check_tensors(base.description, model_layout(base.config))
+    layout = model_layout(base.config)
+    check_tensors(base.description, layout)
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     source: WeightSource = base
     if spec.policy.residual is not None:
