@@ -47,7 +47,7 @@ class HubModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A fault of the next ``times`` requests whose "METHOD path" contains ``match``.
+    """A fault of the next ``times`` requests whose "METHOD path" contains ``match``; "PART" for a part with an end.
 
     It is an error ``status`` with ``headers``, or a connection that breaks after ``cut_after`` bytes of the answer's
     body (for a subclass that reads bodies: of the request's). ``ignore_range`` answers with the whole file.
@@ -92,9 +92,12 @@ class Hub:
         return [line.split(" ", 1)[1] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
 
     def ranges(self, name: str) -> list[str]:
-        """Return the Range headers of the requests for the contents of ``name``; empty for a whole file."""
+        """Return the Range headers of the requests for the contents of ``name``; empty for a whole file.
+
+        Requests for a part with an end, which read a header, are not among them.
+        """
         asked = [each for each in self.received if each.method == "GET" and each.path.endswith(f"/{name}")]
-        return [each.headers.get("range", "") for each in asked]
+        return [found for each in asked if not _is_bounded(found := each.headers.get("range", ""))]
 
     def take_fault(self, line: str) -> Fault | None:
         """Return the first fault that matches "METHOD path", and use it up by one."""
@@ -130,7 +133,7 @@ class HubHandler(BaseHTTPRequestHandler):
         """Record the request and apply its fault; return False if it has been answered already."""
         self.route = unquote(urlsplit(self.path).path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        line = f"{self.command} {self.route}"
+        line = f"{'PART' if _is_bounded(headers.get('range', '')) else self.command} {self.route}"
         with self.served.lock:
             self.served.received.append(Received(self.command, self.route, headers))
         self.fault = self.served.take_fault(line)
@@ -219,21 +222,27 @@ class HubHandler(BaseHTTPRequestHandler):
             self.refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
             return
         headers = {"ETag": f'"{_sha256(content)}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
-        start = self._range_start()
+        start, end = self._range(len(content))
         if start is None:
             self.send(HTTPStatus.OK, content, headers)
         elif start < len(content):
-            span = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.send(HTTPStatus.PARTIAL_CONTENT, content[start:], {**headers, "Content-Range": span})
+            span = f"bytes {start}-{end - 1}/{len(content)}"
+            self.send(HTTPStatus.PARTIAL_CONTENT, content[start:end], {**headers, "Content-Range": span})
         else:
             unsatisfied = {**headers, "Content-Range": f"bytes */{len(content)}"}
             self.send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", unsatisfied)
 
-    def _range_start(self) -> int | None:
+    def _range(self, size: int) -> tuple[int | None, int]:
+        """Return the first byte that is asked for, None for the whole file, and the byte after the last one."""
         asked = self.headers.get("Range")
         if asked is None or (self.fault is not None and self.fault.ignore_range):
-            return None
-        return int(asked.removeprefix("bytes=").partition("-")[0])
+            return None, size
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        return int(first), min(size, int(last) + 1) if last else size
+
+
+def _is_bounded(asked: str) -> bool:
+    return asked != "" and not asked.endswith("-")
 
 
 @contextmanager

@@ -195,7 +195,8 @@ class RefusedJob(InvalidRequest):
         first = problems[0]
         super().__init__(first.detail, pointer=first.pointer, code=first.code, hint=first.hint)
         self.errors = tuple(
-            FieldError(pointer=each.pointer, code=each.code, detail=f"{each.detail} {each.hint}".strip()) for each in problems
+            FieldError(pointer=each.pointer, code=each.code, detail=f"{each.detail} {each.hint}".strip())
+            for each in problems
         )
 
 
