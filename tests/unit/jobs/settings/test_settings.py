@@ -57,3 +57,21 @@ def test_a_bad_value_is_not_echoed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError) as refused:
         Settings()
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if field.annotation is not Path]
+)
+def test_an_error_at_the_start_names_the_variable_in_plain_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = f"QUANTRY_{name.upper()}"
+    monkeypatch.setenv(variable, "\u00a0wrong {in} every way\u00a0")
+    try:
+        Settings()
+    except ValidationError as refused:
+        text = str(refused)
+        assert f"{variable} must " in text or f"{variable} is " in text
+        assert "validation error" in text
+        assert not re.search("Input|valid (integer|boolean|string)|NoneType|regex|pattern '|factory", text)
+    else:
+        # Text is as good as any for these.
+        assert Settings.model_fields[name].annotation in (str, Path | None, SecretStr | None) or name == "host"
