@@ -1,5 +1,6 @@
 """Settings come from the environment, complete themselves and refuse to open the door by accident."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,19 +60,16 @@ def test_a_bad_value_is_not_echoed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, field in Settings.model_fields.items() if field.annotation is not Path]
-)
-def test_an_error_at_the_start_names_the_variable_in_plain_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    variable = f"QUANTRY_{name.upper()}"
-    monkeypatch.setenv(variable, "\u00a0wrong {in} every way\u00a0")
-    try:
+def test_an_error_at_the_start_names_the_variable_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"QUANTRY_{name.upper()}", "wrong {in} every way")
+    with pytest.raises(ValidationError) as refused:
         Settings()
-    except ValidationError as refused:
-        text = str(refused)
-        assert f"{variable} must " in text or f"{variable} is " in text
-        assert "validation error" in text
-        assert not re.search("Input|valid (integer|boolean|string)|NoneType|regex|pattern '|factory", text)
-    else:
-        # Text is as good as any for these.
-        assert Settings.model_fields[name].annotation in (str, Path | None, SecretStr | None) or name == "host"
+    found = {str(error["loc"][0]): error["msg"] for error in refused.value.errors()}
+    # Everything but free text: secrets, directories, hosts.
+    assert len(found) >= 35
+    assert {"QUANTRY_PORT", "QUANTRY_DEVICE", "QUANTRY_ALLOW_ANONYMOUS", "QUANTRY_ARTIFACTS_URL"} <= found.keys()
+    for variable, message in found.items():
+        assert message.startswith(f"{variable} must be ")
+        assert message.endswith(".")
+        assert not re.search(r"Input|valid |factory|\\|\^", message)
