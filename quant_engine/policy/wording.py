@@ -40,7 +40,6 @@ ALLOWED: Final[dict[str, str]] = {
 
 TYPES: Final[dict[str, str]] = {
     "string_type": "text",
-    "string_sub_type": "text",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_parsing_size": "a smaller whole number",
