@@ -76,9 +76,9 @@ def validate(model: type[Model], value: object) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        # Without the input and the context: they could contain a secret of the client.
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidFields(body_errors(details, value)) from None
+        # Without the input: it could contain a secret of the client. The context holds what our types say.
+        details = error.errors(include_url=False, include_input=False)
+        raise InvalidFields(body_errors(details, value, model)) from None
 
 
 def _refuse_constant(_name: str) -> NoReturn:

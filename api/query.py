@@ -11,6 +11,7 @@ from starlette.requests import Request
 from api.errors import InvalidFields
 from api.field_names import looks_like_field_name
 from jobs.kit.errors import FieldError
+from quant_engine.policy.nearest import did_you_mean
 
 _MEMBER: Final = re.compile(r"([a-z_]+)\[[^\[\]]+\]", re.ASCII)
 
@@ -64,7 +65,8 @@ def _deep_objects(route: APIRoute) -> Iterator[str]:
 
 def _unknown(name: str, known: frozenset[str]) -> FieldError:
     takes = f"This path takes: {', '.join(sorted(known))}." if known else "This path takes no query parameters."
-    return FieldError(f"?{_safe_name(name)}", "unknown_parameter", f"There is no such parameter. {takes}")
+    did_you = did_you_mean(name, sorted(known))
+    return FieldError(f"?{_safe_name(name)}", "unknown_parameter", f"There is no such parameter.{did_you} {takes}")
 
 
 def _safe_name(name: str) -> str:

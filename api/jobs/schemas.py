@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from api.errors import InvalidFields
+from api.fields import sentence
 from api.query import object_members
 from jobs.kit.errors import FieldError
 from quant_engine.policy.request import MetadataKey, MetadataValue
@@ -38,7 +39,5 @@ def metadata_filter(request: Request) -> dict[str, str]:
     try:
         return _FILTER.validate_python(object_members(request, "metadata"))
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidFields(
-            tuple(FieldError("?metadata", detail["type"], detail["msg"]) for detail in details[:16])
-        ) from None
+        details = error.errors(include_url=False, include_input=False)[:16]
+        raise InvalidFields(tuple(FieldError("?metadata", each["type"], sentence(each)) for each in details)) from None

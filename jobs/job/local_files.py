@@ -6,6 +6,7 @@ from typing import Final
 from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
 from quant_engine.policy import BUILT_IN, SELF
+from quant_engine.policy.nearest import did_you_mean
 
 _CALIBRATION_FILES: Final = ("train*.txt", "valid*.txt")
 _EVALUATION_FILES: Final = ("test*.txt",)
@@ -28,7 +29,8 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
     directory = _model_dir(settings.models_dir, model_id)
     if directory is None:
         raise ModelNotFound(
-            "There is no local model of this id: a directory with a config.json under the operator's models directory.",
+            "There is no local model of this id: a directory with a config.json under the operator's models directory."
+            f"{did_you_mean(model_id, local_models(settings))}",
             pointer="/model/id",
             hint="GET /v1/capabilities lists the local models; put new ones under QUANTRY_MODELS_DIR/<id>/.",
         )
@@ -62,7 +64,8 @@ def resolve_evaluation_dataset(settings: Settings, name: str | None) -> str:
 def _checked(name: str, known: tuple[str, ...], pointer: str) -> str:
     if name not in known:
         raise DatasetNotFound(
-            f"There is no dataset of this name for this use. Known here: {', '.join(known)}.",
+            f"There is no dataset of this name for this use.{did_you_mean(name, known)} "
+            f"Known here: {', '.join(known)}.",
             pointer=pointer,
             hint='Use a listed name, send {"texts": [...]}, or have the operator add QUANTRY_DATASETS_DIR/<name>/ with '
             "train*.txt or valid*.txt for calibration and test*.txt for evaluation.",

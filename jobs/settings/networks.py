@@ -11,4 +11,14 @@ def parse_networks(text: str) -> tuple[Network, ...]:
     Raises:
         ValueError: one is no network, or has bits after its prefix; the message names it.
     """
-    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(_network(part) for part in parts)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(
+            f"must be networks such as 10.1.0.0/16,fd00::/8; {text} is none, or has bits after its prefix"
+        ) from None

@@ -6,13 +6,14 @@ Packages take a ``Settings``, or the one value that they need, as an argument. T
 import ipaddress
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.settings.artifact_location import ArtifactLocation, artifact_location
 from jobs.settings.networks import Network, parse_networks
+from jobs.settings.problems import with_variables
 
 SINGLE_TENANT = "default"
 
@@ -109,6 +110,13 @@ class Settings(BaseSettings):
     webhook_rotation_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 86_400.0  # the old secret also signs
     webhook_retention_seconds: Annotated[float, Field(ge=3600, le=3660 * 86_400)] = 30 * 86_400.0  # ended deliveries
     webhook_concurrency: Annotated[int, Field(ge=0, le=64)] = 4  # deliveries at a time in one worker; 0: none
+
+    def __init__(self, **values: Any) -> None:
+        """Read the environment, over which ``values`` have precedence."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise with_variables(error, prefix="QUANTRY_") from None
 
     @model_validator(mode="before")
     @classmethod

@@ -23,6 +23,9 @@ _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 # Resolvers accept IPv4 addresses in hexadecimal, octal or as one number. No top-level domain is a number.
 _NUMBER: Final = re.compile(r"0x[0-9a-f]*|[0-9]+", re.ASCII)
 _CODE: Final = "invalid_webhook_url"
+_ALLOWING: Final = (
+    "QUANTRY_WEBHOOK_ALLOWED_NETWORKS lists networks, and QUANTRY_WEBHOOK_ALLOW_PRIVATE=true allows all private ones"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ def read_url(url: str, policy: AddressPolicy, *, allow_http: bool) -> Target:
         raise _refused(_trouble(url))
     scheme = match["scheme"].lower()
     if scheme not in (("https", "http") if allow_http else ("https",)):
-        raise _refused("Webhooks are sent over https only. Use a URL that begins with https://.")
+        raise _refused(
+            "Webhooks are sent over https only. Use a URL that begins with https://; an operator may allow http with "
+            "QUANTRY_WEBHOOK_ALLOW_PRIVATE=true."
+        )
     port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[scheme]
     # The pattern allows five digits, which can be more than 65535.
     if not 1 <= port <= 65535:
@@ -77,7 +83,10 @@ def _check_host(target: Target, policy: AddressPolicy) -> None:
     address = target.address
     if address is not None:
         if not policy.permits(address):
-            raise _refused("The address is private, local or reserved. Use one that the whole internet can reach.")
+            raise _refused(
+                "The address is private, local or reserved. Use one that the whole internet can reach, or have the "
+                f"operator allow it: {_ALLOWING}."
+            )
         return
     labels = target.host.split(".")
     if _NUMBER.fullmatch(labels[-1]):
@@ -87,7 +96,10 @@ def _check_host(target: Target, policy: AddressPolicy) -> None:
     # An operator who allows private networks may also use their names.
     local = len(labels) == 1 or labels[-1] == "localhost"
     if local and not policy.allowed:
-        raise _refused("The host is a name of the local network. Use one that the whole internet can resolve.")
+        raise _refused(
+            "The host is a name of the local network. Use one that the whole internet can resolve, or have the "
+            f"operator allow it: {_ALLOWING}."
+        )
 
 
 def _trouble(url: str) -> str:

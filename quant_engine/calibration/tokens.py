@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from quant_engine.errors import ModelNotFound, NotEnoughText
+from quant_engine.interface.text_needs import calibration_remedy, evaluation_remedy
 
 CHARACTERS_PER_TOKEN: Final = 32
 """Characters that are read for each requested token. Tokens are far shorter, so the sample is spread over the text."""
@@ -56,7 +57,7 @@ def calibration_windows(ids: Tensor, *, samples: int, sequence_length: int, seed
         raise NotEnoughText(
             detail=f"Calibration asks for {samples} × {sequence_length} = {samples * sequence_length:,} tokens; "
             f"the text has {len(ids):,}.",
-            hint=f"Ask for at most {available} samples, for shorter sequences, or give more text.",
+            hint=calibration_remedy(len(ids), sequence_length),
         )
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:samples]
     return ids[: available * sequence_length].reshape(available, sequence_length)[order]
@@ -71,7 +72,7 @@ def evaluation_windows(ids: Tensor, *, tokens: int, sequence_length: int) -> lis
     if len(ids) < tokens:
         raise NotEnoughText(
             detail=f"Perplexity asks for {tokens:,} tokens; the evaluation text has {len(ids):,}.",
-            hint=f"Set evaluation.perplexity.tokens to at most {len(ids)}, or give more text.",
+            hint=evaluation_remedy(len(ids)),
         )
     whole = tokens // sequence_length
     windows = [ids[: whole * sequence_length].reshape(whole, sequence_length)] if whole else []

@@ -37,6 +37,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return found or _only_beginning_with(word.casefold(), names)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'name'?`` with the nearest known name, to follow a sentence; empty where none is near."""
+    meant = nearest(word, known)
+    return f" Did you mean {meant!r}?" if meant else ""
+
+
 def _only_beginning_with(word: str, names: list[str]) -> str | None:
     longer = [name for name in names if name.casefold().startswith(tuple(word + each for each in _SEPARATORS))]
     return longer[0] if len(longer) == 1 else None

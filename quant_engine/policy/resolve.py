@@ -9,7 +9,7 @@ from typing import Any
 
 from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization, in_words
 from quant_engine.policy.known_names import check_name
-from quant_engine.policy.nearest import nearest
+from quant_engine.policy.nearest import did_you_mean
 from quant_engine.policy.patterns import PatternError, check_pattern
 from quant_engine.policy.presets import EVALUATE, PRESETS
 from quant_engine.policy.types import Policy
@@ -40,8 +40,7 @@ def resolve_policy(requested: Policy) -> Policy:
     elif requested.preset in PRESETS:
         merged = _overlay(PRESETS[requested.preset].policy.model_dump(mode="json"), explicit)
     else:
-        meant = nearest(requested.preset, PRESETS)
-        did_you = f" Did you mean {meant!r}?" if meant else ""
+        did_you = did_you_mean(requested.preset, PRESETS)
         known = ", ".join(PRESETS)
         raise PolicyError(
             "/preset", "unknown_preset", f"There is no preset of this name.{did_you} Choose one of: {known}."

@@ -224,7 +224,7 @@ def _spoil(directory: Path, how: str) -> None:
         ("no weights", {}, {}, ModelNotFound),
         ("other class", {}, {}, UnsupportedArchitecture),
         ("no tokenizer", {}, {}, ModelNotFound),
-        ("-", {"targets": ["dwon_proj"]}, {}, NoMatchingLayer),
+        ("-", {"targets": ["qkv_proj"]}, {}, NoMatchingLayer),
         ("-", {"weights": {"format": "int4", "granularity": "group", "group_size": 40}}, {}, UnsupportedPolicy),
         ("-", {}, {"calibration": Calibration(dataset="nowhere")}, DatasetNotFound),
         ("-", {}, {"calibration": Calibration(dataset=InlineTexts(texts=("Too short.",)))}, NotEnoughText),

@@ -86,7 +86,7 @@ def test_no_pattern_matches_beyond_the_end_of_a_name() -> None:
         ("*.(q|k)_proj", "bad_pattern", "put 're:' in front"),
         ("LlamaDecoderLayer", "class_name", "Linear, written so"),
         ("Embedding", "class_name", "never quantized"),
-        ("torch.nn.Linear", "class_name", "Linear"),
+        ("nn.RMSNorm", "class_name", "Linear"),
     ],
 )
 def test_what_can_not_be_matched_is_refused_with_its_kind_and_a_remedy(pattern: str, code: str, told: str) -> None:

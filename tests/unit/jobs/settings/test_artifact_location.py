@@ -74,5 +74,5 @@ def test_unset_means_the_data_directory(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_no_store_could_live_with(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
+    with pytest.raises(ValidationError, match=f"QUANTRY_{next(iter(wrong)).upper()} must be"):
         Settings.model_validate(wrong)

@@ -1,5 +1,6 @@
 """Settings come from the environment, complete themselves and refuse to open the door by accident."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,18 @@ def test_a_bad_value_is_not_echoed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError) as refused:
         Settings()
     assert "secret" not in str(refused.value)
+
+
+def test_an_error_at_the_start_names_the_variable_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"QUANTRY_{name.upper()}", "wrong {in} every way")
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    found = {str(error["loc"][0]): error["msg"] for error in refused.value.errors()}
+    # Everything but free text: secrets, directories, hosts.
+    assert len(found) >= 35
+    assert {"QUANTRY_PORT", "QUANTRY_DEVICE", "QUANTRY_ALLOW_ANONYMOUS", "QUANTRY_ARTIFACTS_URL"} <= found.keys()
+    for variable, message in found.items():
+        assert message.startswith(f"{variable} must be ")
+        assert message.endswith(".")
+        assert not re.search(r"Input|valid |factory|\\|\^", message)
