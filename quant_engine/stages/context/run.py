@@ -13,6 +13,7 @@ from quant_engine.execution import Execution
 from quant_engine.grids import export_dtype
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
+from quant_engine.model_files import FileRules
 from quant_engine.models import (
     CheckpointSource,
     ResidualRotation,
@@ -109,7 +110,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
-    base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
+    base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy), rules=FileRules(spec.link_dirs))
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     source: WeightSource = base
     if spec.policy.residual is not None:
