@@ -125,7 +125,7 @@ class Attempt:
         began = time.monotonic()
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
-            directory = resolve_local(self.dependencies.settings.models_dir, self.request.model.id)
+            directory = resolve_local(self.dependencies.settings, self.request.model.id)
         else:
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
             directory = self._download()
@@ -228,6 +228,8 @@ class Attempt:
             model_id=request.model.id,
             revision=self._pin.commit() if request.model.source == "hub" else None,
             low_memory=self.claim.low_memory,
+            # A download holds no links.
+            link_dirs=settings.link_dirs if request.model.source == "local" else (),
         )
 
     def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:
