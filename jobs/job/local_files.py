@@ -5,6 +5,9 @@ from typing import Final
 
 from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
+from quant_engine import errors as engine
+from quant_engine.model_files import FileRules, ModelFiles
+from quant_engine.model_files.locating import local_model
 from quant_engine.policy import BUILT_IN, SELF
 from quant_engine.policy.nearest import did_you_mean
 
@@ -17,17 +20,22 @@ def local_models(settings: Settings) -> tuple[str, ...]:
     root = settings.models_dir
     candidates = [path.parent.relative_to(root).as_posix() for path in sorted(root.glob("*/config.json"))]
     candidates += [path.parent.relative_to(root).as_posix() for path in sorted(root.glob("*/*/config.json"))]
-    return tuple(sorted(name for name in candidates if _model_dir(root, name) is not None))
+    return tuple(sorted(name for name in candidates if _is_model(settings, name)))
 
 
 def local_model_dir(settings: Settings, model_id: str) -> Path:
-    """Return the directory of a local model, resolved, inside the models directory.
+    """Return the directory of a local model, resolved, inside the models directory or one that its links may lead to.
 
     Raises:
         ModelNotFound: there is no such directory with a ``config.json``, or it is outside.
     """
-    directory = _model_dir(settings.models_dir, model_id)
-    if directory is None:
+    rules = FileRules(settings.link_dirs)
+    try:
+        directory = local_model(settings.models_dir, model_id, rules)
+    except engine.ModelNotFound as error:
+        raise ModelNotFound(error.detail, pointer="/model/id", hint=error.hint) from error
+    # Whatever has this name: the engine says why it can not be read.
+    if not ModelFiles(directory, rules).has("config.json"):
         raise ModelNotFound(
             "There is no local model of this id: a directory with a config.json under the operator's models directory."
             f"{did_you_mean(model_id, local_models(settings))}",
@@ -80,10 +88,11 @@ def _datasets_with(settings: Settings, patterns: tuple[str, ...]) -> list[str]:
     return [path.name for path in root.iterdir() if any(next(path.glob(pattern), None) for pattern in patterns)]
 
 
-def _model_dir(models_dir: Path, model_id: str) -> Path | None:
-    # Both paths are resolved first: neither ".." nor a link may lead outside.
-    root = models_dir.resolve()
-    directory = (root / model_id).resolve()
-    if directory == root or not directory.is_relative_to(root) or not (directory / "config.json").is_file():
-        return None
-    return directory
+def _is_model(settings: Settings, model_id: str) -> bool:
+    rules = FileRules(settings.link_dirs)
+    try:
+        # Not opened: only a regular file of the model can be its configuration.
+        ModelFiles(local_model(settings.models_dir, model_id, rules), rules).path("config.json")
+    except engine.EngineError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.settings.artifact_location import ArtifactLocation, artifact_location
+from jobs.settings.directories import parse_directories
 from jobs.settings.networks import Network, parse_networks
 from jobs.settings.problems import with_variables
 
@@ -29,6 +30,11 @@ def _artifacts_url(url: str) -> str:
 
 def _networks(text: str) -> str:
     parse_networks(text)
+    return text
+
+
+def _directories(text: str) -> str:
+    parse_directories(text)
     return text
 
 
@@ -52,6 +58,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     data_dir: Directory = Field(default=Path("var"), validate_default=True)
     models_dir: Directory = Field(default_factory=lambda chosen: chosen["data_dir"] / "models")
+    # Directories into which a model's links may lead, such as /mnt/weights,/srv/hub-cache.
+    model_link_dirs: Annotated[str, AfterValidator(_directories)] = ""
     datasets_dir: Directory | None = None
     default_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pydoc"
     device: Literal["cpu", "auto"] = "cpu"
@@ -151,6 +159,11 @@ class Settings(BaseSettings):
         if self.artifacts_url is None:
             return ArtifactLocation(scheme="file", directory=self.artifacts_dir)
         return artifact_location(self.artifacts_url)
+
+    @property
+    def link_dirs(self) -> tuple[Path, ...]:
+        """The directories into which links of local models may lead."""
+        return parse_directories(self.model_link_dirs)
 
     @property
     def webhook_networks(self) -> tuple[Network, ...]:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from quant_engine.calibration.tokenizer_files import tokenizer_copy
 from quant_engine.errors import ModelNotFound, NotEnoughText
 from quant_engine.interface.text_needs import calibration_remedy, evaluation_remedy
+from quant_engine.model_files import DEFAULT_RULES, FileRules, ModelFiles
 
 CHARACTERS_PER_TOKEN: Final = 32
 """Characters that are read for each requested token. Tokens are far shorter, so the sample is spread over the text."""
@@ -20,14 +22,16 @@ MINIMUM_CHARACTERS: Final = 4_000_000
 """Characters that are read at least, so that a small sample is spread over the text too."""
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """Load the checkpoint's tokenizer; remote code is never run.
+def load_tokenizer(directory: Path, rules: FileRules = DEFAULT_RULES) -> Any:
+    """Load the checkpoint's tokenizer from copies of its checked files; remote code is never run.
 
     Raises:
         ModelNotFound: there is no usable tokenizer.
+        UnsafeCheckpoint, InvalidModel: one of its files may not be opened, or is damaged.
     """
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        with tokenizer_copy(ModelFiles(directory, rules)) as copy:
+            return AutoTokenizer.from_pretrained(copy, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelNotFound(
             detail=f"The model directory {directory.name!r} has no usable tokenizer ({type(error).__name__}).",

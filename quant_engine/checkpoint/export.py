@@ -22,6 +22,7 @@ from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.quantry_section import online_tensors
 from quant_engine.errors import DiskFull, disk_full_as_error
 from quant_engine.hadamard import hadamard_matrix
+from quant_engine.model_files import ModelFiles
 
 SHARD_BYTES: Final = 2**30
 
@@ -33,14 +34,14 @@ class ExportedModel:
     """The description of the model that is exported.
 
     Attributes:
-        source: the dense model's directory, for its tokenizer and the other files that are copied.
+        source: the dense model's files, for its tokenizer and the other files that are copied.
         config: its sanitized configuration.
         linears: every quantized linear.
         dense: the names of all other linears.
         dtype: of the dense tensors and the scales.
     """
 
-    source: Path
+    source: ModelFiles
     config: dict[str, Any]
     linears: Sequence[QuantizedLinear]
     dense: Sequence[str]

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from quant_engine.checkpoint.copied_files import legal_files
+from quant_engine.model_files import ModelFiles
+from quant_engine.model_files.companions import CARD, legal_names
 
 OTHER: Final = "other"
 """The Hub's identifier for a license that is not in its list; it then needs a name and a link."""
@@ -55,14 +55,17 @@ class License:
     link: str | None = None
 
 
-def source_license(directory: Path) -> License | None:
-    """Return the license that a model's directory states: in its card, else in its license file; None without either.
+def source_license(source: ModelFiles) -> License | None:
+    """Return the license that a model's files state: its card, else its license file; None without either.
 
     A license file that is not recognized gives ``other``, with a link to the file.
+
+    Raises:
+        UnsafeCheckpoint: one of these files may not be opened.
     """
-    files = {name: path for name, path in legal_files(directory).items() if _FILE.match(name)}
+    files = {name: own for name, own in legal_names(source).items() if _FILE.match(name)}
     file = min(files, default=None)
-    stated = _front_matter(directory / "README.md")
+    stated = _front_matter(source)
     identifier = stated.get("license", "").lower()
     # The card is another author's text, so only values of a strict form are used.
     if _ID.fullmatch(identifier) and identifier != "unknown":
@@ -76,12 +79,12 @@ def source_license(directory: Path) -> License | None:
         )
     if file is None:
         return None
-    recognized = _recognized(_text(files[file]))
+    recognized = _recognized(_text(source, files[file]))
     return License(id=recognized) if recognized else License(id=OTHER, link=file)
 
 
-def _front_matter(card: Path) -> dict[str, str]:
-    found = _FRONT_MATTER.match(_text(card))
+def _front_matter(source: ModelFiles) -> dict[str, str]:
+    found = _FRONT_MATTER.match(_text(source, CARD)) if source.has(CARD) else None
     return {} if found is None else {key: value.strip() for key, _, value in _FIELD.findall(found[1])}
 
 
@@ -90,10 +93,7 @@ def _recognized(text: str) -> str | None:
     return next((license_id for license_id, phrase in _PHRASES if phrase.replace(",", "") in head), None)
 
 
-def _text(path: Path) -> str:
-    """Return at most a megabyte of a file as text; an empty text where it can not be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_MAX_TEXT).decode("utf-8", "replace")
-    except OSError:
-        return ""
+def _text(source: ModelFiles, name: str) -> str:
+    """Return at most a megabyte of a file as text."""
+    with source.open(name) as file:
+        return file.read(_MAX_TEXT).decode("utf-8", "replace")

@@ -36,7 +36,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
     directory = Path(path)
     content = read_config(directory)
     # Before the weights, so that a malformed section fails at once.
-    online = read_online(directory, content["quantry"], device)
+    online = read_online(sorted(directory.glob("*.safetensors")), content["quantry"], device)
     config = _configuration(directory, content)
     with _quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -123,23 +123,34 @@ def read_config(directory: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise unusable("config.json is not JSON") from error
-    section = content.get("quantry") if isinstance(content, dict) else None
-    version = section.get("format_version") if isinstance(section, dict) else None
-    if not isinstance(version, int) or version not in _READERS:
-        known = " or ".join(map(str, _READERS))
-        raise unusable(f"config.json has no quantry section of format version {known}")
+    own_section(content if isinstance(content, dict) else {})
     return dict(content)
 
 
-def read_online(directory: Path, section: Mapping[str, Any], device: torch.device | str) -> dict[str, OnlineInput]:
+def own_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the ``quantry`` section of a configuration. Raises: InvalidModel: it has none of a known version."""
+    section = config.get("quantry")
+    version = section.get("format_version") if isinstance(section, dict) else None
+    if not isinstance(section, dict) or not isinstance(version, int) or version not in _READERS:
+        known = " or ".join(map(str, _READERS))
+        raise unusable(f"config.json has no quantry section of format version {known}")
+    return section
+
+
+def read_online(
+    shards: Sequence[Path], section: Mapping[str, Any], device: torch.device | str
+) -> dict[str, OnlineInput]:
     """Return the online operations of every linear, with tensors on ``device``; linears of a site share primitives.
+
+    Args:
+        shards: the checkpoint's safetensors files. The caller has checked them where they are foreign.
 
     Raises:
         InvalidModel: the section is malformed, a tensor is missing, of another shape or type, or not finite.
     """
     try:
         # The readers check no types; a wrong type or a missing key of the file raises one of the errors below.
-        return _READERS[section["format_version"]](directory, section, device)
+        return _READERS[section["format_version"]](shards, section, device)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise unusable("the quantry section of config.json is malformed") from error
 
@@ -169,7 +180,7 @@ def _entry(key: str, position: int, primitive: Primitive) -> dict[str, Any]:
     return primitive.fields() | ({"tensors": tensors} if tensors else {})
 
 
-def _read_version_1(_directory: Path, section: Mapping[str, Any], _device: Any) -> dict[str, OnlineInput]:
+def _read_version_1(_shards: Sequence[Path], section: Mapping[str, Any], _device: Any) -> dict[str, OnlineInput]:
     # This version had Hadamards only, which are built from their order.
     return {
         name: OnlineInput(
@@ -180,14 +191,16 @@ def _read_version_1(_directory: Path, section: Mapping[str, Any], _device: Any) 
     }
 
 
-def _read_version_2(directory: Path, section: Mapping[str, Any], device: torch.device | str) -> dict[str, OnlineInput]:
+def _read_version_2(
+    shards: Sequence[Path], section: Mapping[str, Any], device: torch.device | str
+) -> dict[str, OnlineInput]:
     wanted = {
         tensor["name"]: tensor["shape"]
         for entries in section["transforms"].values()
         for entry in entries
         for tensor in entry.get("tensors", {}).values()
     }
-    stored = _stored_tensors(directory, wanted)
+    stored = _stored_tensors(shards, wanted)
     transforms = {
         key: tuple(_primitive(entry, key, i, stored).to(device) for i, entry in enumerate(entries))
         for key, entries in section["transforms"].items()
@@ -234,14 +247,14 @@ def _ratio(value: Any) -> float:
     return ratio
 
 
-def _stored_tensors(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the wanted tensors from the directory's own safetensors files, and check their shapes.
+def _stored_tensors(shards: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the wanted tensors from the safetensors files, and check their shapes.
 
     They are copied from the mapped file, because torch aligns its own memory, and the bits of a product may depend on
     the alignment.
     """
     found: dict[str, Tensor] = {}
-    for shard in sorted(directory.glob("*.safetensors")) if wanted else ():
+    for shard in shards if wanted else ():
         try:
             with safe_open(shard, framework="pt") as file:
                 for name in wanted.keys() & set(file.keys()):

@@ -26,6 +26,7 @@ class RunSpec:
             activations, and rotations are learned window by window. Sums are over the same groups, except for those
             rotations. Still, a row of a smaller product may round differently, so the same bits are not promised.
             No stage's digest covers it: a run that ran out of memory may continue with it.
+        link_dirs: directories outside of ``model_dir`` into which its links may lead; by default no link may leave it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # where a run is read from JSON
@@ -41,6 +42,7 @@ class RunSpec:
     model_id: str | None = None
     revision: str | None = None
     low_memory: bool = False
+    link_dirs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

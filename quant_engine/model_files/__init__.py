@@ -1,6 +1,8 @@
 """The files of a model directory, without torch: opened safely, and described by config and headers alone."""
 
+from quant_engine.model_files.companions import check_companions, companion_problem
 from quant_engine.model_files.description import ModelDescription, describe_directory
+from quant_engine.model_files.generation import generation_problem
 from quant_engine.model_files.headers import MAX_HEADER_BYTES, MAX_TENSORS, StoredTensor
 from quant_engine.model_files.opening import DEFAULT_RULES, FileRules, ModelFiles
 from quant_engine.model_files.parsing import safe_config
@@ -13,6 +15,9 @@ __all__ = [
     "ModelDescription",
     "ModelFiles",
     "StoredTensor",
+    "check_companions",
+    "companion_problem",
     "describe_directory",
+    "generation_problem",
     "safe_config",
 ]

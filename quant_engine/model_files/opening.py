@@ -5,6 +5,7 @@ of gigabytes. So a file is opened only if it is a regular file inside the model'
 kind. Libraries that open files by themselves get paths that were checked here.
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -31,7 +32,8 @@ _LIMITS: Final = (
         re.compile(r"(tokenizer|tekken|vocab|added_tokens).*\.json|.*\.model(\.v\d+)?|merges\.txt|vocab\.txt"),
         128 * _MIB,
     ),
-    (re.compile(r".*\.json"), 16 * _MIB),
+    # Cards embed pictures; only the first megabyte is read.
+    (re.compile(r"readme\.md|.*\.json"), 16 * _MIB),
     (re.compile(r".*"), 4 * _MIB),
 )
 """The largest size of a file by its name: of the first pattern that fits."""
@@ -98,8 +100,11 @@ class ModelFiles:
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading."""
         path = self.path(name)
-        # Never waits, and never follows a link that was put there since the check.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            # Never waits, and never follows a link that was put there since the check.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._refused(name, f"can not be opened ({os.strerror(error.errno or 0)})") from error
         try:
             self._check(name, os.fstat(descriptor))
         except UnsafeCheckpoint:
@@ -121,11 +126,26 @@ class ModelFiles:
         """Return a file's JSON object. Raises also: InvalidModel if it is none."""
         return json_object(name, self.read_bytes(name))
 
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file's content, in hexadecimal."""
+        digest = hashlib.sha256()
+        with self.open(name) as file:
+            while block := file.read(_MIB):
+                digest.update(block)
+        return digest.hexdigest()
+
     def folder(self, name: str, suffix: str) -> Iterator[str]:
-        """Yield ``folder/name`` of every entry of a folder whose name ends in ``suffix``, sorted."""
+        """Yield ``folder/name`` of every entry of a folder whose name ends in ``suffix``, sorted.
+
+        Raises:
+            UnsafeCheckpoint: there is something else of this name; a link to a folder as well.
+        """
         folder = self.directory / name
-        if folder.is_dir() and not folder.is_symlink():
-            yield from (f"{name}/{path.name}" for path in sorted(folder.iterdir()) if path.suffix == suffix)
+        if not self.has(name):
+            return
+        if folder.is_symlink() or not folder.is_dir():
+            raise self._refused(name, "is not a folder of the model itself")
+        yield from (f"{name}/{path.name}" for path in sorted(folder.iterdir()) if path.suffix == suffix)
 
     def _check(self, name: str, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
@@ -138,9 +158,7 @@ class ModelFiles:
         return self._refused(name, f"has {size:,} bytes; the limit for a file of its kind is {limit:,}")
 
     @staticmethod
-    def _refused(
-        name: str, reason: str, hint: str = "Remove or replace the file, and submit the job again."
-    ) -> UnsafeCheckpoint:
+    def _refused(name: str, reason: str, hint: str = _REPLACE) -> UnsafeCheckpoint:
         return UnsafeCheckpoint(detail=f"The model's {name[:80]} {reason}.", hint=hint)
 
 

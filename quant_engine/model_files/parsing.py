@@ -19,14 +19,14 @@ def json_object(name: str, content: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise _too_deep(name) from error
+    except ValueError as error:
         raise InvalidModel(detail=f"The model's {name} is not JSON.", hint=REPAIR) from error
     if not isinstance(value, dict):
         raise InvalidModel(detail=f"The model's {name} is not a JSON object.", hint=REPAIR)
     if _is_deeper(value, MAX_DEPTH):
-        raise InvalidModel(
-            detail=f"The model's {name} has objects and lists more than {MAX_DEPTH} levels deep.", hint=REPAIR
-        )
+        raise _too_deep(name)
     return value
 
 
@@ -45,6 +45,12 @@ def safe_config(value: Any) -> Any:
     if isinstance(value, list):
         return [safe_config(item) for item in value]
     return value
+
+
+def _too_deep(name: str) -> InvalidModel:
+    return InvalidModel(
+        detail=f"The model's {name} has objects and lists more than {MAX_DEPTH} levels deep.", hint=REPAIR
+    )
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

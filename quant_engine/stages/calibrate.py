@@ -100,5 +100,5 @@ def run_windows(run: Run) -> Tensor:
         run.observer.log(f"The model writes {samples} samples of {length} tokens as its own calibration text.")
         return self_windows(run.source, samples=samples, sequence_length=length, seed=calibration.seed)
     text = text_for(run, calibration.dataset, Purpose.CALIBRATION, samples * length)
-    ids = token_ids(load_tokenizer(run.spec.model_dir), text)
+    ids = token_ids(load_tokenizer(run.spec.model_dir, run.base.rules), text)
     return calibration_windows(ids, samples=samples, sequence_length=length, seed=calibration.seed)

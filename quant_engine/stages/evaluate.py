@@ -82,7 +82,7 @@ def windows_of(run: Run, settings: Perplexity) -> list[Tensor]:
         ids = self_windows(run.source, samples=samples, sequence_length=settings.sequence_length, seed=seed).flatten()
     else:
         text = text_for(run, settings.dataset, Purpose.EVALUATION, settings.tokens)
-        ids = token_ids(load_tokenizer(run.spec.model_dir), text)
+        ids = token_ids(load_tokenizer(run.spec.model_dir, run.base.rules), text)
     return evaluation_windows(ids, tokens=settings.tokens, sequence_length=settings.sequence_length)
 
 

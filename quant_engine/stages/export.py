@@ -42,7 +42,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
 
     def produce(directory: Path, progress: StageProgress) -> None:
         model = ExportedModel(
-            source=run.spec.model_dir,
+            source=run.base.files,
             config=config,
             linears=[each for block in linears.values() for each in block.values()],
             dense=dense_linears(run),
@@ -62,7 +62,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
             "upstream": upstream,
             # The card and the copied files are part of the checkpoint, so a change in them needs a new export.
             "card": facts.as_json(),
-            "companions": copied_file_hashes(run.spec.model_dir),
+            "companions": copied_file_hashes(run.base.files),
         },
         produce=produce,
     )

@@ -7,7 +7,9 @@ import psutil
 import torch
 
 from quant_engine.calibration import RESERVOIR_TOKENS, record_bytes, split_samples
+from quant_engine.checkpoint.copied_files import changed_files
 from quant_engine.errors import DiskFull, InsufficientMemory
+from quant_engine.model_files import check_companions
 from quant_engine.models import hidden_states_bytes
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.statistics import norms_of, quantiles_of
@@ -20,6 +22,8 @@ def load_stage(run: Run) -> Stage:
     """The stage that writes ``model.json``: facts of the model and the number of threads. One unit per block."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
+        check_companions(run.base.files)
+        changed_files(run.base.files)  # for its check of generation_config.json by transformers
         check_run_disk(run)
         check_memory(run)
         # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.

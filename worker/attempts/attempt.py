@@ -128,7 +128,7 @@ class Attempt:
         began = time.monotonic()
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
-            directory = resolve_local(self.dependencies.settings.models_dir, self.request.model.id)
+            directory = resolve_local(self.dependencies.settings, self.request.model.id)
             self._check(directory)
         else:
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
@@ -145,7 +145,9 @@ class Attempt:
         request = self.request
         refuse(
             check_job(
-                lambda: describe_directory(ModelFiles(directory)),
+                lambda: describe_directory(
+                    ModelFiles(directory, FileRules(self.dependencies.settings.model_link_dirs))
+                ),
                 policy=request.policy,
                 calibration=request.calibration,
                 evaluation=request.evaluation,
@@ -250,6 +252,8 @@ class Attempt:
             model_id=request.model.id,
             revision=self._pin.commit() if request.model.source == "hub" else None,
             low_memory=self.claim.low_memory,
+            # A download holds no links.
+            link_dirs=settings.link_dirs if request.model.source == "local" else (),
         )
 
     def _command(self, program: Sequence[str], file: Path, environment: dict[str, str]) -> Command:

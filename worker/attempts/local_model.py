@@ -1,25 +1,16 @@
-"""The directory of a local model, checked to be inside the directory of models."""
+"""The directory of a local or a downloaded model, checked to be where models may be."""
 
 from pathlib import Path
 
+from jobs.settings import Settings
 from quant_engine.errors import ModelNotFound
+from quant_engine.model_files import FileRules
+from quant_engine.model_files.locating import local_model
 
 
-def resolve_local(models_dir: Path, model_id: str) -> Path:
-    """Return the directory ``model_id`` under ``models_dir``.
-
-    Raises:
-        ModelNotFound: there is no such directory, or it leads outside ``models_dir``.
-    """
-    root = models_dir.resolve()
-    # Resolved before the check: "..", an absolute id or a symbolic link may lead outside.
-    directory = (root / model_id).resolve()
-    if directory == root or not directory.is_relative_to(root) or not directory.is_dir():
-        raise ModelNotFound(
-            detail=f"There is no local model {model_id!r}.",
-            hint="Put its directory under QUANTRY_MODELS_DIR on the worker's machine, or use model.source 'hub'.",
-        )
-    return directory
+def resolve_local(settings: Settings, model_id: str) -> Path:
+    """Return the directory of a local model. Raises: ModelNotFound: see :func:`local_model`."""
+    return local_model(settings.models_dir, model_id, FileRules(settings.link_dirs))
 
 
 def require_inside(directory: Path, root: Path) -> Path:

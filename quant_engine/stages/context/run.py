@@ -18,6 +18,7 @@ from quant_engine.interface.pattern_check import check_patterns
 from quant_engine.interface.problems import refuse
 from quant_engine.interface.site_settings import allowed_transform, site_problems, site_settings
 from quant_engine.interface.spec import RunSpec
+from quant_engine.model_files import FileRules
 from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import (
     CheckpointSource,
@@ -114,7 +115,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
-    base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
+    base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy), rules=FileRules(spec.link_dirs))
     layout = model_layout(base.config)
     check_tensors(base.description, layout)
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.

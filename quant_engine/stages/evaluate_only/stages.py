@@ -15,13 +15,14 @@ from torch import nn
 
 from quant_engine.checkpoint import OnlineInput, attach_online
 from quant_engine.checkpoint.config import without_refusal_marker
-from quant_engine.checkpoint.quantry_section import read_config, read_online, unusable
+from quant_engine.checkpoint.quantry_section import own_section, read_online, unusable
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
 from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
+from quant_engine.model_files import FileRules, check_companions
 from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
 from quant_engine.policy import Perplexity, float_format
@@ -49,7 +50,7 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         UnsupportedPolicy: its checkpoint needs something that is not supported here.
     """
-    base = CheckpointSource(spec.model_dir)
+    base = CheckpointSource(spec.model_dir, rules=FileRules(spec.link_dirs))
     source = open_source(base, spec.device)
     if source is base:
         check_tensors(base.description, model_layout(base.config))
@@ -79,7 +80,7 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     section = base.stored_config["quantization_config"]
     if "quantry" not in base.stored_config:
         return QuantizedSource(base, section)
-    online = read_online(base.directory, read_config(base.directory)["quantry"], device)
+    online = read_online(base.shards, own_section(base.stored_config), device)
     # A marker makes other loaders refuse the checkpoint (docs/decisions/0008). This reader applies the transforms
     # itself, so it removes the marker.
     attachments = {name: Attachment(_name_of(each), partial(_attach, each)) for name, each in online.items()}
@@ -94,6 +95,7 @@ def evaluate_only_load_stage(run: Run) -> Stage:
     """The stage that reads every block once and writes ``model.json`` and the layer rows. One unit per block."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
+        check_companions(run.base.files)
         _check_memory(run)
         # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.
         for block in range(run.model.blocks):

@@ -51,7 +51,7 @@ def card_facts(run: Run, measured: Measured) -> CardFacts:
         perplexity=_perplexity(run, measured.perplexity),
         rows=measured.rows,
         versions={package: _version(package) for package in _PACKAGES},
-        license=source_license(spec.model_dir),
+        license=source_license(run.base.files),
     )
 
 

@@ -14,6 +14,7 @@ from jobs.job.local_files import (
 )
 from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
+from tests.unit.quant_engine.model_files.planted import PLANTS
 
 
 @pytest.fixture
@@ -42,6 +43,38 @@ def test_nothing_else_is_a_local_model(settings: Settings, model_id: str) -> Non
         local_model_dir(settings, model_id)
     assert refused.value.errors[0].pointer == "/model/id"
     assert refused.value.hint
+
+
+def test_a_model_that_is_a_link_needs_the_operators_word(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound) as refused:
+        local_model_dir(settings, "link")
+    assert "QUANTRY_MODEL_LINK_DIRS" in str(refused.value.hint)
+    allowed = Settings(data_dir=tmp_path, model_link_dirs=str(tmp_path / "outside"))
+    assert local_model_dir(allowed, "link") == tmp_path / "outside"
+    assert local_models(allowed) == ("link", "org/small", "tiny")
+    other = Settings(data_dir=tmp_path, model_link_dirs=str(tmp_path / "data"))
+    assert local_models(other) == ("org/small", "tiny")
+
+
+@pytest.mark.parametrize("model_id", ["..", "../outside", "org/../../outside"])
+def test_an_allowed_directory_is_reached_by_a_link_alone(model_id: str, settings: Settings, tmp_path: Path) -> None:
+    allowed = settings.model_copy(update={"model_link_dirs": str(tmp_path)})
+    with pytest.raises(ModelNotFound) as refused:
+        local_model_dir(allowed, model_id)
+    assert "QUANTRY_MODEL_LINK_DIRS" not in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("kind", sorted(PLANTS))
+def test_a_model_whose_configuration_is_no_file_is_not_listed(kind: str, settings: Settings) -> None:
+    for model in ("model", "org/model"):
+        (settings.models_dir / model).mkdir()
+        PLANTS[kind](settings.models_dir / model / "config.json")
+        # Whoever asks for it gets the engine's reason.
+        assert local_model_dir(settings, model) == settings.models_dir / model
+    PLANTS["loop"](settings.models_dir / "circle")
+    with pytest.raises(ModelNotFound):
+        local_model_dir(settings, "circle")
+    assert local_models(settings) == ("org/small", "tiny")
 
 
 def test_a_models_directory_that_is_not_there_has_no_models(tmp_path: Path) -> None:

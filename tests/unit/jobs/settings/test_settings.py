@@ -48,6 +48,18 @@ def test_loopback_is_recognized(host: str) -> None:
     assert Settings(host=host).api_key is None
 
 
+def test_directories_for_links_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().link_dirs == ()
+    monkeypatch.setenv("QUANTRY_MODEL_LINK_DIRS", "/mnt/weights, /srv/hub:/srv/old,")
+    assert Settings().link_dirs == (Path("/mnt/weights"), Path("/srv/hub"), Path("/srv/old"))
+
+
+@pytest.mark.parametrize("text", ["weights", "/mnt/weights,..", "/", "/srv/.."])
+def test_a_wrong_directory_for_links_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="QUANTRY_MODEL_LINK_DIRS has to list absolute directories"):
+        Settings(model_link_dirs=text)
+
+
 def test_a_lease_outlives_two_heartbeats() -> None:
     with pytest.raises(ValidationError, match="QUANTRY_LEASE_SECONDS"):
         Settings(lease_seconds=15, heartbeat_seconds=10)

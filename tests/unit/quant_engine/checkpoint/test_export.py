@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quant_engine.checkpoint import ExportedModel, write_checkpoint
 from quant_engine.errors import DiskFull
+from quant_engine.model_files import ModelFiles
 
 Parts = list[Callable[[], dict[str, Tensor]]]
 _KILO = 256
@@ -42,7 +43,7 @@ class Meter:
 def _write(directory: Path, parts: Parts, shard_bytes: int) -> list[int]:
     source = directory.parent / "source"
     source.mkdir(exist_ok=True)
-    model = ExportedModel(source=source, config={}, linears=[], dense=["lm_head"], dtype=torch.float32)
+    model = ExportedModel(source=ModelFiles(source), config={}, linears=[], dense=["lm_head"], dtype=torch.float32)
     directory.mkdir()
     done: list[int] = []
     write_checkpoint(directory, model, parts, on_part=done.append, shard_bytes=shard_bytes)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from quant_engine.checkpoint.license import License, source_license
+from quant_engine.model_files import ModelFiles
 
 _APACHE = "\n          Apache License\n   Version 2.0, January 2004\n  http://www.apache.org/licenses/\n"
 _MIT = "MIT License\n\nPermission is hereby granted, free of charge, to any person\nobtaining a copy of this software"
@@ -50,10 +51,10 @@ def test_the_license_comes_from_the_card_or_the_license_file(
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content.encode())
-    assert source_license(tmp_path) == expected
+    assert source_license(ModelFiles(tmp_path)) == expected
 
 
 def test_a_card_that_is_no_text_states_nothing(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"---\n\xff\xfe\x00license: mit\n---\n")
     (tmp_path / "LICENSE").mkdir()
-    assert source_license(tmp_path) is None
+    assert source_license(ModelFiles(tmp_path)) is None
