@@ -21,8 +21,12 @@ from quant_engine.model_files import (
     FileRules,
     ModelDescription,
     ModelFiles,
+    QuantizationKind,
+    SourceQuantization,
     StoredTensor,
     describe_directory,
+    has_quantization_section,
+    source_quantization,
 )
 from quant_engine.model_files.headers import corrupt
 from quant_engine.model_files.parsing import REPAIR
@@ -66,15 +70,22 @@ class CheckpointSource:
         """
         if self.is_quantized:
             raise UnsupportedArchitecture(
-                detail="The model is already quantized: its config has a quantization_config.",
+                detail="The model is already quantized, and was opened as a dense one.",
                 hint="Give the dense model that it was made from, or measure it as it is: policy.preset 'evaluate'.",
             )
         return self.stored_config
 
-    @property
+    @cached_property
     def is_quantized(self) -> bool:
-        """Whether the configuration has a ``quantization_config``."""
-        return self.stored_config.get("quantization_config") is not None
+        """Whether the model is quantized already, by any sign (:mod:`quant_engine.model_files.quantization_signs`)."""
+        if has_quantization_section(self.stored_config):
+            return True
+        return self.quantization.kind is not QuantizationKind.NONE
+
+    @cached_property
+    def quantization(self) -> SourceQuantization:
+        """How the weights are quantized already. Raises UnsupportedQuantization if they can not be read."""
+        return source_quantization(self.description)
 
     @cached_property
     def stored_config(self) -> dict[str, Any]:
@@ -156,6 +167,10 @@ class CheckpointSource:
                 for name in wanted:
                     read[name] = file.get_tensor(name).to(device=device, dtype=dtype)
         return read
+
+    def stored_names(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the tensors of the checkpoint that reading ``names`` uses."""
+        return frozenset(names) & self.stored.keys()
 
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
         """Do nothing: dense linears need no change."""
