@@ -5,6 +5,7 @@ from typing import Final
 
 from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
+from quant_engine.model_files import ADAPTER_CONFIG
 from quant_engine.policy import BUILT_IN, SELF
 
 _CALIBRATION_FILES: Final = ("train*.txt", "valid*.txt")
@@ -23,7 +24,7 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
     """Return the directory of a local model, resolved, inside the models directory.
 
     Raises:
-        ModelNotFound: there is no such directory with a ``config.json``, or it is outside.
+        ModelNotFound: there is no such directory with the configuration of a model or of an adapter, or it is outside.
     """
     directory = _model_dir(settings.models_dir, model_id)
     if directory is None:
@@ -81,6 +82,7 @@ def _model_dir(models_dir: Path, model_id: str) -> Path | None:
     # Both paths are resolved first: neither ".." nor a link may lead outside.
     root = models_dir.resolve()
     directory = (root / model_id).resolve()
-    if directory == root or not directory.is_relative_to(root) or not (directory / "config.json").is_file():
+    if directory == root or not directory.is_relative_to(root):
         return None
-    return directory
+    # An adapter is found too, so that it can be refused as what it is.
+    return directory if any((directory / name).is_file() for name in ("config.json", ADAPTER_CONFIG)) else None

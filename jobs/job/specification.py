@@ -1,8 +1,12 @@
 """Making the specification that a job stores from a request: policy resolved, names checked, defaults filled in."""
 
+from pathlib import Path
+
 from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
-from jobs.kit.errors import InvalidPolicy
+from jobs.kit.errors import InvalidPolicy, UnusableModel
 from jobs.settings import Settings
+from quant_engine.errors import EngineError
+from quant_engine.model_files import ModelFiles, adapter_problem
 from quant_engine.policy import (
     Evaluation,
     InlineTexts,
@@ -23,10 +27,11 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
         InvalidPolicy: the policy contradicts itself or names an unknown preset (its pointer begins with /policy), or
             ``output`` has nothing to act on, or the policy does not fit the profile that ``output`` asks for.
         ModelNotFound: a local model is not in the models directory.
+        UnusableModel: it is an adapter, or holds one.
         DatasetNotFound: a dataset's name is unknown here.
     """
     if request.model.source == "local":
-        local_model_dir(settings, request.model.id)
+        _check_model(local_model_dir(settings, request.model.id))
     policy = _resolve_policy(request.policy)
     if policy.task == "evaluate" and request.output.hub is not None:
         raise InvalidPolicy(
@@ -45,6 +50,15 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
             "evaluation": Evaluation(perplexity=_perplexity(request.evaluation.perplexity, settings)),
         }
     )
+
+
+def _check_model(directory: Path) -> None:
+    try:
+        problem: EngineError | None = adapter_problem(ModelFiles(directory))
+    except EngineError as error:
+        problem = error
+    if problem is not None:
+        raise UnusableModel(problem.detail, pointer="/model/id", code=problem.code, hint=problem.hint) from problem
 
 
 def _resolve_policy(policy: Policy) -> Policy:

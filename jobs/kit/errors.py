@@ -13,6 +13,7 @@
     ├── InvalidRequest                    422 invalid_request       (names the field by JSON pointer)
     │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
     │   ├── ModelNotFound                     model_not_found
+    │   ├── UnusableModel                     the engine's own code, such as adapter_not_merged
     │   ├── DatasetNotFound                   dataset_not_found
         │   ├── UnknownCredential                 (with the code credential_not_found)
     │   └── InvalidQuery                      invalid_query         (names the parameter)
@@ -193,6 +194,13 @@ class ModelNotFound(InvalidRequest):
 
     code = "model_not_found"
     title = "Model not found"
+
+
+class UnusableModel(InvalidRequest):
+    """The local model's files show already that the engine would refuse it; the code is that of the engine's error."""
+
+    code = "invalid_model"
+    title = "Unusable model"
 
 
 class DatasetNotFound(InvalidRequest):
