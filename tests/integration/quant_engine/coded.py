@@ -98,7 +98,7 @@ def dequantized(codes_OI: Tensor, grid: Tensor, writer: Writer) -> Tensor:
 
 def plain_logits(directory: Path, ids_BT: Tensor) -> Tensor:
     """What plain transformers computes."""
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
     with torch.no_grad():
         logits: Tensor = model(ids_BT, use_cache=False).logits
     return logits
@@ -113,12 +113,12 @@ def _codes(w_OI: Tensor, writer: Writer) -> tuple[Tensor, Tensor]:
     """Return the codes [O, I] to nearest, and the grid of scales that a block's largest entry gives."""
     high, wide = _extents(w_OI, writer)
     largest = _LARGEST[writer.codes]
-    grid = torch.stack(
-        [
-            torch.stack([part.abs().max() / largest for part in rows.split(wide, dim=1)])
-            for rows in w_OI.split(high, dim=0)
-        ]
-    ).to(writer.scales)
+    rows, columns = w_OI.shape
+    peaks = [
+        [w_OI[row : row + high, column : column + wide].abs().max() for column in range(0, columns, wide)]
+        for row in range(0, rows, high)
+    ]
+    grid = (torch.tensor(peaks) / largest).to(writer.scales)
     spread = grid.float().repeat_interleave(high, 0)[: w_OI.shape[0]].repeat_interleave(wide, 1)[:, : w_OI.shape[1]]
     ratio = w_OI / spread
     ratio = ratio.clamp(-largest, largest)
