@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant_engine.models import CheckpointSource, StreamedModel, WeightSource
-from quant_engine.stages.evaluate_only.stages import open_source
+from quant_engine.stages.context.source import open_source
 
 _TIMEOUT_SECONDS: Final = 1800
 _PEER_SCRIPT: Final = """

@@ -6,6 +6,8 @@ EngineError
 │   ├── UnsupportedArchitecture  unsupported_architecture  a model class without known sites
 │   ├── UnsafeCheckpoint         unsafe_checkpoint         pickled weights, links that leave the model, files too big
 │   ├── InvalidModel             invalid_model             files that are damaged or contradict each other
+│   ├── UnsupportedQuantization  unsupported_quantization  weights quantized already, in a way not readable here
+│   ├── AdapterNotMerged         adapter_not_merged        an adapter (LoRA, …), which is no model without its base
 │   ├── DatasetNotFound          dataset_not_found         no text under that name
 │   ├── NotEnoughText            not_enough_text           the text has fewer tokens than asked for
 │   ├── NoMatchingLayer          no_matching_layer         the policy's targets match no linear
@@ -63,6 +65,20 @@ class InvalidModel(EngineError):
     """The model's files contradict each other, or one of them is damaged."""
 
     code = "invalid_model"
+    category = "user"
+
+
+class UnsupportedQuantization(EngineError):
+    """The model is already quantized, in a format or with codes that can not be read."""
+
+    code = "unsupported_quantization"
+    category = "user"
+
+
+class AdapterNotMerged(EngineError):
+    """The files are an adapter of another model, or a model and an adapter in one directory."""
+
+    code = "adapter_not_merged"
     category = "user"
 
 

@@ -23,6 +23,7 @@ from quant_engine.interface.spec import RunResult, RunSpec
 from quant_engine.stages.calibrate import calibrate_stage
 from quant_engine.stages.choose_plans import choose_plans
 from quant_engine.stages.context.run import prepare_run, start_rotation
+from quant_engine.stages.context.source import source_sentence
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
 from quant_engine.stages.evaluate_only.report import evaluate_only_report, evaluate_only_summary
 from quant_engine.stages.evaluate_only.stages import (
@@ -74,6 +75,9 @@ def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) 
 def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:
     context = prepare_run(spec, work_dir=work_dir, observer=observer)
     policy = spec.policy
+    sentence = source_sentence(context.base, context.dense)
+    if sentence is not None:
+        observer.log(sentence)
 
     def finished(stage: Stage) -> Path:
         return run_stage(stage, work_dir, observer)
@@ -83,7 +87,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
     torch.set_num_threads(recorded_threads(loaded))
     digest = stage_digest(loaded)
     if policy.training is not None and policy.training.kind == "rotation" and policy.residual is not None:
-        start = start_rotation(context.base, policy.residual)
+        start = start_rotation(context.dense, policy.residual)
         rotated = finished(train_rotation_stage(context, policy.training, start, digest))
         # Every later stage reads the rotated model, so the run is prepared again with the learned matrices.
         context = prepare_run(spec, work_dir=work_dir, observer=observer, rotation=read_rotation(rotated))

@@ -6,7 +6,7 @@ from typing import Final
 from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
 from quant_engine import errors as engine
-from quant_engine.model_files import FileRules, ModelFiles
+from quant_engine.model_files import ADAPTER_CONFIG, FileRules, ModelFiles
 from quant_engine.model_files.locating import local_model
 from quant_engine.policy import BUILT_IN, SELF
 from quant_engine.policy.nearest import did_you_mean
@@ -27,15 +27,16 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
     """Return the directory of a local model, resolved, inside the models directory or one that its links may lead to.
 
     Raises:
-        ModelNotFound: there is no such directory with a ``config.json``, or it is outside.
+        ModelNotFound: there is no such directory with the configuration of a model or of an adapter, or it is outside.
     """
     rules = FileRules(settings.link_dirs)
     try:
         directory = local_model(settings.models_dir, model_id, rules)
     except engine.ModelNotFound as error:
         raise ModelNotFound(error.detail, pointer="/model/id", hint=error.hint) from error
-    # Whatever has this name: the engine says why it can not be read.
-    if not ModelFiles(directory, rules).has("config.json"):
+    # Whatever has this name: the engine says why it can not be read, and an adapter is refused as what it is.
+    files = ModelFiles(directory, rules)
+    if not files.has("config.json") and not files.has(ADAPTER_CONFIG):
         raise ModelNotFound(
             "There is no local model of this id: a directory with a config.json under the operator's models directory."
             f"{did_you_mean(model_id, local_models(settings))}",

@@ -4,7 +4,7 @@ from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, r
 from jobs.kit.errors import InvalidPolicy, RefusedJob
 from jobs.settings import Settings
 from quant_engine.interface.problems import Problem
-from quant_engine.model_files import ModelFiles, describe_directory
+from quant_engine.model_files import FileRules, ModelFiles
 from quant_engine.policy import (
     Evaluation,
     InlineTexts,
@@ -74,7 +74,7 @@ def local_problems(spec: JobRequest, settings: Settings) -> list[Problem]:
         return []
     directory = local_model_dir(settings, spec.model.id)
     return check_job(
-        lambda: describe_directory(ModelFiles(directory)),
+        ModelFiles(directory, FileRules(settings.link_dirs)),
         policy=spec.policy,
         calibration=spec.calibration,
         evaluation=spec.evaluation,

@@ -9,8 +9,10 @@ from quant_engine.errors import InvalidModel, ModelNotFound, UnsafeCheckpoint
 from quant_engine.model_files.headers import INDEX, SINGLE, StoredTensor, checked_index, read_header
 from quant_engine.model_files.opening import ModelFiles
 from quant_engine.model_files.parsing import REPAIR, safe_config
+from quant_engine.model_files.quantization_formats import unsupported
 
-_PICKLED: Final = (".bin", ".pt", ".pth", ".gguf")
+_PICKLED: Final = (".bin", ".pt", ".pth")
+_GGUF: Final = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def describe_directory(files: ModelFiles) -> ModelDescription:
     Raises:
         ModelNotFound: there is no such directory, or it has no config or no weights.
         UnsafeCheckpoint, InvalidModel: a file can not be used.
+        UnsupportedQuantization: the weights are a GGUF file.
     """
     return ModelDescription(files, read_tensors(files))
 
@@ -86,6 +89,9 @@ def weight_map(files: ModelFiles) -> dict[str, str]:
             detail=f"The weights are not safetensors: {', '.join(others[:3])}.",
             hint="Convert them with save_pretrained; pickled weights can run code and are never opened.",
         )
+    gguf = next((name for name in sorted(names) if name.endswith(_GGUF)), None)
+    if gguf is not None:
+        raise unsupported("GGUF", f"its weights are {gguf[:120]}")
     raise ModelNotFound(
         detail=f"There are no weights in the model directory {files.directory.name!r}.",
         hint=f"It has to hold {SINGLE}, or {INDEX} and the files that it names.",

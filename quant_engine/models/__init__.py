@@ -15,6 +15,7 @@ from quant_engine.models.hidden_states import HiddenStates, hidden_states_bytes,
 from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
+from quant_engine.models.scaled import ScaledSource
 from quant_engine.models.sites import Site, head_size, model_sites, target_sites
 from quant_engine.models.source import CheckpointSource
 from quant_engine.models.streaming import StreamedModel
@@ -31,6 +32,7 @@ __all__ = [
     "QuantizedSource",
     "ResidualRotation",
     "RotatedSource",
+    "ScaledSource",
     "Site",
     "SiteTemplate",
     "StreamedModel",

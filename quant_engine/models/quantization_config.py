@@ -1,70 +1,38 @@
-"""Parse a checkpoint's ``quantization_config``, and refuse the parts that are not supported."""
+"""Parse a checkpoint's ``quantization_config`` as compressed-tensors reads it."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from compressed_tensors.config import CompressionFormat
-from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+from compressed_tensors.quantization import QuantizationConfig
 
-from quant_engine.errors import InvalidModel, UnsupportedPolicy
-
-METHOD: Final = "compressed-tensors"
-FORMATS: Final = (
-    CompressionFormat.pack_quantized,
-    CompressionFormat.int_quantized,
-    CompressionFormat.float_quantized,
-    CompressionFormat.naive_quantized,
-    CompressionFormat.nvfp4_pack_quantized,
-    CompressionFormat.mxfp4_pack_quantized,
-    CompressionFormat.mxfp8_quantized,
-    CompressionFormat.mixed_precision,
-)
-"""The layouts of compressed-tensors whose weights can be read; the others are those of sparse weights."""
+from quant_engine.errors import InvalidModel
+from quant_engine.model_files.compressed_section import check_measurable, check_section
+from quant_engine.model_files.quantization_formats import COMPRESSED_TENSORS
 
 
-def parse_quantization(section: Mapping[str, Any]) -> QuantizationConfig:
+def parse_quantization(section: Mapping[str, Any], *, weights_only: bool = False) -> QuantizationConfig:
     """Return the configuration as compressed-tensors reads it.
 
+    Args:
+        weights_only: only the dequantized weights are read, so that the key-value cache and the rounding of inputs do
+            not matter.
+
     Raises:
-        UnsupportedPolicy: another library's method, a layout of sparse weights, weights that are not compressed, or a
-            quantized key-value cache.
+        UnsupportedQuantization: another library's method, a layout of sparse weights, weights that are not compressed,
+            or a quantized key-value cache.
         InvalidModel: it is malformed.
     """
-    method = section.get("quant_method")
-    if method != METHOD:
-        raise _unsupported(f"was quantized with the method {str(method)[:80]!r}", f"Only {METHOD!r} can be read.")
-    if section.get("kv_cache_scheme") is not None:
-        raise _unsupported("has a kv_cache_scheme", "A quantized key-value cache can not be measured yet.")
-    sparsity = section.get("sparsity_config") or {}
-    if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
-        raise _unsupported("has a sparsity_config", "Sparse weights can not be read.")
-    known = [each.value for each in FORMATS]
-    groups = section.get("config_groups")
-    # Checked before compressed-tensors reads them, so that the error names the format.
-    formats = [section.get("format"), *_group_formats(groups)]
-    for each in formats:
-        if each is not None and each not in known:
-            raise _unsupported(f"has weights in the format {str(each)[:80]!r}", f"Readable: {', '.join(known)}.")
+    check_section(section)
+    if not weights_only:
+        check_measurable(section)
+    content = dict(section) | {"quant_method": COMPRESSED_TENSORS, "kv_cache_scheme": None}
     try:
         # A section without a format is read as mixed: the format of each group is then found from its scheme.
-        config = QuantizationConfig.model_validate({"format": CompressionFormat.mixed_precision.value} | dict(section))
+        config = QuantizationConfig.model_validate({"format": CompressionFormat.mixed_precision.value} | content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidModel(
             detail=f"The quantization_config of config.json is malformed ({type(error).__name__}).",
             hint="Check that config.json is as the checkpoint's writer wrote it.",
         ) from error
-    if config.quantization_status is not QuantizationStatus.COMPRESSED:
-        raise _unsupported(
-            f"has the quantization_status {config.quantization_status.value!r}",
-            "Save it compressed: save_pretrained(save_compressed=True).",
-        )
     return config
-
-
-def _group_formats(groups: Any) -> list[Any]:
-    members = groups.values() if isinstance(groups, Mapping) else ()
-    return [group.get("format") for group in members if isinstance(group, Mapping)]
-
-
-def _unsupported(what: str, hint: str) -> UnsupportedPolicy:
-    return UnsupportedPolicy(detail=f"The checkpoint {what}.", hint=hint)

@@ -7,6 +7,7 @@ scheme decompresses each linear. So a streamed forward has the same bits as the 
 Shapes: O output and I input channels.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,24 +16,20 @@ from typing import Any, Final
 
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.compressors.base import compress_module
-from compressed_tensors.compressors.format import infer_module_format
-from compressed_tensors.config import CompressionFormat
-from compressed_tensors.quantization import (
-    QuantizationConfig,
-    QuantizationScheme,
-    QuantizationStatus,
-    apply_quantization_config,
-)
+from compressed_tensors.quantization import QuantizationStatus, apply_quantization_config
 from compressed_tensors.quantization.lifecycle.forward import set_forward_quantized
 from torch import Tensor, nn
 
-from quant_engine.errors import InvalidModel, UnsupportedPolicy
+from quant_engine.errors import UnsupportedPolicy, UnsupportedQuantization
 from quant_engine.interface.architectures import architecture_of
+from quant_engine.model_files import without_quantization
+from quant_engine.model_files.code_scales import CACHE_PARTS, coded
+from quant_engine.model_files.compressed_section import transform_tensors
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
 from quant_engine.models.quantization_config import parse_quantization
 from quant_engine.models.source import CheckpointSource
+from quant_engine.models.stored_linear import StoredLinear, misfit, scheme_of, stored_linear
 
 _OURS: Final = "quantry"
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,26 +37,6 @@ _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16
 _MISFITS: Final = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, NotImplementedError)
 _IDLE: Final = ("weight_zero_point", "input_zero_point", "output_zero_point")
 """Tensors that older writers also store for symmetric schemes, where a zero point is zero."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredLinear:
-    """How one linear, or an embedding, is stored.
-
-    Attributes:
-        shape: [O, I] of the dense weight.
-        parts: the type in which ``from_pretrained`` holds each of its tensors, by the last part of the tensor's name.
-    """
-
-    name: str
-    scheme: QuantizationScheme
-    shape: tuple[int, ...]
-    parts: Mapping[str, torch.dtype]
-
-    @property
-    def static(self) -> tuple[str, ...]:
-        """The names of its tensors that are fixed scales of inputs and outputs."""
-        return tuple(part for part in self.parts if part.startswith(("input_", "output_")))
 
 
 @dataclass(frozen=True)
@@ -70,9 +47,11 @@ class QuantizedSource:
         base: the checkpoint.
         quantization: its ``quantization_config``.
         online: what each linear computes besides, by its name; None for what the ``transform_config`` defines.
+        weights_only: the source is the dense model of the dequantized weights: its linears round and transform nothing.
 
     Raises (from every reading member):
-        UnsupportedPolicy: the checkpoint needs something that is not supported here; the error names it.
+        UnsupportedPolicy, UnsupportedQuantization: the checkpoint needs something that is not supported here; the
+            error names it.
         InvalidModel: its ``quantization_config`` is malformed, or does not fit the model or the tensors.
         ModelNotFound: see :class:`CheckpointSource`.
     """
@@ -80,6 +59,7 @@ class QuantizedSource:
     base: CheckpointSource
     quantization: Mapping[str, Any]
     online: Mapping[str, Attachment] | None = None
+    weights_only: bool = False
 
     @property
     def directory(self) -> Path:
@@ -89,8 +69,8 @@ class QuantizedSource:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The sanitized configuration of the model without quantization."""
-        stored = self.base.stored_config
-        return {key: value for key, value in stored.items() if key not in ("quantization_config", _OURS)}
+        stored = without_quantization(self.base.stored_config)
+        return {key: value for key, value in stored.items() if key != _OURS}
 
     @cached_property
     def tensors(self) -> dict[str, Path]:
@@ -100,16 +80,27 @@ class QuantizedSource:
             found[f"{linear.name}.weight"] = self.base.locate(f"{linear.name}.{next(iter(linear.parts))}")
         return found
 
-    @cached_property
+    @property
     def dtype(self) -> torch.dtype:
+        """The floating-point type of an export's dense tensors."""
+        return self.base.export_dtype or self.computed_dtype
+
+    @cached_property
+    def computed_dtype(self) -> torch.dtype:
         """The type that the configuration names, in which the model computes; else that of most floating tensors."""
         named = self.base.stored_config.get("dtype", self.base.stored_config.get("torch_dtype"))
         return _DTYPES.get(str(named).removeprefix("torch."), self.base.dtype)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weight files."""
-        return self.base.weight_bytes
+        """Bytes of all weight files; of the dense weights, where the source is those."""
+        if not self.weights_only:
+            return self.base.weight_bytes
+        dense = sum(math.prod(linear.shape) * self.dtype.itemsize for linear in self.linears.values())
+        others = (
+            self.base.stored_bytes[name] for name in self.tensors if name.removesuffix(".weight") not in self.linears
+        )
+        return dense + sum(others)
 
     @property
     def fingerprint(self) -> str:
@@ -119,19 +110,18 @@ class QuantizedSource:
     @cached_property
     def linears(self) -> dict[str, StoredLinear]:
         """Every quantized linear by its name, in the model's order."""
-        config = parse_quantization(self.quantization)
+        config = parse_quantization(self.quantization, weights_only=self.weights_only)
         # This changes the empty model: its modules get schemes, and their parameters become those of the stored layout.
         model = self._model
         try:
             apply_quantization_config(model, config, show_progress=False)
-            found = [_stored(name, module, config) for name, module in model.named_modules() if _scheme_of(module)]
+            found = [stored_linear(name, module, config) for name, module in model.named_modules() if scheme_of(module)]
         except _MISFITS as error:
-            raise _misfit(
-                f"its quantization_config does not fit the model ({type(error).__name__}: {error})"
-            ) from error
+            raise misfit(f"its quantization_config does not fit the model ({type(error).__name__}: {error})") from error
         linears = {linear.name: linear for linear in found}
         self._refuse_tied(linears)
         self._refuse_unknown_parts(linears)
+        self._refuse_unknown_codes(linears)
         return linears
 
     def read(
@@ -155,6 +145,8 @@ class QuantizedSource:
         Args:
             prefix: the beginning of the module's name in the whole model.
         """
+        if self.weights_only:
+            return
         for local, linear in module.named_modules():
             stored = self.linears.get(prefix + local)
             if stored is not None and isinstance(linear, nn.Linear):
@@ -168,6 +160,27 @@ class QuantizedSource:
             for attachment in self._online.get(prefix + local, ()):
                 attachment.attach(linear)
 
+    def stored_names(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the tensors of the checkpoint that reading ``names`` uses, and what is no weight by design.
+
+        The latter are scales of inputs and of the key-value cache, and the matrices of online transforms.
+        """
+        found = set(names)
+        for name in list(found):
+            linear = self.linears.get(name.removesuffix(".weight"))
+            if linear is not None and name.endswith(".weight"):
+                found.discard(name)
+                found |= {f"{linear.name}.{part}" for part in (*linear.parts, *_IDLE)}
+        section = self.quantization
+        idle = transform_tensors(self.base.stored_config, section, self.base.stored)
+        if section.get("kv_cache_scheme") is not None:
+            idle |= {name for name in self.base.stored if name.rpartition(".")[2] in CACHE_PARTS}
+        return self.base.stored_names(found | idle)
+
+    def quantized_names(self) -> frozenset[str]:
+        """Return the tensors of the checkpoint that are codes or scales, or belong to a quantized linear otherwise."""
+        return self.stored_names(f"{linear}.weight" for linear in self.linears)
+
     def stored_bytes(self, linear: str) -> int:
         """Return the bytes of a linear's codes and their scales, or of its dense weight."""
         stored = self.linears.get(linear)
@@ -180,7 +193,7 @@ class QuantizedSource:
 
     @cached_property
     def _model(self) -> Any:
-        return empty_model(model_configuration(self.config), self.dtype)
+        return empty_model(model_configuration(self.config), self.computed_dtype)
 
     @cached_property
     def _online(self) -> dict[str, tuple[Attachment, ...]]:
@@ -188,7 +201,9 @@ class QuantizedSource:
             return {name: (attachment,) for name, attachment in self.online.items()}
         section = self.quantization.get("transform_config") or {}
         # A new empty model, because that of ``_model`` is changed when the linears are found.
-        return foreign_transforms(section, empty_model(model_configuration(self.config), self.dtype), self.base)
+        return foreign_transforms(
+            section, empty_model(model_configuration(self.config), self.computed_dtype), self.base
+        )
 
     def _linear_of(self, tensor: str) -> StoredLinear | None:
         """Return the quantized linear to which a stored tensor belongs, or None."""
@@ -213,9 +228,9 @@ class QuantizedSource:
         try:
             w_OI: Tensor = compressor.decompress(parts, linear.scheme)["weight"].detach()
         except (*_MISFITS, IndexError) as error:
-            raise _misfit(f"{linear.name} can not be decompressed ({type(error).__name__}: {error})") from error
+            raise misfit(f"{linear.name} can not be decompressed ({type(error).__name__}: {error})") from error
         if tuple(w_OI.shape) != linear.shape:
-            raise _misfit(f"{linear.name} is {list(w_OI.shape)}, and the model needs {list(linear.shape)}")
+            raise misfit(f"{linear.name} is {list(w_OI.shape)}, and the model needs {list(linear.shape)}")
         return w_OI
 
     def _refuse_tied(self, linears: Mapping[str, StoredLinear]) -> None:
@@ -241,36 +256,12 @@ class QuantizedSource:
                     hint="Write the checkpoint with a current version of compressed-tensors.",
                 )
 
-
-def _scheme_of(module: nn.Module) -> QuantizationScheme | None:
-    return getattr(module, "quantization_scheme", None)
-
-
-def _stored(name: str, module: nn.Module, config: QuantizationConfig) -> StoredLinear:
-    """Return what ``from_pretrained`` would load for a module to which ``config`` was applied."""
-    scheme: Any = _scheme_of(module)
-    if not isinstance(module, nn.Linear | nn.Embedding) or (isinstance(module, nn.Embedding) and _rounds_more(scheme)):
-        raise UnsupportedPolicy(
-            detail=f"The checkpoint quantizes more than weights at {name}, a {type(module).__name__}.",
-            hint="Only linears may round their inputs; attention and the key-value cache stay in floating point here.",
-        )
-    # The shape of the dense weight, before the module is compressed.
-    shape = tuple(module.weight.shape)
-    overall = CompressionFormat(config.format)
-    if scheme.format is None and overall is CompressionFormat.mixed_precision:
-        overall = infer_module_format(type(module), scheme)
-    compress_module(module, scheme.format or overall)
-    parts = {key: value.dtype for key, value in module.state_dict().items() if key != "bias" and "." not in key}
-    return StoredLinear(name=name, scheme=scheme, shape=shape, parts=parts)
-
-
-def _rounds_more(scheme: QuantizationScheme) -> bool:
-    return scheme.input_activations is not None or scheme.output_activations is not None
-
-
-def _misfit(reason: str) -> InvalidModel:
-    # A library's message can be very long, so the detail is cut.
-    return InvalidModel(
-        detail=f"The quantized checkpoint can not be read: {reason}."[:1000],
-        hint="Check that config.json belongs to these weights, and that from_pretrained loads them.",
-    )
+    def _refuse_unknown_codes(self, linears: Mapping[str, StoredLinear]) -> None:
+        """Refuse weights of other linears that are no dense ones."""
+        others = [name for name in coded(self.base.stored) if name.rpartition(".")[0] not in linears]
+        if others:
+            raise UnsupportedQuantization(
+                detail=f"{others[0]} holds {self.base.stored[others[0]].dtype} codes, but the quantization_config has "
+                "no scheme for it, and codes are not weights.",
+                hint="Put back the config.json that belongs to these weights, or give the dense original.",
+            )

@@ -123,6 +123,14 @@ class RotatedSource:
         head = configuration.vocab_size * configuration.hidden_size * self.dtype.itemsize
         return self.base.weight_bytes + (head if self._tied else 0)
 
+    def stored_names(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the tensors of the checkpoint that reading ``names`` uses, folded norms included."""
+        names = list(names)
+        rewrites = [self._rewrites[name] for name in names if name in self._rewrites]
+        plain = [name for name in names if name not in self._rewrites]
+        norms = [rewrite.norm for rewrite in rewrites if rewrite.norm is not None]
+        return self.base.stored_names([*plain, *norms, *(rewrite.source for rewrite in rewrites)])
+
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
         """Attach what the stored checkpoint attaches."""
         self.base.attach(module, prefix=prefix, device=device)

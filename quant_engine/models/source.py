@@ -6,7 +6,7 @@ Weights stay memory-mapped: only used tensors need memory.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,12 @@ from quant_engine.model_files import (
     FileRules,
     ModelDescription,
     ModelFiles,
+    QuantizationKind,
+    SourceQuantization,
     StoredTensor,
     describe_directory,
+    has_quantization_section,
+    source_quantization,
 )
 from quant_engine.model_files.headers import corrupt
 from quant_engine.model_files.names import end_names, parameter_names
@@ -70,15 +74,22 @@ class CheckpointSource:
         """
         if self.is_quantized:
             raise UnsupportedArchitecture(
-                detail="The model is already quantized: its config has a quantization_config.",
+                detail="The model is already quantized, and was opened as a dense one.",
                 hint="Give the dense model that it was made from, or measure it as it is: policy.preset 'evaluate'.",
             )
         return self.stored_config
 
-    @property
+    @cached_property
     def is_quantized(self) -> bool:
-        """Whether the configuration has a ``quantization_config``."""
-        return self.stored_config.get("quantization_config") is not None
+        """Whether the model is quantized already, by any sign (:mod:`quant_engine.model_files.quantization_signs`)."""
+        if has_quantization_section(self.stored_config):
+            return True
+        return self.quantization.kind is not QuantizationKind.NONE
+
+    @cached_property
+    def quantization(self) -> SourceQuantization:
+        """How the weights are quantized already. Raises UnsupportedQuantization if they can not be read."""
+        return source_quantization(replace(self.description, tensors=self.stored))
 
     @cached_property
     def stored_config(self) -> dict[str, Any]:

@@ -40,5 +40,12 @@ class WeightSource(Protocol):
     ) -> dict[str, Tensor]:
         """Return the named tensors as ``dtype`` on ``device``."""
 
+    def stored_names(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the tensors of the checkpoint that reading ``names`` uses.
+
+        Besides these it has the stored scales that are idle by design, such as those of activations. Names that the
+        checkpoint does not hold are left out.
+        """
+
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
         """Make the linears below ``module``, whose name begins with ``prefix``, compute as the checkpoint defines."""

@@ -4,7 +4,7 @@ The API calls it at submit for a local model. The worker calls it in the stage `
 model are downloaded. It reads no weights and imports no torch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from quant_engine.errors import EngineError
 from quant_engine.interface.layout import ModelLayout, model_layout
@@ -12,40 +12,55 @@ from quant_engine.interface.pattern_check import check_patterns
 from quant_engine.interface.problems import Problem
 from quant_engine.interface.site_settings import site_problems
 from quant_engine.interface.targets import linear_names
-from quant_engine.model_files import ModelDescription
+from quant_engine.model_files import (
+    ModelFiles,
+    adapter_problem,
+    check_source,
+    companion_problem,
+    describe_directory,
+    without_quantization,
+)
 from quant_engine.model_files.unread import unread_problems
 from quant_engine.policy import Calibration, Evaluation, Policy
+from quant_engine.preflight.quantized_parts import quantized_parts
 from quant_engine.preflight.site_outlines import site_outlines
 from quant_engine.preflight.tokenizer_files import tokenizer_problems
 
 _MODEL = "/model/id"
 
 
-def check_job(
-    model: Callable[[], ModelDescription], *, policy: Policy, calibration: Calibration, evaluation: Evaluation
-) -> list[Problem]:
+def check_job(files: ModelFiles, *, policy: Policy, calibration: Calibration, evaluation: Evaluation) -> list[Problem]:
     """Return every reason to refuse the job, those of the model first; an empty list where there is none.
 
     Args:
-        model: describes the model's files; it may raise what a broken model raises.
+        files: of the model. Its weight files may lack all but their headers.
         policy: fully resolved.
     """
     try:
-        return list(_problems(model(), policy, calibration, evaluation))
+        return list(_problems(files, policy, calibration, evaluation))
     except EngineError as error:
         # What can not be read can not be checked any further.
         return [Problem.of(error, _MODEL)]
 
 
-def _problems(
-    model: ModelDescription, policy: Policy, calibration: Calibration, evaluation: Evaluation
-) -> Iterator[Problem]:
+def _problems(files: ModelFiles, policy: Policy, calibration: Calibration, evaluation: Evaluation) -> Iterator[Problem]:
     _ = calibration, evaluation
-    layout = model_layout(model.config)
-    yield from (Problem.of(each, _MODEL) for each in unread_problems(model, layout))
-    yield from (Problem.of(each, _MODEL) for each in tokenizer_problems(model.files))
+    # An adapter alone has neither a configuration nor weights, and has to be told as what it is.
+    _raise(adapter_problem(files))
+    model = describe_directory(files)
+    _raise(adapter_problem(files, model.tensors))
+    source = check_source(model, weights_only=policy.task == "quantize")
+    layout = model_layout(without_quantization(model.config))
+    yield from (Problem.of(each, _MODEL) for each in unread_problems(model, layout, quantized_parts(model, source)))
+    companion = companion_problem(files)
+    yield from (Problem.of(each, _MODEL) for each in [*tokenizer_problems(files), *([companion] if companion else [])])
     if policy.task == "quantize":
         yield from _policy_problems(policy, layout)
+
+
+def _raise(problem: EngineError | None) -> None:
+    if problem is not None:
+        raise problem
 
 
 def _policy_problems(policy: Policy, layout: ModelLayout) -> Iterator[Problem]:

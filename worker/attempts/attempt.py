@@ -24,7 +24,7 @@ from quant_engine.errors import EngineError
 from quant_engine.interface.problems import refuse
 from quant_engine.interface.spec import RunSpec
 from quant_engine.interface.stages import PUBLISH, RESOLVE, stages_from
-from quant_engine.model_files import ModelFiles, describe_directory
+from quant_engine.model_files import FileRules, ModelFiles
 from quant_engine.policy import JobRequest
 from quant_engine.preflight import check_job
 from worker.attempt_machine.ending import Ended, Ending
@@ -143,11 +143,11 @@ class Attempt:
     def _check(self, directory: Path) -> None:
         """End the attempt if what the model's files say without their weights rules the job out."""
         request = self.request
+        # A downloaded model has no links of the operator's.
+        rules = FileRules(self.dependencies.settings.link_dirs if request.model.source == "local" else ())
         refuse(
             check_job(
-                lambda: describe_directory(
-                    ModelFiles(directory, FileRules(self.dependencies.settings.model_link_dirs))
-                ),
+                ModelFiles(directory, rules),
                 policy=request.policy,
                 calibration=request.calibration,
                 evaluation=request.evaluation,

@@ -34,10 +34,11 @@ from quant_engine.models import (
 )
 from quant_engine.policy import Policy, Residual, SiteSettings, Transform
 from quant_engine.resume_state import StateFile
+from quant_engine.stages.context.source import open_source, quantized_parts
 from quant_engine.transforms import SitePlan
 
 
-def start_rotation(base: CheckpointSource, residual: Residual) -> ResidualRotation:
+def start_rotation(base: WeightSource, residual: Residual) -> ResidualRotation:
     """The rotation that the seed of a policy's ``residual`` draws, before any training."""
     return hadamard_rotation(model_configuration(base.config), seed=residual.seed, value_heads=residual.heads)
 
@@ -47,8 +48,8 @@ class Run:
     """What does not change during one run.
 
     Attributes:
-        base: the stored checkpoint. ``source`` is what is quantized: ``base`` itself, or its rotated view where the
-            policy rotates the residual stream.
+        base: the stored checkpoint, dense or quantized already. ``dense`` is the model that it represents.
+        source: what is quantized: ``dense`` itself, or its rotated view where the policy rotates the residual stream.
         model: streams ``source`` in fp32, for calibration and for everything that is computed on weights.
         every_site: all sites of the model; ``sites`` are those that the policy quantizes.
         settings: by site name.
@@ -58,6 +59,7 @@ class Run:
     work_dir: Path
     observer: Observer
     base: CheckpointSource
+    dense: WeightSource
     source: WeightSource
     model: StreamedModel
     every_site: list[Site]
@@ -113,15 +115,16 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
 
     Raises:
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
+        AdapterNotMerged, UnsupportedQuantization: see :func:`open_source`.
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy), rules=FileRules(spec.link_dirs))
-    layout = model_layout(base.config)
-    check_tensors(base.description, layout)
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
-    source: WeightSource = base
+    dense = open_source(base, spec.device, weights_only=True)
+    check_tensors(base.description, model_layout(dense.config), quantized_parts(dense))
+    source = dense
     if spec.policy.residual is not None:
-        source = RotatedSource(base, rotation or start_rotation(base, spec.policy.residual))
+        source = RotatedSource(dense, rotation or start_rotation(dense, spec.policy.residual))
     model = StreamedModel(source, device=spec.device)
     every_site = model_sites(model.config, model.architecture)
     _check_patterns(spec.policy, every_site, model.architecture)
@@ -132,6 +135,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         work_dir=work_dir,
         observer=observer,
         base=base,
+        dense=dense,
         source=source,
         model=model,
         every_site=every_site,

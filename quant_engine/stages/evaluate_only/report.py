@@ -7,6 +7,7 @@ import torch
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.source import described_source
 from quant_engine.stages.report.summary import REPORT_VERSION, described_model
 
 
@@ -43,6 +44,7 @@ def evaluate_only_report(
     return {
         "version": REPORT_VERSION,
         "model": described_model(run) | {"quantization_config": run.base.stored_config.get("quantization_config")},
+        "source": {"quantization": described_source(run.base, run.dense)},
         "policy": spec.policy.model_dump(mode="json"),
         "policy_hash": policy_hash(spec.policy),
         "calibration": None,

@@ -11,11 +11,7 @@ from typing import Final
 import psutil
 import torch
 from compressed_tensors.quantization import QuantizationScheme
-from torch import nn
 
-from quant_engine.checkpoint import OnlineInput, attach_online
-from quant_engine.checkpoint.config import without_refusal_marker
-from quant_engine.checkpoint.quantry_section import own_section, read_online, unusable
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
@@ -24,10 +20,11 @@ from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
 from quant_engine.model_files import FileRules, check_companions
 from quant_engine.model_files.unread import check_tensors
-from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
+from quant_engine.models import CheckpointSource, QuantizedSource, ScaledSource, StreamedModel, model_sites
 from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.source import open_source, quantized_parts, source_sentence
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
     STATE_SHARE,
@@ -38,9 +35,10 @@ from quant_engine.stages.evaluate import (
 )
 from quant_engine.stages.load import MODEL_FILE
 from quant_engine.stages.stage import Stage, StageProgress, read_rows, write_json, write_rows
-from quant_engine.transforms.primitives import Hadamard
 
 _ROWS: Final = "layers.json"
+_CODES: Final = {"F8_E4M3": "FP8A16", "F8_E5M2": "FP8A16", "I8": "W8A16"}
+"""The schemes of codes with scales. Their inputs are in floating point, whatever a runtime would do with them."""
 
 
 def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) -> Run:
@@ -48,47 +46,27 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
 
     Raises:
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
-        UnsupportedPolicy: its checkpoint needs something that is not supported here.
+        AdapterNotMerged, UnsupportedQuantization, UnsupportedPolicy: see :func:`open_source`.
     """
     base = CheckpointSource(spec.model_dir, rules=FileRules(spec.link_dirs))
     source = open_source(base, spec.device)
-    if source is base:
-        check_tensors(base.description, model_layout(base.config))
+    check_tensors(base.description, model_layout(source.config), quantized_parts(source))
+    sentence = source_sentence(base, source)
+    if sentence is not None:
+        observer.log(sentence)
     model = StreamedModel(source, device=spec.device)
     return Run(
         spec=spec,
         work_dir=work_dir,
         observer=observer,
         base=base,
+        dense=source,
         source=source,
         model=model,
         every_site=model_sites(model.config, model.architecture),
         sites=[],
         settings={},
     )
-
-
-def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> WeightSource:
-    """Open the checkpoint in the way that its own configuration describes.
-
-    Raises:
-        UnsafeCheckpoint, InvalidModel, UnsupportedPolicy: see :class:`QuantizedSource`, and for a checkpoint that
-            Quantry exported :func:`quant_engine.checkpoint.load`.
-    """
-    if not base.is_quantized:
-        return base
-    section = base.stored_config["quantization_config"]
-    if "quantry" not in base.stored_config:
-        return QuantizedSource(base, section)
-    online = read_online(base.shards, own_section(base.stored_config), device)
-    # A marker makes other loaders refuse the checkpoint (docs/decisions/0008). This reader applies the transforms
-    # itself, so it removes the marker.
-    attachments = {name: Attachment(_name_of(each), partial(_attach, each)) for name, each in online.items()}
-    source = QuantizedSource(base, without_refusal_marker(section), attachments)
-    strangers = sorted(online.keys() - source.linears.keys())
-    if strangers:
-        raise unusable(f"it names {strangers[0]!r}, which is no quantized linear of the model")
-    return source
 
 
 def evaluate_only_load_stage(run: Run) -> Stage:
@@ -162,45 +140,35 @@ def stored_scheme_name(scheme: QuantizationScheme | None) -> str:
     return f"W{bits[0]}A{bits[1]}" + (f"-g{weights.group_size}" if grouped else "")
 
 
-def _name_of(online: OnlineInput) -> str:
-    """``rotation`` if all primitives are Hadamards, else the names of the primitives; empty if there is only a clip."""
-    if all(isinstance(each, Hadamard) for each in online.primitives):
-        return "rotation" if online.transforms else ""
-    return "+".join(each.name for each in online.primitives)
-
-
-def _attach(online: OnlineInput, linear: nn.Module) -> None:
-    assert isinstance(linear, nn.Linear)  # noqa: S101  # a source attaches to quantized linears alone
-    misfit = online.misfit(linear.in_features)
-    if misfit is not None:
-        raise unusable(misfit)
-    attach_online(linear, online)
-
-
 def _rows(run: Run) -> list[LayerRow]:
     """The rows of every linear of the blocks, and of the head where it is quantized."""
     rows = [_row(run, name, site.block, site.role) for site in run.every_site for name in site.all_readers]
-    head = run.model.architecture.head
-    if isinstance(run.source, QuantizedSource) and head in run.source.linears:
+    head, source = run.model.architecture.head, run.source
+    compressed = isinstance(source, QuantizedSource) and head in source.linears
+    if compressed or (isinstance(source, ScaledSource) and f"{head}.weight" in source.quantization.weights):
         rows.append(_row(run, head, run.model.blocks, "head"))
     return rows
 
 
 def _row(run: Run, name: str, block: int, role: str) -> LayerRow:
-    source = run.source
-    linear = source.linears.get(name) if isinstance(source, QuantizedSource) else None
-    weight = f"{name}.weight"
-    bytes_ = source.stored_bytes(name) if isinstance(source, QuantizedSource) else run.base.stored_bytes[weight]
-    shape = run.base.shapes[weight] if linear is None else linear.shape
+    source, weight = run.source, f"{name}.weight"
+    scheme, transform, shape = "W16A16", "none", run.base.shapes.get(weight, ())
+    if isinstance(source, QuantizedSource):
+        linear = source.linears.get(name)
+        scheme, transform = stored_scheme_name(linear and linear.scheme), source.transform_name(name)
+        shape = shape if linear is None else linear.shape
+    elif isinstance(source, ScaledSource) and weight in source.quantization.weights:
+        scheme = _CODES[source.quantization.weights[weight].dtype]
+    quantized = source if isinstance(source, QuantizedSource | ScaledSource) else None
     # UNMEASURED sets the other columns to null: they need a reference model or a choice that this run made.
     return LayerRow(
         name=name,
         block=block,
         role=role,
-        scheme=stored_scheme_name(None if linear is None else linear.scheme),
-        transform=source.transform_name(name) if isinstance(source, QuantizedSource) else "none",
+        scheme=scheme,
+        transform=transform,
         parameters=shape[0] * shape[1],
-        bytes=bytes_,
+        bytes=run.base.stored_bytes[weight] if quantized is None else quantized.stored_bytes(name),
         **UNMEASURED,
     )
 

@@ -11,6 +11,7 @@ from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.source import described_source
 from quant_engine.transforms import SitePlan
 
 REPORT_VERSION = 1
@@ -48,6 +49,7 @@ def run_report(
     return {
         "version": REPORT_VERSION,
         "model": described_model(run),
+        "source": {"quantization": described_source(run.base, run.dense)},
         "policy": spec.policy.model_dump(mode="json"),
         "policy_hash": policy_hash(spec.policy),
         "calibration": spec.calibration.model_dump(mode="json"),

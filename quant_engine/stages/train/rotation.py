@@ -27,7 +27,7 @@ def train_rotation_stage(run: Run, training: RotationTraining, start: ResidualRo
 
     def produce(directory: Path, progress: StageProgress) -> None:
         # The stored model and not ``run.source``, which is rotated already: the training applies R1 and R2 itself.
-        model = StreamedModel(run.base, device=run.spec.device)
+        model = StreamedModel(run.dense, device=run.spec.device)
         sites = target_sites(model_sites(model.config, model.architecture), run.spec.policy)
         learned = train_rotation(
             model.whole(),

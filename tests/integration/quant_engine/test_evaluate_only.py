@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant_engine.checkpoint import load
-from quant_engine.errors import EngineError, InvalidModel, UnsupportedArchitecture, UnsupportedPolicy
+from quant_engine.errors import EngineError, InvalidModel, UnsupportedPolicy, UnsupportedQuantization
 from quant_engine.models import CheckpointSource, StreamedModel
+from quant_engine.stages.context.source import open_source
 from quant_engine.stages.evaluate import windows_of
-from quant_engine.stages.evaluate_only.stages import open_source, prepare_evaluate_only
+from quant_engine.stages.evaluate_only.stages import prepare_evaluate_only
 from tests.integration.quant_engine import peers
 from tests.integration.quant_engine.exports import every_linear, export, logits_of, online_plans
 from tests.integration.quant_engine.helpers import (
@@ -214,12 +215,6 @@ def test_a_measurement_can_do_without_perplexity_and_on_the_models_own_text(dens
     assert measure(peer, tmp_path / "own", evaluation=own).summary["perplexity"]["quantized"] > 1.0
 
 
-def test_quantizing_what_is_quantized_is_refused(dense: Path, tmp_path: Path) -> None:
-    peer = peers.write_peer(dense, tmp_path / "peer", _SCHEMES["pack-quantized"])
-    with pytest.raises(UnsupportedArchitecture, match=r"already quantized.*evaluate"):
-        run_policy(peer, policy_of(preset="rtn-w4a4"), tmp_path / "out", **SMALL)
-
-
 def _rotation(kind: str = "hadamard", targets: str = "re:.*down_proj$", location: str = "input", **fields: Any) -> Any:
     group = {"type": kind, "apply": [{"targets": [targets], "location": location}]} | fields
     return {"transform_config": {"config_groups": {"R": group}}}
@@ -228,11 +223,11 @@ def _rotation(kind: str = "hadamard", targets: str = "re:.*down_proj$", location
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"quant_method": "gptq"}, UnsupportedPolicy, "method 'gptq'"),
-        ({"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, UnsupportedPolicy, "kv_cache_scheme"),
-        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, UnsupportedPolicy, "sparsity_config"),
-        ({"format": "marlin-24"}, UnsupportedPolicy, "format 'marlin-24'"),
-        ({"quantization_status": "frozen"}, UnsupportedPolicy, "quantization_status 'frozen'"),
+        ({"quant_method": "gptq"}, UnsupportedQuantization, "already quantized: GPTQ"),
+        ({"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, UnsupportedQuantization, "kv_cache_scheme"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, UnsupportedQuantization, "sparsity_config"),
+        ({"format": "marlin-24"}, UnsupportedQuantization, "format 'marlin-24'"),
+        ({"quantization_status": "frozen"}, UnsupportedQuantization, "quantization_status 'frozen'"),
         ({"config_groups": {"g": {"weights": {"num_bits": 4}}}}, InvalidModel, "malformed"),
         ({"config_groups": []}, InvalidModel, "malformed"),
         ({"ignore": []}, UnsupportedPolicy, "quantizes lm_head but ties"),

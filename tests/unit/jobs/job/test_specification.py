@@ -1,19 +1,20 @@
 """What a request may not ask for, of a model that is only measured and of a universal checkpoint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.job.specification import resolve_request
-from jobs.kit.errors import InvalidPolicy
+from jobs.job.specification import checked_request
+from jobs.kit.errors import InvalidPolicy, RefusedJob
 from jobs.settings import Settings
 from quant_engine.policy import PRESETS, JobRequest
 
 
 def resolve(tmp_path: Path, policy: dict[str, Any], **fields: Any) -> JobRequest:
     body = {"model": {"id": "org/model"}, "policy": policy} | fields
-    return resolve_request(JobRequest.model_validate(body), Settings(data_dir=tmp_path))
+    return checked_request(JobRequest.model_validate(body), Settings(data_dir=tmp_path))
 
 
 @pytest.mark.parametrize("profile", ["rotated", "universal"])
@@ -50,3 +51,18 @@ def test_a_policy_that_does_not_keep_to_the_profile_is_refused_at_the_profile(tm
     assert "policy.online to 'none'" in error.detail
     assert resolve(tmp_path, {"preset": "mxfp4", "online": "none"}, output=universal).output.profile == "universal"
     assert resolve(tmp_path, {"preset": "mxfp4"}).output.profile == "rotated"
+
+
+@pytest.mark.parametrize("beside", [(), ("config.json", "model.safetensors")])
+def test_an_adapter_is_refused_before_a_job_exists(beside: tuple[str, ...], tmp_path: Path) -> None:
+    directory = tmp_path / "models" / "tuned"
+    directory.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", *beside):
+        (directory / name).touch()
+    content = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
+    (directory / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(RefusedJob, match="owner/base") as refused:
+        resolve(tmp_path, {"preset": "w8a8"}, model={"source": "local", "id": "tuned"})
+    (error,) = refused.value.errors
+    assert (error.pointer, error.code, refused.value.status) == ("/model/id", "adapter_not_merged", 422)
+    assert "Merge it first" in (refused.value.hint or "")

@@ -1,0 +1,118 @@
+"""Refuse the parts of a compressed-tensors ``quantization_config`` that are not supported, by their names."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from quant_engine.errors import UnsupportedQuantization
+from quant_engine.model_files.quantization_formats import COMPRESSED_TENSORS, format_name, method_of, unsupported
+
+FORMATS: Final = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+    "mixed-precision",
+)
+"""The layouts of compressed-tensors whose weights can be read; the others are those of sparse weights."""
+
+_COMPRESSED: Final = "compressed"
+
+
+def check_section(section: Mapping[str, Any]) -> None:
+    """Refuse what can not be read.
+
+    Raises:
+        UnsupportedQuantization: another library's method, a layout of sparse weights, or weights that are not
+            compressed.
+    """
+    method = method_of(section)
+    if method != COMPRESSED_TENSORS:
+        raise unsupported(format_name(method), "the quantization_config of config.json")
+    sparsity = section.get("sparsity_config") or {}
+    if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
+        raise _unsupported("has a sparsity_config", "Sparse weights can not be read: save the model dense.")
+    for each in (section.get("format"), *_group_formats(section.get("config_groups"))):
+        if each is not None and each not in FORMATS:
+            raise _unsupported(f"has weights in the format {str(each)[:80]!r}", f"Readable: {', '.join(FORMATS)}.")
+    status = section.get("quantization_status", _COMPRESSED)
+    if status != _COMPRESSED:
+        raise _unsupported(
+            f"has the quantization_status {str(status)[:80]!r}",
+            "Save it compressed: save_pretrained(save_compressed=True).",
+        )
+
+
+def check_measurable(section: Mapping[str, Any]) -> None:
+    """Refuse what a measurement would leave out.
+
+    Raises:
+        UnsupportedQuantization: the key-value cache is quantized.
+    """
+    if section.get("kv_cache_scheme") is not None:
+        raise _unsupported("has a kv_cache_scheme", "A quantized key-value cache can not be measured yet.")
+
+
+def check_dense(section: Mapping[str, Any], quantry: Any) -> None:
+    """Refuse a checkpoint whose weights alone are not its model, so that they can not be quantized again.
+
+    Args:
+        quantry: the section of a checkpoint that Quantry exported; None for others.
+
+    Raises:
+        UnsupportedQuantization: it computes a transform at run time, which is not in the weights.
+    """
+    if _online(section.get("transform_config")) or _ours_online(quantry):
+        raise _unsupported(
+            "transforms the inputs of its linears at run time, so its weights alone are not the model",
+            "Give the dense original that it was made from, or a checkpoint without online transforms "
+            "(policy.online 'none').",
+        )
+
+
+def transform_tensors(config: Mapping[str, Any], section: Mapping[str, Any], stored: Iterable[str]) -> frozenset[str]:
+    """Return the stored tensors that belong to online transforms, of compressed-tensors or of Quantry.
+
+    Args:
+        config: the whole config.json, with Quantry's section where there is one.
+    """
+    groups = (section.get("transform_config") or {}).get("config_groups") or {}
+    endings = tuple(f".{group}_{location}.weight" for group in groups for location in ("input", "output"))
+    transforms = (config.get("quantry") or {}).get("transforms") or {}
+    ours = {
+        tensor["name"]
+        for entries in transforms.values()
+        for entry in entries
+        for tensor in entry.get("tensors", {}).values()
+    }
+    return frozenset(name for name in stored if name in ours or name.endswith(endings))
+
+
+def _ours_online(quantry: Any) -> bool:
+    online = quantry.get("online") if isinstance(quantry, Mapping) else None
+    entries = online.values() if isinstance(online, Mapping) else ()
+    # The first version names the order of a Hadamard. A clip alone belongs to the rounding of inputs.
+    keys = ("transform", "hadamard_order")
+    return any(isinstance(each, Mapping) and any(each.get(key) is not None for key in keys) for each in entries)
+
+
+def _online(transforms: Any) -> bool:
+    """Return whether a ``transform_config`` has a transform that is not in the weights already."""
+    groups = transforms.get("config_groups") if isinstance(transforms, Mapping) else None
+    applied = [
+        each
+        for group in (groups.values() if isinstance(groups, Mapping) else ())
+        for each in (group.get("apply") if isinstance(group, Mapping) else None) or ()
+    ]
+    return any(not (isinstance(each, Mapping) and str(each.get("location")).startswith("weight")) for each in applied)
+
+
+def _group_formats(groups: Any) -> list[Any]:
+    members = groups.values() if isinstance(groups, Mapping) else ()
+    return [group.get("format") for group in members if isinstance(group, Mapping)]
+
+
+def _unsupported(what: str, hint: str) -> UnsupportedQuantization:
+    return UnsupportedQuantization(detail=f"The checkpoint {what}.", hint=hint)
