@@ -17,6 +17,7 @@ EngineError
 │   ├── InsufficientMemory       insufficient_memory
 │   └── DiskFull                 disk_full
 └── platform: a defect of the service
+    ├── ModelMisread             model_misread             the model is read differently from how transformers reads it
     └── VerificationFailed       verification_failed       the exported checkpoint does not reproduce the model
 """
 
@@ -131,11 +132,27 @@ class DiskFull(EngineError):
     category = "capacity"
 
 
+class ModelMisread(EngineError):
+    """The model as it is read here is not the one that transformers makes of the same files."""
+
+    code = "model_misread"
+    category = "platform"
+
+
 class VerificationFailed(EngineError):
     """The exported checkpoint, loaded afresh, does not give the quantized model's logits."""
 
     code = "verification_failed"
     category = "platform"
+
+
+def is_native_panic(error: BaseException) -> bool:
+    """Return whether an error is a panic of a library's native code, which is no ``Exception``.
+
+    Native code panics over an input that its author thought impossible: a file, here always one of the model's.
+    """
+    # Every library that uses pyo3 has a class of its own of this name, and none of them can be imported.
+    return not isinstance(error, Exception) and type(error).__name__ == "PanicException"
 
 
 _DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -33,7 +33,7 @@ from quant_engine.stages.evaluate_only.stages import (
     prepare_evaluate_only,
 )
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
-from quant_engine.stages.load import load_stage, recorded_threads
+from quant_engine.stages.load import load_stage, recorded_oracle, recorded_threads
 from quant_engine.stages.quantize.remeasured_rows import final_rows
 from quant_engine.stages.quantize.stage import quantize_stage
 from quant_engine.stages.report.card_inputs import Measured
@@ -114,6 +114,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         summary,
         rows,
         perplexity=perplexity,
+        oracle=recorded_oracle(loaded),
         verification=verification,
         choices=choices,
     )
@@ -133,7 +134,7 @@ def _evaluate(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         perplexity = read_perplexity(run_stage(stage, work_dir, observer))
         _tell(observer, perplexity)
     summary = evaluate_only_summary(context, rows, perplexity)
-    report = evaluate_only_report(context, summary, rows, perplexity)
+    report = evaluate_only_report(context, summary, rows, perplexity, recorded_oracle(loaded))
     result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=None)
     _hand_over(output_dir, result, [])
     observer.log(f"The model's {len(rows)} linears have been read and measured.")

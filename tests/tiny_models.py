@@ -1,8 +1,10 @@
 """Tiny random checkpoints of the supported architectures, each with a new tokenizer, made in under a second."""
 
+import json
 import pydoc_data.topics
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -107,6 +109,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(text.splitlines(), trainer)
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def panicking_tokenizer() -> dict[str, Any]:
+    """The content of a ``tokenizer.json`` that tokenizers loads, and whose native code panics over every text."""
+    content: dict[str, Any] = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    return content | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
 
 
 def _randomize(model: PreTrainedModel, seed: int) -> None:

@@ -9,9 +9,11 @@ from quant_engine.interface.architectures import (
     architecture_of,
 )
 from quant_engine.models.configuration import empty_model, model_configuration
+from quant_engine.models.faults import fault_of_the_model
 from quant_engine.models.foreign_transforms import Attachment
 from quant_engine.models.fusion import fuse_scales
 from quant_engine.models.hidden_states import HiddenStates, hidden_states_bytes, next_block
+from quant_engine.models.oracle import NOT_ASKED, Oracle, ask_transformers, streamed_logits, unstable
 from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
@@ -23,10 +25,12 @@ from quant_engine.models.weight_source import WeightSource
 
 __all__ = [
     "ARCHITECTURES",
+    "NOT_ASKED",
     "Architecture",
     "Attachment",
     "CheckpointSource",
     "HiddenStates",
+    "Oracle",
     "ProducerKind",
     "ProducerRows",
     "QuantizedSource",
@@ -38,7 +42,9 @@ __all__ = [
     "StreamedModel",
     "WeightSource",
     "architecture_of",
+    "ask_transformers",
     "empty_model",
+    "fault_of_the_model",
     "fuse_scales",
     "hadamard_rotation",
     "head_size",
@@ -46,5 +52,7 @@ __all__ = [
     "model_configuration",
     "model_sites",
     "next_block",
+    "streamed_logits",
     "target_sites",
+    "unstable",
 ]

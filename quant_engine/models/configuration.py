@@ -13,10 +13,11 @@ _CONFIG_ERRORS: Final = (
     StrictDataclassError,
     TypeError,
     ValueError,
-    KeyError,
+    LookupError,
     AttributeError,
+    AssertionError,
     RuntimeError,
-    ZeroDivisionError,
+    ArithmeticError,
 )
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from quant_engine.errors import InvalidModel, UnsupportedArchitecture
+from quant_engine.errors import InvalidModel, UnsupportedArchitecture, is_native_panic
 from quant_engine.interface.architectures import find_architecture
 from quant_engine.interface.layout import model_layout
 from quant_engine.model_files import (
@@ -212,5 +212,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except SafetensorError as error:
-        raise corrupt(path.name, "safetensors refuses it") from error
+    except BaseException as error:
+        if isinstance(error, SafetensorError) or is_native_panic(error):
+            raise corrupt(path.name, "safetensors refuses it") from error
+        raise

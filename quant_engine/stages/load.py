@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -13,6 +14,7 @@ from quant_engine.model_files import check_companions
 from quant_engine.models import hidden_states_bytes
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.statistics import norms_of, quantiles_of
+from quant_engine.stages.original import check_original
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 MODEL_FILE = "model.json"
@@ -26,6 +28,7 @@ def load_stage(run: Run) -> Stage:
         changed_files(run.base.files)  # for its check of generation_config.json by transformers
         check_run_disk(run)
         check_memory(run)
+        oracle = check_original(run, directory)
         # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.
         for block in range(run.model.blocks):
             with run.model.block(block):
@@ -37,6 +40,7 @@ def load_stage(run: Run) -> Stage:
                 "dtype": str(run.source.dtype),
                 "weight_bytes": run.source.weight_bytes,
                 "sites": [site.name for site in run.sites],
+                "oracle": oracle,
             },
         )
 
@@ -52,6 +56,12 @@ def load_stage(run: Run) -> Stage:
 def recorded_threads(directory: Path) -> int:
     """The number of threads that the first attempt computed with. It decides how sums are split, hence the bits."""
     return int(read_json(directory / MODEL_FILE)["threads"])
+
+
+def recorded_oracle(directory: Path) -> dict[str, Any]:
+    """What the first attempt compared with transformers, and the difference."""
+    found: dict[str, Any] = read_json(directory / MODEL_FILE)["oracle"]
+    return found
 
 
 def check_run_disk(run: Run) -> None:

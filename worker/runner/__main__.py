@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from jobs.observability.logs import configure_logging
+from quant_engine.errors import is_native_panic
 from quant_engine.interface.layers import LayerRow
 from worker.runner.peak_memory import peak_bytes
 from worker.subprocesses.messages import (
@@ -86,7 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     events = EventWriter(options.events_fd)
     try:
         _run(run_file, PipeObserver(events))
-    except Exception as error:  # the top of the process: every failure must be reported to the supervisor
+    except BaseException as error:  # the top of the process: every failure must be reported to the supervisor
+        # A panic of native code is no Exception, and without a message it would be retried as a crash.
+        if not isinstance(error, Exception) and not is_native_panic(error):
+            raise
         # The message first: on a full disk the traceback may not be written.
         events.send(as_error(error))
         logger.error("run_failed", exc_info=error)

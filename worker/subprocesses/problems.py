@@ -4,7 +4,7 @@ import errno
 from typing import Final
 
 from jobs.kit.errors import JobProblem
-from quant_engine.errors import EngineError
+from quant_engine.errors import EngineError, InvalidModel, is_native_panic
 from worker.subprocesses.messages import Error
 
 DISK_FULL: Final = "disk_full"
@@ -19,6 +19,8 @@ def as_error(error: BaseException) -> Error:
     """Return ``error`` as a message. An unexpected error shows only its type: its text may hold paths and values."""
     if isinstance(error, EngineError):
         return Error(code=error.code, category=error.category, detail=error.detail, hint=error.hint)
+    if is_native_panic(error):
+        return _panic()
     if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
         return disk_full()
     if _is_out_of_memory(error):
@@ -53,6 +55,16 @@ def internal_error(detail: str) -> Error:
         category="platform",
         detail=detail,
         hint="Submit the job again. If it happens twice, report the job's id: the worker's log has the cause.",
+    )
+
+
+def _panic() -> Error:
+    """Return the error for a panic of native code that nothing on the way has told in more detail."""
+    return Error(
+        code=InvalidModel.code,
+        category=InvalidModel.category,
+        detail="Native code of a library panicked over one of the model's files.",
+        hint="Check that transformers loads the model and its tokenizer, and save both again with save_pretrained.",
     )
 
 

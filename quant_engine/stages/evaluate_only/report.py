@@ -37,7 +37,11 @@ def evaluate_only_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, 
 
 
 def evaluate_only_report(
-    run: Run, summary: dict[str, Any], rows: list[LayerRow], perplexity: dict[str, Any] | None
+    run: Run,
+    summary: dict[str, Any],
+    rows: list[LayerRow],
+    perplexity: dict[str, Any] | None,
+    oracle: dict[str, Any],
 ) -> dict[str, Any]:
     """The whole report, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
@@ -62,6 +66,7 @@ def evaluate_only_report(
         "summary": summary,
         "perplexity": perplexity,
         "layers": [row.model_dump() for row in rows],
+        "oracle": oracle,
         "verification": None,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
     }

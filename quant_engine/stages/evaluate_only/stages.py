@@ -34,6 +34,7 @@ from quant_engine.stages.evaluate import (
     windows_of,
 )
 from quant_engine.stages.load import MODEL_FILE
+from quant_engine.stages.original import check_original
 from quant_engine.stages.stage import Stage, StageProgress, read_rows, write_json, write_rows
 
 _ROWS: Final = "layers.json"
@@ -75,11 +76,12 @@ def evaluate_only_load_stage(run: Run) -> Stage:
     def produce(directory: Path, progress: StageProgress) -> None:
         check_companions(run.base.files)
         _check_memory(run)
+        oracle = check_original(run, directory)
         # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.
         for block in range(run.model.blocks):
             with run.model.block(block):
                 progress.advance()
-        facts = {"threads": torch.get_num_threads(), "dtype": str(run.source.dtype)}
+        facts = {"threads": torch.get_num_threads(), "dtype": str(run.source.dtype), "oracle": oracle}
         write_json(directory / MODEL_FILE, facts | {"weight_bytes": run.source.weight_bytes})
         write_rows(directory / _ROWS, _rows(run))
         _tell(run, directory)

@@ -41,6 +41,7 @@ def run_report(
     rows: list[LayerRow],
     *,
     perplexity: dict[str, Any] | None,
+    oracle: dict[str, Any],
     verification: dict[str, Any],
     choices: ChosenPlans,
 ) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def run_report(
         "summary": summary,
         "perplexity": perplexity,
         "layers": [row.model_dump() for row in rows],
+        "oracle": oracle,
         "verification": verification,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
     }

@@ -1,11 +1,14 @@
 """Which problem an exception in the runner becomes."""
 
 import errno
+import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from quant_engine.errors import NotEnoughText
+from tests.tiny_models import panicking_tokenizer
 from worker.subprocesses.problems import as_error, as_problem
 
 
@@ -34,6 +37,13 @@ def test_torch_really_says_what_we_look_for() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert as_error(caught.value).code == "insufficient_memory"
+
+
+def test_a_panic_of_native_code_is_the_models_fault() -> None:
+    with pytest.raises(BaseException, match="chunk size") as caught:
+        Tokenizer.from_str(json.dumps(panicking_tokenizer())).encode("two words")
+    told = as_error(caught.value)
+    assert (told.code, told.category) == ("invalid_model", "user")
 
 
 def test_an_unforeseen_error_tells_nothing_of_its_text() -> None:
