@@ -16,7 +16,7 @@ from quant_engine.policy.transform import Residual, Transform
 
 
 class Override(Frozen):
-    """Other settings for the linears whose name matches: ``re:`` and a pattern, or a name's last component."""
+    """Other settings for the linears that ``match`` means, in a form of :mod:`quant_engine.policy.patterns`."""
 
     match: Name
     weights: WeightQuantization | None = None
