@@ -104,7 +104,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         evaluated = finished(evaluate_stage(context, spec.evaluation.perplexity, quantized, plans, digest))
         perplexity = read_perplexity(evaluated)
         _tell(observer, perplexity)
-    measured = Measured(rows=rows, perplexity=perplexity, calibrated=calibrated)
+    measured = Measured(rows=rows, perplexity=perplexity, calibrated=calibrated, choices=choices)
     exported = finished(export_stage(context, quantized, plans, digest, measured))
     verified = finished(verify_stage(context, quantized, exported, plans, stage_digest(exported)))
     summary = run_summary(context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate)

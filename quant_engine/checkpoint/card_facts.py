@@ -15,11 +15,17 @@ INLINE: Final = "inline"
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFacts:
-    """The calibration. ``sha256`` covers its settings and the resulting token windows."""
+    """The calibration. ``sha256`` covers its settings and the resulting token windows.
+
+    Attributes:
+        samples, sequence_length: of the windows that were really used.
+        fitted: the samples that something was fitted to or chosen by; the others measured the layers' errors alone.
+    """
 
     dataset: str
     samples: int
     sequence_length: int
+    fitted: int
     holdout: float
     seed: int
     sha256: str | None
@@ -27,13 +33,20 @@ class CalibrationFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityFacts:
-    """Perplexity: exp of the mean negative log-likelihood per token, over ``tokens`` of ``dataset`` in windows."""
+    """Perplexity: exp of the mean negative log-likelihood per token, over ``tokens`` of ``dataset`` in windows.
+
+    Attributes:
+        predicted: the tokens whose likelihood was measured.
+        computed_in: the type and the device of Quantry's own forward.
+    """
 
     dataset: str
     tokens: int
     sequence_length: int
     original: float
     quantized: float
+    predicted: int
+    computed_in: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +62,10 @@ class CardFacts:
         original_bytes: of its weight files.
         perplexity: None where it was not measured.
         rows: one for each quantized linear, as ``/v1/jobs/{id}/layers`` returns them, in forward order.
+        done: what was done, as :func:`quant_engine.checkpoint.done.what_was_done` returns it; ``policy`` is what was
+            asked.
+        changed_files: a sentence for each change of a file that is copied from the base model.
+        windows, source, oracle: the parts of the report of these names; None where it has none.
         versions: of the packages that made the checkpoint.
         license: of the base model, and so of this checkpoint; None where it is not known.
     """
@@ -65,6 +82,11 @@ class CardFacts:
     rows: Sequence[LayerRow]
     versions: Mapping[str, str]
     license: License | None
+    done: Mapping[str, Any]
+    changed_files: Sequence[str] = ()
+    windows: Mapping[str, Any] | None = None
+    source: Mapping[str, Any] | None = None
+    oracle: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the facts in the form of ``quantry.json``."""
@@ -81,6 +103,11 @@ class CardFacts:
             },
             "policy": self.policy.model_dump(mode="json"),
             "policy_hash": policy_hash(self.policy),
+            "done": dict(self.done),
+            "changed_files": list(self.changed_files),
+            "windows": self.windows,
+            "source": self.source,
+            "oracle": self.oracle,
             "calibration": asdict(self.calibration),
             "perplexity": None if self.perplexity is None else asdict(self.perplexity),
             "versions": dict(self.versions),

@@ -1,4 +1,7 @@
-"""Describe a policy in sentences, with one function for each kind of search, training and selection."""
+"""Describe a policy, which is what was asked, in sentences.
+
+There is one function for each kind of search, training and selection.
+"""
 
 from collections.abc import Callable
 from typing import Any, Final

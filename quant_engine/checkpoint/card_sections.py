@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from quant_engine.checkpoint.card_done import done_sentences, source_sentences
 from quant_engine.checkpoint.card_facts import INLINE, CardFacts
 from quant_engine.checkpoint.card_figure import FIGURE
 from quant_engine.checkpoint.card_policy import policy_sentences
@@ -34,7 +35,8 @@ def card_body(facts: CardFacts, linears: Sequence[QuantizedLinear], how: Loading
         f"## How to load it: {how.heading}\n\n{_how_to_load(facts, how)}",
         f"## What engines do with it\n\n{_engines(linears)}",
         f"## Base model\n\n{_base_model(facts)}",
-        f"## Policy\n\n{_policy(facts)}",
+        f"## What was done\n\n{_done(facts)}",
+        f"## What was asked\n\n{_policy(facts)}",
         f"## Layers\n\n{_layers(facts.rows)}",
         f"## Perplexity\n\n{_perplexity(facts)}",
         f"## Limits\n\n{_limits(facts)}",
@@ -75,6 +77,13 @@ def _license(facts: CardFacts) -> str:
     named = facts.license.name if facts.license.id == OTHER and facts.license.name else facts.license.id
     link = "" if facts.license.link is None else f" ({plain(facts.license.link)})"
     return f"{plain(named)}{link}, the base model's"
+
+
+def _done(facts: CardFacts) -> str:
+    sentences = [*done_sentences(facts.done), *source_sentences(facts.source, facts.oracle, facts.windows)]
+    # These name files and settings of the base model.
+    changed = [f"Changed in a file of the base model: {plain(each)}." for each in facts.changed_files]
+    return "\n".join(f"- {sentence}" for sentence in (*sentences, *changed))
 
 
 def _policy(facts: CardFacts) -> str:
@@ -136,8 +145,10 @@ def _perplexity(facts: CardFacts) -> str:
         return "Not measured."
     ratio = found.quantized / found.original if found.original else math.nan
     setting = f"{_dataset(found.dataset)}, {found.tokens:,} tokens in windows of {found.sequence_length}"
+    engine = f"Quantry {plain(facts.versions['quantry'])} in {plain(found.computed_in)}"
     rows = [(number(found.original, 6), number(found.quantized, 6), number(ratio))]
-    return f"On {setting}, as this checkpoint computes.\n\n" + table(("before", "after", "ratio"), rows, right=range(3))
+    measured_by = f"({found.predicted:,} of them predicted), measured by {engine}"
+    return f"On {setting} {measured_by}.\n\n" + table(("before", "after", "ratio"), rows, right=range(3))
 
 
 def _dataset(name: str) -> str:
@@ -147,8 +158,9 @@ def _dataset(name: str) -> str:
 def _limits(facts: CardFacts) -> str:
     calibration = facts.calibration
     limits = [
-        f"Fitted to {calibration.samples:,} samples of {calibration.sequence_length:,} tokens of "
-        f"{_dataset(calibration.dataset)}; text of another kind or language may lose more.",
+        f"Calibrated on {calibration.samples:,} samples of {calibration.sequence_length:,} tokens of "
+        f"{_dataset(calibration.dataset)}, of which {calibration.fitted:,} to fit and to choose; text of another "
+        "kind or language may lose more.",
         "Measured by layer errors and perplexity alone: no task accuracy, and nothing about safety or bias.",
         "What the base model can not do or must not be used for holds here as well.",
     ]

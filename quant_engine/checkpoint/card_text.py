@@ -1,9 +1,10 @@
 """The text of a card about loading a checkpoint. What is online in its linears decides which text applies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from quant_engine.checkpoint.engines import Verdict, engine_notes
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.quantry_section import Reach, reach
 
@@ -54,10 +55,14 @@ _LOADER_TEXT: Final = f"""`load` is `AutoModelForCausalLM.from_pretrained` plus 
 - **Not vLLM, not SGLang**: both stop there as well.
 - Saving a loaded model again drops the transforms: keep this directory as it is."""
 
-_HEADINGS: Final = {
-    Reach.ANYWHERE: "loads anywhere",
-    Reach.HADAMARD: "compressed-tensors with Hadamard",
-    Reach.LOADER: "our loader only",
+_HEADINGS: Final = {Reach.HADAMARD: "compressed-tensors with Hadamard", Reach.LOADER: "our loader only"}
+
+
+_VERDICTS: Final[Mapping[Verdict, str]] = {
+    "differs": "computed otherwise by",
+    "unknown": "not checked with",
+    "wrong": "wrong in",
+    "refuses": "refused by",
 }
 
 
@@ -89,11 +94,20 @@ def loading(linears: Sequence[QuantizedLinear]) -> Loading:
     return Loading(
         reach=kind,
         plain=plain,
-        heading=_HEADINGS[kind],
+        heading=_HEADINGS.get(kind) or _plain_heading(linears),
         code=_PLAIN_CODE if plain else _OUR_CODE,
         text=_text(kind, clipped=clipped),
         online=_online(kind, linears),
     )
+
+
+def _plain_heading(linears: Sequence[QuantizedLinear]) -> str:
+    """Return the heading of a checkpoint without transforms. It says no more than the table of engines below it."""
+    engines: dict[str, list[str]] = {}
+    for note in engine_notes(linears):
+        engines.setdefault(note.verdict, []).append(note.engine)
+    said = [f"{words} {' and '.join(engines[each])}" for each, words in _VERDICTS.items() if each in engines]
+    return f"plain compressed-tensors, {', '.join(said)}" if said else "loads anywhere"
 
 
 def _text(kind: Reach, *, clipped: bool) -> str:

@@ -20,6 +20,7 @@ from quant_engine.models.configuration import attention_implementation
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.quantize.block_files import Plans, block_linears, block_path, dense_linears, quantized_reader
 from quant_engine.stages.report.card_inputs import Measured, card_facts
+from quant_engine.stages.report.done import done_by
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 CHECKPOINT = "checkpoint"
@@ -37,7 +38,8 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
     parts: list[Callable[[], dict[str, Tensor]]] = [partial(load_file, quantized / "ends.safetensors")]
     linears = block_linears(run, plans)
     parts += [partial(_block_part, block_path(quantized, block), linears[block]) for block in range(run.model.blocks)]
-    facts = card_facts(run, measured or Measured())
+    measured = measured or Measured()
+    facts = card_facts(run, measured, done_by(run, plans, measured.rows, measured.choices))
     config = _config(run)
 
     def produce(directory: Path, progress: StageProgress) -> None:

@@ -9,11 +9,14 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from quant_engine.calibration import split_samples
 from quant_engine.checkpoint.card_facts import INLINE, CalibrationFacts, CardFacts, PerplexityFacts
+from quant_engine.checkpoint.copied_files import changed_files
 from quant_engine.checkpoint.license import source_license
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import InlineTexts
 from quant_engine.stages.calibrate import read_windows
+from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.text import resolved_dataset
 from quant_engine.stages.stage import digest_of
@@ -29,14 +32,20 @@ class Measured:
         rows: the layer rows, measured with the exported weights.
         perplexity: as :func:`quant_engine.stages.evaluate.read_perplexity` returns it; None where it was not measured.
         calibrated: the directory of ``calibrate``.
+        choices: the results of search, training and selection.
+        windows, source, oracle: the parts of the report of these names, where it has them.
     """
 
     rows: Sequence[LayerRow] = ()
     perplexity: Mapping[str, Mapping[str, Any]] | None = None
     calibrated: Path | None = None
+    choices: ChosenPlans | None = None
+    windows: Mapping[str, Any] | None = None
+    source: Mapping[str, Any] | None = None
+    oracle: Mapping[str, Any] | None = None
 
 
-def card_facts(run: Run, measured: Measured) -> CardFacts:
+def card_facts(run: Run, measured: Measured, done: Mapping[str, Any]) -> CardFacts:
     """The facts of the card, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
     return CardFacts(
@@ -52,18 +61,26 @@ def card_facts(run: Run, measured: Measured) -> CardFacts:
         rows=measured.rows,
         versions={package: _version(package) for package in _PACKAGES},
         license=source_license(run.base.files),
+        done=done,
+        changed_files=changed_files(run.base.files),
+        windows=measured.windows,
+        source=measured.source,
+        oracle=measured.oracle,
     )
 
 
 def _calibration(run: Run, calibrated: Path | None) -> CalibrationFacts:
     settings = run.spec.calibration
+    windows_ST = None if calibrated is None else read_windows(calibrated)
+    shape = (settings.samples, settings.sequence_length) if windows_ST is None else windows_ST.shape
     return CalibrationFacts(
         dataset=_dataset_name(run, settings.dataset),
-        samples=settings.samples,
-        sequence_length=settings.sequence_length,
+        samples=shape[0],
+        sequence_length=shape[1],
+        fitted=split_samples(shape[0], settings.holdout).training,
         holdout=settings.holdout,
         seed=settings.seed,
-        sha256=None if calibrated is None else _calibration_hash(run, read_windows(calibrated)),
+        sha256=None if windows_ST is None else _calibration_hash(run, windows_ST),
     )
 
 
@@ -85,6 +102,8 @@ def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> Perp
         sequence_length=settings.sequence_length,
         original=found["original"]["perplexity"],
         quantized=found["quantized"]["perplexity"],
+        predicted=found["quantized"]["predicted"],
+        computed_in=f"{str(run.source.dtype).removeprefix('torch.')} on {run.spec.device}",
     )
 
 

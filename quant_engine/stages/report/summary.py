@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from quant_engine.checkpoint.copied_files import changed_files
 from quant_engine.evaluation.report import chosen_policy, selection_regret, summarize
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.source import described_source
+from quant_engine.stages.report.done import done_by
 from quant_engine.transforms import SitePlan
 
 REPORT_VERSION = 1
@@ -51,12 +53,15 @@ def run_report(
         "version": REPORT_VERSION,
         "model": described_model(run),
         "source": {"quantization": described_source(run.base, run.dense)},
+        # What was asked; ``done`` is what was done.
         "policy": spec.policy.model_dump(mode="json"),
         "policy_hash": policy_hash(spec.policy),
+        "done": done_by(run, choices.selection.plans, rows, choices),
+        "changed_files": list(changed_files(run.base.files)),
         "calibration": spec.calibration.model_dump(mode="json"),
         "evaluation": spec.evaluation.model_dump(mode="json"),
         "metric": {
-            "error": "E = ‖Y − Q(X')Q(W')ᵀ‖_F on held-out tokens; activations at absmax/(2^(b−1)−1), as the paper",
+            "error": f"E = ‖Y − Q(X')Q(W')ᵀ‖_F on held-out tokens; {_activations(run)}",
             "baseline": "SmoothRot(0.5, max)",
             "perplexity": "exp of the mean negative log-likelihood; the exported checkpoint's own forward",
         },
@@ -72,6 +77,17 @@ def run_report(
         "verification": verification,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
     }
+
+
+def _activations(run: Run) -> str:
+    """How the layers' errors round activations, by their formats."""
+    formats = {settings.activations.format for settings in run.settings.values()}
+    found = []
+    if any(each.is_integer for each in formats):
+        found.append("activations at absmax/(2^(b−1)−1), as the paper")
+    if any(each.is_float for each in formats):
+        found.append("activations in floating-point formats as at run time")
+    return "; ".join(found) or "activations not rounded"
 
 
 def described_model(run: Run) -> dict[str, Any]:

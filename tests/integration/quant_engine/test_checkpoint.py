@@ -169,7 +169,7 @@ def test_with_nothing_online_plain_from_pretrained_is_exact(
     tensors = load_file(checkpoint / "model.safetensors")
     down = {name.rpartition(".")[2]: value.dtype for name, value in tensors.items() if "0.mlp.down_proj" in name}
     assert {name: kind for name, kind in down.items() if name not in ("weight_scale", "weight_shape")} == stored
-    assert "loads anywhere" in (checkpoint / "README.md").read_text()
+    assert "Plain compressed-tensors, with nothing online" in (checkpoint / "README.md").read_text()
     assert "from quant_engine" not in (checkpoint / "README.md").read_text()
 
 

@@ -14,10 +14,19 @@ from quant_engine.checkpoint.card import model_card, write_card
 from quant_engine.checkpoint.card_facts import CalibrationFacts, CardFacts, PerplexityFacts
 from quant_engine.checkpoint.card_policy import policy_sentences
 from quant_engine.checkpoint.card_sections import LONG
+from quant_engine.checkpoint.done import Choices, what_was_done
 from quant_engine.checkpoint.hashes import CheckpointManifest, changed_files, checkpoint_manifest
 from quant_engine.checkpoint.license import License
 from quant_engine.interface.layers import UNMEASURED, LayerRow
-from quant_engine.policy import PRESETS, ActivationQuantization, Policy, WeightQuantization, policy_hash, resolve_policy
+from quant_engine.policy import (
+    PRESETS,
+    ActivationQuantization,
+    NumberFormat,
+    Policy,
+    WeightQuantization,
+    policy_hash,
+    resolve_policy,
+)
 from quant_engine.transforms.primitives import Hadamard, Primitive
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -40,23 +49,43 @@ def _facts(**fields: Any) -> CardFacts:
         "original_bytes": 1_000_000,
         "policy": resolve_policy(Policy(preset="trainable-smoothrot-w4a4")),
         "calibration": CalibrationFacts(
-            dataset="wikitext2", samples=256, sequence_length=128, holdout=0.2, seed=7, sha256="c" * 64
+            dataset="wikitext2", samples=256, sequence_length=128, fitted=205, holdout=0.2, seed=7, sha256="c" * 64
         ),
-        "perplexity": PerplexityFacts(dataset="c4", tokens=16384, sequence_length=512, original=34.5, quantized=41.4),
+        "perplexity": PerplexityFacts(
+            dataset="c4",
+            tokens=16384,
+            sequence_length=512,
+            original=34.5,
+            quantized=41.4,
+            predicted=16352,
+            computed_in="bfloat16 on cpu",
+        ),
         "rows": [_row(0), _row(1)],
         "versions": {"quantry": "0.1.0", "torch": "2.13.0", "transformers": "5.17.0", "compressed-tensors": "0.19.0"},
         "license": License(id="apache-2.0"),
     }
     facts = defaults | fields
-    return CardFacts(**(facts | {"rows": [LayerRow.model_validate(row) for row in facts["rows"]]}))
+    rows = [LayerRow.model_validate(row) for row in facts["rows"]]
+    done = what_was_done(_linears(), ["lm_head"], rows, Choices())
+    return CardFacts(**({"done": done} | facts | {"rows": rows}))
 
 
-def _linears(*online: Primitive, clip_ratio: float = 1.0, count: int = 2) -> list[QuantizedLinear]:
+_IN_GROUPS = WeightQuantization(granularity="group", group_size=128)
+_AS_IS = ActivationQuantization(format=NumberFormat.NONE)
+
+
+def _linears(
+    *online: Primitive,
+    clip_ratio: float = 1.0,
+    count: int = 2,
+    weights: WeightQuantization = WeightQuantization(),  # noqa: B008 — frozen
+    activations: ActivationQuantization = ActivationQuantization(),  # noqa: B008 — frozen
+) -> list[QuantizedLinear]:
     return [
         QuantizedLinear(
             name=f"model.layers.{block}.mlp.down_proj",
-            weights=WeightQuantization(),
-            activations=ActivationQuantization(),
+            weights=weights,
+            activations=activations,
             online=OnlineInput(primitives=online, clip_ratio=clip_ratio),
         )
         for block in range(count)
@@ -225,7 +254,13 @@ def test_equal_facts_and_files_give_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("linears", "library", "expected", "absent"),
     [
-        (_linears(), "transformers", "loads anywhere", "from quant_engine"),
+        (
+            _linears(),
+            "transformers",
+            "plain compressed-tensors, computed otherwise by vLLM, refused by SGLang",
+            "from quant_engine",
+        ),
+        (_linears(weights=_IN_GROUPS, activations=_AS_IS), "transformers", "loads anywhere", "from quant_engine"),
         (_linears(clip_ratio=0.9), "quantry", "Other runtimes leave the clipping out", "Not SGLang"),
         (_ROTATED, "quantry", "Plain `from_pretrained` is wrong here", "leave activation clipping out"),
         (
@@ -256,3 +291,33 @@ def test_what_flatters_is_said() -> None:
     assert "flatters" not in other.text
     assert "## Perplexity\n\nNot measured." in unmeasured.text
     assert "no perplexity, no task accuracy" in unmeasured.text
+
+
+def test_what_was_done_stands_apart_from_what_was_asked() -> None:
+    policy = Policy(preset="rtn-w4a4", targets=("down_proj", "lm_head"), ignore=())
+    changed = ("generation_config.json: removed temperature, because do_sample is false",)
+    card = _card(_facts(policy=resolve_policy(policy), changed_files=changed))
+    done, asked = card.text.split("## What was asked")
+    assert "- Quantized: 2 × `down_proj`.\n- Not quantized: 1 × `lm_head`." in done.split("## What was done")[1]
+    assert "generation\\_config.json: removed temperature, because do\\_sample is false." in done
+    assert "- Layers: `down_proj`, `lm_head`." in asked
+
+
+def test_what_was_read_is_said_where_the_report_has_it() -> None:
+    card = _card(
+        _facts(
+            source={"quantization": {"kind": "fp8"}},
+            oracle={"compared": "whole model", "relative_difference": 1.5e-7, "transformers": "5.17.0"},
+            windows={"calibration": {"special_tokens": ["<bos>"]}, "evaluation": {"special_tokens": []}},
+        )
+    )
+    assert "stored quantized (fp8); its weights were read with their scales" in card.text
+    assert "compared with plain transformers 5.17.0 (whole model): relative difference 1.5e-07" in card.text
+    assert "Every window of the calibration begins with `<bos>`." in card.text
+    assert "Every window of the evaluation begins with no special token." in card.text
+    assert "not compared with plain transformers" in _card(_facts(oracle={"compared": "none"})).text
+    assert "plain transformers 5" not in _card(_facts()).text
+
+
+def test_the_perplexity_names_who_measured_it() -> None:
+    assert "(16,352 of them predicted), measured by Quantry 0.1.0 in bfloat16 on cpu." in _card(_facts()).text
