@@ -5,6 +5,7 @@ EngineError
 │   ├── ModelNotFound            model_not_found           no model directory, or no config or weights in it
 │   ├── UnsupportedArchitecture  unsupported_architecture  a model class without known sites
 │   ├── UnsafeCheckpoint         unsafe_checkpoint         corrupt, too big to open, or not safetensors
+│   ├── InvalidModel             invalid_model             files that contradict each other, or are damaged
 │   ├── DatasetNotFound          dataset_not_found         no text under that name
 │   ├── NotEnoughText            not_enough_text           the text has fewer tokens than asked for
 │   ├── NoMatchingLayer          no_matching_layer         the policy's targets match no linear
@@ -55,6 +56,13 @@ class UnsafeCheckpoint(EngineError):
     """A file of the checkpoint is corrupt, truncated, oversized or not safetensors."""
 
     code = "unsafe_checkpoint"
+    category = "user"
+
+
+class InvalidModel(EngineError):
+    """The model's files contradict each other, or one of them is damaged."""
+
+    code = "invalid_model"
     category = "user"
 
 

@@ -1,11 +1,12 @@
 """Tiny random checkpoints of the supported architectures, each with a new tokenizer, made in under a second."""
 
+import copy
 import pydoc_data.topics
 from functools import cache
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
@@ -46,13 +47,15 @@ def write_tiny_model(
     outliers: bool = False,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "50GB",
+    beginning: str = "",
     **config: object,
 ) -> Path:
     """Write a dense safetensors checkpoint and its tokenizer into ``directory`` and return it.
 
     ``outliers`` plants massive activations: a few tokens drive one channel of every second block's ``down_proj``
     input to hundreds of times the median. Qwen2 gets random q/k/v biases, Qwen3 and Gemma a head size of
-    hidden/heads · 2, Gemma sliding and full attention in turns, Phi-3 rotary positions on half of a head.
+    hidden/heads · 2, Gemma sliding and full attention in turns, Phi-3 rotary positions on half of a head. The tokenizer
+    puts the special tokens of ``beginning`` in front of a text.
     """
     settings: dict[str, object] = {
         "vocab_size": VOCABULARY,
@@ -73,7 +76,7 @@ def write_tiny_model(
     if outliers:
         _plant_outliers(model)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
-    tiny_tokenizer().save_pretrained(directory)
+    (tokenizer_with(beginning) if beginning else tiny_tokenizer()).save_pretrained(directory)
     return directory
 
 
@@ -107,6 +110,18 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(text.splitlines(), trainer)
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def tokenizer_with(beginning: str, end: str = "") -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with a template that puts special tokens in front of a text and behind it."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    backend = tokenizer.backend_tokenizer
+    names = beginning.split() + end.split()
+    backend.post_processor = processors.TemplateProcessing(
+        single=" ".join([beginning, "$A", end]).strip(),
+        special_tokens=[(name, backend.token_to_id(name)) for name in sorted(set(names))],
+    )
+    return tokenizer
 
 
 def _randomize(model: PreTrainedModel, seed: int) -> None:

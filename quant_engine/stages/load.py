@@ -1,4 +1,4 @@
-"""Stage ``load``: check the model, the disk and the memory, and record what a resumed run has to repeat."""
+"""Stage ``load``: check the texts, the model, the disk and the memory, and record what a resumed run has to repeat."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,7 @@ from quant_engine.errors import DiskFull, InsufficientMemory
 from quant_engine.models import hidden_states_bytes
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.statistics import norms_of, quantiles_of
+from quant_engine.stages.context.windows import check_texts
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
 MODEL_FILE = "model.json"
@@ -20,6 +21,7 @@ def load_stage(run: Run) -> Stage:
     """The stage that writes ``model.json``: facts of the model and the number of threads. One unit per block."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
+        check_texts(run)
         check_run_disk(run)
         check_memory(run)
         # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.

@@ -20,18 +20,19 @@ from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
 from quant_engine.interface.observer import Observer
+from quant_engine.interface.positions import check_positions
 from quant_engine.interface.spec import RunSpec
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
 from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.run import Run
+from quant_engine.stages.context.windows import check_texts, window_shapes
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
     STATE_SHARE,
     evaluation_inputs,
+    kept_evaluation_windows,
     perplexity_fields,
-    window_shapes,
-    windows_of,
 )
 from quant_engine.stages.load import MODEL_FILE
 from quant_engine.stages.stage import Stage, StageProgress, read_rows, write_json, write_rows
@@ -45,9 +46,10 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
 
     Raises:
         ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
-        UnsupportedPolicy: its checkpoint needs something that is not supported here.
+        UnsupportedPolicy: its checkpoint needs something that is not supported here, or a window is too long for it.
     """
     base = CheckpointSource(spec.model_dir)
+    check_positions(base.config, None, spec.evaluation)
     source = open_source(base, spec.device)
     model = StreamedModel(source, device=spec.device)
     return Run(
@@ -90,6 +92,7 @@ def evaluate_only_load_stage(run: Run) -> Stage:
     """The stage that reads every block once and writes ``model.json`` and the layer rows. One unit per block."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
+        check_texts(run)
         _check_memory(run)
         # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.
         for block in range(run.model.blocks):
@@ -122,7 +125,7 @@ def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         result = perplexity(
             model,
-            windows_of(run, settings),
+            kept_evaluation_windows(run, settings, directory),
             on_block=progress.advance,
             execution=run.execution(StateFile(directory, share=STATE_SHARE)),
         )
@@ -134,7 +137,7 @@ def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str
     return Stage(
         name="evaluate",
         unit="block",
-        total=run.model.blocks * passes(window_shapes(settings)),
+        total=run.model.blocks * passes(window_shapes(run, settings)),
         inputs=evaluation_inputs(run, settings, upstream),
         produce=produce,
         resumable=True,

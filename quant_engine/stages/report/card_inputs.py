@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
-
 from quant_engine.checkpoint.card_facts import INLINE, CalibrationFacts, CardFacts, PerplexityFacts
 from quant_engine.checkpoint.license import source_license
 from quant_engine.interface.layers import LayerRow
@@ -17,6 +15,7 @@ from quant_engine.stages.calibrate import read_windows
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.text import resolved_dataset
 from quant_engine.stages.stage import digest_of
+from quant_engine.windows import Windows
 
 _PACKAGES: Final = ("quantry", "torch", "transformers", "compressed-tensors")
 
@@ -67,12 +66,14 @@ def _calibration(run: Run, calibrated: Path | None) -> CalibrationFacts:
     )
 
 
-def _calibration_hash(run: Run, windows_ST: Tensor) -> str:
+def _calibration_hash(run: Run, windows: Windows) -> str:
     """SHA-256 over the settings and the token windows [S, T]."""
     # The name of the data set is left out: equal tokens are the same calibration, wherever the text came from.
     settings = run.spec.calibration.model_dump(mode="json", exclude={"dataset"})
-    tokens = hashlib.sha256(windows_ST.contiguous().numpy().tobytes()).hexdigest()
-    return digest_of({"settings": settings, "shape": list(windows_ST.shape), "tokens": tokens})
+    tokens = hashlib.sha256(windows.ids_ST.contiguous().numpy().tobytes()).hexdigest()
+    # Padding is no token, whatever fills it; a window's tokens come first, so their number says which are tokens.
+    lengths = windows.valid_ST.sum(dim=1).tolist() if windows.padded else None
+    return digest_of({"settings": settings, "shape": list(windows.ids_ST.shape), "tokens": tokens, "lengths": lengths})
 
 
 def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> PerplexityFacts | None:

@@ -9,8 +9,10 @@ import torch
 from quant_engine.evaluation.report import chosen_policy, selection_regret, summarize
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
+from quant_engine.stages.calibrate import calibrated_windows
 from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
+from quant_engine.stages.evaluate import evaluated_windows
 from quant_engine.transforms import SitePlan
 
 REPORT_VERSION = 1
@@ -23,11 +25,13 @@ def run_summary(
     perplexity: dict[str, Any] | None,
     checkpoint: Path,
     learning_rate: float | None,
+    windows: Mapping[str, dict[str, Any] | None],
 ) -> dict[str, Any]:
     """The ``summary`` of a finished job."""
     return summarize(
         rows,
         perplexity=perplexity,
+        windows=windows,
         original_bytes=run.base.weight_bytes,
         quantized_bytes=sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
         chosen=chosen_policy(list(plans.values()), learning_rate=learning_rate),
@@ -42,6 +46,7 @@ def run_report(
     perplexity: dict[str, Any] | None,
     verification: dict[str, Any],
     choices: ChosenPlans,
+    windows: Mapping[str, dict[str, Any] | None],
 ) -> dict[str, Any]:
     """The whole report, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
@@ -52,6 +57,7 @@ def run_report(
         "policy_hash": policy_hash(spec.policy),
         "calibration": spec.calibration.model_dump(mode="json"),
         "evaluation": spec.evaluation.model_dump(mode="json"),
+        "windows": dict(windows),
         "metric": {
             "error": "E = ‖Y − Q(X')Q(W')ᵀ‖_F on held-out tokens; activations at absmax/(2^(b−1)−1), as the paper",
             "baseline": "SmoothRot(0.5, max)",
@@ -67,6 +73,14 @@ def run_report(
         "layers": [row.model_dump() for row in rows],
         "verification": verification,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
+    }
+
+
+def report_windows(run: Run, calibrated: Path | None, evaluated: Path | None) -> dict[str, dict[str, Any] | None]:
+    """The section ``windows`` of the report: what calibration and evaluation really read, from the stages' files."""
+    return {
+        "calibration": None if calibrated is None else calibrated_windows(run, calibrated),
+        "evaluation": None if evaluated is None else evaluated_windows(evaluated),
     }
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from quant_engine.checkpoint import load
 from quant_engine.errors import EngineError, UnsafeCheckpoint, UnsupportedArchitecture, UnsupportedPolicy
 from quant_engine.models import CheckpointSource, StreamedModel
-from quant_engine.stages.evaluate import windows_of
+from quant_engine.stages.context.windows import evaluation_windows_of
 from quant_engine.stages.evaluate_only.stages import open_source, prepare_evaluate_only
 from tests.integration.quant_engine import peers
 from tests.integration.quant_engine.exports import every_linear, export, logits_of, online_plans
@@ -166,7 +166,8 @@ def test_the_measured_perplexity_is_that_of_from_pretrained(dense: Path, tmp_pat
     peer = peers.write_peer(dense, tmp_path / "peer", _SCHEMES["int-quantized"])
     found = measure(peer, tmp_path / "out").report["perplexity"]["quantized"]
     run = prepare_evaluate_only(run_spec(peer, EVALUATE, **SMALL), work_dir=tmp_path, observer=RecordingObserver())
-    (ids_BT,) = windows_of(run, SMALL["evaluation"].perplexity)
+    (windows,) = evaluation_windows_of(run, SMALL["evaluation"].perplexity)
+    ids_BT = windows.ids_ST
     chances_BTV = peers.reference_logits(peer, ids_BT).double().log_softmax(-1)
     likelihood_BT = chances_BTV[:, :-1].gather(-1, ids_BT[:, 1:, None])[..., 0]
     assert found["predicted"] == likelihood_BT.numel() == 4 * 31
