@@ -73,7 +73,10 @@ class Calibration(Frozen):
 
 
 class Perplexity(Frozen):
-    """Perplexity over the first ``tokens`` evaluation tokens, in independent windows of ``sequence_length``."""
+    """Perplexity over the first ``tokens`` evaluation tokens, in independent windows of ``sequence_length``.
+
+    The special tokens that begin each window count as tokens, and are not predicted.
+    """
 
     dataset: DatasetName | InlineTexts | None = None
     tokens: Annotated[int, Field(strict=True, ge=32, le=100_000_000)] = 16384
