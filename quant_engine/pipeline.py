@@ -23,7 +23,7 @@ from quant_engine.interface.spec import RunResult, RunSpec
 from quant_engine.stages.calibrate import calibrate_stage
 from quant_engine.stages.choose_plans import choose_plans
 from quant_engine.stages.context.run import prepare_run, start_rotation
-from quant_engine.stages.context.source import source_sentence
+from quant_engine.stages.context.source import described_source, source_sentence
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
 from quant_engine.stages.evaluate_only.report import evaluate_only_report, evaluate_only_summary
 from quant_engine.stages.evaluate_only.stages import (
@@ -37,7 +37,7 @@ from quant_engine.stages.load import load_stage, recorded_oracle, recorded_threa
 from quant_engine.stages.quantize.remeasured_rows import final_rows
 from quant_engine.stages.quantize.stage import quantize_stage
 from quant_engine.stages.report.card_inputs import Measured
-from quant_engine.stages.report.summary import run_report, run_summary
+from quant_engine.stages.report.summary import report_windows, run_report, run_summary
 from quant_engine.stages.stage import Stage, run_stage, stage_digest, write_json
 from quant_engine.stages.train.rotation import read_rotation, train_rotation_stage
 
@@ -99,24 +99,35 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
     # Selection measured weights rounded to nearest; GPTQ's are measured again as they are exported.
     rows = final_rows(context, rows, quantized)
     digest = stage_digest(quantized)
-    perplexity = None
+    perplexity, evaluated = None, None
     if spec.evaluation.perplexity is not None:
         evaluated = finished(evaluate_stage(context, spec.evaluation.perplexity, quantized, plans, digest))
         perplexity = read_perplexity(evaluated)
         _tell(observer, perplexity)
-    measured = Measured(rows=rows, perplexity=perplexity, calibrated=calibrated, choices=choices)
+    windows = report_windows(context, calibrated, evaluated)
+    oracle = recorded_oracle(loaded)
+    measured = Measured(
+        rows=rows,
+        perplexity=perplexity,
+        calibrated=calibrated,
+        choices=choices,
+        windows=windows,
+        source={"quantization": described_source(context.base, context.dense)},
+        oracle=oracle,
+    )
     exported = finished(export_stage(context, quantized, plans, digest, measured))
     verified = finished(verify_stage(context, quantized, exported, plans, stage_digest(exported)))
-    summary = run_summary(context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate)
+    summary = run_summary(context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate, windows)
     verification = read_verification(verified)
     report = run_report(
         context,
         summary,
         rows,
         perplexity=perplexity,
-        oracle=recorded_oracle(loaded),
+        oracle=oracle,
         verification=verification,
         choices=choices,
+        windows=windows,
     )
     result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=output_dir / CHECKPOINT)
     _hand_over(output_dir, result, choices.figures, exported / CHECKPOINT)
@@ -128,13 +139,15 @@ def _evaluate(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
     context = prepare_evaluate_only(spec, work_dir=work_dir, observer=observer)
     loaded = run_stage(evaluate_only_load_stage(context), work_dir, observer)
     torch.set_num_threads(recorded_threads(loaded))
-    rows, perplexity = loaded_rows(loaded), None
+    rows, perplexity, evaluated = loaded_rows(loaded), None, None
     if spec.evaluation.perplexity is not None:
         stage = evaluate_only_perplexity_stage(context, spec.evaluation.perplexity, stage_digest(loaded))
-        perplexity = read_perplexity(run_stage(stage, work_dir, observer))
+        evaluated = run_stage(stage, work_dir, observer)
+        perplexity = read_perplexity(evaluated)
         _tell(observer, perplexity)
-    summary = evaluate_only_summary(context, rows, perplexity)
-    report = evaluate_only_report(context, summary, rows, perplexity, recorded_oracle(loaded))
+    windows = report_windows(context, None, evaluated)
+    summary = evaluate_only_summary(context, rows, perplexity, windows)
+    report = evaluate_only_report(context, summary, rows, perplexity, recorded_oracle(loaded), windows)
     result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=None)
     _hand_over(output_dir, result, [])
     observer.log(f"The model's {len(rows)} linears have been read and measured.")

@@ -1,5 +1,6 @@
 """Tiny random checkpoints of the supported architectures, each with a new tokenizer, made in under a second."""
 
+import copy
 import json
 import pydoc_data.topics
 from functools import cache
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
@@ -48,13 +49,15 @@ def write_tiny_model(
     outliers: bool = False,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "50GB",
+    beginning: str = "",
     **config: object,
 ) -> Path:
     """Write a dense safetensors checkpoint and its tokenizer into ``directory`` and return it.
 
     ``outliers`` plants massive activations: a few tokens drive one channel of every second block's ``down_proj``
     input to hundreds of times the median. Qwen2 gets random q/k/v biases, Qwen3 and Gemma a head size of
-    hidden/heads · 2, Gemma sliding and full attention in turns, Phi-3 rotary positions on half of a head.
+    hidden/heads · 2, Gemma sliding and full attention in turns, Phi-3 rotary positions on half of a head. The tokenizer
+    puts the special tokens of ``beginning`` in front of a text.
     """
     settings: dict[str, object] = {
         "vocab_size": VOCABULARY,
@@ -75,7 +78,7 @@ def write_tiny_model(
     if outliers:
         _plant_outliers(model)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
-    tiny_tokenizer().save_pretrained(directory)
+    (tokenizer_with(beginning) if beginning else tiny_tokenizer()).save_pretrained(directory)
     return directory
 
 
@@ -115,6 +118,18 @@ def panicking_tokenizer() -> dict[str, Any]:
     """The content of a ``tokenizer.json`` that tokenizers loads, and whose native code panics over every text."""
     content: dict[str, Any] = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
     return content | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
+
+
+def tokenizer_with(beginning: str, end: str = "") -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with a template that puts special tokens in front of a text and behind it."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    backend = tokenizer.backend_tokenizer
+    names = beginning.split() + end.split()
+    backend.post_processor = processors.TemplateProcessing(
+        single=" ".join([beginning, "$A", end]).strip(),
+        special_tokens=[(name, backend.token_to_id(name)) for name in sorted(set(names))],
+    )
+    return tokenizer
 
 
 def _randomize(model: PreTrainedModel, seed: int) -> None:

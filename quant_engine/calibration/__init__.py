@@ -1,6 +1,7 @@
 """Calibration: cut text into windows of tokens, and record the input of every site in one pass over the blocks."""
 
 from quant_engine.calibration.capture import Recording, Split, capture_records, split_samples
+from quant_engine.calibration.cutting import calibration_windows, evaluation_windows
 from quant_engine.calibration.datasets import Purpose, dataset_names, dataset_text
 from quant_engine.calibration.generate import self_windows
 from quant_engine.calibration.records import (
@@ -11,22 +12,29 @@ from quant_engine.calibration.records import (
     write_record,
 )
 from quant_engine.calibration.tokens import (
-    calibration_windows,
+    NO_BEGINNING,
+    Beginning,
+    TokenizedDocument,
     characters_for,
-    evaluation_windows,
+    check_ids,
     load_tokenizer,
-    token_ids,
+    special_beginning,
+    tokenized,
 )
 
 __all__ = [
+    "NO_BEGINNING",
     "RESERVOIR_TOKENS",
+    "Beginning",
     "Purpose",
     "Recording",
     "SiteRecord",
     "Split",
+    "TokenizedDocument",
     "calibration_windows",
     "capture_records",
     "characters_for",
+    "check_ids",
     "dataset_names",
     "dataset_text",
     "evaluation_windows",
@@ -34,7 +42,8 @@ __all__ = [
     "read_record",
     "record_bytes",
     "self_windows",
+    "special_beginning",
     "split_samples",
-    "token_ids",
+    "tokenized",
     "write_record",
 ]

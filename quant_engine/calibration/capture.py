@@ -19,6 +19,7 @@ from quant_engine.errors import NumericalInstability
 from quant_engine.execution import IN_MEMORY, Execution
 from quant_engine.models import HiddenStates, Site, StreamedModel, hidden_states_bytes, next_block
 from quant_engine.resume_state import check_disk
+from quant_engine.windows import Windows, token_rows
 
 BATCH_TOKENS: Final = 1024
 """Tokens that go through a block together."""
@@ -72,7 +73,7 @@ class Recording:
 
 def capture_records(
     model: StreamedModel,
-    windows_ST: Tensor,
+    windows: Windows,
     sites: list[Site],
     directory: Path,
     recording: Recording,
@@ -83,7 +84,7 @@ def capture_records(
     """Write one record for each of ``sites`` into ``directory``.
 
     Args:
-        windows_ST: token ids, in the order of ``recording.split``.
+        windows: in the order of ``recording.split``. Padding is not recorded.
         on_block: called with the number of finished blocks, first with those of an earlier attempt if there are any.
         execution: stores the hidden states after each finished block; if it has a state, the blocks before it are done.
             With ``low_memory`` the sums over a batch are rounded differently, so the same bits are not promised.
@@ -92,24 +93,25 @@ def capture_records(
         DiskFull: the records and the states will not fit, or did not fit.
         NumericalInstability: an activation is not finite.
     """
-    length = windows_ST.shape[1]
     by_block: dict[int, list[Site]] = {}
     for site in sites:
         by_block.setdefault(site.block, []).append(site)
     state = execution.latest()
     # Blocks after the last targeted one need not run.
     first, last = next_block(state), max(by_block)
-    kept, statistics = recording.kept_tokens(length), len(recording.quantiles) + len(recording.norms)
+    kept, statistics = recording.kept_tokens(windows.length), len(recording.quantiles) + len(recording.norms)
     needed = sum(record_bytes(site, kept, statistics) for site in sites if site.block >= first)
     # Checked before the pass, so that a long run does not fail near its end.
-    needed += execution.more_bytes(hidden_states_bytes(model, windows_ST.numel()))
+    needed += execution.more_bytes(hidden_states_bytes(model, windows.ids_ST.numel()))
     check_disk(directory, needed, "The calibration records")
-    batches = windows_ST.split(execution.together(max(1, BATCH_TOKENS // length)))
+    batches = windows.ids_ST.split(execution.together(max(1, BATCH_TOKENS // windows.length)))
     hidden_states = HiddenStates(model, batches, state=state, place=execution.place(model.device))
     if first:
         on_block(first)
     for index in range(first, last + 1):
-        collectors = [(site, _SiteCollector(site, recording, length, model.device)) for site in by_block.get(index, [])]
+        collectors = [
+            (site, _SiteCollector(site, recording, windows, model.device)) for site in by_block.get(index, [])
+        ]
         with model.block(index) as block, _listening(block, model.architecture.block_prefix(index), collectors):
             for batch in range(len(hidden_states)):
                 hidden_states.put(
@@ -131,15 +133,17 @@ def _forward(block: nn.Module, hidden_BTD: Tensor, arguments: dict[str, Any]) ->
 class _SiteCollector:
     """Collects the data of one site's record from that site's input, in the order of the windows."""
 
-    def __init__(self, site: Site, recording: Recording, length: int, device: torch.device) -> None:
+    def __init__(self, site: Site, recording: Recording, windows: Windows, device: torch.device) -> None:
         self.site, split = site, recording.split
         channels = site.features // site.tied
-        self._training = split.training * length
+        self._unseen_ST = windows.valid_ST
+        parts = _parts(windows.valid_ST, split)
+        sizes = [int(part_ST.sum()) for part_ST in parts]
+        self._training = sizes[0] + sizes[1]
         self._tail = TailQuantiles(
             recording.quantiles, tokens=self._training * site.tied, channels=channels, device=device
         )
         self._moments = ChannelMoments(channels, device, recording.norms)
-        sizes = [split.fit * length, split.validation * length, split.test * length]
         self._starts = [0, sizes[0], self._training]
         self._reservoirs = [
             TokenReservoir(
@@ -148,6 +152,7 @@ class _SiteCollector:
                 capacity=recording.capacity,
                 seed=recording.seed + part,
                 keep_massive=part == 0,
+                firsts=_first_positions(parts[part]),
             )
             for part, size in enumerate(sizes)
         ]
@@ -155,7 +160,8 @@ class _SiteCollector:
 
     def add(self, x_BTD: Tensor) -> None:
         """Add the site's input of one batch."""
-        x_TD = x_BTD.detach().flatten(0, -2).float()
+        valid_BT, self._unseen_ST = self._unseen_ST[: len(x_BTD)], self._unseen_ST[len(x_BTD) :]
+        x_TD = token_rows(x_BTD.detach(), valid_BT).float()
         first, self._seen = self._seen, self._seen + len(x_TD)
         # Statistics cover the fit and validation tokens only, which come first; a batch may contain the border.
         training_TD = x_TD[: max(0, self._training - first)]
@@ -193,6 +199,18 @@ class _SiteCollector:
             input_absmax=float(statistics.absmax_D.max()),
             input_kurtosis=self._moments.kurtosis,
         )
+
+
+def _parts(valid_ST: Tensor, split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """The windows of fit, validation and test."""
+    fit_ST, validation_ST, test_ST = valid_ST.split([split.fit, split.validation, split.test])
+    return fit_ST, validation_ST, test_ST
+
+
+def _first_positions(valid_ST: Tensor) -> Tensor:
+    """The number, among the tokens of all windows, of the first token of each."""
+    ends_S = valid_ST.sum(dim=1).cumsum(0)
+    return torch.cat([ends_S.new_zeros(1), ends_S[:-1]])
 
 
 @contextmanager

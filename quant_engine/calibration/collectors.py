@@ -117,13 +117,21 @@ class TokenReservoir:
     those that are massive at the end replace the last ones of the uniform sample. If more tokens than that are massive,
     they are common, and the uniform sample contains them. The choice depends on ``seed``, the counts and the values,
     not on how the stream is cut into batches.
+
+    Args:
+        firsts: the numbers of the tokens at the first position of a window. The sample holds one of them at least: many
+            models have their massive activations there, and errors on a sample without it say nothing about them.
     """
 
-    def __init__(self, *, tokens: int, features: int, capacity: int, seed: int, keep_massive: bool) -> None:
+    def __init__(
+        self, *, tokens: int, features: int, capacity: int, seed: int, keep_massive: bool, firsts: Tensor | None = None
+    ) -> None:
         self.tokens = tokens
         self.size = min(tokens, capacity)
         # The sample is drawn before the first token is seen, so that no token has to be held for a later draw.
         order_N = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
+        if firsts is not None:
+            order_N = _with_one_of(firsts, order_N, self.size)
         self._slot_N = torch.full((tokens,), -1)
         self._slot_N[order_N[: self.size]] = torch.arange(self.size)
         self._rows = torch.empty(self.size, features)
@@ -171,6 +179,17 @@ class TokenReservoir:
         slots = replaceable[len(replaceable) - len(admitted) :]
         self._rows[slots] = self._aside_rows[admitted]
         self._index[slots] = self._aside_index[admitted]
+
+
+def _with_one_of(firsts: Tensor, order_N: Tensor, size: int) -> Tensor:
+    """``order_N`` with one of ``firsts`` among its first ``size``. A draw that has one, as nearly all do, stays."""
+    if not size or not len(firsts) or bool(torch.isin(order_N[:size], firsts).any()):
+        return order_N
+    # To the first place, because massive tokens replace the last ones.
+    at = int(torch.isin(order_N, firsts).nonzero()[0])
+    changed_N = order_N.clone()
+    changed_N[0], changed_N[at] = order_N[at], order_N[0]
+    return changed_N
 
 
 def channel_statistics(moments: ChannelMoments, quantiles: TailQuantiles) -> ChannelStatistics:

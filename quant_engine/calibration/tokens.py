@@ -1,8 +1,9 @@
-"""Cut text into windows of tokens: a seeded sample for calibration, the first tokens in order for evaluation.
+"""Turn documents into token ids, begun as the model's tokenizer begins a text."""
 
-Shapes: S samples, T tokens of a window.
-"""
-
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from quant_engine.calibration.documents import Document
 from quant_engine.calibration.tokenizer_files import tokenizer_copy
-from quant_engine.errors import ModelNotFound, NotEnoughText
-from quant_engine.interface.text_needs import calibration_remedy, evaluation_remedy
+from quant_engine.errors import InvalidModel, ModelNotFound
 from quant_engine.model_files import DEFAULT_RULES, FileRules, ModelFiles
+from quant_engine.windows import Windows
 
 CHARACTERS_PER_TOKEN: Final = 32
 """Characters that are read for each requested token. Tokens are far shorter, so the sample is spread over the text."""
@@ -21,16 +23,38 @@ CHARACTERS_PER_TOKEN: Final = 32
 MINIMUM_CHARACTERS: Final = 4_000_000
 """Characters that are read at least, so that a small sample is spread over the text too."""
 
+_JOINT: Final = "\n\n"
+_PANIC: Final = "PanicException"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The special tokens that a tokenizer puts in front of a text, as ids and as the tokenizer names them."""
+
+    ids: tuple[int, ...] = ()
+    tokens: tuple[str, ...] = ()
+
+
+NO_BEGINNING: Final = Beginning()
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedDocument:
+    """The token ids of a document, int64. The first ``lead`` of them are the special tokens that it begins with."""
+
+    ids: Tensor
+    lead: int = 0
+
 
 def load_tokenizer(directory: Path, rules: FileRules = DEFAULT_RULES) -> Any:
     """Load the checkpoint's tokenizer from copies of its checked files; remote code is never run.
 
     Raises:
         ModelNotFound: there is no usable tokenizer.
-        UnsafeCheckpoint, InvalidModel: one of its files may not be opened, or is damaged.
+        UnsafeCheckpoint, InvalidModel: one of its files may not be opened, or is damaged, or its native code stops.
     """
     try:
-        with tokenizer_copy(ModelFiles(directory, rules)) as copy:
+        with tokenizer_copy(ModelFiles(directory, rules)) as copy, native_faults():
             return AutoTokenizer.from_pretrained(copy, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelNotFound(
@@ -39,47 +63,85 @@ def load_tokenizer(directory: Path, rules: FileRules = DEFAULT_RULES) -> Any:
         ) from error
 
 
+@contextmanager
+def native_faults() -> Iterator[None]:
+    """Raise :class:`InvalidModel` where the native code of ``tokenizers`` fails inside the block.
+
+    It reports a damaged file as a bare ``Exception``. A panic in it is no ``Exception`` at all, and its class can not
+    be imported, so it is known by its name.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != _PANIC and not isinstance(error, RecursionError):
+            raise
+        raise InvalidModel(
+            detail="The library that reads the model's tokenizer (tokenizers) fails on its files.",
+            hint="Save the tokenizer again with save_pretrained, or download the model again, and retry.",
+        ) from error
+
+
 def characters_for(tokens: int) -> int:
     """Return how many characters to read for ``tokens`` tokens."""
     return max(MINIMUM_CHARACTERS, CHARACTERS_PER_TOKEN * tokens)
 
 
-def token_ids(tokenizer: Any, text: str) -> Tensor:
-    """Return the token ids [tokens] of a text, int64, without special tokens."""
-    # verbose=False: the text is longer than a model's context, and the warning about it does not apply here.
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+def special_beginning(tokenizer: Any) -> Beginning:
+    """Return the special tokens that the tokenizer puts in front of a text by default.
+
+    They are what comes before the tokens of a short text. Tokens that it puts behind a text, such as T5's ``</s>``, are
+    left out, because a window does not end where its text ends.
+    """
+    with native_faults():
+        plain, whole = (list(tokenizer("x", add_special_tokens=special)["input_ids"]) for special in (False, True))
+        lead = next((at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain), 0)
+        return Beginning(tuple(whole[:lead]), tuple(tokenizer.convert_ids_to_tokens(whole[:lead])))
 
 
-def calibration_windows(ids: Tensor, *, samples: int, sequence_length: int, seed: int) -> Tensor:
-    """Return ``samples`` disjoint windows [S, T], drawn and ordered at random by ``seed``.
+def tokenized(tokenizer: Any, documents: Sequence[Document], beginning: Beginning) -> list[TokenizedDocument]:
+    """Tokenize documents. Each begins with ``beginning``, except those that a chat template wrote.
+
+    A rendered document holds its special tokens already. It counts as begun by them if the template wrote them.
+
+    Where there is no beginning, nothing would show where a document ends. There, texts are joined with an empty line
+    between them.
+    """
+    if not beginning.ids:
+        documents = list(_joined(documents))
+    with native_faults():
+        # verbose=False: a text may be longer than a model's context, and the warning about it does not apply here.
+        encoded = tokenizer([each.text for each in documents], add_special_tokens=False, verbose=False)["input_ids"]
+    lead = list(beginning.ids)
+    found = []
+    for document, ids in zip(documents, encoded, strict=True):
+        begun = ids if document.rendered else lead + ids
+        count = len(lead) if begun[: len(lead)] == lead else 0
+        # A document without a token of its own predicts nothing.
+        if len(begun) > count:
+            found.append(TokenizedDocument(torch.tensor(begun, dtype=torch.int64), count))
+    return found
+
+
+def check_ids(tokenizer: Any, batches: Iterable[Windows], rows: int) -> None:
+    """Check that the embedding has a row for every token.
 
     Raises:
-        NotEnoughText: the text has fewer than ``samples`` windows.
+        InvalidModel: a token has an id of ``rows`` or more.
     """
-    available = len(ids) // sequence_length
-    if available < samples:
-        raise NotEnoughText(
-            detail=f"Calibration asks for {samples} × {sequence_length} = {samples * sequence_length:,} tokens; "
-            f"the text has {len(ids):,}.",
-            hint=calibration_remedy(len(ids), sequence_length),
-        )
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:samples]
-    return ids[: available * sequence_length].reshape(available, sequence_length)[order]
+    for windows in batches:
+        index = int(windows.ids_ST.max())
+        if index >= rows:
+            raise InvalidModel(
+                detail=f"The tokenizer gives {tokenizer.convert_ids_to_tokens(index)!r} the id {index}; "
+                f"the model's embedding has {rows} rows.",
+                hint="Use the tokenizer that belongs to the model, or resize its embedding (resize_token_embeddings) "
+                "and save it again.",
+            )
 
 
-def evaluation_windows(ids: Tensor, *, tokens: int, sequence_length: int) -> list[Tensor]:
-    """Return the first ``tokens`` tokens as windows [S, T] in order; two or more remaining tokens are another window.
-
-    Raises:
-        NotEnoughText: the text is shorter than ``tokens``.
-    """
-    if len(ids) < tokens:
-        raise NotEnoughText(
-            detail=f"Perplexity asks for {tokens:,} tokens; the evaluation text has {len(ids):,}.",
-            hint=evaluation_remedy(len(ids)),
-        )
-    whole = tokens // sequence_length
-    windows = [ids[: whole * sequence_length].reshape(whole, sequence_length)] if whole else []
-    rest = ids[whole * sequence_length : tokens]
-    # A single token predicts nothing, so it is dropped.
-    return windows + ([rest[None]] if len(rest) > 1 else [])
+def _joined(documents: Sequence[Document]) -> Iterator[Document]:
+    for rendered, group in groupby(documents, key=lambda each: each.rendered):
+        if rendered:
+            yield from group
+        else:
+            yield Document(_JOINT.join(each.text for each in group))

@@ -1,7 +1,7 @@
 """Perplexity of a streamed model: exp of the mean negative log-likelihood over every predicted token.
 
-Windows are independent. The first token of each window is given and the others are predicted, so a window of T tokens
-counts T − 1. Shapes: B windows, T tokens, D hidden, V vocabulary.
+Windows are independent. The first token of each window is given, and so are the special tokens that begin a text; the
+others are predicted. Shapes: B windows, T tokens, D hidden, V vocabulary.
 """
 
 import math
@@ -16,6 +16,7 @@ from quant_engine.errors import NumericalInstability
 from quant_engine.execution import IN_MEMORY, Execution
 from quant_engine.models import HiddenStates, StreamedModel
 from quant_engine.models.streaming import BlockPreparer, BlockReader
+from quant_engine.windows import IGNORED, Windows
 
 _BATCH_TOKENS: Final = 1024
 PASS_TOKENS: Final = 65_536
@@ -37,14 +38,14 @@ class PerplexityResult:
 @torch.no_grad()
 def perplexity(
     model: StreamedModel,
-    windows: list[Tensor],
+    windows: Sequence[Windows],
     *,
     read: BlockReader | None = None,
     prepare: BlockPreparer | None = None,
     on_block: Callable[[], None],
     execution: Execution = IN_MEMORY,
 ) -> PerplexityResult:
-    """Measure the perplexity over ``windows`` ([B, T] token ids each), streaming the blocks once per 65,536 tokens.
+    """Measure the perplexity over ``windows`` (of one length each), streaming the blocks once per 65,536 tokens.
 
     Args:
         read, prepare: read a block's parameters, and change its layer; the dense model by default.
@@ -69,7 +70,8 @@ def perplexity(
             continue
         batches = [part for batch in group for part in batch.split(execution.together(len(batch)))]
         place = execution.place(model.device)
-        hidden_states = HiddenStates(model, batches, state=state if first else None, place=place)
+        ids = [batch.ids_ST for batch in batches]
+        hidden_states = HiddenStates(model, ids, state=state if first else None, place=place)
         for index in range(first, model.blocks):
             _through_block(model, index, hidden_states, read, prepare)
             last = index + 1 == model.blocks
@@ -80,7 +82,7 @@ def perplexity(
             tensors[_TOTAL] = torch.tensor(total, dtype=torch.float64)
             execution.keep(number * model.blocks + index + 1, tensors)
             on_block()
-    predicted = sum(batch[:, 1:].numel() for batch in windows)
+    predicted = sum(each.predicted for each in windows)
     mean = total / predicted
     if not math.isfinite(mean) or mean > 700.0:  # exp overflows a double from about 709 on
         raise NumericalInstability(
@@ -90,25 +92,25 @@ def perplexity(
     return PerplexityResult(perplexity=math.exp(mean), mean_nll=mean, predicted=predicted)
 
 
-def passes(windows: list[Tensor]) -> int:
+def passes(windows: Sequence[Windows]) -> int:
     """The number of times that :func:`perplexity` streams the blocks."""
     return len(_grouped(windows))
 
 
-def _grouped(windows: list[Tensor]) -> list[list[Tensor]]:
+def _grouped(windows: Sequence[Windows]) -> list[list[Windows]]:
     """Batches of windows of equal length, in groups whose hidden states are in memory together."""
     # Windows of different lengths are in different batches, so no padding is needed.
     batches = [
-        batch for same_length in windows for batch in same_length.split(max(1, _BATCH_TOKENS // same_length.shape[1]))
+        batch for same_length in windows for batch in same_length.split(max(1, _BATCH_TOKENS // same_length.length))
     ]
-    groups: list[list[Tensor]] = [[]]
+    groups: list[list[Windows]] = [[]]
     held = 0
     for batch in batches:
-        if groups[-1] and held + batch.numel() > PASS_TOKENS:
+        if groups[-1] and held + batch.ids_ST.numel() > PASS_TOKENS:
             groups.append([])
             held = 0
         groups[-1].append(batch)
-        held += batch.numel()
+        held += batch.ids_ST.numel()
     return groups
 
 
@@ -124,19 +126,20 @@ def _through_block(
             hidden_states.put(batch, block(hidden_states.hidden(batch), **hidden_states.arguments(index, batch)))
 
 
-def _sum(model: StreamedModel, hidden_states: HiddenStates, batches: Sequence[Tensor], total: float) -> float:
+def _sum(model: StreamedModel, hidden_states: HiddenStates, batches: Sequence[Windows], total: float) -> float:
     """Add the negative log-likelihood of every batch to ``total``, in their order."""
-    for batch, ids_BT in enumerate(batches):
-        total += _negative_log_likelihood(model, hidden_states.hidden(batch), ids_BT.to(model.device))
+    for batch, windows in enumerate(batches):
+        total += _negative_log_likelihood(model, hidden_states.hidden(batch), windows.targets().to(model.device))
     return total
 
 
-def _negative_log_likelihood(model: StreamedModel, hidden_BTD: Tensor, ids_BT: Tensor) -> float:
+def _negative_log_likelihood(model: StreamedModel, hidden_BTD: Tensor, targets_BT: Tensor) -> float:
     """The sum over predicted tokens, with the head applied to a few positions at a time."""
     total = 0.0
-    for hidden_TD, ids_T in zip(hidden_BTD, ids_BT, strict=True):
-        for first in range(0, len(ids_T) - 1, _HEAD_TOKENS):
-            targets_T = ids_T[first + 1 : first + 1 + _HEAD_TOKENS]
+    for hidden_TD, window_T in zip(hidden_BTD, targets_BT, strict=True):
+        for first in range(0, len(window_T) - 1, _HEAD_TOKENS):
+            targets_T = window_T[first + 1 : first + 1 + _HEAD_TOKENS]
             logits_TV = model.leave(hidden_TD[None, first : first + len(targets_T)])[0].float()
-            total += float(torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="sum"))
+            loss = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="sum", ignore_index=IGNORED)
+            total += float(loss)
     return total

@@ -105,11 +105,14 @@ def summarize(
     rows: Sequence[LayerRow],
     *,
     perplexity: Mapping[str, Mapping[str, float]] | None,
+    windows: Mapping[str, Mapping[str, Any] | None],
     original_bytes: int,
     quantized_bytes: int,
     chosen: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The ``summary`` of a finished job: mean E over the selected and over all layers, with the baseline's.
+
+    ``windows`` is the section of that name in the report.
 
     Raises:
         ValueError: a row has no error, or no baseline.
@@ -125,9 +128,15 @@ def summarize(
         "perplexity": None
         if perplexity is None
         else {name: perplexity[name]["perplexity"] for name in ("original", "quantized")},
+        "special_tokens": special_tokens(windows),
         "bytes": {"original": original_bytes, "quantized": quantized_bytes},
         "policy": dict(chosen),
     }
+
+
+def special_tokens(windows: Mapping[str, Mapping[str, Any] | None]) -> dict[str, list[str] | None]:
+    """The special tokens that the windows of each use begin with; none is an empty list, None means no windows."""
+    return {use: None if found is None else list(found["special_tokens"]) for use, found in windows.items()}
 
 
 def chosen_policy(plans: Sequence[SitePlan], *, learning_rate: float | None) -> dict[str, Any]:

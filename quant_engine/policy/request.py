@@ -51,11 +51,16 @@ SELF: Final = "self"
 """The name for text that the model itself generates (``quant_engine.calibration.generate``)."""
 
 
+SpecialTokens = Literal["auto", "none"]
+"""``auto``: a window begins with the special tokens that the model's tokenizer puts before a text by default."""
+
+
 class Calibration(Frozen):
     """``samples`` sequences of ``sequence_length`` tokens; the last ``holdout`` fraction is used for reports only.
 
     ``dataset`` is a name that ``/v1/capabilities`` lists, ``self`` (the model's own samples), or inline texts;
-    null is the operator's default.
+    null is the operator's default. ``pack`` joins the documents and cuts them into sequences; without it each sequence
+    is one document, cut or padded to ``sequence_length``.
     """
 
     dataset: DatasetName | InlineTexts | None = None
@@ -63,14 +68,20 @@ class Calibration(Frozen):
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 128
     seed: NonNegativeInt = 0
     holdout: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.2
+    special_tokens: SpecialTokens = "auto"
+    pack: Annotated[bool, Field(strict=True)] = True
 
 
 class Perplexity(Frozen):
-    """Perplexity over the first ``tokens`` evaluation tokens, in independent windows of ``sequence_length``."""
+    """Perplexity over the first ``tokens`` evaluation tokens, in independent windows of ``sequence_length``.
+
+    The special tokens that begin each window count as tokens, and are not predicted.
+    """
 
     dataset: DatasetName | InlineTexts | None = None
     tokens: Annotated[int, Field(strict=True, ge=32, le=100_000_000)] = 16384
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 512
+    special_tokens: SpecialTokens = "auto"
 
 
 class Evaluation(Frozen):

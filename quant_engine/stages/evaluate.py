@@ -4,25 +4,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
-
-from quant_engine.calibration import (
-    Purpose,
-    evaluation_windows,
-    load_tokenizer,
-    self_windows,
-    token_ids,
-)
+from quant_engine.calibration import Purpose
 from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplexity
 from quant_engine.models import StreamedModel
-from quant_engine.policy import SELF, Perplexity
+from quant_engine.policy import Perplexity
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.run import Run
-from quant_engine.stages.context.text import dataset_inputs, resolved_dataset, text_for
+from quant_engine.stages.context.text import dataset_inputs
+from quant_engine.stages.context.windows import beginning_of, evaluation_windows_of, window_shapes
 from quant_engine.stages.quantize.block_files import Plans, block_linears, quantized_reader
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
+from quant_engine.windows import Windows
 
 PERPLEXITY_FILE = "perplexity.json"
+_WINDOWS: Final = "windows.json"
 STATE_SHARE: Final = 0.1
 """The largest share of a pass's time that may go into writing states. A pass is short compared with the stages before,
 and on an accelerator a state takes as long as a block."""
@@ -30,10 +25,10 @@ and on an accelerator a state takes as long as a block."""
 
 def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans, upstream: str) -> Stage:
     """The stage that writes ``perplexity.json``: one unit per block and pass, both models in the checkpoint's type."""
-    total = 2 * run.model.blocks * passes(window_shapes(settings))
+    total = 2 * run.model.blocks * passes(window_shapes(run, settings))
 
     def produce(directory: Path, progress: StageProgress) -> None:
-        windows = windows_of(run, settings)
+        windows = kept_evaluation_windows(run, settings, directory)
         # The checkpoint's own type, not fp32: the perplexity must be that of the exported model (docs/decisions/0005).
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
@@ -64,6 +59,7 @@ def evaluation_inputs(run: Run, settings: Perplexity, upstream: str) -> dict[str
         "upstream": upstream,
         "perplexity": settings.model_dump(mode="json"),
         "text": dataset_inputs(run, settings.dataset, Purpose.EVALUATION, settings.tokens),
+        "begun_with": beginning_of(run, settings.special_tokens, settings.dataset).ids,
     }
 
 
@@ -73,22 +69,24 @@ def read_perplexity(directory: Path) -> dict[str, Any]:
     return found
 
 
-def windows_of(run: Run, settings: Perplexity) -> list[Tensor]:
-    """The evaluation text as windows of token ids [B, T]."""
-    if resolved_dataset(run, settings.dataset) == SELF:
-        # Another seed than calibration's, so that the model is not measured on what it was calibrated on.
-        samples = -(-settings.tokens // settings.sequence_length)  # rounded up
-        seed = run.spec.calibration.seed + 1
-        ids = self_windows(run.source, samples=samples, sequence_length=settings.sequence_length, seed=seed).flatten()
-    else:
-        text = text_for(run, settings.dataset, Purpose.EVALUATION, settings.tokens)
-        ids = token_ids(load_tokenizer(run.spec.model_dir, run.base.rules), text)
-    return evaluation_windows(ids, tokens=settings.tokens, sequence_length=settings.sequence_length)
+def kept_evaluation_windows(run: Run, settings: Perplexity, directory: Path) -> list[Windows]:
+    """Return the evaluation windows, and store in ``directory`` what the report says of them."""
+    windows = evaluation_windows_of(run, settings)
+    facts = {
+        "special_tokens": list(windows[0].special_tokens),
+        "pack": True,
+        "sequence_length": settings.sequence_length,
+        "tokens": sum(each.tokens for each in windows),
+        "predicted": sum(each.predicted for each in windows),
+    }
+    write_json(directory / _WINDOWS, facts)
+    return windows
 
 
-def window_shapes(settings: Perplexity) -> list[Tensor]:
-    """Windows of the right shapes with undefined values, to count the passes before any text is read."""
-    return evaluation_windows(Tensor(settings.tokens), tokens=settings.tokens, sequence_length=settings.sequence_length)
+def evaluated_windows(directory: Path) -> dict[str, Any]:
+    """What the report says of the windows that a perplexity was measured on."""
+    found: dict[str, Any] = read_json(directory / _WINDOWS)
+    return found
 
 
 def perplexity_fields(result: PerplexityResult) -> dict[str, float | int]:

@@ -1,4 +1,4 @@
-"""Stage ``load``: check the model, the disk and the memory, and record what a resumed run has to repeat."""
+"""Stage ``load``: check the texts, the model, the disk and the memory, and record what a resumed run has to repeat."""
 
 import shutil
 from pathlib import Path
@@ -14,6 +14,7 @@ from quant_engine.model_files import check_companions
 from quant_engine.models import hidden_states_bytes
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.statistics import norms_of, quantiles_of
+from quant_engine.stages.context.windows import check_texts
 from quant_engine.stages.original import check_original
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
 
@@ -26,6 +27,7 @@ def load_stage(run: Run) -> Stage:
     def produce(directory: Path, progress: StageProgress) -> None:
         check_companions(run.base.files)
         changed_files(run.base.files)  # for its check of generation_config.json by transformers
+        check_texts(run)
         check_run_disk(run)
         check_memory(run)
         oracle = check_original(run, directory)

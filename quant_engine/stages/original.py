@@ -8,7 +8,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from quant_engine.calibration import Purpose, load_tokenizer
+from quant_engine.calibration import Purpose
 from quant_engine.models import (
     NOT_ASKED,
     StreamedModel,
@@ -19,7 +19,7 @@ from quant_engine.models import (
 )
 from quant_engine.policy import BUILT_IN, SELF
 from quant_engine.stages.context.run import Run
-from quant_engine.stages.context.text import resolved_dataset, text_for
+from quant_engine.stages.context.text import documents_for, resolved_dataset
 
 _TOKENS: Final = 64
 _CHARACTERS: Final = 2000
@@ -58,6 +58,6 @@ def _text_ids(run: Run) -> Tensor:
     dataset = run.spec.calibration.dataset
     if resolved_dataset(run, dataset) == SELF:
         dataset = BUILT_IN
-    text = text_for(run, dataset, Purpose.CALIBRATION, _TOKENS)[:_CHARACTERS]
-    ids = load_tokenizer(run.spec.model_dir)(text)["input_ids"]
+    text = documents_for(run, dataset, Purpose.CALIBRATION, _TOKENS)[0].text[:_CHARACTERS]
+    ids = run.tokenizer(text)["input_ids"]
     return torch.tensor(ids[: min(_TOKENS, int(run.model.config.max_position_embeddings))])[None]

@@ -22,6 +22,7 @@ from quant_engine.resume_state import check_disk
 from quant_engine.stages.context.run import Run
 from quant_engine.training.quantized_linears import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan, transform_activation
+from quant_engine.windows import Windows, token_rows
 
 TOKEN_CAP: Final = 8.0
 """A token that is longer than this many median tokens counts as that long. Without the cap a few massive tokens would
@@ -45,7 +46,7 @@ class Streams:
     """The original stream, and optionally the quantized one, one block at a time.
 
     Args:
-        windows_ST: token ids.
+        windows: the samples. Padding goes through the blocks, but no moment counts it.
         quantized: whether to follow the quantized model too.
         batch_samples: how many samples go through a block at a time; None takes a default by the length of a sample.
         execution: stores both streams after each finished block, and continues from a stored state. With little
@@ -59,22 +60,24 @@ class Streams:
     def __init__(
         self,
         model: StreamedModel,
-        windows_ST: Tensor,
+        windows: Windows,
         *,
         quantized: bool,
         batch_samples: int | None = None,
         execution: Execution = IN_MEMORY,
     ) -> None:
         names = (ORIGINAL, QUANTIZED) if quantized else (ORIGINAL,)
-        together = batch_samples or max(1, _BATCH_TOKENS // windows_ST.shape[1])
-        batches = torch.split(windows_ST, execution.together(together))
+        together = batch_samples or max(1, _BATCH_TOKENS // windows.length)
+        batches = windows.split(execution.together(together))
         state = execution.latest()
         if execution.states is not None:
-            needed = execution.more_bytes(hidden_states_bytes(model, windows_ST.numel(), len(names)))
+            needed = execution.more_bytes(hidden_states_bytes(model, windows.ids_ST.numel(), len(names)))
             check_disk(execution.states.directory, needed, "The hidden states of the samples")
         self.first = next_block(state)
         self.follows_quantized = quantized
-        self.hidden_states = HiddenStates(model, batches, names, state=state, place=execution.place(model.device))
+        ids = [batch.ids_ST for batch in batches]
+        self.hidden_states = HiddenStates(model, ids, names, state=state, place=execution.place(model.device))
+        self._batches = batches
         self._execution = execution
         # How many batches are summed as one. Together they always hold the same number of samples, so that little
         # memory does not change the order of the sums.
@@ -82,6 +85,10 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self.hidden_states)
+
+    def valid(self, batch: int) -> Tensor:
+        """Whether each position of a batch [B, T] holds a token."""
+        return self._batches[batch].valid_ST
 
     @property
     def together(self) -> list[range]:
@@ -201,7 +208,8 @@ class OpenBlock:
         try:
             hidden_states = self._streams.hidden_states
             arguments = hidden_states.arguments(self._block, batch)
-            return _reached(partial(self._original, hidden_states.hidden(batch, ORIGINAL), **arguments))
+            forward = partial(self._original, hidden_states.hidden(batch, ORIGINAL), **arguments)
+            return _reached(forward, self._streams.valid(batch))
         finally:
             handle.remove()
 
@@ -213,7 +221,8 @@ class OpenBlock:
         hidden_states = self._streams.hidden_states
         arguments = hidden_states.arguments(self._block, batch)
         try:
-            return _reached(partial(self._readers.forward, hidden_states.hidden(batch, QUANTIZED), arguments))
+            forward = partial(self._readers.forward, hidden_states.hidden(batch, QUANTIZED), arguments)
+            return _reached(forward, self._streams.valid(batch))
         finally:
             self._use()
 
@@ -230,12 +239,12 @@ def _stop(x_BTI: Tensor) -> NoReturn:
     raise _Reached(x_BTI)
 
 
-def _reached(forward: Callable[[], object]) -> Tensor:
-    """Run ``forward`` and return the input [T, I] of the site that stops it."""
+def _reached(forward: Callable[[], object], valid_BT: Tensor) -> Tensor:
+    """Run ``forward`` and return the input [T, I] of the site that stops it, without padding."""
     try:
         forward()
     except _Reached as reached:
-        return reached.x_BTI.flatten(0, -2).float()
+        return token_rows(reached.x_BTI, valid_BT).float()
     raise AssertionError("the block does not reach the site")
 
 

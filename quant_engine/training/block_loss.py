@@ -27,16 +27,27 @@ class BlockBatch:
         inputs_BTD: the hidden states before the layer: those of the quantized model, or the full-precision ones.
         targets_BTD: the full-precision layer's output on full-precision inputs.
         arguments: the other arguments of the layer for this shape (masks, rotary positions).
+        valid_BT: whether a position holds a token; None where all do. Padding does not count.
     """
 
     inputs_BTD: Tensor
     targets_BTD: Tensor
     arguments: dict[str, Any] = field(default_factory=dict)
+    valid_BT: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens, without padding."""
+        valid_BT = self.valid_BT
+        return self.targets_BTD.shape[:-1].numel() if valid_BT is None else int(valid_BT.sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedBatch:
-    """A batch with w_t / (the mean of w ‖y‖² over all batches), [B, T], so that the losses of batches add up."""
+    """A batch with w_t / (the mean of w ‖y‖² over all batches), [B, T], so that the losses of batches add up.
+
+    The weight of padding is zero.
+    """
 
     batch: BlockBatch
     weight_BT: Tensor
@@ -49,8 +60,8 @@ class WeightedBatch:
 
     @property
     def tokens(self) -> int:
-        """B · T."""
-        return self.weight_BT.numel()
+        """The number of tokens, B · T without padding."""
+        return self.batch.tokens
 
 
 def weighted(batches: Sequence[BlockBatch], median: float) -> list[WeightedBatch]:
@@ -58,8 +69,9 @@ def weighted(batches: Sequence[BlockBatch], median: float) -> list[WeightedBatch
     squares = [_squares(batch) for batch in batches]
     # The clamp avoids a division by zero for tokens whose target is zero; their weight is 1.
     weights = [torch.clamp(TOKEN_CAP**2 * median / square.clamp(min=_tiny(square)), max=1.0) for square in squares]
+    weights = [w if b.valid_BT is None else w * b.valid_BT.to(w) for w, b in zip(weights, batches, strict=True)]
     total = sum(float((w * s).sum(dtype=torch.float64)) for w, s in zip(weights, squares, strict=True))
-    mean = total / sum(square.numel() for square in squares)
+    mean = total / sum(batch.tokens for batch in batches)
     return [WeightedBatch(batch=b, weight_BT=w / mean) for b, w in zip(batches, weights, strict=True)]
 
 
@@ -69,7 +81,8 @@ def median_square(batches: Sequence[BlockBatch]) -> float:
     Raises:
         NumericalInstability: a target is not finite, or half of them are zero.
     """
-    median = float(torch.cat([_squares(batch).flatten() for batch in batches]).median())
+    squares = [_squares(each) if each.valid_BT is None else _squares(each)[each.valid_BT] for each in batches]
+    median = float(torch.cat([each.flatten() for each in squares]).median())
     if not 0.0 < median < float("inf"):  # written so that NaN fails too
         raise NumericalInstability(
             detail=f"The outputs of a block have a median squared length of {median}.",

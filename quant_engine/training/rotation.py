@@ -23,13 +23,14 @@ from quant_engine.policy import RotationTraining, SiteQuantization
 from quant_engine.resume_state import State
 from quant_engine.training.cayley import CayleySGD
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
+from quant_engine.windows import IGNORED, Windows
 
 
 def train_rotation(
     model: PreTrainedModel,
     sites: Sequence[Site],
     start: ResidualRotation,
-    windows_ST: Tensor,
+    windows: Windows,
     training: RotationTraining,
     quantization: Mapping[str, SiteQuantization],
     *,
@@ -44,7 +45,7 @@ def train_rotation(
         model: the whole model in fp32, none of whose parameters requires a gradient; unchanged afterwards.
         sites: the sites whose readers are quantized.
         start: orthogonal rotations; without an R2 none is learned.
-        windows_ST: token ids to learn on. ``training.batch_samples`` windows are drawn for a step, each once before
+        windows: what to learn on. ``training.batch_samples`` windows are drawn for a step, each once before
             any is drawn again.
         quantization: the number formats of each site, by its name; only those of activations are used.
         online: whether the attention's output and the feed-forward's inner tensor get an online Hadamard.
@@ -62,27 +63,27 @@ def train_rotation(
     Raises:
         NumericalInstability: the loss is not finite.
     """
-    windows_ST = windows_ST.to(model.device)
+    windows = windows.to(model.device)
     # fp64, so that many steps leave the matrices orthogonal; the model uses copies in its own type.
     given = [each.to(model.device, torch.float64) for each in (start.r1_DD, start.r2_LKK) if each is not None]
     learned = [each.clone().requires_grad_() for each in given]
     optimizer = CayleySGD(learned, lr=training.learning_rate)
-    draws = _draws(windows_ST, training.batch_samples, torch.Generator().manual_seed(seed))
+    draws = _draws(windows, training.batch_samples, torch.Generator().manual_seed(seed))
     rotations = _live(given, model.dtype)
     activations = {name: each.activations for name, each in quantization.items()}
     state = execution.latest()
     done = 0 if state is None else state.done
     with rounded_inputs(model, sites, rotations, activations, online=online):
-        start_loss = _mean_loss(model, windows_ST) if state is None else _restore(state, optimizer, learned)
+        start_loss = _mean_loss(model, windows) if state is None else _restore(state, optimizer, learned)
         if done and on_step is not None:
             on_step(done)
         # The draws of finished steps are repeated and skipped, so a resumed attempt draws the same windows.
-        for step, drawn_ST in enumerate(islice(draws, done, training.steps), start=done + 1):
+        for step, drawn in enumerate(islice(draws, done, training.steps), start=done + 1):
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * (1.0 - (step - 1) / training.steps)
             optimizer.zero_grad()
-            for part_ST in torch.split(drawn_ST, execution.together(len(drawn_ST))):
-                _descend(model, rotations, learned, part_ST, share=len(part_ST) / len(drawn_ST))
+            for part in drawn.split(execution.together(len(drawn))):
+                _descend(model, rotations, learned, part, share=part.predicted / drawn.predicted)
             optimizer.step()
             execution.keep(step, _kept(optimizer, learned, start_loss))
             if on_step is not None:
@@ -90,23 +91,24 @@ def train_rotation(
         found = [each.detach() for each in learned]
         # On all windows, as the start was, and not on those of the last step.
         _follow(rotations, found)
-        best = found if _mean_loss(model, windows_ST) < start_loss else given
+        best = found if _mean_loss(model, windows) < start_loss else given
     return ResidualRotation(r1_DD=best[0], r2_LKK=best[1] if len(best) > 1 else None)
 
 
-def next_token_loss(model: PreTrainedModel, windows_ST: Tensor) -> Tensor:
-    """The mean cross-entropy of every token, given the tokens before it in its window."""
-    logits_STV = model(windows_ST, use_cache=False).logits[:, :-1]
-    return functional.cross_entropy(logits_STV.flatten(0, 1).float(), windows_ST[:, 1:].flatten())
+def next_token_loss(model: PreTrainedModel, windows: Windows) -> Tensor:
+    """The mean cross-entropy of every predicted token, given the tokens before it in its window."""
+    logits_STV = model(windows.ids_ST, use_cache=False).logits[:, :-1]
+    targets_N = windows.targets()[:, 1:].flatten()
+    return functional.cross_entropy(logits_STV.flatten(0, 1).float(), targets_N, ignore_index=IGNORED)
 
 
 def _descend(
-    model: PreTrainedModel, rotations: LiveRotations, learned: list[Tensor], windows_ST: Tensor, *, share: float
+    model: PreTrainedModel, rotations: LiveRotations, learned: list[Tensor], windows: Windows, *, share: float
 ) -> None:
     """Add the gradient of the loss on these windows, times ``share``, to the gradients of ``learned``."""
     with torch.enable_grad():
         _follow(rotations, learned)
-        loss = next_token_loss(model, windows_ST)
+        loss = next_token_loss(model, windows)
         (loss * share).backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
     _finite(float(loss.detach()))
 
@@ -140,21 +142,22 @@ def _follow(rotations: LiveRotations, matrices: Sequence[Tensor]) -> None:
     rotations.r1_DD, rotations.r2_LKK = current.r1_DD, current.r2_LKK
 
 
-def _mean_loss(model: PreTrainedModel, windows_ST: Tensor) -> float:
+def _mean_loss(model: PreTrainedModel, windows: Windows) -> float:
+    # One window at a time, which limits the memory for logits. Each counts by the tokens that it predicts.
+    shares = [each.predicted / (windows.length - 1) for each in windows.split(1)]
     with torch.no_grad():
-        # One window at a time, which limits the memory for logits.
-        total = sum(float(next_token_loss(model, window_T[None])) for window_T in windows_ST)
-    return _finite(total / windows_ST.shape[0])
+        losses = [float(next_token_loss(model, each)) for each in windows.split(1)]
+    return _finite(sum(loss * share for loss, share in zip(losses, shares, strict=True)) / sum(shares))
 
 
-def _draws(windows_ST: Tensor, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _draws(windows: Windows, count: int, generator: torch.Generator) -> Iterator[Windows]:
     """Yield the windows of each step, without replacement within an epoch."""
-    samples = windows_ST.shape[0]
+    samples = len(windows)
     count = min(count, samples)
     while True:
         order = torch.randperm(samples, generator=generator)
         for first in range(0, samples - count + 1, count):
-            yield windows_ST[order[first : first + count].to(windows_ST.device)]
+            yield windows[order[first : first + count].to(windows.ids_ST.device)]
 
 
 def _finite(loss: float) -> float:

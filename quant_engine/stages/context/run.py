@@ -1,12 +1,14 @@
 """The values that all stages of one run share: the model, the sites to quantize, and the settings of each site."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quant_engine.calibration import Purpose, load_tokenizer
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
 from quant_engine.errors import NoMatchingLayer, UnsupportedPolicy
 from quant_engine.execution import Execution
@@ -15,6 +17,7 @@ from quant_engine.interface.architectures import Architecture
 from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.pattern_check import check_patterns
+from quant_engine.interface.positions import check_positions
 from quant_engine.interface.problems import refuse
 from quant_engine.interface.site_settings import allowed_transform, site_problems, site_settings
 from quant_engine.interface.spec import RunSpec
@@ -36,6 +39,7 @@ from quant_engine.policy import Policy, Residual, SiteSettings, Transform
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.source import open_source, quantized_parts
 from quant_engine.transforms import SitePlan
+from quant_engine.windows import Windows
 
 
 def start_rotation(base: WeightSource, residual: Residual) -> ResidualRotation:
@@ -53,6 +57,7 @@ class Run:
         model: streams ``source`` in fp32, for calibration and for everything that is computed on weights.
         every_site: all sites of the model; ``sites`` are those that the policy quantizes.
         settings: by site name.
+        cut: the windows that are cut already, so that no text is read and tokenized twice.
     """
 
     spec: RunSpec
@@ -65,6 +70,16 @@ class Run:
     every_site: list[Site]
     sites: list[Site]
     settings: dict[str, SiteSettings]
+    cut: dict[Purpose, list[Windows]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            ModelNotFound, InvalidModel: there is no usable one.
+        """
+        return load_tokenizer(self.spec.model_dir, self.base.rules)
 
     def site_weights(self, site: Site) -> list[Tensor]:
         """The fp32 weight [O, I] of each linear to quantize, memory-mapped where the checkpoint is fp32."""
@@ -116,11 +131,12 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
     Raises:
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         AdapterNotMerged, UnsupportedQuantization: see :func:`open_source`.
-        NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
+        NoMatchingLayer, UnsupportedPolicy: the policy, or the length of a window, does not fit it.
     """
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy), rules=FileRules(spec.link_dirs))
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     dense = open_source(base, spec.device, weights_only=True)
+    check_positions(dense.config, spec.calibration, spec.evaluation)
     check_tensors(base.description, model_layout(dense.config), quantized_parts(dense))
     source = dense
     if spec.policy.residual is not None:

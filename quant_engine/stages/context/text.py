@@ -3,8 +3,16 @@
 import hashlib
 
 from quant_engine.calibration import Purpose, characters_for, dataset_text
+from quant_engine.calibration.documents import Document
 from quant_engine.policy import SELF, InlineTexts
 from quant_engine.stages.context.run import Run
+
+Dataset = str | InlineTexts
+
+
+def documents_for(run: Run, dataset: Dataset | None, purpose: Purpose, tokens: int) -> list[Document]:
+    """The documents of a request's data set, long enough for ``tokens`` tokens where the data set holds that much."""
+    return [Document(text_for(run, dataset, purpose, tokens))]
 
 
 def text_for(run: Run, dataset: str | InlineTexts | None, purpose: Purpose, tokens: int) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from quant_engine.evaluation.report import special_tokens
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
 from quant_engine.stages.context.run import Run
@@ -11,7 +12,9 @@ from quant_engine.stages.context.source import described_source
 from quant_engine.stages.report.summary import REPORT_VERSION, described_model
 
 
-def evaluate_only_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, Any] | None) -> dict[str, Any]:
+def evaluate_only_summary(
+    run: Run, rows: list[LayerRow], perplexity: dict[str, Any] | None, windows: dict[str, dict[str, Any] | None]
+) -> dict[str, Any]:
     """The ``summary``: fields that need a reference model are null. A dense model is its own original."""
     transforms = [row.transform for row in rows]
     return {
@@ -23,6 +26,7 @@ def evaluate_only_summary(run: Run, rows: list[LayerRow], perplexity: dict[str, 
         "perplexity": None
         if perplexity is None
         else {name: None if found is None else found["perplexity"] for name, found in perplexity.items()},
+        "special_tokens": special_tokens(windows),
         "bytes": {
             "original": None if run.base.is_quantized else run.base.weight_bytes,
             "quantized": run.base.weight_bytes,
@@ -42,6 +46,7 @@ def evaluate_only_report(
     rows: list[LayerRow],
     perplexity: dict[str, Any] | None,
     oracle: dict[str, Any],
+    windows: dict[str, dict[str, Any] | None],
 ) -> dict[str, Any]:
     """The whole report, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
@@ -53,6 +58,7 @@ def evaluate_only_report(
         "policy_hash": policy_hash(spec.policy),
         "calibration": None,
         "evaluation": spec.evaluation.model_dump(mode="json"),
+        "windows": windows,
         "metric": {
             "error": None,
             "baseline": None,

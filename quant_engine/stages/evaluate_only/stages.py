@@ -17,6 +17,7 @@ from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
 from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
+from quant_engine.interface.positions import check_positions
 from quant_engine.interface.spec import RunSpec
 from quant_engine.model_files import FileRules, check_companions
 from quant_engine.model_files.unread import check_tensors
@@ -25,13 +26,13 @@ from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.source import open_source, quantized_parts, source_sentence
+from quant_engine.stages.context.windows import check_texts, window_shapes
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
     STATE_SHARE,
     evaluation_inputs,
+    kept_evaluation_windows,
     perplexity_fields,
-    window_shapes,
-    windows_of,
 )
 from quant_engine.stages.load import MODEL_FILE
 from quant_engine.stages.original import check_original
@@ -47,10 +48,12 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
 
     Raises:
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
-        AdapterNotMerged, UnsupportedQuantization, UnsupportedPolicy: see :func:`open_source`.
+        AdapterNotMerged, UnsupportedQuantization, UnsupportedPolicy: see :func:`open_source`; a window may also be too
+            long for the model.
     """
     base = CheckpointSource(spec.model_dir, rules=FileRules(spec.link_dirs))
     source = open_source(base, spec.device)
+    check_positions(source.config, None, spec.evaluation)
     check_tensors(base.description, model_layout(source.config), quantized_parts(source))
     sentence = source_sentence(base, source)
     if sentence is not None:
@@ -75,6 +78,7 @@ def evaluate_only_load_stage(run: Run) -> Stage:
 
     def produce(directory: Path, progress: StageProgress) -> None:
         check_companions(run.base.files)
+        check_texts(run)
         _check_memory(run)
         oracle = check_original(run, directory)
         # Opening a block reads its tensors, so a damaged checkpoint fails here and not in a later stage.
@@ -108,7 +112,7 @@ def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
         result = perplexity(
             model,
-            windows_of(run, settings),
+            kept_evaluation_windows(run, settings, directory),
             on_block=progress.advance,
             execution=run.execution(StateFile(directory, share=STATE_SHARE)),
         )
@@ -120,7 +124,7 @@ def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str
     return Stage(
         name="evaluate",
         unit="block",
-        total=run.model.blocks * passes(window_shapes(settings)),
+        total=run.model.blocks * passes(window_shapes(run, settings)),
         inputs=evaluation_inputs(run, settings, upstream),
         produce=produce,
         resumable=True,

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
-
 from quant_engine.calibration import split_samples
 from quant_engine.checkpoint.card_facts import INLINE, CalibrationFacts, CardFacts, PerplexityFacts
 from quant_engine.checkpoint.copied_files import changed_files
@@ -20,6 +18,7 @@ from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.text import resolved_dataset
 from quant_engine.stages.stage import digest_of
+from quant_engine.windows import Windows
 
 _PACKAGES: Final = ("quantry", "torch", "transformers", "compressed-tensors")
 
@@ -71,8 +70,8 @@ def card_facts(run: Run, measured: Measured, done: Mapping[str, Any]) -> CardFac
 
 def _calibration(run: Run, calibrated: Path | None) -> CalibrationFacts:
     settings = run.spec.calibration
-    windows_ST = None if calibrated is None else read_windows(calibrated)
-    shape = (settings.samples, settings.sequence_length) if windows_ST is None else windows_ST.shape
+    windows = None if calibrated is None else read_windows(calibrated)
+    shape = (settings.samples, settings.sequence_length) if windows is None else (len(windows), windows.length)
     return CalibrationFacts(
         dataset=_dataset_name(run, settings.dataset),
         samples=shape[0],
@@ -80,16 +79,18 @@ def _calibration(run: Run, calibrated: Path | None) -> CalibrationFacts:
         fitted=split_samples(shape[0], settings.holdout).training,
         holdout=settings.holdout,
         seed=settings.seed,
-        sha256=None if windows_ST is None else _calibration_hash(run, windows_ST),
+        sha256=None if windows is None else _calibration_hash(run, windows),
     )
 
 
-def _calibration_hash(run: Run, windows_ST: Tensor) -> str:
+def _calibration_hash(run: Run, windows: Windows) -> str:
     """SHA-256 over the settings and the token windows [S, T]."""
     # The name of the data set is left out: equal tokens are the same calibration, wherever the text came from.
     settings = run.spec.calibration.model_dump(mode="json", exclude={"dataset"})
-    tokens = hashlib.sha256(windows_ST.contiguous().numpy().tobytes()).hexdigest()
-    return digest_of({"settings": settings, "shape": list(windows_ST.shape), "tokens": tokens})
+    tokens = hashlib.sha256(windows.ids_ST.contiguous().numpy().tobytes()).hexdigest()
+    # Padding is no token, whatever fills it; a window's tokens come first, so their number says which are tokens.
+    lengths = windows.valid_ST.sum(dim=1).tolist() if windows.padded else None
+    return digest_of({"settings": settings, "shape": list(windows.ids_ST.shape), "tokens": tokens, "lengths": lengths})
 
 
 def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> PerplexityFacts | None:

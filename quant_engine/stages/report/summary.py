@@ -10,9 +10,11 @@ from quant_engine.checkpoint.copied_files import changed_files
 from quant_engine.evaluation.report import chosen_policy, selection_regret, summarize
 from quant_engine.interface.layers import LayerRow
 from quant_engine.policy import policy_hash
+from quant_engine.stages.calibrate import calibrated_windows
 from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.source import described_source
+from quant_engine.stages.evaluate import evaluated_windows
 from quant_engine.stages.report.done import done_by
 from quant_engine.transforms import SitePlan
 
@@ -26,11 +28,13 @@ def run_summary(
     perplexity: dict[str, Any] | None,
     checkpoint: Path,
     learning_rate: float | None,
+    windows: Mapping[str, dict[str, Any] | None],
 ) -> dict[str, Any]:
     """The ``summary`` of a finished job."""
     return summarize(
         rows,
         perplexity=perplexity,
+        windows=windows,
         original_bytes=run.base.weight_bytes,
         quantized_bytes=sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
         chosen=chosen_policy(list(plans.values()), learning_rate=learning_rate),
@@ -46,6 +50,7 @@ def run_report(
     oracle: dict[str, Any],
     verification: dict[str, Any],
     choices: ChosenPlans,
+    windows: Mapping[str, dict[str, Any] | None],
 ) -> dict[str, Any]:
     """The whole report, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
@@ -60,6 +65,7 @@ def run_report(
         "changed_files": list(changed_files(run.base.files)),
         "calibration": spec.calibration.model_dump(mode="json"),
         "evaluation": spec.evaluation.model_dump(mode="json"),
+        "windows": dict(windows),
         "metric": {
             "error": f"E = ‖Y − Q(X')Q(W')ᵀ‖_F on held-out tokens; {_activations(run)}",
             "baseline": "SmoothRot(0.5, max)",
@@ -88,6 +94,14 @@ def _activations(run: Run) -> str:
     if any(each.is_float for each in formats):
         found.append("activations in floating-point formats as at run time")
     return "; ".join(found) or "activations not rounded"
+
+
+def report_windows(run: Run, calibrated: Path | None, evaluated: Path | None) -> dict[str, dict[str, Any] | None]:
+    """The section ``windows`` of the report: what calibration and evaluation really read, from the stages' files."""
+    return {
+        "calibration": None if calibrated is None else calibrated_windows(run, calibrated),
+        "evaluation": None if evaluated is None else evaluated_windows(evaluated),
+    }
 
 
 def described_model(run: Run) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, foun
     blocks = sorted({site.block for site in run.sites})
 
     def produce(directory: Path, progress: StageProgress) -> None:
-        windows_ST = training_windows(run, read_windows(calibrated))
+        windows = training_windows(run, read_windows(calibrated))
         streams = Streams(
             run.model,
-            windows_ST,
+            windows,
             quantized=training.inputs == "quantized",
             batch_samples=1,  # one sample to a batch, because steps draw their samples one by one
             execution=run.execution(StateFile(directory)),
@@ -84,7 +84,10 @@ class _Trainer:
                 inputs = hidden_states.batches(QUANTIZED if streams.follows_quantized else ORIGINAL)
                 batches = [
                     BlockBatch(
-                        inputs_BTD=inputs[i], targets_BTD=targets[i], arguments=hidden_states.arguments(block, i)
+                        inputs_BTD=inputs[i],
+                        targets_BTD=targets[i],
+                        arguments=hidden_states.arguments(block, i),
+                        valid_BT=streams.valid(i).to(targets[i].device),
                     )
                     for i in range(len(hidden_states))
                 ]

@@ -22,15 +22,16 @@ from quant_engine.stages.quantize.block_files import block_linears, quantized_re
 from quant_engine.stages.select import read_selection
 from quant_engine.stages.train.rotation import read_rotation
 from quant_engine.transforms import SitePlan
+from quant_engine.windows import Windows
 from tests.integration.quant_engine.helpers import RecordingObserver, fixed_ids, run_spec, streamed_logits
 
-_TEXT: Final = "\n".join(sorted(pydoc_data.topics.topics.values()))
+TEXT: Final = "\n".join(sorted(pydoc_data.topics.topics.values()))
 
 
 def small(*, samples: int = 8, perplexity: bool = False) -> dict[str, Any]:
     """The fields of a specification on little text: the built-in one takes a tokenizer longer than a run its stages."""
-    measured = Perplexity(dataset=InlineTexts(texts=(_TEXT[100_000:104_000],)), tokens=128, sequence_length=32)
-    texts = InlineTexts(texts=(_TEXT[: 400 * samples],))
+    measured = Perplexity(dataset=InlineTexts(texts=(TEXT[100_000:104_000],)), tokens=128, sequence_length=32)
+    texts = InlineTexts(texts=(TEXT[: 400 * samples],))
     return {
         "calibration": Calibration(dataset=texts, samples=samples, sequence_length=32),
         "evaluation": Evaluation(perplexity=measured if perplexity else None),
@@ -115,8 +116,8 @@ class Left:
     records: Path
 
     @property
-    def windows(self) -> Tensor:
-        """The token windows [S, T] of the calibration: fit, validation and test samples."""
+    def windows(self) -> Windows:
+        """The windows [S, T] of the calibration: fit, validation and test samples."""
         return read_windows(self.records.parent)
 
     def streamed(self, ids_BT: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from quant_engine.checkpoint import load
 from quant_engine.errors import EngineError, InvalidModel, UnsupportedPolicy, UnsupportedQuantization
 from quant_engine.models import CheckpointSource, StreamedModel
 from quant_engine.stages.context.source import open_source
-from quant_engine.stages.evaluate import windows_of
+from quant_engine.stages.context.windows import evaluation_windows_of
 from quant_engine.stages.evaluate_only.stages import prepare_evaluate_only
 from tests.integration.quant_engine import peers
 from tests.integration.quant_engine.exports import every_linear, export, logits_of, online_plans
@@ -167,7 +167,8 @@ def test_the_measured_perplexity_is_that_of_from_pretrained(dense: Path, tmp_pat
     peer = peers.write_peer(dense, tmp_path / "peer", _SCHEMES["int-quantized"])
     found = measure(peer, tmp_path / "out").report["perplexity"]["quantized"]
     run = prepare_evaluate_only(run_spec(peer, EVALUATE, **SMALL), work_dir=tmp_path, observer=RecordingObserver())
-    (ids_BT,) = windows_of(run, SMALL["evaluation"].perplexity)
+    (windows,) = evaluation_windows_of(run, SMALL["evaluation"].perplexity)
+    ids_BT = windows.ids_ST
     chances_BTV = peers.reference_logits(peer, ids_BT).double().log_softmax(-1)
     likelihood_BT = chances_BTV[:, :-1].gather(-1, ids_BT[:, 1:, None])[..., 0]
     assert found["predicted"] == likelihood_BT.numel() == 4 * 31

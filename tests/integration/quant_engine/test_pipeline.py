@@ -72,8 +72,10 @@ def test_the_output_is_complete_and_consistent(finished: tuple[RunResult, Path, 
     assert result.report["environment"]["threads"] == torch.get_num_threads()
     assert set(result.summary) == {
         *("selected_mean_error", "full_mean_error", "baseline_selected_mean_error", "baseline_full_mean_error"),
-        *("gain_percent", "perplexity", "bytes", "policy"),
+        *("gain_percent", "perplexity", "special_tokens", "bytes", "policy"),
     }
+    assert result.summary["special_tokens"] == {"calibration": [], "evaluation": []}
+    assert result.report["windows"]["evaluation"]["special_tokens"] == []
     assert result.checkpoint_dir is not None
     assert result.checkpoint_dir == output / "checkpoint"
     with torch.no_grad():

@@ -32,6 +32,7 @@ from quant_engine.stages.quantize.block_files import (
 from quant_engine.stages.quantize.stage import _rounder, _settled, _unrounded
 from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, TOKEN_CAP, InputMoments, Streams, open_block
 from quant_engine.transforms import SitePlan
+from quant_engine.windows import Windows
 from tests.integration.quant_engine.runs import Left, gate_difference, left_by, policy_of, run_until, small
 from tests.tiny_models import write_tiny_model
 from tests.unit.quant_engine.definitions import matrix_of
@@ -63,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return finished
 
 
-def _windows(left: Left) -> Tensor:
+def _windows(left: Left) -> Windows:
     return training_windows(left.run, left.windows)
 
 
@@ -118,7 +119,7 @@ def _original_inputs(left: Left) -> dict[str, Tensor]:
     """X A of the model as it was, from transformers' own forward."""
     model = AutoModelForCausalLM.from_pretrained(left.run.spec.model_dir, attn_implementation="sdpa").eval()
     with torch.no_grad(), _inputs(model, left.run.sites) as seen:
-        model(_windows(left), use_cache=False)
+        model(_windows(left).ids_ST, use_cache=False)
     return {site.name: seen[site.name] @ _dense(left.plans[site.name], site.features) for site in left.run.sites}
 
 
@@ -135,7 +136,7 @@ def _quantized_inputs(left: Left) -> dict[str, Tensor]:
     """Q(X̂ A) of the exported checkpoint, rounded here from what reaches its linears, transformed and clipped."""
     model = load(left.checkpoint)
     with torch.no_grad(), _inputs(model, left.run.sites) as seen:
-        model(_windows(left), use_cache=False)
+        model(_windows(left).ids_ST, use_cache=False)
     settings = left.run.settings
     return {name: _rounded_at_run_time(x_TI, settings[name].activations) for name, x_TI in seen.items()}
 
@@ -186,7 +187,7 @@ def _assert_stream_is_exported(left: Left) -> None:
     _, stream = _moments(left, corrected=True)
     run = left.run
     reader = quantized_reader(left.quantized, block_linears(run, left.plans), run.model)
-    entered = run.model.enter(_windows(left))
+    entered = run.model.enter(_windows(left).ids_ST)
     hidden = entered.hidden_BTD
     with torch.no_grad():
         for block in range(run.model.blocks):

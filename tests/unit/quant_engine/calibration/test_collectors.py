@@ -83,6 +83,25 @@ def test_every_massive_token_is_kept_and_the_rest_is_a_sample() -> None:
     assert not all(bool((uniform == token).all(dim=1).any()) for token in massive)
 
 
+def test_a_sample_holds_a_first_position_and_is_otherwise_the_same() -> None:
+    x_TD = torch.arange(1000.0)[:, None].expand(-1, 3).contiguous()
+    plain = _fill(x_TD, 20, 1000, keep_massive=False)[:, 0].long()
+    absent = int(torch.tensor([index for index in range(1000) if index not in plain])[0])
+    held = int(plain[7])
+
+    def with_firsts(*firsts: int) -> Tensor:
+        reservoir = TokenReservoir(
+            tokens=1000, features=3, capacity=20, seed=0, keep_massive=False, firsts=torch.tensor(firsts)
+        )
+        reservoir.add(x_TD, 0)
+        return reservoir.result()[:, 0].long()
+
+    assert torch.equal(with_firsts(absent, held), plain)
+    changed = with_firsts(absent)
+    assert absent in changed
+    assert len(set(changed.tolist()) & set(plain.tolist())) == 19
+
+
 def test_another_seed_is_another_sample() -> None:
     x_TD = _tokens()
     assert not torch.equal(_fill(x_TD, 200, 128, seed=1), _fill(x_TD, 200, 128, seed=2))

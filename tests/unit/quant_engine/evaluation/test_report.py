@@ -99,8 +99,14 @@ def test_floats_are_named_by_their_format(weights: str, activations: str, name: 
 def test_the_summary_means_over_selected_and_over_all() -> None:
     rows = _typed([_row(50.0, 100.0, "critical"), _row(30.0, 40.0, "normal"), _row(10.0, 10.0)])
     perplexity = {"original": {"perplexity": 30.0}, "quantized": {"perplexity": 33.0}}
+    windows = {"calibration": {"special_tokens": ["<bos>"], "samples": 4}, "evaluation": None}
     summary = summarize(
-        _typed(rows), perplexity=perplexity, original_bytes=10, quantized_bytes=4, chosen={"alpha": 0.5}
+        _typed(rows),
+        perplexity=perplexity,
+        windows=windows,
+        original_bytes=10,
+        quantized_bytes=4,
+        chosen={"alpha": 0.5},
     )
     assert summary == {
         "selected_mean_error": 40.0,
@@ -109,10 +115,14 @@ def test_the_summary_means_over_selected_and_over_all() -> None:
         "baseline_full_mean_error": 50.0,
         "gain_percent": {"selected": pytest.approx(100 * 3 / 7), "full": pytest.approx(40.0)},
         "perplexity": {"original": 30.0, "quantized": 33.0},
+        "special_tokens": {"calibration": ["<bos>"], "evaluation": None},
         "bytes": {"original": 10, "quantized": 4},
         "policy": {"alpha": 0.5},
     }
-    assert summarize(rows, perplexity=None, original_bytes=1, quantized_bytes=1, chosen={})["perplexity"] is None
+    assert (
+        summarize(rows, perplexity=None, windows={}, original_bytes=1, quantized_bytes=1, chosen={})["perplexity"]
+        is None
+    )
 
 
 def test_what_was_chosen_is_counted() -> None:

@@ -245,6 +245,24 @@ def test_massive_tokens_do_not_drown_the_rest() -> None:
     assert float(heavy.error(torch.zeros_like(targets))) / heavy.tokens == pytest.approx(1.0)
 
 
+def test_padding_has_no_weight() -> None:
+    """The same tokens with and without padding, whose targets are huge: the same median, weights and error."""
+    targets = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))
+    targets[1, 30:] *= 1000
+    valid = torch.arange(50) < torch.tensor([[50], [30]])
+    padded = BlockBatch(inputs_BTD=targets, targets_BTD=targets, valid_BT=valid)
+    tokens = targets[valid][None]
+    plain = BlockBatch(inputs_BTD=tokens, targets_BTD=tokens)
+    median = median_square([padded])
+    assert median == median_square([plain])
+    (found,), (expected,) = weighted([padded], median), weighted([plain], median)
+    assert found.tokens == expected.tokens == 80
+    assert found.weight_BT[1, 30:].tolist() == [0.0] * 20
+    torch.testing.assert_close(found.weight_BT[valid], expected.weight_BT[0])
+    outputs = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found.error(outputs), expected.error(outputs[valid][None]))
+
+
 def test_targets_that_are_not_finite_are_named(example: Callable[[str], Example]) -> None:
     block = example("llama")
     broken = replace(block.batches[0], targets_BTD=block.batches[0].targets_BTD * torch.nan)

@@ -25,7 +25,8 @@ from quant_engine.policy import ActivationQuantization, RotationTraining, SiteQu
 from quant_engine.resume_state import StateFile
 from quant_engine.training import train_rotation
 from quant_engine.training.rotated_inputs import LiveRotations, rounded_inputs
-from quant_engine.training.rotation import next_token_loss
+from quant_engine.training.rotation import _mean_loss, next_token_loss
+from quant_engine.windows import Windows
 from tests.tiny_models import write_tiny_model
 
 # At a ratio of 1 half of the tokens have their peak on a tie, −7.5, which the last bit decides.
@@ -86,17 +87,34 @@ def test_rounding_is_that_of_the_rotated_checkpoint(
     source, model, sites = load(tmp_path, architecture, outliers=True)
     windows = written_by(model)
     with torch.no_grad():
-        plain = float(next_token_loss(model, windows))
+        plain = float(next_token_loss(model, Windows.plain(windows)))
         rotation = hadamard_rotation(model.config, seed=3, value_heads=heads)
         activations = {site.name: SETTINGS.activations for site in sites}
         live = LiveRotations(rotation.r1_DD, rotation.r2_LKK)
         with rounded_inputs(model.double(), sites, live, activations, online=online):
-            loss = float(next_token_loss(model, windows))
+            loss = float(next_token_loss(model, Windows.plain(windows)))
     expected = loss_of_the_rotated_checkpoint(source, sites, rotation, windows, online=online)
     assert expected > plain + 0.1
     assert loss == pytest.approx(expected, rel=1e-3)
     with torch.no_grad():
-        assert float(next_token_loss(model.float(), windows)) == plain
+        assert float(next_token_loss(model.float(), Windows.plain(windows))) == plain
+
+
+def test_padding_and_special_tokens_are_not_predicted(tmp_path: Path) -> None:
+    """Two windows, one padded: the loss is the mean over the tokens that each predicts alone, in one batch or two."""
+    _, model, _ = load(tmp_path)
+    ids = torch.randint(2, 512, (2, 16), generator=torch.Generator().manual_seed(3))
+    valid = torch.arange(16) < torch.tensor([[16], [9]])
+    predicted = valid & (torch.arange(16) >= 2)
+    windows = Windows(ids_ST=ids, valid_ST=valid, predicted_ST=predicted)
+    with torch.no_grad():
+        alone = [ids[0], ids[1, :9]]
+        parts = [
+            functional.cross_entropy(model(ids_T[None]).logits[0, 1:-1], ids_T[2:], reduction="sum") for ids_T in alone
+        ]
+        expected = float(sum(parts)) / (14 + 7)
+        assert float(next_token_loss(model, windows)) == pytest.approx(expected, rel=1e-5)
+        assert _mean_loss(model, windows) == pytest.approx(expected, rel=1e-5)
 
 
 def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> None:
@@ -110,7 +128,7 @@ def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> Non
             model,
             sites,
             rotation,
-            windows,
+            Windows.plain(windows),
             RotationTraining(steps=30, batch_samples=4),
             settings,
             online=True,
@@ -138,9 +156,9 @@ def test_learning_lowers_the_loss_and_keeps_the_rotations(tmp_path: Path) -> Non
 
 def _train(model: PreTrainedModel, sites: list[Site], training: RotationTraining, **options: Any) -> list[Tensor]:
     rotation = hadamard_rotation(model.config, seed=1)
-    windows_ST = torch.randint(2, 512, (6, 16), generator=torch.Generator().manual_seed(3))
+    windows = Windows.plain(torch.randint(2, 512, (6, 16), generator=torch.Generator().manual_seed(3)))
     settings = {site.name: SETTINGS for site in sites}
-    learned = train_rotation(model, sites, rotation, windows_ST, training, settings, online=True, seed=0, **options)
+    learned = train_rotation(model, sites, rotation, windows, training, settings, online=True, seed=0, **options)
     return [each for each in (learned.r1_DD, learned.r2_LKK) if each is not None]
 
 
@@ -189,7 +207,7 @@ def test_a_broken_model_is_named_and_left_alone(tmp_path: Path) -> None:
             model,
             sites,
             ResidualRotation(r1_DD=rotation.r1_DD),
-            windows,
+            Windows.plain(windows),
             RotationTraining(),
             settings,
             online=True,
