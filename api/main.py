@@ -10,9 +10,11 @@ from fastapi import Depends, FastAPI
 
 from api import log, openapi, problems
 from api.artifacts.endpoints import router as artifacts
+from api.body import Bodies
 from api.capabilities.endpoints import router as capabilities
 from api.credentials.endpoints import router as credentials
 from api.deps import authorize
+from api.doors.middleware import DoorRules, Doors
 from api.draining import Draining
 from api.events.endpoints import router as events
 from api.health.endpoints import router as health
@@ -79,6 +81,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # FastAPI's own telemetry would send whole query strings, and the metrics and logs of every library.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    # The last one added is the first to run: refusals at the doors are counted and logged as well.
+    app.add_middleware(Doors)
     app.add_middleware(RequestContext, metrics=metrics, on_bug=problems.for_a_bug)
     problems.install(app)
     openapi.install(app)
@@ -118,6 +122,8 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
                 draining=Draining(settings.unready_seconds),
                 broker_answers=None if broker_url is None else partial(broker_answers, broker_url),
                 stream_limiter=anyio.CapacityLimiter(_STREAM_THREADS),
+                bodies=Bodies(settings),
+                door_rules=DoorRules.of(settings),
             )
     finally:
         database.close()

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.settings.artifact_location import ArtifactLocation, artifact_location
+from jobs.settings.hosts import parse_hosts, parse_origins
 from jobs.settings.networks import Network, parse_networks
 
 SINGLE_TENANT = "default"
@@ -28,6 +29,16 @@ def _artifacts_url(url: str) -> str:
 
 def _networks(text: str) -> str:
     parse_networks(text)
+    return text
+
+
+def _hosts(text: str) -> str:
+    parse_hosts(text)
+    return text
+
+
+def _origins(text: str) -> str:
+    parse_origins(text)
     return text
 
 
@@ -73,7 +84,12 @@ class Settings(BaseSettings):
 
     api_key: SecretStr | None = None
     allow_anonymous: bool = False
-    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
+    # Names that a request's Host header may have besides loopback names and QUANTRY_HOST.
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = ""
+    # Origins of web pages elsewhere that may use this API.
+    allowed_origins: Annotated[str, AfterValidator(_origins)] = ""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20  # of a request that may carry text
+    body_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0  # time for a whole body to arrive
 
     secret_key: SecretStr | None = None  # Fernet keys for stored credentials, newest first; None: a file in data_dir
     max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # largest model that a job may download; 0: no limit
