@@ -14,6 +14,7 @@ from api.body import Bodies
 from api.capabilities.endpoints import router as capabilities
 from api.credentials.endpoints import router as credentials
 from api.deps import authorize
+from api.docs.endpoints import router as docs
 from api.doors.middleware import DoorRules, Doors
 from api.draining import Draining
 from api.events.endpoints import router as events
@@ -74,8 +75,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=_CONTRACT_VERSION,
         description="Quantization as a service: submit a model and a policy, watch it, download a proven checkpoint.",
         lifespan=lifespan,
+        # FastAPI's own pages load their scripts from other servers; ours is ``api.docs``.
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         # A path with a slash at its end is unknown, so that each resource has one URL.
         redirect_slashes=False,
         # FastAPI's own telemetry would send whole query strings, and the metrics and logs of every library.
@@ -88,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app)
     # The health checks need no key. /metrics asks for it by itself.
     app.include_router(health, dependencies=[Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE)
+    app.include_router(docs, dependencies=[Depends(declared_only)])
     for resource in _RESOURCES:
         app.include_router(
             resource, dependencies=[Depends(authorize), Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE
