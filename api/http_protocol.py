@@ -8,7 +8,10 @@ from api.doors.middleware import MAX_HEADER_BYTES, MAX_TARGET_BYTES
 
 # More than the middleware allows, so that what is a little too long is answered by a problem.
 MAX_HEAD_BYTES: Final = 2 * (MAX_HEADER_BYTES + MAX_TARGET_BYTES)
-_REFUSAL: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\ncache-control: no-store\r\n\r\n"
+_REFUSAL: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-length: 0\r\nconnection: close\r\ncache-control: no-store\r\n\r\n"
+)
 
 
 class BoundedHttp(HttpToolsProtocol):

@@ -41,7 +41,8 @@ class HostRule:
 
 def host_of(values: list[str]) -> Authority | None:
     """Return the host that the only Host header names; None if there is none, more than one, or a malformed one."""
-    return parse_authority(values[0]) if len(values) == 1 else None
+    # The server leaves the blanks after a header's value, which do not belong to it.
+    return parse_authority(values[0].strip(" \t")) if len(values) == 1 else None
 
 
 def is_address(host: str) -> bool:

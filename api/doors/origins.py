@@ -28,10 +28,10 @@ class OriginRule:
         A program sends neither Origin nor Sec-Fetch-Site and is allowed. A browser sends both with every such request,
         and a page can not change them.
         """
-        offered = headers.getlist("origin")
+        offered = [origin.strip(" \t").lower() for origin in headers.getlist("origin")]
         if len(offered) > 1:
             return False
-        if offered and offered[0].lower() in self.origins:
+        if offered and offered[0] in self.origins:
             return True
         sites = headers.getlist("sec-fetch-site")
         if any(site.strip().lower() in _FOREIGN_SITES for site in sites):
