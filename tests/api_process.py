@@ -15,6 +15,8 @@ import httpx
 from jobs.settings import Settings
 from tests.source import ROOT
 
+_PROTOCOL = "api.http_protocol:BoundedHttp"  # as the image and ``python -m api`` have it
+
 
 def _free_port() -> int:
     with socket.socket() as probe:
@@ -34,7 +36,7 @@ class Process:
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "uvicorn", "api.main:app", "--port", str(self.port)],
+                [sys.executable, "-m", "uvicorn", "api.main:app", "--http", _PROTOCOL, "--port", str(self.port)],
                 cwd=ROOT,
                 env={
                     **inherited,
