@@ -43,12 +43,12 @@ class Bodies:
     requests with large bodies are answered at a time. The bytes that have arrived for all large bodies are limited too.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, held_bytes: int = _HELD_BYTES) -> None:
         self._settings = settings
         self._parsing = anyio.CapacityLimiter(_PARSED_AT_A_TIME)
         self._large = anyio.CapacityLimiter(_PARSED_AT_A_TIME)
         self._held_bytes = 0
-        self._most_bytes = max(_HELD_BYTES, 4 * settings.max_body_bytes)
+        self._most_bytes = max(held_bytes, 4 * settings.max_body_bytes)
 
     @asynccontextmanager
     async def parsed(self, request: Request, model: type[Model], *, has_text: bool) -> AsyncIterator[Model | None]:
