@@ -57,4 +57,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=4 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 # QUANTRY_HOST equals the address of the socket, so a service without a key refuses to listen on all addresses.
-CMD ["env", "QUANTRY_HOST=0.0.0.0", "uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "5"]
+CMD ["env", "QUANTRY_HOST=0.0.0.0", "uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--http", "api.http_protocol:BoundedHttp", "--timeout-graceful-shutdown", "5"]

@@ -10,6 +10,8 @@ from typing import Final
 
 import uvicorn
 
+from api.http_protocol import BoundedHttp
+
 _STOP_SECONDS: Final = 5
 
 
@@ -17,7 +19,7 @@ def main() -> None:
     """Serve until SIGINT or SIGTERM; open connections then have a few seconds to end."""
     parser = argparse.ArgumentParser(prog="python -m api", description="Serve the API.")
     parser.add_argument("--fd", type=int, required=True, help="the number of the listening socket")
-    uvicorn.run("api.main:app", fd=parser.parse_args().fd, timeout_graceful_shutdown=_STOP_SECONDS)
+    uvicorn.run("api.main:app", fd=parser.parse_args().fd, http=BoundedHttp, timeout_graceful_shutdown=_STOP_SECONDS)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 import hashlib
 import hmac
-from typing import Annotated, Final
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Path, Query, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
 from starlette.requests import Request
 
-from api.body import read_body, require_json
+from api.body import NoFields, require_json, validate
+from api.json_text import parse_json
 from api.state import AppState
 from jobs.credentials import CredentialService
 from jobs.job.commands import JobCommands
@@ -91,18 +94,38 @@ CredentialId = Annotated[str, Path(description="A credential's id.")]
 PublicationId = Annotated[str, Path(description="A publication's id.")]
 
 
-async def _json_body(request: Request, settings: SettingsDep) -> bytes:
-    require_json(request)
-    return await read_body(request, settings.max_body_bytes)
+def json_body(model: type[BaseModel], *, has_text: bool = False) -> Any:
+    """Return the dependency of an endpoint whose body is JSON, parsed as a ``model``.
+
+    ``has_text`` allows QUANTRY_MAX_BODY_BYTES, for documents; other bodies are at most 256 KiB.
+    """
+
+    async def parsed(request: Request, state: State) -> AsyncIterator[BaseModel]:
+        require_json(request)
+        async with state.bodies.parsed(request, model, has_text=has_text) as body:
+            # An empty body is no JSON; the parser says so.
+            yield validate(model, parse_json(b"")) if body is None else body
+
+    return _held_until_the_answer(parsed)
 
 
-async def _any_body(request: Request, settings: SettingsDep) -> bytes:
-    return await read_body(request, settings.max_body_bytes)
+def optional_body(model: type[BaseModel]) -> Any:
+    """Return the dependency of an endpoint that takes no body, or JSON that is parsed as a ``model``: None without."""
+
+    async def parsed(request: Request, state: State) -> AsyncIterator[BaseModel | None]:
+        async with state.bodies.parsed(request, model, has_text=False) as body:
+            yield body
+
+    return _held_until_the_answer(parsed)
 
 
-JsonBody = Annotated[bytes, Depends(_json_body)]
-"""The body of a request with a JSON content type. Parse it in the endpoint, which runs in a thread."""
-OptionalBody = Annotated[bytes, Depends(_any_body)]
+def _held_until_the_answer(dependency: Callable[..., Any]) -> Any:
+    # By default FastAPI would hold it until the client has received the response.
+    return Depends(dependency, scope="function")
+
+
+NoBody = Annotated[NoFields | None, optional_body(NoFields)]
+"""The body of an operation that takes no fields: nothing, or ``{}``."""
 
 IdempotencyKey = Annotated[
     str | None,

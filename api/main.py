@@ -10,9 +10,12 @@ from fastapi import Depends, FastAPI
 
 from api import log, openapi, problems
 from api.artifacts.endpoints import router as artifacts
+from api.body import Bodies
 from api.capabilities.endpoints import router as capabilities
 from api.credentials.endpoints import router as credentials
 from api.deps import authorize
+from api.docs.endpoints import router as docs
+from api.doors.middleware import DoorRules, Doors
 from api.draining import Draining
 from api.events.endpoints import router as events
 from api.health.endpoints import router as health
@@ -72,18 +75,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=_CONTRACT_VERSION,
         description="Quantization as a service: submit a model and a policy, watch it, download a proven checkpoint.",
         lifespan=lifespan,
+        # FastAPI's own pages load their scripts from other servers; ours is ``api.docs``.
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         # A path with a slash at its end is unknown, so that each resource has one URL.
         redirect_slashes=False,
         # FastAPI's own telemetry would send whole query strings, and the metrics and logs of every library.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
+    # The last one added is the first to run: refusals at the doors are counted and logged as well.
+    app.add_middleware(Doors)
     app.add_middleware(RequestContext, metrics=metrics, on_bug=problems.for_a_bug)
     problems.install(app)
     openapi.install(app)
     # The health checks need no key. /metrics asks for it by itself.
     app.include_router(health, dependencies=[Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE)
+    app.include_router(docs, dependencies=[Depends(declared_only)])
     for resource in _RESOURCES:
         app.include_router(
             resource, dependencies=[Depends(authorize), Depends(declared_only)], responses=openapi.PROBLEM_RESPONSE
@@ -118,6 +125,8 @@ def _running(settings: Settings, metrics: Metrics) -> Iterator[AppState]:
                 draining=Draining(settings.unready_seconds),
                 broker_answers=None if broker_url is None else partial(broker_answers, broker_url),
                 stream_limiter=anyio.CapacityLimiter(_STREAM_THREADS),
+                bodies=Bodies(settings),
+                door_rules=DoorRules.of(settings),
             )
     finally:
         database.close()

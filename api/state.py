@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import anyio
 
+from api.body import Bodies
+from api.doors.middleware import DoorRules
 from api.draining import Draining
 from api.metrics import Metrics
 from jobs.credentials import CredentialService
@@ -33,3 +35,5 @@ class AppState:
     draining: Draining
     broker_answers: Callable[[], bool] | None
     stream_limiter: anyio.CapacityLimiter
+    bodies: Bodies
+    door_rules: DoorRules

@@ -1,11 +1,12 @@
 """The endpoints ``/v1/credentials``: Hub tokens, which are write-only."""
 
+from typing import Annotated
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.body import parse_json, validate
 from api.credentials.schemas import NewCredential
-from api.deps import CredentialId, Credentials, Cursor, IdempotencyKey, JsonBody, Limit, Tenant
+from api.deps import CredentialId, Credentials, Cursor, IdempotencyKey, Limit, Tenant, json_body
 from api.openapi import json_body_of
 from api.responses import json_view
 from jobs.credentials import CredentialView
@@ -16,10 +17,12 @@ router = APIRouter(prefix="/v1/credentials", tags=["credentials"])
 
 @router.post("", status_code=201, responses={201: {"model": CredentialView}}, openapi_extra=json_body_of(NewCredential))
 def create_credential(
-    body: JsonBody, credentials: Credentials, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    new: Annotated[NewCredential, json_body(NewCredential)],
+    credentials: Credentials,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Store a Hub token for ``model.credential`` and ``output.hub.credential``. It can be used or deleted, not read."""
-    new = validate(NewCredential, parse_json(body))
     view = credentials.create(
         tenant=tenant, name=new.name, kind=new.kind, token=new.token, idempotency_key=idempotency_key
     )

@@ -5,9 +5,19 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
-from api.body import parse_json, validate
-from api.deps import Commands, Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBody, Queries, Tenant
-from api.jobs.schemas import METADATA_PARAMETER, NoFields, metadata_filter
+from api.deps import (
+    Commands,
+    Cursor,
+    IdempotencyKey,
+    JobId,
+    Limit,
+    NoBody,
+    Queries,
+    Tenant,
+    json_body,
+    optional_body,
+)
+from api.jobs.schemas import METADATA_PARAMETER, metadata_filter
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.request_context import request_id, traceparent
@@ -23,10 +33,13 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 @router.post("", status_code=202, responses={202: {"model": JobView}}, openapi_extra=json_body_of(JobRequest))
 def create_job(
-    request: Request, body: JsonBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    request: Request,
+    wanted: Annotated[JobRequest, json_body(JobRequest, has_text=True)],
+    commands: Commands,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a job. It is stored when the response arrives; with an Idempotency-Key the request is safe to repeat."""
-    wanted = validate(JobRequest, parse_json(body))
     job, _ = commands.create_job(
         wanted,
         tenant=tenant,
@@ -75,11 +88,9 @@ def delete_job(job_id: JobId, commands: Commands, tenant: Tenant) -> Response:
 
 @router.post("/{job_id}/cancel", status_code=202, responses={202: {"model": JobView}})
 def cancel_job(
-    job_id: JobId, body: OptionalBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    job_id: JobId, _body: NoBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Stop a job. The cancel is stored when the response arrives, even if no worker runs. Takes no body, or ``{}``."""
-    if body:
-        validate(NoFields, parse_json(body))
     return accepted(commands.cancel_job(job_id, tenant=tenant, idempotency_key=idempotency_key))
 
 
@@ -92,7 +103,7 @@ def cancel_job(
 def retry_job(
     request: Request,
     job_id: JobId,
-    body: OptionalBody,
+    body: Annotated[RetryRequest | None, optional_body(RetryRequest)],
     commands: Commands,
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
@@ -102,7 +113,7 @@ def retry_job(
     It resumes from what its attempts left on the machine that runs it. With ``{"from_stage": "train"}`` that stage and
     the stages after it are computed again. Takes no body, or ``{}``, as well.
     """
-    wanted = validate(RetryRequest, parse_json(body)) if body else RetryRequest()
+    wanted = body or RetryRequest()
     job = commands.retry_job(
         job_id,
         tenant=tenant,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from api.errors import InvalidFields
@@ -22,12 +22,6 @@ METADATA_PARAMETER: Final[dict[str, Any]] = {
 
 # The same limits as for the labels of a job: no job can match anything else.
 _FILTER: Final = TypeAdapter(Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)])
-
-
-class NoFields(BaseModel):
-    """The body of an operation that takes no fields."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 def metadata_filter(request: Request) -> dict[str, str]:

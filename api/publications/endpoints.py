@@ -5,9 +5,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header
 from starlette.responses import Response
 
-from api.body import parse_json, validate
-from api.deps import Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBody, PublicationId, Publications, Tenant
-from api.jobs.schemas import NoFields
+from api.deps import Cursor, IdempotencyKey, JobId, Limit, NoBody, PublicationId, Publications, Tenant, json_body
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.responses import json_view
@@ -27,10 +25,13 @@ router = APIRouter(prefix="/v1", tags=["publications"])
     openapi_extra=json_body_of(HubTarget),
 )
 def publish_job(
-    job_id: JobId, body: JsonBody, publications: Publications, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    job_id: JobId,
+    target: Annotated[HubTarget, json_body(HubTarget)],
+    publications: Publications,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Publish a job's checkpoint on the Hub, private by default. If the Hub is down, it is tried again later."""
-    target = validate(HubTarget, parse_json(body))
     return _accepted(publications.create(job_id, target, tenant=tenant, idempotency_key=idempotency_key))
 
 
@@ -62,14 +63,12 @@ def get_publication(
 @router.post("/publications/{publication_id}/retry", status_code=202, responses={202: {"model": PublicationView}})
 def retry_publication(
     publication_id: PublicationId,
-    body: OptionalBody,
+    _body: NoBody,
     publications: Publications,
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Try a failed publication again. Files that the Hub has already are not sent again. Takes no body, or ``{}``."""
-    if body:
-        validate(NoFields, parse_json(body))
     return _accepted(publications.retry(publication_id, tenant=tenant, idempotency_key=idempotency_key))
 
 

@@ -5,9 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path
 from starlette.responses import Response
 
-from api.body import parse_json, validate
-from api.deps import Cursor, IdempotencyKey, JsonBody, Limit, OptionalBody, State, Tenant
-from api.jobs.schemas import NoFields
+from api.deps import Cursor, IdempotencyKey, Limit, NoBody, State, Tenant, json_body
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.responses import json_view
@@ -35,10 +33,12 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
     "", status_code=201, responses={201: {"model": WebhookWithSecretView}}, openapi_extra=json_body_of(NewWebhook)
 )
 def create_webhook(
-    body: JsonBody, webhooks: Webhooks, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    new: Annotated[NewWebhook, json_body(NewWebhook)],
+    webhooks: Webhooks,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Send events to a URL. The response has the secret that signs the messages; it is not shown again."""
-    new = validate(NewWebhook, parse_json(body))
     view = webhooks.create(new, tenant=tenant, idempotency_key=idempotency_key)
     return json_view(view, 201, {**_secret_headers(view), "Location": view.path})
 
@@ -64,9 +64,14 @@ def get_webhook(
 
 
 @router.patch("/{webhook_id}", responses={200: {"model": WebhookView}}, openapi_extra=json_body_of(WebhookChanges))
-def change_webhook(webhook_id: WebhookId, body: JsonBody, webhooks: Webhooks, tenant: Tenant) -> Response:
+def change_webhook(
+    webhook_id: WebhookId,
+    changes: Annotated[WebhookChanges, json_body(WebhookChanges)],
+    webhooks: Webhooks,
+    tenant: Tenant,
+) -> Response:
     """Change the URL, the events or the description, or disable and enable it. A disabled webhook gets no messages."""
-    view = webhooks.change(webhook_id, validate(WebhookChanges, parse_json(body)), tenant=tenant)
+    view = webhooks.change(webhook_id, changes, tenant=tenant)
     return json_view(view, headers=_headers(view))
 
 
@@ -80,13 +85,12 @@ def delete_webhook(webhook_id: WebhookId, webhooks: Webhooks, tenant: Tenant) ->
 @router.post("/{webhook_id}/rotate", responses={200: {"model": WebhookWithSecretView}})
 def rotate_secret(
     webhook_id: WebhookId,
-    body: OptionalBody,
+    _body: NoBody,
     webhooks: Webhooks,
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Replace the secret. The old one also signs until ``previous_secret_until``. Takes no body, or ``{}``."""
-    _require_no_fields(body)
     view = webhooks.rotate(webhook_id, tenant=tenant, idempotency_key=idempotency_key)
     return json_view(view, headers=_secret_headers(view))
 
@@ -94,13 +98,12 @@ def rotate_secret(
 @router.post("/{webhook_id}/test", status_code=202, responses={202: {"model": DeliveryView}})
 def send_test(
     webhook_id: WebhookId,
-    body: OptionalBody,
+    _body: NoBody,
     webhooks: Webhooks,
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Send a ``webhook.test`` message, also if the webhook does not subscribe to it. Takes no body, or ``{}``."""
-    _require_no_fields(body)
     return _accepted(webhooks.test(webhook_id, tenant=tenant, idempotency_key=idempotency_key))
 
 
@@ -130,20 +133,14 @@ def get_delivery(webhook_id: WebhookId, delivery_id: DeliveryId, webhooks: Webho
 def redeliver(
     webhook_id: WebhookId,
     delivery_id: DeliveryId,
-    body: OptionalBody,
+    _body: NoBody,
     webhooks: Webhooks,
     tenant: Tenant,
     *,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Send a message again at once, with the same webhook-id and all its attempts. Takes no body, or ``{}``."""
-    _require_no_fields(body)
     return _accepted(webhooks.redeliver(webhook_id, delivery_id, tenant=tenant, idempotency_key=idempotency_key))
-
-
-def _require_no_fields(body: bytes) -> None:
-    if body:
-        validate(NoFields, parse_json(body))
 
 
 def _headers(view: WebhookView) -> dict[str, str]:

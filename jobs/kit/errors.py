@@ -300,7 +300,7 @@ class BodyTooLarge(QuantryError):
     title = "Body too large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"The body is larger than {limit} bytes. Send less inline text, or use a dataset's name.")
+        super().__init__(f"The body is larger than {limit} bytes. Shorten it, or name a dataset instead of texts.")
 
 
 class Unavailable(QuantryError):

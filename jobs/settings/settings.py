@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.settings.artifact_location import ArtifactLocation, artifact_location
 from jobs.settings.directories import parse_directories
+from jobs.settings.hosts import parse_hosts, parse_origins
 from jobs.settings.networks import Network, parse_networks
 from jobs.settings.problems import with_variables
 
@@ -35,6 +36,16 @@ def _networks(text: str) -> str:
 
 def _directories(text: str) -> str:
     parse_directories(text)
+    return text
+
+
+def _hosts(text: str) -> str:
+    parse_hosts(text)
+    return text
+
+
+def _origins(text: str) -> str:
+    parse_origins(text)
     return text
 
 
@@ -82,7 +93,12 @@ class Settings(BaseSettings):
 
     api_key: SecretStr | None = None
     allow_anonymous: bool = False
-    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20
+    # Names that a request's Host header may have besides loopback names and QUANTRY_HOST.
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = ""
+    # Origins of web pages elsewhere that may use this API.
+    allowed_origins: Annotated[str, AfterValidator(_origins)] = ""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20  # of a request that may carry text
+    body_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0  # time for a whole body to arrive
 
     secret_key: SecretStr | None = None  # Fernet keys for stored credentials, newest first; None: a file in data_dir
     max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # largest model that a job may download; 0: no limit

@@ -18,7 +18,9 @@ def _each_once(events: tuple[EventType, ...]) -> tuple[EventType, ...]:
 
 
 Url = Annotated[Name, Field(max_length=MAX_URL)]
-Events = Annotated[tuple[EventType, ...], Field(min_length=1, max_length=16), AfterValidator(_each_once)]
+Events = Annotated[
+    tuple[EventType, ...], Field(min_length=1, max_length=16, fail_fast=True), AfterValidator(_each_once)
+]
 Description = Annotated[Name, Field(max_length=_MAX_DESCRIPTION)]
 
 

@@ -38,7 +38,7 @@ class ModelReference(Frozen):
 class InlineTexts(Frozen):
     """Calibration or evaluation text sent with the request."""
 
-    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=4096)]
+    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 DatasetName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

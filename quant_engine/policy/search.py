@@ -6,6 +6,8 @@ from pydantic import Field, Tag
 
 from quant_engine.policy.fields import Count, Flag, Fraction, Frozen, LearningRate, NonNegativeInt, Quantile, kind_among
 
+Norm = Annotated[float, Field(strict=True, ge=1.0, le=64.0)]
+
 
 class LayerChoice(Frozen):
     """How many layers the search is scored on: the ``critical`` ones with the largest baseline errors, and ``normal``
@@ -23,10 +25,10 @@ class GridSearch(Frozen):
     """
 
     kind: Literal["grid"] = "grid"
-    alpha: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=64)] = (0.5,)
-    q: Annotated[tuple[Quantile, ...], Field(max_length=64)] = (1.0,)
+    alpha: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=64, fail_fast=True)] = (0.5,)
+    q: Annotated[tuple[Quantile, ...], Field(max_length=64, fail_fast=True)] = (1.0,)
     l2: Flag = False
-    p: Annotated[tuple[Annotated[float, Field(strict=True, ge=1.0, le=64.0)], ...], Field(max_length=16)] = ()
+    p: Annotated[tuple[Norm, ...], Field(max_length=16, fail_fast=True)] = ()
     scope: Literal["shared", "per_layer"] = "shared"
     layers: LayerChoice = LayerChoice()
 
@@ -40,17 +42,17 @@ class PaperExperiment(Frozen):
 
     kind: Literal["paper"] = "paper"
     # 0.25 … 0.75 in 21 steps, the paper's grid.
-    alpha: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=64)] = tuple(
+    alpha: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=64, fail_fast=True)] = tuple(
         round(0.25 + 0.025 * i, 6) for i in range(21)
     )
     # q_i = 1 − 0.05 · 10^(−2i/15) for i = 0 … 14, and q = 1, as in the paper.
-    q: Annotated[tuple[Quantile, ...], Field(min_length=1, max_length=64)] = (
+    q: Annotated[tuple[Quantile, ...], Field(min_length=1, max_length=64, fail_fast=True)] = (
         *(round(1.0 - 0.05 * 10 ** (-2 * i / 15), 6) for i in range(15)),
         1.0,
     )
     top: Annotated[int, Field(strict=True, ge=1, le=16)] = 5
     # Five rates from 5e-3 to 2e-2, log-spaced.
-    learning_rates: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=16)] = tuple(
+    learning_rates: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=16, fail_fast=True)] = tuple(
         round(5e-3 * 4 ** (i / 4), 6) for i in range(5)
     )
     steps: Count = 800

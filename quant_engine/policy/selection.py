@@ -8,7 +8,7 @@ from quant_engine.policy.fields import Count, Frozen, LearningRate, kind_among
 from quant_engine.policy.transform import Statistic, Transform, TransformKind
 
 Candidate = TransformKind | Transform
-Candidates = Annotated[tuple[Candidate, ...], Field(min_length=1, max_length=16)]
+Candidates = Annotated[tuple[Candidate, ...], Field(min_length=1, max_length=16, fail_fast=True)]
 _WUSH: Final = Transform(kind=TransformKind.WUSH, block_size=64)
 _SMOOTH_ROTATION: Final = Transform(statistic=Statistic(kind="l2"))
 _CANDIDATES: Final = (TransformKind.NONE, TransformKind.ROTATION, TransformKind.SMOOTH_ROTATION)

@@ -17,7 +17,7 @@ class Training(Frozen):
     steps: Count = 800
     warmup: NonNegativeInt = 5
     patience: Count = 80
-    learning_rates: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=16)] = (0.02,)
+    learning_rates: Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=16, fail_fast=True)] = (0.02,)
     scope: Literal["shared", "per_layer"] = "shared"
     start: Literal["transform", "l2", "ones"] = "transform"
     batch_tokens: Annotated[int, Field(strict=True, ge=16, le=1_048_576)] | None = 384
@@ -43,7 +43,7 @@ class BlockTraining(Frozen):
     """
 
     kind: Literal["block"] = "block"
-    learn: Annotated[tuple[Learned, ...], Field(min_length=1, max_length=4)] = (
+    learn: Annotated[tuple[Learned, ...], Field(min_length=1, max_length=4, fail_fast=True)] = (
         "scales",
         "transform",
         "weight_clip",

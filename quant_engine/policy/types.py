@@ -40,12 +40,12 @@ class Policy(Frozen):
     task: Literal["quantize", "evaluate"] = "quantize"
     weights: WeightQuantization = WeightQuantization()
     activations: ActivationQuantization = ActivationQuantization()
-    targets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)] = ("down_proj",)
-    ignore: Annotated[tuple[Name, ...], Field(max_length=64)] = ("lm_head",)
+    targets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64, fail_fast=True)] = ("down_proj",)
+    ignore: Annotated[tuple[Name, ...], Field(max_length=64, fail_fast=True)] = ("lm_head",)
     transform: Transform = Transform()
     online: Literal["none", "inner", "all"] = "all"
     residual: Residual | None = None
     search: AnySearch | None = None
     training: AnyTraining | None = None
     selection: AnySelection | None = None
-    overrides: Annotated[tuple[Override, ...], Field(max_length=64)] = ()
+    overrides: Annotated[tuple[Override, ...], Field(max_length=64, fail_fast=True)] = ()

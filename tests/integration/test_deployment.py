@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
+from api.doors.hosts import HostRule
+from api.http_protocol import BoundedHttp
 from jobs.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("migrate", "api", "worker", "worker-gpu")
+KEY = {"QUANTRY_API_KEY": "k" * 40}
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 
 
@@ -29,16 +32,18 @@ def compose() -> dict[str, Any]:
 
 
 def interpolated(text: str, environment: dict[str, str]) -> str:
-    """Compose's ``${NAME}``, ``${NAME:-default}`` and ``${NAME:+alternative}``."""
+    """Compose's ``${NAME}``, ``${NAME:-default}``, ``${NAME:+alternative}`` and ``${NAME:?message}``."""
 
     def value(match: re.Match[str]) -> str:
         name, operator, word = match.groups()
         found = environment.get(name, "")
+        if operator == ":?" and not found:
+            raise LookupError(word)
         if operator == ":+":
             return str(word) if found else ""
-        return found or word or ""
+        return found or (word if operator == ":-" else "")
 
-    return re.sub(r"\$\{(\w+)(?:(:[-+])([^}]*))?\}", value, text)
+    return re.sub(r"\$\{(\w+)(?:(:[-+?])([^}]*))?\}", value, text)
 
 
 def settings_of(service: dict[str, Any], environment: dict[str, str]) -> dict[str, str]:
@@ -89,7 +94,7 @@ def test_workers_can_be_scaled_and_hand_their_jobs_back(compose: dict[str, Any])
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize(
     "environment",
-    [{}, {"QUANTRY_API_KEY": "k" * 40, "QUANTRY_DATASETS_DIR": "/srv/text", "POSTGRES_PASSWORD": "s3cret"}],
+    [KEY, KEY | {"QUANTRY_DATASETS_DIR": "/srv/text", "POSTGRES_PASSWORD": "s3cret", "QUANTRY_ALLOWED_HOSTS": "a.b"}],
 )
 def test_the_settings_are_accepted(
     compose: dict[str, Any], name: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -107,7 +112,23 @@ def test_the_settings_are_accepted(
     assert str(settings.models_dir) == "/models"
     assert (settings.datasets_dir is None) == ("QUANTRY_DATASETS_DIR" not in environment)
     if name == "api":
-        assert (settings.api_key is None) == ("QUANTRY_API_KEY" not in environment)
+        assert settings.api_key is not None
+        assert not settings.allow_anonymous
+        rule = HostRule.of(settings)
+        assert rule.allows("api")
+        assert rule.allows("localhost")
+        assert rule.allows("a.b") == ("QUANTRY_ALLOWED_HOSTS" in environment)
+        assert not rule.allows("evil.example")
+
+
+@pytest.mark.parametrize("environment", [{}, {"QUANTRY_API_KEY": ""}])
+def test_without_a_key_nothing_starts_and_the_sentence_says_where_to_put_one(
+    compose: dict[str, Any], environment: dict[str, str]
+) -> None:
+    with pytest.raises(LookupError, match=r"needs a key.*\.env.*QUANTRY_API_KEY="):
+        settings_of(compose["services"]["api"], environment)
+    # Nothing else in the file lets the API run without one.
+    assert "QUANTRY_ALLOW_ANONYMOUS" not in (ROOT / "docker-compose.yml").read_text()
 
 
 def test_the_commands_of_our_services_exist(compose: dict[str, Any], tmp_path: Path) -> None:
@@ -164,6 +185,8 @@ def test_the_image_runs_as_nobody_special_and_tells_its_health() -> None:
     # The host rule of the settings must know what the socket does.
     listens = run[run.index("--host") + 1]
     assert run[:4] == ["env", f"QUANTRY_HOST={listens}", "uvicorn", "api.main:app"]
+    module, _, name = run[run.index("--http") + 1].partition(":")
+    assert getattr(importlib.import_module(module), name) is BoundedHttp
 
 
 def test_the_image_gets_every_room_and_nothing_else() -> None:

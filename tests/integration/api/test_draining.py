@@ -11,12 +11,12 @@ import pytest
 
 from api.draining import Draining
 from jobs.settings import Settings
+from tests.api_process import api_process
 from tests.integration.api.conftest import BODY
-from tests.integration.api.test_process import _process
 
 
 def test_it_is_unready_before_it_is_gone_and_streams_are_told_to_come_back(settings: Settings, tmp_path: Path) -> None:
-    with _process(settings, tmp_path / "log", QUANTRY_UNREADY_SECONDS="3") as process:
+    with api_process(settings, tmp_path / "log", QUANTRY_UNREADY_SECONDS="3") as process:
         job = httpx.post(f"{process.url}/v1/jobs", json=BODY).json()
         events = f"{process.url}{job['links']['events']}"
         with httpx.stream("GET", events, headers={"Accept": "text/event-stream"}, timeout=30) as response:

@@ -1,14 +1,9 @@
 """The API as a process of its own: killed, stopped, its log, and its broker killed under it."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,80 +11,17 @@ import httpx
 import pytest
 
 from jobs.settings import Settings
+from tests.api_process import Process, api_process
 from tests.integration.api.conftest import BODY, Hands
 
 _ROOT = Path(__file__).resolve().parents[3]
 _KEY = "operator-key-of-this-test"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Process:
-    """``uvicorn api.main:app`` with the settings in its environment."""
-
-    def __init__(self, settings: Settings, log: Path, **environment: str) -> None:
-        self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = log
-        assert settings.database_url is not None
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "uvicorn", "api.main:app", "--port", str(self.port)],
-                cwd=_ROOT,
-                env={
-                    **inherited,
-                    "QUANTRY_DATA_DIR": str(settings.data_dir),
-                    "QUANTRY_DATABASE_URL": settings.database_url.get_secret_value(),
-                    **environment,
-                },
-                stdout=output,
-                stderr=output,
-            )
-
-    def wait_until_alive(self) -> None:
-        """Until /healthz answers."""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                if httpx.get(f"{self.url}/healthz").is_success:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise RuntimeError(self.log.read_text())
-
-    def signal(self, number: int) -> float:
-        """Send a signal; the seconds until the process was gone."""
-        began = time.monotonic()
-        self._process.send_signal(number)
-        self._process.wait(timeout=30)
-        return time.monotonic() - began
-
-    def kill(self) -> None:
-        """End it, if it has not ended."""
-        if self._process.poll() is None:
-            self.signal(signal.SIGKILL)
-
-
-@contextmanager
-def _process(settings: Settings, log: Path, **environment: str) -> Iterator[Process]:
-    process = Process(settings, log, **environment)
-    try:
-        process.wait_until_alive()
-        yield process
-    finally:
-        process.kill()
-
-
 def test_a_job_outlives_the_api_that_took_it(settings: Settings, tmp_path: Path, hands: Hands) -> None:
     """The process is killed the moment it has answered, with a broker that never takes the nudge."""
     for attempt in range(3):
-        with _process(settings, tmp_path / "log", QUANTRY_BROKER_URL="redis://127.0.0.1:1/0") as process:
+        with api_process(settings, tmp_path / "log", QUANTRY_BROKER_URL="redis://127.0.0.1:1/0") as process:
             job = httpx.post(f"{process.url}/v1/jobs", json=BODY).json()
             process.signal(signal.SIGKILL)
         claim = hands.claim()
@@ -97,7 +29,7 @@ def test_a_job_outlives_the_api_that_took_it(settings: Settings, tmp_path: Path,
 
 
 def test_stop_ends_streams_and_answers_what_runs(settings: Settings, tmp_path: Path) -> None:
-    with _process(settings, tmp_path / "log") as process:
+    with api_process(settings, tmp_path / "log") as process:
         job = httpx.post(f"{process.url}/v1/jobs", json=BODY).json()
         with httpx.stream(
             "GET", f"{process.url}{job['links']['events']}", headers={"Accept": "text/event-stream"}
@@ -111,7 +43,7 @@ def test_stop_ends_streams_and_answers_what_runs(settings: Settings, tmp_path: P
 def test_the_log_is_json_with_request_ids_and_without_secrets(settings: Settings, tmp_path: Path) -> None:
     log = tmp_path / "log"
     sent = "zzSentinelValue42"
-    with _process(settings, log, QUANTRY_API_KEY=_KEY) as process:
+    with api_process(settings, log, QUANTRY_API_KEY=_KEY) as process:
         headers = {"Authorization": f"Bearer {_KEY}", "X-Request-ID": "trace-me"}
         assert httpx.get(f"{process.url}/v1/jobs?model={sent}", headers=headers).status_code == 200
         assert httpx.get(f"{process.url}/v1/jobs", headers={"Authorization": f"Bearer {sent}"}).status_code == 401
@@ -135,7 +67,7 @@ def test_a_broken_broker_slows_no_request(settings: Settings, tmp_path: Path, br
         if broker == "silent":  # takes connections, never answers
             listener.listen(64)
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
-        with _process(settings, tmp_path / "log", QUANTRY_BROKER_URL=url) as process, httpx.Client() as client:
+        with api_process(settings, tmp_path / "log", QUANTRY_BROKER_URL=url) as process, httpx.Client() as client:
             client.get(f"{process.url}/v1/jobs")
             for _ in range(5):
                 began = time.monotonic()

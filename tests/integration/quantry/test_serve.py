@@ -5,17 +5,36 @@ import signal
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 
 from quantry import Quantry
+from tests.api_server import cuts_off_an_endless_head
 from tests.serving import START_SECONDS, STOP_SECONDS, eventually, gone, serving
 
 pytestmark = pytest.mark.slow
 
 
+def _refuses_what_a_page_of_another_site_can_send(url: str) -> None:
+    """As it is started by default, without a key."""
+    job = {"model": {"source": "local", "id": "absent"}, "policy": {"preset": "w4a16"}}
+    with httpx.Client(base_url=url) as page:
+        rebound = {"Host": "evil.example"}
+        assert page.get("/v1/jobs", headers=rebound).status_code == 421, "DNS rebinding"
+        assert page.post("/v1/jobs", json=job, headers=rebound).status_code == 421
+        # What a form or a fetch without a preflight can send.
+        for origin in ("https://evil.example", "null", "http://localhost:3000"):
+            plain = {"Origin": origin, "Content-Type": "text/plain"}
+            assert page.post("/v1/jobs", json=job, headers=plain).status_code == 403, "CSRF"
+            assert page.post("/v1/jobs/job_x/cancel", headers=plain).status_code == 403
+        assert cuts_off_an_endless_head(page.base_url.host, page.base_url.port or 80, after=16 << 20)
+        assert page.post("/v1/jobs", json=job, headers={"Origin": url}).json()["code"] == "model_not_found"
+
+
 def test_a_killed_api_comes_back_with_everything_and_a_stop_leaves_nothing(server_data_dir: Path) -> None:
     with serving(server_data_dir, "--no-demo-model") as service, Quantry(service.url()) as client:
         assert client.ready()
+        _refuses_what_a_page_of_another_site_can_send(service.url())
         before = service.child("api")
         os.kill(before.pid, signal.SIGKILL)
         # No retry is needed: the connection waits in the queue of the socket that serve holds.

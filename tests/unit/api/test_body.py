@@ -8,8 +8,9 @@ import anyio
 import pytest
 from starlette.requests import Request
 
-from api.body import parse_json, read_body, require_json, validate
+from api.body import read_body, require_json, validate
 from api.errors import InvalidFields, MalformedJson, UnsupportedMediaType
+from api.json_text import parse_json
 from jobs.kit.errors import BodyTooLarge
 from quant_engine.policy import JobRequest
 

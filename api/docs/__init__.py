@@ -1,0 +1,1 @@
+"""The page ``/docs``: Swagger UI, from files of this installation."""
