@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.body import parse_json, validate
 from api.deps import Commands, Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBody, Queries, Tenant
-from api.jobs.schemas import METADATA_PARAMETER, NoFields, metadata_filter
+from api.jobs.schemas import METADATA_PARAMETER, NoFields, job_request, metadata_filter
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.request_context import request_id, traceparent
@@ -26,7 +26,7 @@ def create_job(
     request: Request, body: JsonBody, commands: Commands, tenant: Tenant, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Submit a job. It is stored when the response arrives; with an Idempotency-Key the request is safe to repeat."""
-    wanted = validate(JobRequest, parse_json(body))
+    wanted = job_request(parse_json(body))
     job, _ = commands.create_job(
         wanted,
         tenant=tenant,

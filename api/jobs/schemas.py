@@ -1,13 +1,15 @@
-"""The inputs of ``/v1/jobs`` besides the policy's own ``JobRequest``."""
+"""The inputs of ``/v1/jobs``."""
 
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from api.body import validate
 from api.errors import InvalidFields
 from api.query import object_members
-from jobs.kit.errors import FieldError
+from jobs.kit.errors import FieldError, PolicyRequired
+from quant_engine.policy import JobRequest, choice_required
 from quant_engine.policy.request import MetadataKey, MetadataValue
 
 METADATA_PARAMETER: Final[dict[str, Any]] = {
@@ -27,6 +29,23 @@ class NoFields(BaseModel):
     """The body of an operation that takes no fields."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+def job_request(body: object) -> JobRequest:
+    """Return the body as a request for a job.
+
+    Raises:
+        PolicyRequired: there is no policy.
+        InvalidFields: fields do not fit; a policy that is missing is one of them.
+    """
+    if not isinstance(body, dict) or body.get("policy") is not None:
+        return validate(JobRequest, body)
+    required = PolicyRequired(choice_required())
+    try:
+        validate(JobRequest, {**body, "policy": {}})
+    except InvalidFields as error:
+        raise InvalidFields((*error.errors, *required.errors)) from None
+    raise required
 
 
 def metadata_filter(request: Request) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Making the specification that a job stores from a request: policy resolved, names checked, defaults filled in."""
 
 from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
-from jobs.kit.errors import InvalidPolicy
+from jobs.kit.errors import InvalidPolicy, PolicyRequired
 from jobs.settings import Settings
 from quant_engine.policy import (
     Evaluation,
@@ -12,7 +12,9 @@ from quant_engine.policy import (
     PolicyError,
     Profile,
     check_profile,
+    choice_required,
     resolve_policy,
+    undecided,
 )
 
 
@@ -22,6 +24,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
     Raises:
         InvalidPolicy: the policy contradicts itself or names an unknown preset (its pointer begins with /policy), or
             ``output`` has nothing to act on, or the policy does not fit the profile that ``output`` asks for.
+        PolicyRequired: the policy has no preset and leaves open what is quantized, or how.
         ModelNotFound: a local model is not in the models directory.
         DatasetNotFound: a dataset's name is unknown here.
     """
@@ -49,9 +52,14 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
 
 def _resolve_policy(policy: Policy) -> Policy:
     try:
-        return resolve_policy(policy)
+        resolved = resolve_policy(policy)
     except PolicyError as error:
         raise InvalidPolicy(error.detail, pointer=f"/policy{error.pointer}", code=error.code) from error
+    missing = undecided(policy)
+    if missing:
+        # A default would quantize another model than the one that the request means.
+        raise PolicyRequired(f"{choice_required()} A policy without a preset also has to give {', '.join(missing)}.")
+    return resolved
 
 
 def _check_profile(policy: Policy, profile: Profile) -> None:

@@ -72,7 +72,7 @@ class Calibration(Frozen):
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 128
     """The tokens of a sequence."""
     seed: NonNegativeInt = 0
-    """The seed that samples are drawn with."""
+    """The seed of random choices among the tokens, and of the text that ``self`` writes."""
     holdout: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.2
     """The last part of the samples, as a fraction, which is used for reports only."""
 

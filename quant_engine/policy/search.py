@@ -13,7 +13,7 @@ class LayerChoice(Frozen):
     critical: Count = 3
     """The layers with the largest baseline errors."""
     normal: NonNegativeInt = 2
-    """Other layers, spread over the model."""
+    """Other layers, at percentiles of the baseline errors of the rest."""
 
 
 class GridSearch(Frozen):
