@@ -29,7 +29,7 @@ class ModelView(View):
     """Its id there."""
     revision: Annotated[str, Field(examples=["main"])]
     """The requested branch, tag or commit."""
-    resolved_revision: str | None
+    resolved_revision: Annotated[str | None, Field(examples=["0123456789abcdef0123456789abcdef01234567"])]
     """The commit that it was resolved to. Null for local models and before resolving."""
 
 

@@ -34,11 +34,11 @@ class MessageLinks(View):
 
     self: Annotated[str, Field(examples=["/v1/jobs/job_01"])]
     """The object itself."""
-    events: Annotated[str, Field(examples=["/v1/jobs/job_01/events"])] | None = None
+    events: Annotated[str | None, Field(examples=["/v1/jobs/job_01/events"])] = None
     """The events of a job."""
-    artifacts: Annotated[str, Field(examples=["/v1/jobs/job_01/artifacts"])] | None = None
+    artifacts: Annotated[str | None, Field(examples=["/v1/jobs/job_01/artifacts"])] = None
     """The files of a job."""
-    job: Annotated[str, Field(examples=["/v1/jobs/job_01"])] | None = None
+    job: Annotated[str | None, Field(examples=["/v1/jobs/job_01"])] = None
     """The job of a publication."""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PlainSerializer, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 
 Item = TypeVar("Item", bound=BaseModel)
@@ -15,7 +15,11 @@ def _as_utc(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Timestamp = Annotated[datetime, PlainSerializer(_as_utc, return_type=str, when_used="json")]
+Timestamp = Annotated[
+    datetime,
+    PlainSerializer(_as_utc, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Page(View, Generic[Item]):
     """The entries."""
     has_more: bool
     """Whether there are more pages."""
-    next_cursor: str | None
+    next_cursor: Annotated[str | None, Field(examples=["next"])]
     """The ``after`` of the next request. Null on the last page."""
 
 
