@@ -112,6 +112,7 @@ IdempotencyKey = Annotated[
         description="Up to 255 printable ASCII characters. Repeating a request with its key repeats its response.",
     ),
 ]
+IfNoneMatch = Annotated[str | None, Header(description="An ETag. If it is still the same, the answer is 304.")]
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Cursor = Annotated[
     str | None, Query(pattern=r"^[\x21-\x7e]{1,512}$", description="The next_cursor of the previous page.")

@@ -1,12 +1,23 @@
 """The endpoints ``/v1/jobs/{id}/publications`` and ``/v1/publications/{id}``: push a checkpoint to the Hub."""
 
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from api.body import parse_json, validate
-from api.deps import Cursor, IdempotencyKey, JobId, JsonBody, Limit, OptionalBody, PublicationId, Publications, Tenant
+from api.deps import (
+    Cursor,
+    IdempotencyKey,
+    IfNoneMatch,
+    JobId,
+    JsonBody,
+    Limit,
+    OptionalBody,
+    PublicationId,
+    Publications,
+    Tenant,
+)
 from api.jobs.schemas import NoFields
 from api.negotiation import none_match
 from api.openapi import json_body_of
@@ -50,7 +61,7 @@ def get_publication(
     publication_id: PublicationId,
     publications: Publications,
     tenant: Tenant,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return one publication with its progress in bytes. Send its ETag as If-None-Match to get 304 if unchanged."""
     view = publications.get(publication_id, tenant=tenant)
