@@ -87,6 +87,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas: dict[str, Schema] = document["components"]["schemas"]
     require_everything(schemas)
     problem = ProblemDocument.model_json_schema(ref_template=_TEMPLATE)
+    problem["properties"]["errors"].pop("default")  # absent, not null, where no field is wrong
     schemas.update(problem.pop("$defs", {}) | {"Problem": problem} | requests)
     used = reachable(schemas, *references(document["paths"]))
     document["components"]["schemas"] = {name: schema for name, schema in schemas.items() if name in used}
