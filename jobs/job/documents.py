@@ -10,7 +10,7 @@ from pydantic import Field
 from jobs.kit.states import JobStatus
 from jobs.kit.views import View
 from quant_engine.interface.layers import LayerRow
-from quant_engine.policy import Calibration, Perplexity, Policy
+from quant_engine.policy import Calibration, Evaluation, Perplexity, Policy
 
 Free = Annotated[dict[str, Any], Field(examples=[{}])]
 
@@ -229,7 +229,7 @@ class Report(View):
     """The digest of the policy without the preset's name."""
     calibration: Calibration | None
     """The text for calibration. Null where nothing was calibrated."""
-    evaluation: EvaluationView
+    evaluation: Evaluation
     """The measurements on the whole model."""
     metric: Metrics
     """What the numbers mean."""
