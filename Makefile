@@ -15,10 +15,11 @@ help: ## list these targets
 env: $(STAMP) ## the virtual environment, from requirements.lock
 
 # torch is installed first and separately: later installs find the pinned build and do not replace it.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-alone.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-alone.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

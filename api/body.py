@@ -28,6 +28,8 @@ _HELD_BYTES: Final = 64 << 20
 _BODY_SECONDS: Final = 60.0
 
 Model = TypeVar("Model", bound=BaseModel)
+Reader = Callable[[object], Model]
+"""Makes a model of a JSON value, or raises InvalidFields."""
 
 
 class NoFields(BaseModel):
@@ -51,8 +53,10 @@ class Bodies:
         self._most_bytes = max(held_bytes, 4 * settings.max_body_bytes)
 
     @asynccontextmanager
-    async def parsed(self, request: Request, model: type[Model], *, has_text: bool) -> AsyncIterator[Model | None]:
-        """Yield the body as a ``model``, or None if it is empty. A large body is held to the end of the block.
+    async def parsed(self, request: Request, read: Reader[Model], *, has_text: bool) -> AsyncIterator[Model | None]:
+        """Yield what ``read`` makes of the body's JSON value, or None if it is empty.
+
+        A large body is held to the end of the block.
 
         Raises:
             BodyTooLarge, LengthRequired, BodyTimeout: reading it.
@@ -74,22 +78,22 @@ class Bodies:
         try:
             raw = await read_body(request, limit, seconds=self._settings.body_seconds, hold=hold)
             if len(raw) <= SMALL_BODY_BYTES:
-                yield await self._model(raw, model, has_text=has_text)
+                yield await self._model(raw, read, has_text=has_text)
                 return
             async with self._large:
-                yield await self._model(raw, model, has_text=has_text)
+                yield await self._model(raw, read, has_text=has_text)
         finally:
             self._held_bytes -= held
 
-    async def _model(self, raw: bytes, model: type[Model], *, has_text: bool) -> Model | None:
+    async def _model(self, raw: bytes, read: Reader[Model], *, has_text: bool) -> Model | None:
         if not raw:
             return None
         # The limiter has threads of its own, so those of the endpoints stay free.
-        return await run_sync(partial(_parse, raw, model, has_text=has_text), limiter=self._parsing)
+        return await run_sync(partial(_parse, raw, read, has_text=has_text), limiter=self._parsing)
 
 
-def _parse(raw: bytes, model: type[Model], *, has_text: bool) -> Model:
-    return validate(model, parse_json(raw, TEXT_BUDGET if has_text else SMALL_BUDGET))
+def _parse(raw: bytes, read: Reader[Model], *, has_text: bool) -> Model:
+    return read(parse_json(raw, TEXT_BUDGET if has_text else SMALL_BUDGET))
 
 
 async def read_body(

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Path, Query, Security
@@ -94,17 +95,21 @@ CredentialId = Annotated[str, Path(description="A credential's id.")]
 PublicationId = Annotated[str, Path(description="A publication's id.")]
 
 
-def json_body(model: type[BaseModel], *, has_text: bool = False) -> Any:
+def json_body(
+    model: type[BaseModel], *, has_text: bool = False, read: Callable[[object], BaseModel] | None = None
+) -> Any:
     """Return the dependency of an endpoint whose body is JSON, parsed as a ``model``.
 
-    ``has_text`` allows QUANTRY_MAX_BODY_BYTES, for documents; other bodies are at most 256 KiB.
+    ``has_text`` allows QUANTRY_MAX_BODY_BYTES, for documents; other bodies are at most 256 KiB. ``read`` makes the
+    model of the JSON value; by default the model's own validation does.
     """
+    reader = read or partial(validate, model)
 
     async def parsed(request: Request, state: State) -> AsyncIterator[BaseModel]:
         require_json(request)
-        async with state.bodies.parsed(request, model, has_text=has_text) as body:
+        async with state.bodies.parsed(request, reader, has_text=has_text) as body:
             # An empty body is no JSON; the parser says so.
-            yield validate(model, parse_json(b"")) if body is None else body
+            yield reader(parse_json(b"")) if body is None else body
 
     return _held_until_the_answer(parsed)
 
@@ -113,7 +118,7 @@ def optional_body(model: type[BaseModel]) -> Any:
     """Return the dependency of an endpoint that takes no body, or JSON that is parsed as a ``model``: None without."""
 
     async def parsed(request: Request, state: State) -> AsyncIterator[BaseModel | None]:
-        async with state.bodies.parsed(request, model, has_text=False) as body:
+        async with state.bodies.parsed(request, partial(validate, model), has_text=False) as body:
             yield body
 
     return _held_until_the_answer(parsed)
@@ -135,6 +140,7 @@ IdempotencyKey = Annotated[
         description="Up to 255 printable ASCII characters. Repeating a request with its key repeats its response.",
     ),
 ]
+IfNoneMatch = Annotated[str | None, Header(description="An ETag. If it is still the same, the answer is 304.")]
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Cursor = Annotated[
     str | None, Query(pattern=r"^[\x21-\x7e]{1,512}$", description="The next_cursor of the previous page.")

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Final
 
 import anyio
@@ -43,7 +44,6 @@ from jobs.repository.database import Database
 from jobs.settings import Settings, get_settings
 from jobs.webhooks.service import WebhookService
 
-_CONTRACT_VERSION: Final = "1.0.0"
 _DATABASE_CONNECTIONS: Final = 10
 # Threads that poll for event streams, apart from the threads that run endpoints.
 _STREAM_THREADS: Final = 4
@@ -72,8 +72,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Quantry",
-        version=_CONTRACT_VERSION,
-        description="Quantization as a service: submit a model and a policy, watch it, download a proven checkpoint.",
+        version=version("quantry"),
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
         # FastAPI's own pages load their scripts from other servers; ours is ``api.docs``.
         docs_url=None,

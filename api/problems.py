@@ -3,12 +3,12 @@
 import http
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,26 +22,39 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 
 class FieldProblem(BaseModel):
-    """One wrong field: ``pointer`` is a JSON pointer into the body, or ``?name`` for a parameter."""
+    """One wrong field."""
 
-    pointer: str
-    code: str
-    detail: str
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    pointer: Annotated[str, Field(examples=["/policy/preset"])]
+    """A JSON pointer into the body, or ``?name`` for a parameter."""
+    code: Annotated[str, Field(examples=["unknown_preset"])]
+    """The code of the mistake, for programs."""
+    detail: Annotated[str, Field(examples=["There is no preset of this name."])]
+    """What is wrong, and what to do about it."""
 
 
 class ProblemDocument(BaseModel):
-    """The body of every error response, for the OpenAPI schema."""
+    """The body of every error response."""
 
-    model_config = ConfigDict(title="Problem", extra="allow")
+    model_config = ConfigDict(title="Problem", extra="allow", use_attribute_docstrings=True)
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: str
-    request_id: str
+    type: Annotated[str, Field(examples=["urn:quantry:problem:invalid_request"])]
+    """The name of the problem."""
+    title: Annotated[str, Field(examples=["Invalid request"])]
+    """The problem in a few words."""
+    status: Annotated[int, Field(examples=[422])]
+    """The HTTP status."""
+    detail: Annotated[str, Field(examples=["1 field does not fit."])]
+    """What is wrong, and what to do about it."""
+    instance: Annotated[str, Field(examples=["urn:quantry:request:req_01"])]
+    """The request."""
+    code: Annotated[str, Field(examples=["invalid_request"])]
+    """The code of the problem, for programs."""
+    request_id: Annotated[str, Field(examples=["req_01"])]
+    """The id of the request, for the operator."""
     errors: list[FieldProblem] | None = None
+    """The wrong fields."""
 
 
 @dataclass(frozen=True, kw_only=True)

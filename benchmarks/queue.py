@@ -120,7 +120,8 @@ def _arrivals(jobs: int, tenants: int) -> Iterator[str]:
 
 
 def _submit(commands: JobCommands, tenant: str) -> str:
-    request = JobRequest.model_validate({"model": {"source": "local", "id": _MODEL}})
+    body = {"model": {"source": "local", "id": _MODEL}, "policy": {"preset": "trainable-smoothrot-w4a4"}}
+    request = JobRequest.model_validate(body)
     return commands.create_job(request, tenant=tenant).job.id
 
 

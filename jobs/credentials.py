@@ -12,10 +12,10 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
@@ -54,12 +54,18 @@ def key_file(settings: Settings) -> Path:
 class CredentialView(View):
     """A stored Hub token, which itself is never shown."""
 
-    id: str
+    id: Annotated[str, Field(examples=["cred_0123456789abcdef01234567"])]
+    """Its id, for ``model.credential`` and ``output.hub.credential``."""
     object: Literal["credential"] = "credential"
-    name: str
+    """What this is."""
+    name: Annotated[str, Field(examples=["mine"])]
+    """Its name."""
     kind: Literal["hub"]
+    """Where the token is valid."""
     created_at: Timestamp
+    """When it was stored."""
     last_used_at: Timestamp | None
+    """When a job or a publication last used it."""
 
 
 class Vault:

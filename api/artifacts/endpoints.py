@@ -8,7 +8,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.artifacts.ranges import RangeNotSatisfiable, range_applies, requested_range
 from api.artifacts.tar import TarMember, tar_chunks, tar_length
-from api.deps import ArtifactId, Cursor, JobId, Queries, Tenant
+from api.deps import ArtifactId, Cursor, IfNoneMatch, JobId, Queries, Tenant
 from api.errors import UnsatisfiableRange
 from api.negotiation import none_match
 from api.responses import json_view
@@ -22,7 +22,6 @@ router = APIRouter(prefix="/v1", tags=["artifacts"])
 _BYTES: Final[dict[str, Any]] = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
 # A proxy that compressed the body would make Content-Length and Repr-Digest wrong.
 _NOT_COMPRESSED: Final = "private, no-cache, no-transform"
-_OptionalHeader = Annotated[str | None, Header()]
 
 
 @router.get("/jobs/{job_id}/artifacts", responses={200: {"model": Page[ArtifactView]}})
@@ -31,7 +30,7 @@ def list_artifacts(
     queries: Queries,
     tenant: Tenant,
     *,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many files a page has at most.")] = 1000,
     after: Cursor = None,
 ) -> Response:
     """List the published files of a job by path: none before it succeeds; expired files (410) are still listed."""
@@ -63,7 +62,7 @@ def get_archive(job_id: JobId, queries: Queries, tenant: Tenant) -> Response:
 
 @router.head("/artifacts/{artifact_id}/content", include_in_schema=False)
 def head_content(
-    artifact_id: ArtifactId, queries: Queries, tenant: Tenant, if_none_match: _OptionalHeader = None
+    artifact_id: ArtifactId, queries: Queries, tenant: Tenant, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Return the headers that GET would return for the whole file. ``Range`` has no meaning here (RFC 9110, 14.2)."""
     file = queries.open_artifact(artifact_id, tenant=tenant)
@@ -86,9 +85,9 @@ def get_content(
     queries: Queries,
     tenant: Tenant,
     *,
-    byte_range: Annotated[str | None, Header(alias="Range")] = None,
-    if_range: _OptionalHeader = None,
-    if_none_match: _OptionalHeader = None,
+    byte_range: Annotated[str | None, Header(alias="Range", description="One range of bytes.")] = None,
+    if_range: Annotated[str | None, Header(description="An ETag. Range only counts if it is still the same.")] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return one file or one range of its bytes. ``Repr-Digest`` is always the digest of the whole file."""
     file = queries.open_artifact(artifact_id, tenant=tenant)

@@ -20,6 +20,9 @@ def _like_a_token(token: SecretStr) -> SecretStr:
 class NewCredential(Frozen):
     """A Hub token to store. It is encrypted, and no response ever contains it."""
 
-    name: Annotated[Name, Field(max_length=64)]
+    name: Annotated[Name, Field(max_length=64, examples=["mine"])]
+    """A name of your own."""
     kind: Literal["hub"]
-    token: Annotated[SecretStr, Field(strict=True), AfterValidator(_like_a_token)]
+    """Where the token is valid."""
+    token: Annotated[SecretStr, Field(strict=True, examples=["hf_…"]), AfterValidator(_like_a_token)]
+    """The token, as the Hub shows it: printable ASCII without blanks, up to 512 characters."""

@@ -1,6 +1,6 @@
 """The endpoint ``/v1/jobs/{id}/events``: the event log as pages or as a live stream."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
@@ -16,6 +16,9 @@ from quant_engine.policy.fields import MAX_INT32
 router = APIRouter(prefix="/v1/jobs", tags=["events"])
 
 _BATCH = 100
+_STREAM: Final = (
+    "Server-sent events: id is an EventView's id, event its type, and data its data. The last one is 'done'."
+)
 _SequenceNumber = Annotated[int, Query(ge=0, le=MAX_INT32, description="Only events with a greater id.")]
 
 
@@ -24,7 +27,7 @@ _SequenceNumber = Annotated[int, Query(ge=0, le=MAX_INT32, description="Only eve
     responses={
         200: {
             "model": Page[EventView],
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": {"type": "string", "description": _STREAM}}},
             "description": "A page of events, or with Accept: text/event-stream the live log until the event 'done'.",
         },
         204: {"description": "As a stream: the job is over and has no further events. Do not reconnect."},
@@ -37,9 +40,11 @@ def list_events(
     tenant: Tenant,
     *,
     after: _SequenceNumber = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many events a page has at most.")] = 100,
     accept: Accept = None,
-    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_INT32)] = None,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=MAX_INT32, description="The id of the last event that a stream has received.")
+    ] = None,
 ) -> Response:
     """List what happened to a job, in order. A stream resumes after ``Last-Event-ID``."""
     # JSON comes first: it is the answer for clients that accept anything.

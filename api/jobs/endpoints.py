@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api.deps import (
     Commands,
     Cursor,
     IdempotencyKey,
+    IfNoneMatch,
     JobId,
     Limit,
     NoBody,
@@ -17,7 +18,7 @@ from api.deps import (
     json_body,
     optional_body,
 )
-from api.jobs.schemas import METADATA_PARAMETER, metadata_filter
+from api.jobs.schemas import METADATA_PARAMETER, job_request, metadata_filter
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.request_context import request_id, traceparent
@@ -34,7 +35,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 @router.post("", status_code=202, responses={202: {"model": JobView}}, openapi_extra=json_body_of(JobRequest))
 def create_job(
     request: Request,
-    wanted: Annotated[JobRequest, json_body(JobRequest, has_text=True)],
+    wanted: Annotated[JobRequest, json_body(JobRequest, has_text=True, read=job_request)],
     commands: Commands,
     tenant: Tenant,
     idempotency_key: IdempotencyKey = None,
@@ -58,8 +59,10 @@ def list_jobs(
     *,
     limit: Limit = 20,
     after: Cursor = None,
-    status: JobStatus | None = None,
-    model: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._/:-]{1,200}$")] = None,
+    status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
+    model: Annotated[
+        str | None, Query(pattern=r"^[A-Za-z0-9._/:-]{1,200}$", description="Only jobs on the model with this id.")
+    ] = None,
 ) -> Response:
     """List jobs, newest first. ``metadata[key]=value`` selects those with that label."""
     page = queries.list_jobs(
@@ -69,9 +72,7 @@ def list_jobs(
 
 
 @router.get("/{job_id}", responses={200: {"model": JobView}, 304: {"description": "Unchanged"}})
-def get_job(
-    job_id: JobId, queries: Queries, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
-) -> Response:
+def get_job(job_id: JobId, queries: Queries, tenant: Tenant, if_none_match: IfNoneMatch = None) -> Response:
     """Return one job. Send its ETag as If-None-Match to get 304 while nothing changed."""
     job = queries.get_job(job_id, tenant=tenant)
     if not none_match(if_none_match, job.etag):

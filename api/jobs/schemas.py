@@ -1,14 +1,16 @@
-"""The inputs of ``/v1/jobs`` besides the policy's own ``JobRequest``."""
+"""The inputs of ``/v1/jobs``."""
 
 from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from api.body import validate
 from api.errors import InvalidFields
 from api.fields import sentence
 from api.query import object_members
-from jobs.kit.errors import FieldError
+from jobs.kit.errors import FieldError, PolicyRequired
+from quant_engine.policy import JobRequest, choice_required
 from quant_engine.policy.request import MetadataKey, MetadataValue
 
 METADATA_PARAMETER: Final[dict[str, Any]] = {
@@ -22,6 +24,23 @@ METADATA_PARAMETER: Final[dict[str, Any]] = {
 
 # The same limits as for the labels of a job: no job can match anything else.
 _FILTER: Final = TypeAdapter(Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)])
+
+
+def job_request(body: object) -> JobRequest:
+    """Return the body as a request for a job.
+
+    Raises:
+        PolicyRequired: there is no policy.
+        InvalidFields: fields do not fit; a policy that is missing is one of them.
+    """
+    if not isinstance(body, dict) or body.get("policy") is not None:
+        return validate(JobRequest, body)
+    required = PolicyRequired(choice_required())
+    try:
+        validate(JobRequest, {**body, "policy": {}})
+    except InvalidFields as error:
+        raise InvalidFields((*error.errors, *required.errors)) from None
+    raise required
 
 
 def metadata_filter(request: Request) -> dict[str, str]:

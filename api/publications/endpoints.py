@@ -2,10 +2,21 @@
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.deps import Cursor, IdempotencyKey, JobId, Limit, NoBody, PublicationId, Publications, Tenant, json_body
+from api.deps import (
+    Cursor,
+    IdempotencyKey,
+    IfNoneMatch,
+    JobId,
+    Limit,
+    NoBody,
+    PublicationId,
+    Publications,
+    Tenant,
+    json_body,
+)
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.responses import json_view
@@ -51,7 +62,7 @@ def get_publication(
     publication_id: PublicationId,
     publications: Publications,
     tenant: Tenant,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return one publication with its progress in bytes. Send its ETag as If-None-Match to get 304 if unchanged."""
     view = publications.get(publication_id, tenant=tenant)

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path
+from fastapi import APIRouter, Depends, Path, Query
 from starlette.responses import Response
 
-from api.deps import Cursor, IdempotencyKey, Limit, NoBody, State, Tenant, json_body
+from api.deps import Cursor, IdempotencyKey, IfNoneMatch, Limit, NoBody, State, Tenant, json_body
 from api.negotiation import none_match
 from api.openapi import json_body_of
 from api.responses import json_view
@@ -54,7 +54,7 @@ def get_webhook(
     webhook_id: WebhookId,
     webhooks: Webhooks,
     tenant: Tenant,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return one webhook. Send its ETag as If-None-Match to get 304 while nothing changed."""
     view = webhooks.get(webhook_id, tenant=tenant)
@@ -115,7 +115,7 @@ def list_deliveries(
     *,
     limit: Limit = 20,
     after: Cursor = None,
-    status: DeliveryStatus | None = None,
+    status: Annotated[DeliveryStatus | None, Query(description="Only messages with this status.")] = None,
 ) -> Response:
     """List the messages to this webhook, newest first: the attempts, the result, and the time of the next attempt."""
     return json_view(webhooks.list_deliveries(webhook_id, tenant=tenant, limit=limit, after=after, status=status))

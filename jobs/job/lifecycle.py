@@ -1,8 +1,9 @@
 """Creating, cancelling and retrying a job for a tenant. The functions work in their caller's transaction."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from jobs.job.rendering import shown_options
@@ -17,11 +18,12 @@ from quant_engine.policy import JobRequest, policy_hash
 
 
 class RetryRequest(BaseModel):
-    """The body of a retry: the stage to begin at. Without one it resumes from all that its attempts left."""
+    """The body of a retry."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    from_stage: RetryStage | None = None
+    from_stage: Annotated[RetryStage | None, Field(examples=["train"])] = None
+    """The stage to begin at. Left out: the job resumes from all that its attempts left."""
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,16 @@ class WorkerView(View):
 
     owner: Annotated[str, Field(exclude=True)]
     busy: Annotated[bool, Field(exclude=True)] = False
-    hostname: str
-    device: str
+    hostname: Annotated[str, Field(examples=["worker-1"])]
+    """The machine."""
+    device: Annotated[str, Field(examples=["cuda:0"])]
+    """The device that jobs run on."""
     started_at: Timestamp
+    """When it started."""
     heartbeat_at: Timestamp
+    """When it last reported."""
     last_claim_at: Timestamp | None
+    """When it last took a job."""
 
 
 class Installation(View):

@@ -1,7 +1,7 @@
 """Making the specification that a job stores from a request: policy resolved, names checked, defaults filled in."""
 
 from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
-from jobs.kit.errors import InvalidPolicy, RefusedJob
+from jobs.kit.errors import InvalidPolicy, PolicyRequired, RefusedJob
 from jobs.settings import Settings
 from quant_engine.interface.problems import Problem
 from quant_engine.model_files import FileRules, ModelFiles
@@ -14,7 +14,9 @@ from quant_engine.policy import (
     PolicyError,
     Profile,
     check_profile,
+    choice_required,
     resolve_policy,
+    undecided,
 )
 from quant_engine.preflight import check_job
 
@@ -25,6 +27,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
     Raises:
         InvalidPolicy: the policy contradicts itself or names an unknown preset (its pointer begins with /policy), or
             ``output`` has nothing to act on, or the policy does not fit the profile that ``output`` asks for.
+        PolicyRequired: the policy has no preset and leaves open what is quantized, or how.
         DatasetNotFound: a dataset's name is unknown here.
     """
     policy = _resolve_policy(request.policy)
@@ -83,9 +86,14 @@ def local_problems(spec: JobRequest, settings: Settings) -> list[Problem]:
 
 def _resolve_policy(policy: Policy) -> Policy:
     try:
-        return resolve_policy(policy)
+        resolved = resolve_policy(policy)
     except PolicyError as error:
         raise InvalidPolicy(error.detail, pointer=f"/policy{error.pointer}", code=error.code) from error
+    missing = undecided(policy)
+    if missing:
+        # A default would quantize another model than the one that the request means.
+        raise PolicyRequired(f"{choice_required()} A policy without a preset also has to give {', '.join(missing)}.")
+    return resolved
 
 
 def _check_profile(policy: Policy, profile: Profile) -> None:

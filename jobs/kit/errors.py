@@ -13,6 +13,7 @@
     ├── InvalidRequest                    422 invalid_request       (names the field by JSON pointer)
     │   ├── RefusedJob                        refused_job, or the code of its first reason
     │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
+    │   ├── PolicyRequired                    policy_required       (no preset is named)
     │   ├── ModelNotFound                     model_not_found
     │   ├── DatasetNotFound                   dataset_not_found
         │   ├── UnknownCredential                 (with the code credential_not_found)
@@ -205,6 +206,16 @@ class InvalidPolicy(InvalidRequest):
 
     code = "invalid_policy"
     title = "Invalid policy"
+
+
+class PolicyRequired(InvalidRequest):
+    """The request does not say what is done to the model."""
+
+    code = "policy_required"
+    title = "Policy required"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, pointer="/policy")
 
 
 class ModelNotFound(InvalidRequest):

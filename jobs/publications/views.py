@@ -4,48 +4,67 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from jobs.kit.documents import JobProblemView
 from jobs.kit.states import PublicationStatus
-from jobs.kit.views import Timestamp, View
+from jobs.kit.views import Described, Timestamp, View
 from jobs.repository.models import Publication
 
 
 class BytesView(View):
-    """How much of the checkpoint is on the Hub. Both are 0 until the first attempt has checked."""
+    """How much of the checkpoint is on the Hub."""
 
-    bytes_done: int
-    bytes_total: int
+    bytes_done: Annotated[int, Field(examples=[1000000])]
+    """The bytes that the Hub has."""
+    bytes_total: Annotated[int, Field(examples=[173000000])]
+    """All bytes. 0 until the first attempt has checked."""
 
 
 class CommitView(View):
     """The commit that holds the checkpoint."""
 
-    sha: str
-    url: str
+    sha: Annotated[str, Field(examples=["0123456789abcdef0123456789abcdef01234567"])]
+    """Its id."""
+    url: Annotated[str, Field(examples=["https://huggingface.co/me/model/commit/0123456"])]
+    """Its address on the Hub."""
 
 
 class PublicationView(View):
-    """A publication. ``error``: why it failed; ``last_error``: why its latest attempt is followed by another.
+    """A publication. ``version`` is that of the row, for the ETag; the JSON lacks it."""
 
-    ``next_attempt_at`` is set while it waits for that. ``version`` is that of the row, for the ETag; the JSON lacks it.
-    """
-
-    id: str
+    id: Annotated[str, Field(examples=["pub_01"])]
+    """Its id."""
     object: Literal["publication"] = "publication"
-    job_id: str
+    """What this is."""
+    job_id: Annotated[str, Field(examples=["job_01"])]
+    """Its job."""
     status: PublicationStatus
+    """Its state."""
     is_terminal: bool
-    repo: str
-    private: bool
-    revision: str
-    attempt: int
+    """Whether it is over: only a retry changes it."""
+    repo: Annotated[str, Field(examples=["me/SmolLM2-135M-w4a16"])]
+    """The repository on the Hub."""
+    private: Annotated[bool, Field(examples=[True])]
+    """Whether a new repository is private."""
+    revision: Annotated[str, Field(examples=["main"])]
+    """The branch."""
+    attempt: Annotated[int, Field(examples=[1])]
+    """The number of its attempts."""
     progress: BytesView
+    """How much of the checkpoint is on the Hub."""
     commit: CommitView | None
-    error: dict[str, Any] | None
-    last_error: dict[str, Any] | None
+    """The commit that holds the checkpoint, once it has succeeded."""
+    error: Annotated[dict[str, Any], Described(JobProblemView)] | None
+    """Why it failed."""
+    last_error: Annotated[dict[str, Any], Described(JobProblemView)] | None
+    """Why its latest attempt is followed by another."""
     created_at: Timestamp
+    """When it was accepted."""
     started_at: Timestamp | None
+    """When its first attempt began."""
     finished_at: Timestamp | None
+    """When it ended."""
     next_attempt_at: Timestamp | None
+    """When it is tried again. Null unless it waits for that."""
     version: Annotated[int, Field(exclude=True)] = 0
 
     @property

@@ -17,28 +17,37 @@ def _each_once(events: tuple[EventType, ...]) -> tuple[EventType, ...]:
     return events
 
 
-Url = Annotated[Name, Field(max_length=MAX_URL)]
+Url = Annotated[Name, Field(max_length=MAX_URL, examples=["https://example.com/hook"])]
 Events = Annotated[
-    tuple[EventType, ...], Field(min_length=1, max_length=16, fail_fast=True), AfterValidator(_each_once)
+    tuple[EventType, ...],
+    Field(min_length=1, max_length=16, examples=[["job.succeeded"]], fail_fast=True),
+    AfterValidator(_each_once),
 ]
-Description = Annotated[Name, Field(max_length=_MAX_DESCRIPTION)]
+Description = Annotated[Name, Field(max_length=_MAX_DESCRIPTION, examples=["The team channel."])]
 
 
 class NewWebhook(Frozen):
-    """An endpoint for events; without ``events``, for the ends of jobs and publications."""
+    """An endpoint for events."""
 
     url: Url
+    """Where messages are sent."""
     events: Events = DEFAULT_EVENTS
+    """The events that it gets. Left out: the ends of jobs and publications."""
     description: Description | None = None
+    """What it is for."""
 
 
 class WebhookChanges(Frozen):
     """The changes of an endpoint. Enabling it again resets the record of its failures."""
 
     url: Url | None = None
+    """Where messages are sent."""
     events: Events | None = None
+    """The events that it gets."""
     description: Description | None = None
-    enabled: Flag | None = None
+    """What it is for."""
+    enabled: Annotated[Flag | None, Field(examples=[True])] = None
+    """Whether it gets messages."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,31 +5,38 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from jobs.kit.documents import WebhookMessage
 from jobs.kit.states import DeliveryStatus
-from jobs.kit.views import Timestamp, View
+from jobs.kit.views import Described, Timestamp, View
 from jobs.repository.models import WebhookDelivery, WebhookEndpoint
 
 DisabledReason = Literal["requested", "gone", "failing"]
 
 
 class WebhookView(View):
-    """An endpoint. ``disabled_reason``: ``requested`` by the tenant, ``gone`` (the receiver answered 410), or
-    ``failing`` (the service saw only failures for days).
+    """An endpoint. ``version`` is that of the row, for the ETag; it is not in the JSON."""
 
-    ``previous_secret_until``: until when the old secret also signs after a rotation; null without a rotation.
-    ``version`` is that of the row, for the ETag; it is not in the JSON.
-    """
-
-    id: str
+    id: Annotated[str, Field(examples=["wh_01"])]
+    """Its id."""
     object: Literal["webhook.endpoint"] = "webhook.endpoint"
-    url: str
-    description: str
-    events: tuple[str, ...]
+    """What this is."""
+    url: Annotated[str, Field(examples=["https://example.com/hook"])]
+    """Where messages are sent."""
+    description: Annotated[str, Field(examples=["The team channel."])]
+    """What it is for."""
+    events: Annotated[tuple[str, ...], Field(examples=[("job.succeeded",)])]
+    """The events that it gets."""
     enabled: bool
+    """Whether it gets messages."""
     disabled_reason: DisabledReason | None
+    """``requested`` by the tenant, ``gone`` (the receiver answered 410), or ``failing`` (the service saw only failures
+    for days)."""
     failing_since: Timestamp | None
+    """Since when every message has failed."""
     previous_secret_until: Timestamp | None
+    """Until when the old secret also signs after a rotation."""
     created_at: Timestamp
+    """When it was made."""
     version: Annotated[int, Field(exclude=True)] = 0
 
     @property
@@ -46,29 +53,39 @@ class WebhookView(View):
 class WebhookWithSecretView(WebhookView):
     """An endpoint with its new secret, which is only shown this time."""
 
-    secret: str
+    secret: Annotated[str, Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])]
+    """The secret that signs messages. It is not shown again."""
 
 
 class DeliveryView(View):
-    """One message to one endpoint. ``id`` is its ``webhook-id``; ``attempts`` counts since it was last (re)queued.
+    """One message to one endpoint."""
 
-    ``next_attempt_at`` is set while it is pending. ``last_status`` is the HTTP status of the last response, if there
-    was one.
-    """
-
-    id: str
+    id: Annotated[str, Field(examples=["msg_01"])]
+    """Its ``webhook-id``."""
     object: Literal["webhook.delivery"] = "webhook.delivery"
-    webhook_id: str
-    type: str
+    """What this is."""
+    webhook_id: Annotated[str, Field(examples=["wh_01"])]
+    """Its endpoint."""
+    type: Annotated[str, Field(examples=["job.succeeded"])]
+    """The event."""
     status: DeliveryStatus
-    attempts: int
-    last_status: int | None
-    last_error: str | None
+    """Its state."""
+    attempts: Annotated[int, Field(examples=[1])]
+    """The attempts since it was last queued."""
+    last_status: Annotated[int | None, Field(examples=[200])]
+    """The HTTP status of the last response, if there was one."""
+    last_error: Annotated[str | None, Field(examples=["timeout"])]
+    """Why the last attempt failed."""
     created_at: Timestamp
+    """When the event happened."""
     last_attempt_at: Timestamp | None
+    """When it was last sent."""
     next_attempt_at: Timestamp | None
+    """When it is sent again. Null unless it is pending."""
     finished_at: Timestamp | None
-    payload: dict[str, Any]
+    """When it was delivered or given up."""
+    payload: Annotated[dict[str, Any], Described(WebhookMessage)]
+    """The message."""
 
     @property
     def path(self) -> str:

@@ -1,5 +1,6 @@
 """The request of a job and its policy, as frozen types without torch, so every part of the service can use them."""
 
+from quant_engine.policy.choice import choice_required, popular_presets, undecided
 from quant_engine.policy.format_spec import FormatSpec, Scheme
 from quant_engine.policy.formats import (
     ActivationQuantization,
@@ -31,7 +32,7 @@ from quant_engine.policy.selection import AnySelection, Candidate, Differentiabl
 from quant_engine.policy.site_settings import SiteQuantization, SiteSettings, linear_settings
 from quant_engine.policy.training import AnyTraining, BlockTraining, RotationTraining, Training
 from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
-from quant_engine.policy.types import Override, Policy
+from quant_engine.policy.types import Nothing, Override, Policy
 
 __all__ = [
     "BUILT_IN",
@@ -57,6 +58,7 @@ __all__ = [
     "Limits",
     "LowestError",
     "ModelReference",
+    "Nothing",
     "NumberFormat",
     "Output",
     "Override",
@@ -77,10 +79,13 @@ __all__ = [
     "TransformKind",
     "WeightQuantization",
     "check_profile",
+    "choice_required",
     "float_format",
     "in_words",
     "linear_settings",
     "matches",
     "policy_hash",
+    "popular_presets",
     "resolve_policy",
+    "undecided",
 ]

@@ -4,9 +4,11 @@ Pydantic's defaults accept ``true`` for an integer, NUL bytes in a string and ``
 tensor can not hold these values. The types here refuse them in one place.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+
+from quant_engine.policy.nulls import without_left_out
 
 MAX_INT32 = 2**31 - 1
 _MAX_TEXT = 2_000_000
@@ -26,9 +28,26 @@ def _clean_text(value: object) -> object:
 
 
 class Frozen(BaseModel):
-    """Base of every policy type: immutable, and an unknown field is an error."""
+    """Base of every policy type: immutable, and an unknown field is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+    The text under a field is its description in the API's document.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    nulls_reach_down: ClassVar[bool] = False
+    """Whether the objects inside one with nulls for left-out fields are read like it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_left_out(cls, value: Any) -> Any:
+        return without_left_out(cls, value, downwards=cls.nulls_reach_down)
 
 
 Flag = Annotated[bool, Field(strict=True)]
@@ -52,7 +71,7 @@ def kind_among(*types: type[BaseModel]) -> Discriminator:
         if not isinstance(value, dict):
             return getattr(value, "kind", None)
         # A kind that is not text gives None, which pydantic reports as an unknown kind.
-        if "kind" in value:
+        if value.get("kind") is not None:
             return value["kind"] if isinstance(value["kind"], str) else None
         fitting = [each for each in types if value.keys() <= each.model_fields.keys()]
         # Where no type has all the fields, the first one reports the unknown field.

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from quant_engine.policy.fields import Flag, Fraction, Frozen
 from quant_engine.policy.format_spec import EngineSchemes, FormatSpec, Pairing, Scheme
+from quant_engine.policy.nulls import without_left_out
 
 
 def _integer(
@@ -181,39 +182,44 @@ def in_words(formats: Iterable[NumberFormat]) -> str:
 
 
 class GptqSettings(Frozen):
-    """GPTQ (arXiv 2210.17323): ``damping`` × the mean diagonal is added to the Hessian, updates are lazy in blocks.
-
-    ``act_order`` rounds the columns in the order of falling Hessian diagonal; the groups stay those of the original
-    order. ``correction`` is how far a weight is first moved to the least-squares solution for the input that it gets
-    from the quantized layers before it (0: not at all; arXiv 2504.02692, arXiv 2504.09629).
-    """
+    """The settings of GPTQ (arXiv 2210.17323)."""
 
     damping: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.01
+    """This times the mean diagonal is added to the diagonal of the Hessian."""
     block_size: Annotated[int, Field(strict=True, ge=1, le=65536)] = 128
+    """The columns whose updates are applied to the rest of the matrix together."""
     act_order: Flag = True
+    """Round the columns in the order of falling Hessian diagonal. The groups stay those of the original order."""
     correction: Fraction = 0.0
+    """How far a weight is first moved to the least-squares solution for the input that it gets from the quantized
+    layers before it. 0: not at all (arXiv 2504.02692, arXiv 2504.09629)."""
 
 
 class WeightQuantization(Frozen):
-    """How a weight matrix [out, in] is rounded. ``group_size`` counts input channels that share a scale.
-
-    nvfp4 and mxfp4 have fixed groups; a request may leave ``group_size`` out.
-    ``clip`` "mse" shrinks each scale to the value with the smallest squared rounding error; ``gptq`` is for rounding
-    "gptq".
-    """
+    """How a weight matrix [out, in] is rounded."""
 
     format: NumberFormat = NumberFormat.INT4
+    """The number format of the weights. ``none`` is only for an override, which then leaves these linears alone."""
     granularity: Literal["channel", "group", "tensor"] = "channel"
-    group_size: Annotated[int, Field(strict=True, ge=8, le=65536)] | None = None
+    """The weights that share a scale: an output channel, a group of input channels, or the whole tensor."""
+    group_size: Annotated[int, Field(strict=True, ge=8, le=65536, examples=[64])] | None = None
+    """The input channels that share a scale, with granularity ``group`` alone. nvfp4 and mxfp4 have groups of their
+    own."""
     symmetric: Literal[True] = True
+    """Whether zero is in the middle of the grid. Every format is symmetric."""
     clip: Literal["none", "mse"] = "none"
+    """``mse`` shrinks each scale to the value with the smallest squared rounding error."""
     rounding: Literal["rtn", "gptq"] = "rtn"
+    """Round to nearest, or by GPTQ."""
     gptq: GptqSettings = GptqSettings()
+    """The settings of rounding ``gptq``."""
 
     @model_validator(mode="before")
     @classmethod
     def _with_own_groups(cls, fields: Any) -> Any:
         """Add the groups of a format that fixes them, unless the request names some."""
+        # This runs before the same step of the base.
+        fields = without_left_out(cls, fields)
         if not isinstance(fields, dict) or {"granularity", "group_size"} & fields.keys():
             return fields
         # A format that does not exist is refused later, by the field itself.
@@ -222,14 +228,15 @@ class WeightQuantization(Frozen):
 
 
 class ActivationQuantization(Frozen):
-    """How a linear's input [tokens, in] is rounded, dynamically. ``clip_ratio`` multiplies the absmax of the scale.
-
-    A token has one scale, or, in nvfp4 and mxfp4, one for each of the format's groups of channels.
-    ``clip`` "search" searches a ratio for each site on fit tokens; ``clip_ratio`` then has to stay 1.
-    """
+    """How a linear's input [tokens, in] is rounded, dynamically."""
 
     format: NumberFormat = NumberFormat.INT4
+    """The number format of the inputs. ``none`` leaves them in floating point."""
     granularity: Literal["token"] = "token"
+    """A token has one scale, or, in nvfp4 and mxfp4, one for each of the format's groups of channels."""
     symmetric: Literal[True] = True
+    """Whether zero is in the middle of the grid. Every format is symmetric."""
     clip: Literal["none", "search"] = "none"
+    """``search`` looks for a clip ratio for each site, on fit tokens."""
     clip_ratio: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0
+    """Multiplies the absmax that the scale is computed from. With clip ``search`` it has to stay 1."""

@@ -3,7 +3,9 @@
 Their accuracy and run time on a real model are in ``docs/measurements.md``.
 """
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field
 
 from quant_engine.policy.fields import Frozen
 from quant_engine.policy.formats import ActivationQuantization, GptqSettings, NumberFormat, WeightQuantization
@@ -18,9 +20,12 @@ from quant_engine.policy.types import Policy
 class Preset(Frozen):
     """A named policy with a sentence about its purpose."""
 
-    name: str
-    description: str
+    name: Annotated[str, Field(examples=["w4a16"])]
+    """Its name."""
+    description: Annotated[str, Field(examples=["Four-bit weights in groups."])]
+    """Its purpose."""
     policy: Policy
+    """Its whole policy."""
 
 
 def _preset(name: str, description: str, **fields: object) -> Preset:

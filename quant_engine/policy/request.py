@@ -17,31 +17,42 @@ def _refuse_ambiguous_id(model_id: str) -> str:
     return model_id
 
 
-ModelId = Annotated[str, Field(strict=True, pattern=_ID_PATTERN), AfterValidator(_refuse_ambiguous_id)]
+ModelId = Annotated[
+    str,
+    Field(strict=True, pattern=_ID_PATTERN, examples=["HuggingFaceTB/SmolLM2-135M"]),
+    AfterValidator(_refuse_ambiguous_id),
+]
 
 
-CredentialId = Annotated[str, Field(strict=True, pattern=r"^cred_[0-9a-f]{24}$")]
+CredentialId = Annotated[
+    str, Field(strict=True, pattern=r"^cred_[0-9a-f]{24}$", examples=["cred_0123456789abcdef01234567"])
+]
 
 
 class ModelReference(Frozen):
-    """A model by source and id: ``hub``, or ``local`` for a directory in the operator's models directory.
-
-    ``credential`` is the id of a stored Hub token, for gated and private models; null uses the operator's, if any.
-    """
+    """The model of a job."""
 
     source: Literal["hub", "local"] = "hub"
+    """The Hub, or the operator's models directory."""
     id: ModelId
+    """The id that the Hub shows, or the name of a directory in the models directory. Never a path."""
     revision: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
+    """A branch, a tag or a commit of the Hub."""
     credential: CredentialId | None = None
+    """The id of a stored Hub token, for gated and private models. Null: the operator's, if there is one."""
 
 
 class InlineTexts(Frozen):
     """Calibration or evaluation text sent with the request."""
 
-    texts: Annotated[tuple[Text, ...], Field(min_length=1, max_length=4096, fail_fast=True)]
+    texts: Annotated[
+        tuple[Text, ...],
+        Field(min_length=1, max_length=4096, examples=[["The first text.", "The second text."]], fail_fast=True),
+    ]
+    """The texts, in the order in which they are read."""
 
 
-DatasetName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+DatasetName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["wikitext2"])]
 
 
 BUILT_IN: Final = "pydoc"
@@ -56,77 +67,88 @@ SpecialTokens = Literal["auto", "none"]
 
 
 class Calibration(Frozen):
-    """``samples`` sequences of ``sequence_length`` tokens; the last ``holdout`` fraction is used for reports only.
-
-    ``dataset`` is a name that ``/v1/capabilities`` lists, ``self`` (the model's own samples), or inline texts;
-    null is the operator's default. ``pack`` joins the documents and cuts them into sequences; without it each sequence
-    is one document, cut or padded to ``sequence_length``.
-    """
+    """The text that statistics are collected on, and that layer errors are measured on."""
 
     dataset: DatasetName | InlineTexts | None = None
+    """A name that ``GET /v1/capabilities`` lists, ``self`` (the model's own samples), or texts. Null: the operator's
+    default."""
     samples: Annotated[int, Field(strict=True, ge=4, le=65536)] = 256
+    """The number of sequences."""
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 128
+    """The tokens of a sequence."""
     seed: NonNegativeInt = 0
+    """The seed of random choices among the tokens, and of the text that ``self`` writes."""
     holdout: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.2
+    """The last part of the samples, as a fraction, which is used for reports only."""
     special_tokens: SpecialTokens = "auto"
+    """``auto``: a sequence begins with the special tokens that the tokenizer puts in front of a text by default."""
     pack: Annotated[bool, Field(strict=True)] = True
+    """Whether documents are joined and cut into sequences. Otherwise each sequence is one document, cut or padded."""
 
 
 class Perplexity(Frozen):
-    """Perplexity over the first ``tokens`` evaluation tokens, in independent windows of ``sequence_length``.
-
-    The special tokens that begin each window count as tokens, and are not predicted.
-    """
+    """The measurement of perplexity, over independent windows."""
 
     dataset: DatasetName | InlineTexts | None = None
+    """A name that ``GET /v1/capabilities`` lists, or texts. Null: the operator's default."""
     tokens: Annotated[int, Field(strict=True, ge=32, le=100_000_000)] = 16384
+    """How many tokens are measured, from the beginning of the text."""
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 512
+    """The tokens of a window."""
     special_tokens: SpecialTokens = "auto"
+    """``auto``: a window begins with the special tokens that the tokenizer puts in front of a text by default. They
+    count as tokens, and are not predicted."""
 
 
 class Evaluation(Frozen):
-    """The measurements on the whole model; ``perplexity`` null skips perplexity."""
+    """The measurements on the whole model."""
 
     perplexity: Perplexity | None = Perplexity()
+    """The measurement of perplexity. Null skips it."""
 
 
 RepoId = Annotated[
     str,
-    Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"),
+    Field(
+        strict=True,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$",
+        examples=["me/SmolLM2-135M-w4a16"],
+    ),
     AfterValidator(_refuse_ambiguous_id),
 ]
 Branch = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 
 
 class HubTarget(Frozen):
-    """Where a checkpoint is published: ``owner/name`` on the Hub, private by default.
-
-    ``credential`` is the id of a stored Hub token that may write there; null uses the operator's, if any.
-    """
+    """Where a checkpoint is published on the Hub."""
 
     repo: RepoId
+    """The repository, as ``owner/name``."""
     private: Annotated[bool, Field(strict=True)] = True
+    """Whether a new repository is private."""
     revision: Branch = "main"
+    """The branch."""
     credential: CredentialId | None = None
+    """The id of a stored Hub token that may write there. Null: the operator's, if there is one."""
 
 
 class Output(Frozen):
-    """The kind of checkpoint, and where it is published.
-
-    ``universal`` is a checkpoint that plain ``from_pretrained`` loads correctly: nothing online, no clipping of
-    activations. ``rotated`` may have both, and then needs our loader. ``hub`` publishes the checkpoint after the job
-    has succeeded.
-    """
+    """The kind of checkpoint, and where it is published."""
 
     profile: Literal["rotated", "universal"] = "rotated"
+    """``universal`` is a checkpoint that plain ``from_pretrained`` loads correctly: nothing online, no clipping of
+    activations. ``rotated`` may have both, and then needs our loader."""
     hub: HubTarget | None = None
+    """Where the checkpoint is published after the job has succeeded. Null: nowhere."""
 
 
 class Limits(Frozen):
-    """How long a job may wait and run, in seconds of wall clock."""
+    """How long a job may wait and run."""
 
     max_queue_seconds: Count = 86_400
+    """How long a job may wait for a worker, in seconds."""
     max_run_seconds: Count = 14_400
+    """How long a job may run, in seconds, over all its attempts."""
 
 
 MetadataKey = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -137,9 +159,18 @@ class JobRequest(Frozen):
     """The body of ``POST /v1/jobs``; with policy and datasets resolved, it is the specification that a job stores."""
 
     model: ModelReference
-    policy: Policy = Policy(preset="trainable-smoothrot-w4a4")
+    """The model to quantize or to measure."""
+    policy: Policy
+    """What is done to the model: a preset, and the fields that override it."""
     calibration: Calibration = Calibration()
+    """The text for calibration."""
     evaluation: Evaluation = Evaluation()
+    """The measurements on the whole model."""
     output: Output = Output()
+    """The kind of checkpoint, and where it is published."""
     limits: Limits = Limits()
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16, default_factory=dict)]
+    """How long the job may wait and run."""
+    metadata: Annotated[
+        dict[MetadataKey, MetadataValue], Field(max_length=16, default_factory=dict, examples=[{"team": "search"}])
+    ]
+    """Labels of your own, which lists of jobs can be filtered by."""

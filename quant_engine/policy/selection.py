@@ -15,31 +15,35 @@ _CANDIDATES: Final = (TransformKind.NONE, TransformKind.ROTATION, TransformKind.
 
 
 class LowestError(Frozen):
-    """For each layer, choose the candidate transform with the lowest error on validation tokens.
-
-    A candidate is a kind, whose other fields come from ``transform``, or a complete transform. ``online_cost`` is λ: a
-    candidate's error counts as E · (1 + λ · c), where c is its online multiply-adds per token divided by the linears'
-    own.
-    """
+    """For each layer, choose the candidate transform with the lowest error on validation tokens."""
 
     kind: Literal["lowest_error"] = "lowest_error"
+    """The kind of the selection."""
     candidates: Candidates = _CANDIDATES
+    """Each is a kind, whose other fields come from ``policy.transform``, or a complete transform."""
     online_cost: Annotated[float, Field(strict=True, ge=0.0, le=100.0)] = 0.0
+    """λ: a candidate's error counts as E · (1 + λ · c), where c is its online multiply-adds per token divided by the
+    linears' own."""
 
 
 class Kurtosis(Frozen):
     """For each layer, choose one of two transforms by the robust z-score of the weights' kurtosis (arXiv 2511.17809).
 
-    z = 0.6745 (κ − median) / (MAD + ε) over the layers of one role group. A layer takes ``outlying`` where
-    ``sign`` · z > ``beta``, and ``typical`` elsewhere. We do not know the paper's values. The defaults are fitted to
-    the choices of the lowest error on SmolLM2-135M; they agree on 65 % of the sites (docs/measurements.md).
+    z = 0.6745 (κ − median) / (MAD + ε) over the layers of one role group. We do not know the paper's values. The
+    defaults are fitted to the choices of the lowest error on SmolLM2-135M; they agree on 65 % of the sites
+    (docs/measurements.md).
     """
 
     kind: Literal["kurtosis"] = "kurtosis"
+    """The kind of the selection."""
     outlying: Candidate = _WUSH
+    """The transform where ``sign`` · z > ``beta``."""
     typical: Candidate = _SMOOTH_ROTATION
+    """The transform elsewhere."""
     sign: Literal[-1, 1] = 1
+    """Whether large (1) or small (-1) z are outlying."""
     beta: Annotated[float, Field(strict=True, ge=-100.0, le=100.0)] = -1.05
+    """The threshold of ``sign`` · z."""
 
 
 class Differentiable(Frozen):
@@ -49,10 +53,15 @@ class Differentiable(Frozen):
     """
 
     kind: Literal["differentiable"] = "differentiable"
+    """The kind of the selection."""
     candidates: Candidates = _CANDIDATES
+    """Each is a kind, whose other fields come from ``policy.transform``, or a complete transform."""
     temperature: Annotated[float, Field(strict=True, gt=0.0, le=100.0)] = 1.0
+    """τ of the softmax."""
     steps: Count = 60
+    """The steps that the weights a are learned in."""
     learning_rate: LearningRate = 0.1
+    """The learning rate of the weights a."""
 
 
 AnySelection = Annotated[

@@ -44,45 +44,43 @@ _SCALED: Final = (
 
 
 class Statistic(Frozen):
-    """The channel statistic in s = stat_X^α / stat_W^(1−α).
-
-    ``q`` is for ``quantile`` (1: the maximum), ``p`` for ``lp``, the norm (Σ |x|^p)^(1/p); ``l2`` is ``lp`` at p = 2.
-    """
+    """The channel statistic in s = stat_X^α / stat_W^(1−α)."""
 
     kind: Literal["absmax", "quantile", "l2", "lp"] = "absmax"
+    """The largest absolute value, a quantile of them, or a norm; ``l2`` is ``lp`` at p = 2."""
     q: Quantile = 1.0
+    """The quantile of kind ``quantile``. 1 is the maximum."""
     p: Annotated[float, Field(strict=True, ge=1.0, le=64.0)] = 2.0
+    """The exponent of kind ``lp``, the norm (Σ |x|^p)^(1/p)."""
 
 
 class Transform(Frozen):
-    """One transform of a site's input.
-
-    Attributes:
-        kind: ``rotation`` is a Hadamard; ``kronecker`` is FlatQuant's P₁ ⊗ P₂; ``affine`` is a learned block matrix
-            (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers, and ``smooth_cat``
-            (ours) is ``cat`` after the diagonal.
-        alpha, statistic: of the diagonal, where the kind has one; α of the closed forms is the same trade-off between
-            activations and weights.
-        block_size: the order of the Hadamard, or the width of the blocks; null is the full width where that exists.
-        damping: this times the mean diagonal is added to covariances before they are inverted (``cat``, ``wush``).
-        massive_cap: tokens longer than this many times the median token are shortened to that length before a
-            covariance is computed; null leaves them unchanged.
-    """
+    """One transform of a site's input."""
 
     kind: TransformKind = TransformKind.SMOOTH_ROTATION
+    """``rotation`` is a Hadamard; ``kronecker`` is FlatQuant's P₁ ⊗ P₂; ``affine`` is a learned block matrix
+    (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers, and ``smooth_cat`` (ours) is
+    ``cat`` after the diagonal."""
     alpha: Fraction = 0.5
+    """α of the diagonal, where the kind has one. In the closed forms it is the same trade-off between activations and
+    weights."""
     statistic: Statistic = Statistic()
-    block_size: Annotated[int, Field(strict=True, ge=2, le=65536)] | None = None
+    """The statistic of the diagonal, where the kind has one."""
+    block_size: Annotated[int, Field(strict=True, ge=2, le=65536, examples=[64])] | None = None
+    """The order of the Hadamard, or the width of the blocks. Null is the full width where that exists."""
     damping: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.01
-    massive_cap: Annotated[float, Field(strict=True, ge=1.0, le=1e6)] | None = None
+    """This times the mean diagonal is added to covariances before they are inverted (``cat``, ``wush``)."""
+    massive_cap: Annotated[float, Field(strict=True, ge=1.0, le=1e6, examples=[8.0])] | None = None
+    """Tokens longer than this many times the median token are shortened to that length before a covariance is
+    computed. Null leaves them unchanged."""
 
 
 class Residual(Frozen):
-    """A rotation R1 of the residual stream and R2 of every value head, fused into the weights (QuaRot, SpinQuant).
-
-    ``hadamard`` are randomised Hadamard matrices drawn from ``seed``; training of kind ``rotation`` starts from them.
-    """
+    """A rotation R1 of the residual stream and R2 of every value head, fused into the weights (QuaRot, SpinQuant)."""
 
     kind: Literal["hadamard"] = "hadamard"
+    """Randomised Hadamard matrices. Training of kind ``rotation`` starts from them."""
     heads: Flag = True
+    """Whether the value heads are rotated as well (R2)."""
     seed: NonNegativeInt = 0
+    """The seed of the matrices' random signs."""

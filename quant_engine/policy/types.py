@@ -3,9 +3,9 @@
 All types are frozen and validated. Importing this module loads no torch, so the API can use it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from quant_engine.policy.fields import Frozen, Name
 from quant_engine.policy.formats import ActivationQuantization, WeightQuantization
@@ -15,37 +15,81 @@ from quant_engine.policy.training import AnyTraining
 from quant_engine.policy.transform import Residual, Transform
 
 
-class Override(Frozen):
-    """Other settings for the linears that ``match`` means, in a form of :mod:`quant_engine.policy.patterns`."""
+class Nothing(Frozen):
+    """In place of a preset's search, training, selection or residual rotation: none. Null means the same.
 
-    match: Name
+    A client that writes null for all that was left out can only say it like this.
+    """
+
+    kind: Literal["none"] = "none"
+    """There is none."""
+
+
+def _none_by_name(value: Any) -> Any:
+    if not isinstance(value, dict) or value.get("kind") != "none":
+        return value
+    if len(value) > 1:
+        raise ValueError("has no other fields with kind 'none'; remove them")
+    return None
+
+
+class Override(Frozen):
+    """Other settings for some linears."""
+
+    match: Annotated[Name, Field(examples=["re:.*layers\\.0\\..*"])]
+    """The linears: a name, its last part, a glob, or ``re:`` and a pattern that matches the whole name."""
     weights: WeightQuantization | None = None
+    """How their weights are rounded. Null: as the others."""
     activations: ActivationQuantization | None = None
+    """How their inputs are rounded. Null: as the others."""
     transform: Transform | None = None
+    """The transform of their inputs. Null: as the others."""
+
+
+Pattern = Annotated[Name, Field(examples=["down_proj"])]
 
 
 class Policy(Frozen):
-    """A whole policy. A request may leave every field out; :func:`resolve_policy` fills it from the preset.
+    """What is done to a model. What a request leaves out is the preset's (:func:`resolve_policy`)."""
 
-    ``task`` "evaluate" measures the model as it is, dense or already quantized, and changes nothing: every other field
-    then has to have the value that the preset of this name has.
-
-    ``online`` is where transforms may be computed at inference in front of a linear: nowhere (``none``), only inside
-    the attention and the feed-forward (``inner``), or at every site (``all``). ``residual`` rotates the other sites at
-    no cost.
-    """
+    nulls_reach_down: ClassVar[bool] = True
 
     version: Literal[1] = 1
-    preset: Name | None = None
+    """The version of this format."""
+    preset: Annotated[Name, Field(examples=["w4a16"])] | None = None
+    """The preset to start from, one of ``GET /v1/presets``. All other fields override it, field by field."""
     task: Literal["quantize", "evaluate"] = "quantize"
+    """``evaluate`` measures the model as it is, dense or already quantized, and changes nothing. Every other field then
+    has to have the value that the preset ``evaluate`` has."""
     weights: WeightQuantization = WeightQuantization()
+    """How weights are rounded."""
     activations: ActivationQuantization = ActivationQuantization()
-    targets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64, fail_fast=True)] = ("down_proj",)
-    ignore: Annotated[tuple[Name, ...], Field(max_length=64, fail_fast=True)] = ("lm_head",)
+    """How the inputs of linears are rounded."""
+    targets: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=64, fail_fast=True)] = ("down_proj",)
+    """The linears to quantize: names, their last parts, globs, ``Linear`` for all, or ``re:`` and a pattern that
+    matches the whole name."""
+    ignore: Annotated[tuple[Pattern, ...], Field(max_length=64, fail_fast=True)] = ("lm_head",)
+    """The linears to leave as they are, although ``targets`` matches them."""
     transform: Transform = Transform()
+    """The transform of each site's input."""
     online: Literal["none", "inner", "all"] = "all"
-    residual: Residual | None = None
-    search: AnySearch | None = None
-    training: AnyTraining | None = None
-    selection: AnySelection | None = None
+    """Where transforms may be computed at inference in front of a linear: nowhere, only inside the attention and the
+    feed-forward (``inner``), or at every site (``all``)."""
+    residual: Annotated[
+        Residual | None, BeforeValidator(_none_by_name, json_schema_input_type=Residual | Nothing | None)
+    ] = None
+    """A rotation of the residual stream, which costs nothing at inference. Null: none."""
+    search: Annotated[
+        AnySearch | None, BeforeValidator(_none_by_name, json_schema_input_type=AnySearch | Nothing | None)
+    ] = None
+    """How the scales are searched. Null: they are not."""
+    training: Annotated[
+        AnyTraining | None, BeforeValidator(_none_by_name, json_schema_input_type=AnyTraining | Nothing | None)
+    ] = None
+    """How transforms are trained. Null: they are not."""
+    selection: Annotated[
+        AnySelection | None, BeforeValidator(_none_by_name, json_schema_input_type=AnySelection | Nothing | None)
+    ] = None
+    """How the transform of each layer is chosen among candidates. Null: all have ``transform``."""
     overrides: Annotated[tuple[Override, ...], Field(max_length=64, fail_fast=True)] = ()
+    """Other settings for some linears. A later one overrides an earlier one, field by field."""

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from quant_engine.policy import popular_presets
 from quantry.cli.console import Url, err, open_client, out
 from quantry.cli.publish import follow_publications, hub_target
 from quantry.client import Quantry
@@ -17,7 +18,6 @@ from quantry.results import Artifact, Job
 from quantry.terminal.tables import layers_as_csv, print_layers, summary_table
 from quantry.terminal.watch import watch_job
 
-_DEFAULT_PRESET: Final = "trainable-smoothrot-w4a4"
 # The exit status of shells after Ctrl-C: 128 + SIGINT.
 _INTERRUPTED: Final = 130
 
@@ -26,7 +26,7 @@ JobId = Annotated[str, typer.Argument(help="The job's id, as submit printed it."
 
 def submit(
     model: Annotated[str, typer.Argument(help="local:NAME, or an id on the Hub.")],
-    preset: Annotated[str | None, typer.Option(help=f"Default {_DEFAULT_PRESET}, unless --policy names one.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Such as w4a16. Without it, --policy has to name one.")] = None,
     policy: Annotated[Path | None, typer.Option(help="A JSON file whose fields override the preset's.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Calibration and evaluation text.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples.")] = None,
@@ -140,7 +140,9 @@ def model_reference(text: str, credential: str | None = None) -> dict[str, str]:
 
 
 def read_policy(path: Path | None, preset: str | None) -> dict[str, Any]:
-    """Return the file's fields with the preset of the command line, else of the file, else the default."""
+    """Return the file's fields, with the preset of the command line in place of the file's."""
+    if path is None and preset is None:
+        raise QuantryError("policy_required", popular_presets(), hint="Name one with --preset.")
     fields: Any = {}
     if path is not None:
         try:
@@ -149,9 +151,7 @@ def read_policy(path: Path | None, preset: str | None) -> dict[str, Any]:
             raise QuantryError("bad_input", f"{path} is not JSON: {error}.", hint="Correct the file.") from error
         if not isinstance(fields, dict):
             raise QuantryError("bad_input", f"{path} holds no JSON object.", hint='Write {"targets": […], …}.')
-    if preset is not None:
-        return {**fields, "preset": preset}
-    return {"preset": _DEFAULT_PRESET, **fields}
+    return fields if preset is None else {**fields, "preset": preset}
 
 
 def _watch(client: Quantry, job_id: str) -> None:

@@ -65,5 +65,9 @@ def write_models(models_dir: Path) -> None:
 
 def request(kind: str, key: str) -> dict[str, Any]:
     """Return the body of ``POST /v1/jobs``; the key is stored as metadata, so that the job can be recognized by it."""
-    body: dict[str, Any] = {"model": {"source": "local", "id": kind}, "metadata": {"kind": kind, "key": key}}
+    body: dict[str, Any] = {
+        "model": {"source": "local", "id": kind},
+        "policy": {"preset": "trainable-smoothrot-w4a4"},
+        "metadata": {"kind": kind, "key": key},
+    }
     return {**body, **(_TINY if KINDS[kind].behavior is None else {})}

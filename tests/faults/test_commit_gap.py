@@ -26,7 +26,11 @@ def test_every_job_of_an_api_killed_between_commit_and_nudge_starts(office: Offi
             if apis.running == 0:
                 apis.start(min(TOGETHER, KILLS - number))
             edge, moment = GAP[number % len(GAP)]
-            body = {"model": {"source": "local", "id": "succeed"}, "metadata": {"number": str(number)}}
+            body = {
+                "model": {"source": "local", "id": "succeed"},
+                "policy": {"preset": "trainable-smoothrot-w4a4"},
+                "metadata": {"number": str(number)},
+            }
             apis.dies_while_asked(edge, moment, client, json=body)
     assert [process.poll() for process in apis.processes] == [-signal.SIGKILL] * KILLS
     jobs = office.queries.list_jobs(tenant=TENANT, limit=100).data

@@ -18,7 +18,10 @@ from tests.integration.worker.conftest import TENANT, Office
 
 POSTS: Final = 50
 ROUNDS: Final = scaled(1, 20)
-BODY: Final[dict[str, Any]] = {"model": {"source": "local", "id": "succeed"}}
+BODY: Final[dict[str, Any]] = {
+    "model": {"source": "local", "id": "succeed"},
+    "policy": {"preset": "trainable-smoothrot-w4a4"},
+}
 KEY: Final = {"Idempotency-Key": "night build 7"}
 
 

@@ -40,7 +40,10 @@ PREVIOUS_REVISION: Final = "0002"
 EARLIER: Final = ("base", "0001", "0002", "0003")
 CUSTOMERS: Final = 2
 SECONDS: Final = scaled(1, 10)
-BODY: Final[dict[str, Any]] = {"model": {"source": "local", "id": "succeed"}}
+BODY: Final[dict[str, Any]] = {
+    "model": {"source": "local", "id": "succeed"},
+    "policy": {"preset": "trainable-smoothrot-w4a4"},
+}
 
 
 @pytest.fixture

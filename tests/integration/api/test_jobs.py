@@ -57,6 +57,21 @@ def test_what_can_not_be_done_is_refused_at_once(
     assert client.get("/v1/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize("policy", [..., None, {}, {"weights": {"format": "int8"}}])
+def test_no_policy_is_chosen_for_a_request(client: httpx.Client, policy: Any) -> None:
+    body = {"model": BODY["model"]} | ({} if policy is ... else {"policy": policy})
+    response = client.post("/v1/jobs", json=body)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, "policy_required")
+    assert [error["pointer"] for error in problem["errors"]] == ["/policy"]
+    assert all(f"'{name}'" in problem["detail"] for name in ("w8a8", "w4a16", "nvfp4"))
+    both = client.post("/v1/jobs", json={**body, "extra": 1, "policy": None}).json()["errors"]
+    assert [(error["pointer"], error["code"]) for error in both] == [
+        ("/extra", "extra_forbidden"),
+        ("/policy", "policy_required"),
+    ]
+
+
 @pytest.mark.parametrize("pattern", ["re:a{99999999999}", "re:(?P<x>a)(?P<x>b)", "re:" + "(" * 250])
 def test_hostile_patterns_are_answered(client: httpx.Client, pattern: str) -> None:
     response = client.post("/v1/jobs", json={**BODY, "policy": {"targets": [pattern]}})

@@ -85,7 +85,8 @@ def is_out_of_time(beat: HeartbeatResult) -> bool:
 
 def request(**fields: Any) -> JobRequest:
     """A small valid request."""
-    return JobRequest.model_validate({"model": {"source": "local", "id": "tiny"}, **fields})
+    body = {"model": {"source": "local", "id": "tiny"}, "policy": {"preset": "trainable-smoothrot-w4a4"}}
+    return JobRequest.model_validate({**body, **fields})
 
 
 def layer(name: str = "model.layers.0.mlp.down_proj", **fields: Any) -> dict[str, Any]:

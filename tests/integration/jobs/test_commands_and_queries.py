@@ -131,7 +131,10 @@ def test_names_of_datasets_come_from_the_operators_directory(house: House) -> No
 
 def test_a_hub_model_is_accepted_unseen(house: House) -> None:
     view, _ = house.commands.create_job(
-        JobRequest.model_validate({"model": {"id": "HuggingFaceTB/SmolLM2-135M"}}), tenant=TENANT
+        JobRequest.model_validate(
+            {"model": {"id": "HuggingFaceTB/SmolLM2-135M"}, "policy": {"preset": "trainable-smoothrot-w4a4"}}
+        ),
+        tenant=TENANT,
     )
     assert view.model.source == "hub"
 

@@ -53,7 +53,8 @@ class Office:
     def submit(self, model: str | dict[str, str], **fields: Any) -> str:
         """Create a job, on a local model if ``model`` is a name."""
         reference = {"source": "local", "id": model} if isinstance(model, str) else model
-        request = JobRequest.model_validate({"model": reference, **fields})
+        body = {"model": reference, "policy": {"preset": "trainable-smoothrot-w4a4"}, **fields}
+        request = JobRequest.model_validate(body)
         view, _ = self.commands.create_job(request, tenant=TENANT)
         return view.id
 

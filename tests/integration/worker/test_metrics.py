@@ -96,7 +96,8 @@ def test_a_port_that_is_taken_stops_no_job_and_every_line_has_the_jobs_ids(offic
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         office.start_worker(QUANTRY_WORKER_METRICS_PORT=str(taken.getsockname()[1]))
-        request = JobRequest.model_validate({"model": {"source": "local", "id": "succeed"}})
+        body = {"model": {"source": "local", "id": "succeed"}, "policy": {"preset": "trainable-smoothrot-w4a4"}}
+        request = JobRequest.model_validate(body)
         view, _ = office.commands.create_job(request, tenant="default", request_id="request-of-this-test")
         assert office.wait(view.id, "succeeded", "failed").status == "succeeded"
     log = office.settings.data_dir / "worker-0.log"

@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from jobs.job.documents import CalibrationView, EvaluationView, Report, Summary
+from jobs.job.views import TYPED_EVENTS, JobView
+from jobs.kit.documents import JobProblemView
+from jobs.kit.views import View
 from jobs.settings import Settings
+from quant_engine.policy import Limits, Output, Policy
 from tests.integration.worker.conftest import TENANT, Office
 from tests.small_disk import mounted_disk
 from tests.stages import STAGES
@@ -45,6 +51,27 @@ def published(office: Office, job_id: str) -> dict[str, str]:
     return {artifact.path: artifact.sha256 for artifact in artifacts}
 
 
+def assert_described(document: object, model: type[BaseModel]) -> None:
+    """The stored JSON is exactly what the API's document says of it."""
+    assert model.model_validate(document).model_dump(mode="json", exclude_unset=True) == document
+
+
+def assert_all_described(office: Office, job: JobView) -> None:
+    """Everything that a finished job shows has the type that the API's document gives it."""
+    assert_described(job.policy, Policy)
+    assert_described(job.calibration, CalibrationView)
+    assert_described(job.evaluation, EvaluationView)
+    assert_described(job.output, Output)
+    assert_described(job.limits, Limits)
+    assert_described(job.summary, Summary)
+    assert_described(office.queries.get_report(job.id, tenant=TENANT), Report)
+    types: dict[str, type[View]] = {str(each.model_fields["type"].annotation): each for each in TYPED_EVENTS}
+    for event in office.events(job.id):
+        shown = event.model_dump(mode="json")
+        (kind,) = (each for name, each in types.items() if f"'{event.type}'" in name)
+        assert_described(shown["data"], kind.model_fields["data"].annotation or View)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
@@ -64,6 +91,7 @@ def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
     assert fractions == sorted(fractions)
     assert {"checkpoint/config.json", "checkpoint/model.safetensors", "report.json"} <= published(office, job_id).keys()
     assert not office.work(job_id).exists()
+    assert_all_described(office, job)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +111,7 @@ def test_a_corrupt_checkpoint_is_the_users_to_mend(
     job = office.job(job_id)
     assert job.error is not None
     assert (job.error["code"], job.error["category"]) == (code, "user")
-    assert job.error["hint"]
+    assert_described(job.error, JobProblemView)
     assert not list(office.work(job_id).glob("*/output"))
 
 

@@ -34,7 +34,7 @@ def post(office: Office, endpoint: str, model: str) -> httpx.Response:
     with serving(create_app(settings)) as url:
         return httpx.post(
             f"{url}/v1/jobs",
-            json={"model": {"source": "local", "id": model}},
+            json={"model": {"source": "local", "id": model}, "policy": {"preset": "trainable-smoothrot-w4a4"}},
             headers={
                 "Authorization": f"Bearer {KEY}",
                 "X-Request-ID": "request-of-this-test",

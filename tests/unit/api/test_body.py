@@ -110,22 +110,32 @@ def _pointers(body: object) -> dict[str, str]:
 
 
 _MODEL = {"source": "local", "id": "tiny"}
+_POLICY = {"preset": "w4a16"}
 
 
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({}, {"/model": "missing"}),
-        ({"model": {"source": "local"}}, {"/model/id": "missing"}),
-        ({"model": {**_MODEL, "source": _SECRET}}, {"/model/source": "literal_error"}),
-        ({"model": {**_MODEL, "credential": _SECRET}}, {"/model/credential": "string_pattern_mismatch"}),
+        ({}, {"/model": "missing", "/policy": "missing"}),
+        ({"model": {"source": "local"}, "policy": _POLICY}, {"/model/id": "missing"}),
+        ({"model": {**_MODEL, "source": _SECRET}, "policy": _POLICY}, {"/model/source": "literal_error"}),
+        (
+            {"model": {**_MODEL, "credential": _SECRET}, "policy": _POLICY},
+            {"/model/credential": "string_pattern_mismatch"},
+        ),
         ({"model": _MODEL, "policy": {"wieghts": {}}}, {"/policy/wieghts": "extra_forbidden"}),
         ({"model": _MODEL, "policy": {"transform": {"statistic": {"q": 0.4}}}}, None),
         ({"model": _MODEL, "policy": {"targets": ["ok", 5]}}, {"/policy/targets/1": "string_type"}),
         ({"model": _MODEL, "policy": {"targets": ["a\x00b"]}}, {"/policy/targets/0": "value_error"}),
         ({"model": _MODEL, "policy": {"targets": ["\ud800"]}}, {"/policy/targets/0": "value_error"}),
-        ({"model": _MODEL, "calibration": {"samples": 2**40}}, {"/calibration/samples": "less_than_equal"}),
-        ({"model": _MODEL, "calibration": {"samples": True}}, {"/calibration/samples": "int_type"}),
+        (
+            {"model": _MODEL, "policy": _POLICY, "calibration": {"samples": 2**40}},
+            {"/calibration/samples": "less_than_equal"},
+        ),
+        (
+            {"model": _MODEL, "policy": _POLICY, "calibration": {"samples": True}},
+            {"/calibration/samples": "int_type"},
+        ),
         ([], {"": "model_type"}),
         (_SECRET, {"": "model_type"}),
         (None, {"": "model_type"}),
@@ -137,22 +147,22 @@ def test_pointers_lead_to_the_field(body: object, expected: dict[str, str] | Non
 
 
 def test_union_branches_do_not_show_in_pointers() -> None:
-    found = _pointers({"model": _MODEL, "calibration": {"dataset": {"texts": ["fine", 7]}}})
+    found = _pointers({"model": _MODEL, "policy": _POLICY, "calibration": {"dataset": {"texts": ["fine", 7]}}})
     assert set(found) == {"/calibration/dataset", "/calibration/dataset/texts/1"}
 
 
 @pytest.mark.parametrize("key", ["max_run_secs", "wieghts", "l3"])
 def test_misspelt_names_are_told(key: str) -> None:
-    assert _pointers({"model": _MODEL, key: 1}) == {f"/{key}": "extra_forbidden"}
+    assert _pointers({"model": _MODEL, "policy": _POLICY, key: 1}) == {f"/{key}": "extra_forbidden"}
 
 
 def test_keys_that_do_not_look_like_names_are_not_repeated() -> None:
-    assert _pointers({"model": _MODEL, _SECRET: 1}) == {"": "extra_forbidden"}
-    found = _pointers({"model": _MODEL, f"my {_SECRET} key": 1})
+    assert _pointers({"model": _MODEL, "policy": _POLICY, _SECRET: 1}) == {"": "extra_forbidden"}
+    found = _pointers({"model": _MODEL, "policy": _POLICY, f"my {_SECRET} key": 1})
     assert found == {"": "extra_forbidden"}
-    found = _pointers({"model": _MODEL, "metadata": {f"a b {_SECRET}": "x"}})
+    found = _pointers({"model": _MODEL, "policy": _POLICY, "metadata": {f"a b {_SECRET}": "x"}})
     assert set(found) == {"/metadata"}
 
 
 def test_thousands_of_wrong_fields_give_fifty_errors() -> None:
-    assert len(_pointers({"model": _MODEL, "calibration": {"dataset": {"texts": [1] * 4000}}})) <= 50
+    assert len(_pointers({"model": _MODEL, "policy": _POLICY, "calibration": {"dataset": {"texts": [1] * 4000}}})) <= 50

@@ -77,7 +77,11 @@ def test_malformed_json(client: httpx.Client) -> None:
 
 
 def test_wrong_fields(client: httpx.Client) -> None:
-    problem = _problem(client.post("/v1/jobs", json={"model": {"id": f"/{_SENT}"}}), 422, "invalid_request")
+    problem = _problem(
+        client.post("/v1/jobs", json={"model": {"id": f"/{_SENT}"}, "policy": {"preset": "w4a16"}}),
+        422,
+        "invalid_request",
+    )
     assert problem["errors"] == [
         {"pointer": "/model/id", "code": "string_pattern_mismatch", "detail": problem["errors"][0]["detail"]}
     ]

@@ -293,17 +293,20 @@ def test_what_goes_together_is_accepted(fields: dict[str, Any]) -> None:
     resolve_policy(Policy.model_validate(fields))
 
 
+_PRESET = {"preset": "w4a16"}
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        {"model": {"id": "a/b/c"}},
-        {"model": {"id": "../etc"}},
-        {"model": {"id": "a--b"}},
-        {"model": {"id": "modèle"}},
-        {"model": {"id": "a\n"}},
-        {"model": {"id": "ok", "revision": "-x"}},
-        {"model": {"id": "ok", "path": "/etc"}},
-        {"model": {"id": "ok"}, "surprise": 1},
+        {"model": {"id": "a/b/c"}, "policy": _PRESET},
+        {"model": {"id": "../etc"}, "policy": _PRESET},
+        {"model": {"id": "a--b"}, "policy": _PRESET},
+        {"model": {"id": "modèle"}, "policy": _PRESET},
+        {"model": {"id": "a\n"}, "policy": _PRESET},
+        {"model": {"id": "ok", "revision": "-x"}, "policy": _PRESET},
+        {"model": {"id": "ok", "path": "/etc"}, "policy": _PRESET},
+        {"model": {"id": "ok"}, "surprise": 1, "policy": _PRESET},
         {"model": {"id": "ok"}, "policy": {"transform": {"statistic": {"kind": "quantile", "q": 0.49}}}},
         {"model": {"id": "ok"}, "policy": {"transform": {"statistic": {"kind": "quantile", "q": 1.01}}}},
         {"model": {"id": "ok"}, "policy": {"search": {"q": [0.3]}}},
@@ -311,8 +314,8 @@ def test_what_goes_together_is_accepted(fields: dict[str, Any]) -> None:
         {"model": {"id": "ok"}, "policy": {"training": {"steps": True}}},
         {"model": {"id": "ok"}, "policy": {"training": {"steps": 2**31}}},
         {"model": {"id": "ok"}, "policy": {"targets": ["down\x00proj"]}},
-        {"model": {"id": "ok"}, "calibration": {"dataset": {"texts": ["\ud800"]}}},
-        {"model": {"id": "ok"}, "calibration": {"holdout": 1.0}},
+        {"model": {"id": "ok"}, "calibration": {"dataset": {"texts": ["\ud800"]}}, "policy": _PRESET},
+        {"model": {"id": "ok"}, "calibration": {"holdout": 1.0}, "policy": _PRESET},
     ],
 )
 def test_bad_bodies_are_refused(body: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def test_credentials_are_listed_and_removed(server: ScriptedServer) -> None:
 
 def test_a_submitted_model_names_its_credential(server: ScriptedServer) -> None:
     server.answers = [json_answer(job_body("queued"), 202)]
-    assert quantry(server, "submit", "org/gated", "--credential", "cred_1").returncode == 0
+    assert quantry(server, "submit", "org/gated", "--preset", "w4a16", "--credential", "cred_1").returncode == 0
     assert json.loads(server.received[0].body)["model"] == {"source": "hub", "id": "org/gated", "credential": "cred_1"}
 
 

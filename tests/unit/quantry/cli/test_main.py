@@ -68,7 +68,7 @@ def test_a_refusal_is_one_line_with_code_place_and_remedy(server: ScriptedServer
     wrong = {"pointer": "/policy/search/q/0", "code": "less_than_equal", "detail": "Must be at most 1."}
     problem = {"code": "invalid_request", "detail": "The request is wrong.", "hint": "Mend it.", "errors": [wrong]}
     server.answers = [json_answer(problem, 422)]
-    done = quantry(server, "submit", "org/model")
+    done = quantry(server, "submit", "org/model", "--preset", "w4a16")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
@@ -120,7 +120,7 @@ def test_submit_and_watch_to_the_end(server: ScriptedServer) -> None:
         Answer(body=stream),
         json_answer(job_body("succeeded", summary=summary)),
     ]
-    done = quantry(server, "submit", "local:tiny", "--watch")
+    done = quantry(server, "submit", "local:tiny", "--preset", "w4a16", "--watch")
     assert done.returncode == 0
     assert done.stdout.startswith("job_1\n")
     assert "-30.0%" in done.stdout
@@ -217,7 +217,9 @@ def test_a_policy_file_may_name_its_preset(tmp_path: Path) -> None:
     path.write_text('{"preset": "rtn-w4a4"}')
     assert read_policy(path, None) == {"preset": "rtn-w4a4"}
     assert read_policy(path, "other") == {"preset": "other"}
-    assert read_policy(None, None) == {"preset": "trainable-smoothrot-w4a4"}
+    with pytest.raises(QuantryError, match="w4a16") as refused:
+        read_policy(None, None)
+    assert refused.value.code == "policy_required"
     for text in ("[1]", "{"):
         path.write_text(text)
         with pytest.raises(QuantryError, match="bad_input"):

@@ -69,7 +69,7 @@ def test_publish_follows_the_push_and_prints_the_commit(server: ScriptedServer) 
 
 def test_submit_asks_for_the_push_in_the_job_itself(server: ScriptedServer) -> None:
     server.answers = [json_answer(job_body("queued"), 202)]
-    arguments = ("submit", "local:tiny", "--publish", "me/tiny", "--credential", "cred_1")
+    arguments = ("submit", "local:tiny", "--preset", "w4a16", "--publish", "me/tiny", "--credential", "cred_1")
     done = subprocess.run(
         [sys.executable, "-m", "quantry", *arguments],
         env=environment(server),
