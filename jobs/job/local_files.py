@@ -27,6 +27,14 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
         ModelNotFound: there is no such directory with a ``config.json``, or it is outside.
     """
     directory = _model_dir(settings.models_dir, model_id)
+    if directory is None and (settings.models_dir / model_id).is_symlink():
+        raise ModelNotFound(
+            "The local model of this id is a link that leads out of the operator's models directory, or to no model. "
+            "Links are followed only inside it.",
+            pointer="/model/id",
+            hint="Move or copy the model there, or set QUANTRY_MODELS_DIR to a directory that holds the link and its "
+            "destination.",
+        )
     if directory is None:
         raise ModelNotFound(
             "There is no local model of this id: a directory with a config.json under the operator's models directory."

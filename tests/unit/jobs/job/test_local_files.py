@@ -44,6 +44,21 @@ def test_nothing_else_is_a_local_model(settings: Settings, model_id: str) -> Non
     assert refused.value.hint
 
 
+def test_a_model_that_is_a_link_is_told_which_setting_allows_it(settings: Settings) -> None:
+    with pytest.raises(ModelNotFound, match="a link that leads out") as refused:
+        local_model_dir(settings, "link")
+    assert "QUANTRY_MODELS_DIR" in str(refused.value.hint)
+    wider = settings.model_copy(update={"models_dir": settings.data_dir})
+    assert local_model_dir(wider, "models/link") == (settings.data_dir / "outside").resolve()
+
+
+def test_the_nearest_model_and_dataset_are_offered(settings: Settings) -> None:
+    with pytest.raises(ModelNotFound, match="Did you mean 'org/small'"):
+        local_model_dir(settings, "org/smal")
+    with pytest.raises(DatasetNotFound, match="Did you mean 'books'"):
+        resolve_calibration_dataset(settings, "boks")
+
+
 def test_a_models_directory_that_is_not_there_has_no_models(tmp_path: Path) -> None:
     assert local_models(Settings(data_dir=tmp_path / "nowhere")) == ()
 
