@@ -33,7 +33,10 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
     try:
         directory = local_model(settings.models_dir, model_id, rules)
     except engine.ModelNotFound as error:
-        raise ModelNotFound(error.detail, pointer="/model/id", hint=error.hint) from error
+        # A link has the right name, but leads elsewhere.
+        is_link = (settings.models_dir / model_id).is_symlink()
+        near = "" if is_link else did_you_mean(model_id, local_models(settings))
+        raise ModelNotFound(f"{error.detail}{near}", pointer="/model/id", hint=error.hint) from error
     # Whatever has this name: the engine says why it can not be read, and an adapter is refused as what it is.
     files = ModelFiles(directory, rules)
     if not files.has("config.json") and not files.has(ADAPTER_CONFIG):

@@ -140,7 +140,8 @@ class _CheckedBackend(httpcore.NetworkBackend):
         if not addresses or not all(self._policy.permits(address) for address in addresses):
             raise Undeliverable(
                 "Not sent: the host's name leads to a private, local or reserved address. Every address that it "
-                "resolves to has to be public."
+                "resolves to has to be public, or allowed by the operator's QUANTRY_WEBHOOK_ALLOWED_NETWORKS or "
+                "QUANTRY_WEBHOOK_ALLOW_PRIVATE."
             )
         # A name may have any number of addresses.
         tried = addresses[:_ADDRESSES_TRIED]

@@ -77,6 +77,13 @@ def test_a_model_whose_configuration_is_no_file_is_not_listed(kind: str, setting
     assert local_models(settings) == ("org/small", "tiny")
 
 
+def test_the_nearest_model_and_dataset_are_offered(settings: Settings) -> None:
+    with pytest.raises(ModelNotFound, match="Did you mean 'org/small'"):
+        local_model_dir(settings, "org/smal")
+    with pytest.raises(DatasetNotFound, match="Did you mean 'books'"):
+        resolve_calibration_dataset(settings, "boks")
+
+
 def test_a_models_directory_that_is_not_there_has_no_models(tmp_path: Path) -> None:
     assert local_models(Settings(data_dir=tmp_path / "nowhere")) == ()
 

@@ -97,6 +97,13 @@ def test_some_things_stay_refused(url: str) -> None:
         read_url(url, PRIVATE, allow_http=True)
 
 
+@pytest.mark.parametrize("url", ["https://10.0.0.1/", "https://printer/", "http://example.org/"])
+def test_what_a_setting_would_allow_is_told_which(url: str) -> None:
+    policy = address_policy(allow_private=False, networks=())
+    with pytest.raises(InvalidRequest, match="QUANTRY_WEBHOOK_ALLOW_PRIVATE=true"):
+        read_url(url, policy, allow_http=False)
+
+
 def test_networks_of_ones_own_do_not_open_plain_http() -> None:
     policy = address_policy(allow_private=False, networks=parse_networks("10.0.0.0/8"))
     assert read_url("https://10.1.1.1/", policy, allow_http=False).host == "10.1.1.1"
