@@ -6,6 +6,8 @@ EngineError
 │   ├── UnsupportedArchitecture  unsupported_architecture  a model class without known sites
 │   ├── UnsafeCheckpoint         unsafe_checkpoint         corrupt, too big to open, or not safetensors
 │   ├── DatasetNotFound          dataset_not_found         no text under that name
+│   ├── InvalidDataset           invalid_dataset           a row or a file of a data set can not be read
+│   ├── NoChatTemplate           no_chat_template          messages for a model without a chat template
 │   ├── NotEnoughText            not_enough_text           the text has fewer tokens than asked for
 │   ├── NoMatchingLayer          no_matching_layer         the policy's targets match no linear
 │   ├── UnsupportedPolicy        unsupported_policy        a valid policy that does not fit this model
@@ -62,6 +64,20 @@ class DatasetNotFound(EngineError):
     """No text is known under the dataset's name."""
 
     code = "dataset_not_found"
+    category = "user"
+
+
+class InvalidDataset(EngineError):
+    """A file of a data set, or one of its rows, is not what a data set has to hold."""
+
+    code = "invalid_dataset"
+    category = "user"
+
+
+class NoChatTemplate(EngineError):
+    """The data set holds messages, and the model has no chat template that turns them into text."""
+
+    code = "no_chat_template"
     category = "user"
 
 

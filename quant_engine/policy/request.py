@@ -1,10 +1,11 @@
 """The request of a job around its policy: the model, the calibration and evaluation data, the output, the limits."""
 
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from quant_engine.policy.fields import Count, Frozen, Name, NonNegativeInt, Text
+from quant_engine.policy.fields import Content, Count, Frozen, Name, NonNegativeInt, Text
 from quant_engine.policy.types import Policy
 
 _ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
@@ -51,14 +52,72 @@ SELF: Final = "self"
 """The name for text that the model itself generates (``quant_engine.calibration.generate``)."""
 
 
+class ChatMessage(Frozen):
+    """One message of a conversation: who says it (``system``, ``user``, ``assistant``, …), and what."""
+
+    role: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
+    content: Content
+
+
+class InlineMessages(Frozen):
+    """Conversations sent with the request. The model's own chat template turns each into one text."""
+
+    messages: Annotated[
+        tuple[Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=1024)], ...],
+        Field(min_length=1, max_length=4096),
+    ]
+
+
+class HubDataset(Frozen):
+    """A data set on the Hub, as ``owner/name``, read from its Parquet, JSON Lines or text files.
+
+    ``config`` null is its only or default configuration. ``split`` null is ``train`` for calibration; for evaluation
+    it is ``test``, or ``validation`` where there is no ``test``. ``column`` null is ``text``, or ``messages`` where a
+    row has no ``text``. ``revision`` is pinned to a commit when the job first runs.
+    """
+
+    hub: Annotated[
+        str,
+        Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"),
+        AfterValidator(_refuse_ambiguous_id),
+    ]
+    config: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")] | None = None
+    split: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    revision: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
+    column: Name | None = None
+
+
+HUB_DATASETS: Final[Mapping[str, HubDataset]] = {
+    "c4": HubDataset(hub="allenai/c4", config="en"),
+    "wikitext2": HubDataset(hub="Salesforce/wikitext", config="wikitext-2-raw-v1"),
+}
+"""The data sets of the Hub that have a name of their own here, where the operator has no folder of that name."""
+
+
+def _form_of(value: Any) -> str:
+    """Name the form that a data set is given in, so that errors are those of this form alone."""
+    given = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    return next((form for form in ("hub", "messages") if form in given), "texts" if given else "name")
+
+
+Dataset = Annotated[
+    Annotated[DatasetName, Tag("name")]
+    | Annotated[InlineTexts, Tag("texts")]
+    | Annotated[InlineMessages, Tag("messages")]
+    | Annotated[HubDataset, Tag("hub")],
+    Discriminator(_form_of),
+]
+"""A text: a name, texts or conversations in the request itself, or a data set of the Hub."""
+
+
 class Calibration(Frozen):
     """``samples`` sequences of ``sequence_length`` tokens; the last ``holdout`` fraction is used for reports only.
 
-    ``dataset`` is a name that ``/v1/capabilities`` lists, ``self`` (the model's own samples), or inline texts;
-    null is the operator's default.
+    ``dataset`` is a name that ``/v1/capabilities`` lists, ``self`` (the model's own samples), inline texts or messages,
+    or a data set of the Hub; null is the operator's default.
     """
 
-    dataset: DatasetName | InlineTexts | None = None
+    dataset: Dataset | None = None
     samples: Annotated[int, Field(strict=True, ge=4, le=65536)] = 256
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 128
     seed: NonNegativeInt = 0
@@ -68,7 +127,7 @@ class Calibration(Frozen):
 class Perplexity(Frozen):
     """Perplexity over the first ``tokens`` evaluation tokens, in independent windows of ``sequence_length``."""
 
-    dataset: DatasetName | InlineTexts | None = None
+    dataset: Dataset | None = None
     tokens: Annotated[int, Field(strict=True, ge=32, le=100_000_000)] = 16384
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 512
 
