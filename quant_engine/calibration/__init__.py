@@ -1,7 +1,9 @@
 """Calibration: cut text into windows of tokens, and record the input of every site in one pass over the blocks."""
 
 from quant_engine.calibration.capture import Recording, Split, capture_records, split_samples
-from quant_engine.calibration.datasets import Purpose, dataset_names, dataset_text
+from quant_engine.calibration.chat import ChatRenderer
+from quant_engine.calibration.datasets import dataset_documents, dataset_names
+from quant_engine.calibration.documents import Document
 from quant_engine.calibration.generate import self_windows
 from quant_engine.calibration.records import (
     RESERVOIR_TOKENS,
@@ -17,9 +19,12 @@ from quant_engine.calibration.tokens import (
     load_tokenizer,
     token_ids,
 )
+from quant_engine.interface.datasets import Purpose
 
 __all__ = [
     "RESERVOIR_TOKENS",
+    "ChatRenderer",
+    "Document",
     "Purpose",
     "Recording",
     "SiteRecord",
@@ -27,8 +32,8 @@ __all__ = [
     "calibration_windows",
     "capture_records",
     "characters_for",
+    "dataset_documents",
     "dataset_names",
-    "dataset_text",
     "evaluation_windows",
     "load_tokenizer",
     "read_record",
