@@ -7,12 +7,17 @@ from jobs.kit.views import View
 
 
 class DatasetCapability(View):
-    """A dataset name for requests. ``source``: a part of the service, the operator's directory, or the model itself."""
+    """A dataset name for requests.
+
+    ``source``: a part of the service, the operator's directory, the model itself, or the Hub, from which the worker
+    fetches it. ``default_for``: the uses in which a request without a name gets it; ``default``: whether there are any.
+    """
 
     name: str
-    source: Literal["built_in", "operator", "model"]
+    source: Literal["built_in", "operator", "model", "hub"]
     uses: tuple[Literal["calibration", "evaluation"], ...]
     default: bool
+    default_for: tuple[Literal["calibration", "evaluation"], ...]
 
 
 class QuantizationCapability(View):

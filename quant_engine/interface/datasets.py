@@ -6,7 +6,6 @@ calibration alone, because nothing says which of its text is held out.
 """
 
 import re
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -57,15 +56,10 @@ def dataset_files(directory: Path, purpose: Purpose) -> list[Path]:
     return [path for prefix in PREFIXES[purpose] for path in found if path.name.startswith(prefix)]
 
 
-def default_dataset(datasets_dir: Path | None, purpose: Purpose, *, built_in: str, first: Sequence[str]) -> str:
-    """Return the data set of a request that names none, where the operator's settings name none either.
-
-    Args:
-        built_in: where no folder has text for ``purpose``.
-        first: the names that go before the others, which follow by name.
-    """
+def first_folder(datasets_dir: Path | None, purpose: Purpose, preferred: str) -> str | None:
+    """Return ``preferred`` if it is a folder with files for ``purpose``, else the first such folder by name."""
     folders = dataset_folders(datasets_dir, purpose)
-    return next((name for name in (*first, *folders) if name in folders), built_in)
+    return preferred if preferred in folders else next(iter(folders), None)
 
 
 def _listed(directory: Path) -> list[Path]:

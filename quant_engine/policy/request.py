@@ -96,8 +96,10 @@ HUB_DATASETS: Final[Mapping[str, HubDataset]] = {
 
 def _form_of(value: Any) -> str:
     """Name the form that a data set is given in, so that errors are those of this form alone."""
-    given = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    return next((form for form in ("hub", "messages") if form in given), "texts" if given else "name")
+    if not isinstance(value, Mapping | Frozen):
+        return "name"
+    given = value if isinstance(value, Mapping) else type(value).model_fields
+    return next((form for form in ("hub", "messages") if form in given), "texts")
 
 
 Dataset = Annotated[

@@ -223,7 +223,6 @@ class Attempt:
             evaluation=request.evaluation,
             output=request.output,
             datasets_dir=settings.datasets_dir,
-            default_dataset=settings.default_dataset,
             device=self.dependencies.device.name,
             model_id=request.model.id,
             revision=self._pin.commit() if request.model.source == "hub" else None,
