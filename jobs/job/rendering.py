@@ -108,7 +108,7 @@ def shown_options(spec: BaseModel) -> dict[str, Any]:
     options: dict[str, Any] = spec.model_dump(mode="json", include={"calibration", "evaluation", "output", "limits"})
     # Inline texts can be megabytes, and a list of jobs would repeat them.
     for holder in (options["calibration"], options["evaluation"]["perplexity"]):
-        dataset = None if holder is None else holder["dataset"]
+        dataset: Any = None if holder is None else holder["dataset"]
         for form in ("texts", "messages") if isinstance(dataset, dict) else ():
             if form in dataset:
                 holder["dataset"] = {f"inline_{form}": len(dataset[form])}

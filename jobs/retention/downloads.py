@@ -1,7 +1,7 @@
 """Abandoned downloads of models and data sets on this machine's disk: interrupted, and not continued.
 
 ``worker.download`` writes a model to ``<id>/<commit>.partial`` and holds ``<commit>.lock`` meanwhile; with a data set
-it does the same. A job that asks for it again continues the download. Complete ones stay: they are the operator's cache.
+it does the same. A job that asks for it again continues the download. Complete ones stay, as the operator's cache.
 """
 
 import fcntl

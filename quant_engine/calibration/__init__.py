@@ -14,12 +14,11 @@ from quant_engine.calibration.records import (
 )
 from quant_engine.calibration.tokens import (
     calibration_windows,
-    characters_for,
     evaluation_windows,
     load_tokenizer,
     token_ids,
 )
-from quant_engine.interface.datasets import Purpose
+from quant_engine.interface.datasets import Purpose, characters_for
 
 __all__ = [
     "RESERVOIR_TOKENS",

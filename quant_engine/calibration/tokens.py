@@ -4,19 +4,13 @@ Shapes: S samples, T tokens of a window.
 """
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from quant_engine.errors import ModelNotFound, NotEnoughText
-
-CHARACTERS_PER_TOKEN: Final = 32
-"""Characters that are read for each requested token. Tokens are far shorter, so the sample is spread over the text."""
-
-MINIMUM_CHARACTERS: Final = 4_000_000
-"""Characters that are read at least, so that a small sample is spread over the text too."""
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -32,11 +26,6 @@ def load_tokenizer(directory: Path) -> Any:
             detail=f"The model directory {directory.name!r} has no usable tokenizer ({type(error).__name__}).",
             hint="It has to hold tokenizer.json and tokenizer_config.json, as save_pretrained writes them.",
         ) from error
-
-
-def characters_for(tokens: int) -> int:
-    """Return how many characters to read for ``tokens`` tokens."""
-    return max(MINIMUM_CHARACTERS, CHARACTERS_PER_TOKEN * tokens)
 
 
 def token_ids(tokenizer: Any, text: str) -> Tensor:

@@ -24,10 +24,21 @@ PREFIXES: Final = {Purpose.CALIBRATION: ("train", "valid"), Purpose.EVALUATION: 
 FORMS: Final = (".txt", ".jsonl", ".parquet")
 """The forms of a file in a folder; ``.txt`` and ``.jsonl`` also with ``.gz`` behind."""
 
+CHARACTERS_PER_TOKEN: Final = 32
+"""Characters that are read for each requested token. Tokens are far shorter, so the sample is spread over the text."""
+
+MINIMUM_CHARACTERS: Final = 4_000_000
+"""Characters that are read at least, so that a small sample is spread over the text too."""
+
 _SUFFIXES: Final = (*FORMS, ".txt.gz", ".jsonl.gz")
 # As a request's field accepts them: a folder that no request can name is not listed.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NOT_DATA: Final = ("readme", "license", "licence", "notice", "copying", "requirements")
+
+
+def characters_for(tokens: int) -> int:
+    """Return how many characters to read for ``tokens`` tokens."""
+    return max(MINIMUM_CHARACTERS, CHARACTERS_PER_TOKEN * tokens)
 
 
 def dataset_folders(datasets_dir: Path | None, purpose: Purpose) -> list[str]:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Final
 
 import httpx
 from huggingface_hub.errors import (
@@ -16,6 +17,8 @@ from worker.download.hub_retry import reason
 from worker.download.transfer import DamagedFile
 from worker.subprocesses.messages import DownloadFile, Error
 from worker.subprocesses.problems import as_error
+
+UNREACHABLE: Final = "hub_unreachable"
 
 
 class Refused(Exception):
@@ -90,7 +93,7 @@ def no_safetensors() -> Error:
 def unreachable(detail: str) -> Error:
     """Return the error for a Hub that can not be used now."""
     return Error(
-        code="hub_unreachable",
+        code=UNREACHABLE,
         category="platform",
         detail=detail,
         hint="Submit the job again later, or put the model under QUANTRY_MODELS_DIR and use model.source 'local'.",
