@@ -97,16 +97,18 @@ HUB_DATASETS: Final[Mapping[str, HubDataset]] = {
 def _form_of(value: Any) -> str:
     """Name the form that a data set is given in, so that errors are those of this form alone."""
     if not isinstance(value, Mapping | Frozen):
-        return "name"
+        return "DatasetName"
     given = value if isinstance(value, Mapping) else type(value).model_fields
-    return next((form for form in ("hub", "messages") if form in given), "texts")
+    forms = {"hub": "HubDataset", "messages": "InlineMessages"}
+    return next((form for field, form in forms.items() if field in given), "InlineTexts")
 
 
+# The tags are no names of fields: errors carry them in their place, where they must not be taken for a field.
 Dataset = Annotated[
-    Annotated[DatasetName, Tag("name")]
-    | Annotated[InlineTexts, Tag("texts")]
-    | Annotated[InlineMessages, Tag("messages")]
-    | Annotated[HubDataset, Tag("hub")],
+    Annotated[DatasetName, Tag("DatasetName")]
+    | Annotated[InlineTexts, Tag("InlineTexts")]
+    | Annotated[InlineMessages, Tag("InlineMessages")]
+    | Annotated[HubDataset, Tag("HubDataset")],
     Discriminator(_form_of),
 ]
 """A text: a name, texts or conversations in the request itself, or a data set of the Hub."""

@@ -140,6 +140,32 @@ def test_union_branches_do_not_show_in_pointers() -> None:
     assert set(found) == {"/calibration/dataset/texts/1"}
 
 
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ({}, {"/texts": "missing"}),
+        ({"texts": ["a"], "hub": "owner/name"}, {"/texts": "extra_forbidden"}),
+        ({"texts": ["a"], "messages": [[{"role": "user", "content": "x"}]]}, {"/texts": "extra_forbidden"}),
+        ({"hub": "c4"}, {"/hub": "string_pattern_mismatch"}),
+        ({"hub": "owner/na--me"}, {"/hub": "value_error"}),
+        ({"hub": "owner/name", "split": "../x"}, {"/split": "string_pattern_mismatch"}),
+        ({"hub": "owner/name", "subset": "en"}, {"/subset": "extra_forbidden"}),
+        ({"messages": []}, {"/messages": "too_short"}),
+        ({"messages": [[]]}, {"/messages/0": "too_short"}),
+        ({"messages": [[{"role": "user"}]]}, {"/messages/0/0/content": "missing"}),
+        ({"messages": [[{"role": "a user", "content": "x"}]]}, {"/messages/0/0/role": "string_pattern_mismatch"}),
+        ({"messages": [[{"role": "user", "content": None}]]}, {"/messages/0/0/content": "string_type"}),
+        (5, {"": "string_type"}),
+    ],
+)
+def test_a_data_set_is_refused_in_the_form_that_it_has(dataset: object, expected: dict[str, str]) -> None:
+    for field in ("calibration", "evaluation"):
+        place = "/calibration/dataset" if field == "calibration" else "/evaluation/perplexity/dataset"
+        body = {"dataset": dataset} if field == "calibration" else {"perplexity": {"dataset": dataset}}
+        found = _pointers({"model": _MODEL, field: body})
+        assert found == {place + pointer: code for pointer, code in expected.items()}
+
+
 @pytest.mark.parametrize("key", ["max_run_secs", "wieghts", "l3"])
 def test_misspelt_names_are_told(key: str) -> None:
     assert _pointers({"model": _MODEL, key: 1}) == {f"/{key}": "extra_forbidden"}
