@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import DatasetCardData, HfApi, hf_hub_url
 from huggingface_hub.hf_api import DatasetInfo, RepoFile
 
 from worker.download import problems
@@ -76,7 +76,7 @@ class DatasetDownload:
     def _files(self, api: HfApi, info: DatasetInfo, commit: str) -> list[HubFile]:
         names = choose_files(
             [file.rfilename for file in info.siblings or []],
-            None if info.card_data is None else info.card_data.get("configs"),
+            info.card_data.get("configs") if isinstance(info.card_data, DatasetCardData) else None,
             Wanted(self.request.config, self.request.split, self.request.purpose),
         )
         # A character of text is seldom less than a byte of these files, compressed as they are.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from huggingface_hub import HfApi
+import httpx
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.utils._headers import build_hf_headers
 
 from quant_engine.interface.stages import RESOLVE
@@ -50,7 +51,9 @@ class Connection:
     events: EventWriter
 
     def api(self) -> HfApi:
-        """Return the client of the Hub."""
+        """Return the client of the Hub, in which no request waits for ever."""
+        # Not every method of the client takes a timeout, and its own default is none.
+        get_session().timeout = httpx.Timeout(HUB_SECONDS)
         # False, because None would let the client look for a token on this machine.
         return HfApi(token=self.token or False)
 

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub.constants
 import pytest
+from huggingface_hub import get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from quant_engine.interface.datasets import Purpose
 from tests.hub_server import TOKEN, Fault, Hub, HubModel, serve_hub
 from worker.download.dataset import DatasetDownload
 from worker.download.dataset_problems import as_dataset_error
-from worker.download.snapshot import Connection, Snapshot
+from worker.download.snapshot import HUB_SECONDS, Connection, Snapshot
 from worker.subprocesses.messages import DatasetDownloadFile, Error, EventWriter
 
 ID = "someone/texts"
@@ -164,6 +166,18 @@ def test_without_the_hub_the_way_without_it_is_told(tmp_path: Path, hub: Hub, ev
     ):
         assert (error.code, error.category) == ("hub_unreachable", "platform")
         assert "QUANTRY_DATASETS_DIR" in error.hint
+
+
+def test_a_silent_hub_does_not_hold_a_request_for_ever(events: EventWriter) -> None:
+    api = Connection(token=None, patience_seconds=1.0, events=events).api()
+    assert api.token is False
+    assert get_session().timeout == httpx.Timeout(HUB_SECONDS)
+
+
+@pytest.mark.parametrize("card", [["configs"], "configs", {"configs": "en"}, {"configs": [{"data_files": 5}]}])
+def test_a_card_of_any_form_is_no_internal_error(tmp_path: Path, hub: Hub, events: EventWriter, card: Any) -> None:
+    hub.datasets[ID] = HubModel(files={"train.txt": b"words"}, card=card)
+    assert names(fetch(tmp_path, events)) == ["train.txt"]
 
 
 def test_a_damaged_file_is_not_kept(tmp_path: Path, hub: Hub, events: EventWriter) -> None:
