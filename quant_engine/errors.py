@@ -4,7 +4,8 @@ EngineError
 ├── user: the request or its inputs have to change
 │   ├── ModelNotFound            model_not_found           no model directory, or no config or weights in it
 │   ├── UnsupportedArchitecture  unsupported_architecture  a model class without known sites
-│   ├── UnsafeCheckpoint         unsafe_checkpoint         corrupt, too big to open, or not safetensors
+│   ├── UnsafeCheckpoint         unsafe_checkpoint         pickled weights, links that leave the model, files too big
+│   ├── InvalidModel             invalid_model             files that are damaged or contradict each other
 │   ├── DatasetNotFound          dataset_not_found         no text under that name
 │   ├── InvalidDataset           invalid_dataset           a row or a file of a data set can not be read
 │   ├── NoChatTemplate           no_chat_template          messages for a model without a chat template
@@ -54,9 +55,16 @@ class UnsupportedArchitecture(EngineError):
 
 
 class UnsafeCheckpoint(EngineError):
-    """A file of the checkpoint is corrupt, truncated, oversized or not safetensors."""
+    """Reading a file of the model could do harm: pickled weights, a link out of the model, a size no real file has."""
 
     code = "unsafe_checkpoint"
+    category = "user"
+
+
+class InvalidModel(EngineError):
+    """The model's files contradict each other, or one of them is damaged."""
+
+    code = "invalid_model"
     category = "user"
 
 

@@ -7,6 +7,7 @@ from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
 from quant_engine.interface.datasets import FORMS, Purpose, dataset_folder, dataset_folders, first_folder
 from quant_engine.policy import BUILT_IN, HUB_DATASETS, SELF
+from quant_engine.policy.nearest import nearest
 
 _POINTERS: Final = {Purpose.CALIBRATION: "/calibration/dataset", Purpose.EVALUATION: "/evaluation/perplexity/dataset"}
 _FIRST_DEFAULT: Final = "wikitext2"
@@ -82,8 +83,10 @@ def resolve_dataset(settings: Settings, name: str | None, purpose: Purpose) -> s
         return default_dataset(settings, purpose)
     known = dataset_names(settings, purpose)
     if name not in known:
+        near = nearest(name, known)
+        suggestion = "" if near is None else f"Did you mean '{near}'? "
         raise DatasetNotFound(
-            f"There is no dataset of this name for this use. Known here: {', '.join(known)}.",
+            f"There is no dataset of this name for this use. {suggestion}Known here: {', '.join(known)}.",
             pointer=_POINTERS[purpose],
             hint='Use a listed name, send {"texts": [...]} or {"messages": [...]}, name a data set of the Hub with '
             '{"hub": "owner/name"}, or have the operator add QUANTRY_DATASETS_DIR/<name>/ with train* or valid* files '

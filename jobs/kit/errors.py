@@ -11,6 +11,7 @@
     ├── InvalidState                      409 invalid_state         (Retry-After while the job still runs)
     ├── IdempotencyInFlight               409 idempotency_in_flight (Retry-After)
     ├── InvalidRequest                    422 invalid_request       (names the field by JSON pointer)
+    │   ├── RefusedJob                        refused_job, or the code of its first reason
     │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
     │   ├── ModelNotFound                     model_not_found
     │   ├── DatasetNotFound                   dataset_not_found
@@ -30,8 +31,11 @@
 A failed *job* is not an exception: its ``error`` is a :class:`JobProblem`, with the same members as data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
+
+from quant_engine.interface.problems import Problem
 
 Category = Literal["user", "platform", "capacity"]
 
@@ -179,6 +183,21 @@ class InvalidRequest(QuantryError):
     def __init__(self, detail: str, *, pointer: str, code: str | None = None, hint: str | None = None) -> None:
         self.code = code or type(self).code
         super().__init__(detail, hint=hint, errors=(FieldError(pointer=pointer, code=self.code, detail=detail),))
+
+
+class RefusedJob(InvalidRequest):
+    """What the model's files, the text and the policy say together rules the job out; each reason has its field."""
+
+    code = "refused_job"
+    title = "This job can not succeed"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        first = problems[0]
+        super().__init__(first.detail, pointer=first.pointer, code=first.code, hint=first.hint)
+        self.errors = tuple(
+            FieldError(pointer=each.pointer, code=each.code, detail=f"{each.detail} {each.hint}".strip())
+            for each in problems
+        )
 
 
 class InvalidPolicy(InvalidRequest):

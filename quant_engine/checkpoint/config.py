@@ -139,7 +139,7 @@ def without_refusal_marker(quantization_config: Any) -> dict[str, Any]:
     """Return ``quantization_config`` without the marker that makes other loaders refuse it, if it has one.
 
     Raises:
-        UnsafeCheckpoint: it is malformed.
+        InvalidModel: it is malformed.
     """
     try:
         return _with_number_types(quantization_config, lambda name: name.removesuffix(REFUSAL_MARKER))

@@ -9,7 +9,7 @@ from typing import Any, Final
 from transformers import GenerationConfig
 
 from quant_engine.checkpoint.hashes import file_sha256
-from quant_engine.errors import UnsafeCheckpoint
+from quant_engine.errors import InvalidModel
 
 GENERATION: Final = "generation_config.json"
 _COPIED: Final = (
@@ -51,7 +51,7 @@ def copy_files(source: Path, target: Path) -> None:
     is left out.
 
     Raises:
-        UnsafeCheckpoint: a configuration is not a JSON object.
+        InvalidModel: a configuration is not a JSON object.
     """
     for name, path in copied_files(source).items():
         (target / name).parent.mkdir(exist_ok=True)
@@ -129,8 +129,8 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _unusable(name: str, reason: str) -> UnsafeCheckpoint:
-    return UnsafeCheckpoint(
+def _unusable(name: str, reason: str) -> InvalidModel:
+    return InvalidModel(
         detail=f"The model's {name} {reason}.", hint="Download the model again, or repair the file, and retry."
     )
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from quant_engine.errors import UnsafeCheckpoint
+from quant_engine.errors import InvalidModel
 
 CARD: Final = "README.md"
 CARD_DATA: Final = "quantry.json"
@@ -67,7 +67,7 @@ def recorded_manifest(directory: Path) -> CheckpointManifest:
     """Return the files that ``quantry.json`` lists, without reading them: all except itself and the card.
 
     Raises:
-        UnsafeCheckpoint: ``quantry.json`` is missing, or an export did not write it.
+        InvalidModel: ``quantry.json`` is missing, or an export did not write it.
     """
     path = directory / CARD_DATA
     try:
@@ -75,14 +75,14 @@ def recorded_manifest(directory: Path) -> CheckpointManifest:
             raise ValueError("too large")
         return CheckpointManifest(tuple(_entry(entry) for entry in json.loads(path.read_bytes())["files"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UnsafeCheckpoint(detail=f"The checkpoint has no usable {CARD_DATA}.", hint=_HINT) from error
+        raise InvalidModel(detail=f"The checkpoint has no usable {CARD_DATA}.", hint=_HINT) from error
 
 
 def changed_files(directory: Path) -> list[str]:
     """Return the paths that are missing, added, or differ from ``quantry.json``; empty for an unchanged checkpoint.
 
     Raises:
-        UnsafeCheckpoint: there is no usable ``quantry.json``.
+        InvalidModel: there is no usable ``quantry.json``.
     """
     recorded = set(recorded_manifest(directory).files)
     present = set(checkpoint_manifest(directory, without=(CARD, CARD_DATA)).files)

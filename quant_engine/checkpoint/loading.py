@@ -30,7 +30,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
 
     Raises:
         ModelNotFound: there is no checkpoint.
-        UnsafeCheckpoint: the ``quantry`` section is missing, of another version, malformed, or does not fit the model;
+        InvalidModel: the ``quantry`` section is missing, of another version, malformed, or does not fit the model;
             or a tensor of a transform is missing, of another shape, or not finite.
     """
     directory = Path(path)

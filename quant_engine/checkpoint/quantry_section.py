@@ -20,8 +20,8 @@ from torch import Tensor
 
 from quant_engine.checkpoint.online import STORED_DTYPES, OnlineInput
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedPolicy
-from quant_engine.models.source import MAX_CONFIG_BYTES
+from quant_engine.errors import InvalidModel, ModelNotFound, UnsupportedPolicy
+from quant_engine.model_files.opening import MAX_CONFIG_BYTES
 from quant_engine.policy import Profile
 from quant_engine.transforms.primitives import Hadamard, Primitive, primitive_from
 
@@ -109,7 +109,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         ModelNotFound: there is no ``config.json``.
-        UnsafeCheckpoint: it is too large, is not a JSON object, or has no such section.
+        InvalidModel: it is too large, is not a JSON object, or has no such section.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -135,7 +135,7 @@ def read_online(directory: Path, section: Mapping[str, Any], device: torch.devic
     """Return the online operations of every linear, with tensors on ``device``; linears of a site share primitives.
 
     Raises:
-        UnsafeCheckpoint: the section is malformed, a tensor is missing, of another shape or type, or not finite.
+        InvalidModel: the section is malformed, a tensor is missing, of another shape or type, or not finite.
     """
     try:
         # The readers check no types; a wrong type or a missing key of the file raises one of the errors below.
@@ -144,9 +144,9 @@ def read_online(directory: Path, section: Mapping[str, Any], device: torch.devic
         raise unusable("the quantry section of config.json is malformed") from error
 
 
-def unusable(reason: str) -> UnsafeCheckpoint:
+def unusable(reason: str) -> InvalidModel:
     """Return the error for a checkpoint that contradicts its own description."""
-    return UnsafeCheckpoint(
+    return InvalidModel(
         detail=f"The checkpoint can not be loaded: {reason}.",
         hint="Load a checkpoint that Quantry exported, unchanged; for others use from_pretrained.",
     )

@@ -28,7 +28,7 @@ from quant_engine.checkpoint.export import stored_hadamard
 from quant_engine.checkpoint.hashes import changed_files
 from quant_engine.checkpoint.loading import load
 from quant_engine.checkpoint.quantry_section import read_config
-from quant_engine.errors import EngineError, UnsafeCheckpoint, VerificationFailed
+from quant_engine.errors import EngineError, InvalidModel, VerificationFailed
 
 _TIMEOUT_SECONDS: Final = 3600
 _LOADER: Final = "quant_engine.checkpoint.load"
@@ -58,7 +58,7 @@ def verify_in_fresh_process(checkpoint: Path, reference: Path) -> Verification:
     """
     try:
         changed = changed_files(checkpoint)
-    except UnsafeCheckpoint as error:
+    except InvalidModel as error:
         raise _failed(f"failed the gate: {error.detail}") from error
     if changed:
         raise _failed(f"failed the gate: not as exported: {', '.join(changed[:3])}")
@@ -126,7 +126,7 @@ def _check_stored_hadamards(checkpoint: Path) -> None:
             for name in file.keys():  # noqa: SIM118  # no mapping
                 order = hadamard_order_of(name)
                 if order is not None and not torch.equal(file.get_tensor(name), stored_hadamard(order)):
-                    raise UnsafeCheckpoint(
+                    raise InvalidModel(
                         detail=f"The stored matrix {name} is not the Hadamard matrix of order {order}.",
                         hint="Export the checkpoint again.",
                     )

@@ -2,7 +2,6 @@
 
 from quant_engine.interface.architectures import (
     ARCHITECTURES,
-    FUSED_LINEARS,
     Architecture,
     ProducerKind,
     ProducerRows,
@@ -17,13 +16,12 @@ from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
 from quant_engine.models.sites import Site, head_size, model_sites, target_sites
-from quant_engine.models.source import CheckpointSource, safe_config
+from quant_engine.models.source import CheckpointSource
 from quant_engine.models.streaming import StreamedModel
 from quant_engine.models.weight_source import WeightSource
 
 __all__ = [
     "ARCHITECTURES",
-    "FUSED_LINEARS",
     "Architecture",
     "Attachment",
     "CheckpointSource",
@@ -46,6 +44,5 @@ __all__ = [
     "model_configuration",
     "model_sites",
     "next_block",
-    "safe_config",
     "target_sites",
 ]

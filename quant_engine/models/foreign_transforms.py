@@ -18,7 +18,7 @@ from compressed_tensors.transform.utils.matrix import get_transform_size
 from compressed_tensors.utils import match_named_modules
 from torch import Tensor, nn
 
-from quant_engine.errors import UnsafeCheckpoint, UnsupportedPolicy
+from quant_engine.errors import InvalidModel, UnsupportedPolicy
 from quant_engine.models.source import CheckpointSource
 
 
@@ -50,7 +50,7 @@ def foreign_transforms(
 
     Raises:
         UnsupportedPolicy: a transform's type, or its place, is not supported here.
-        UnsafeCheckpoint: the section is malformed, or a matrix is missing or does not fit.
+        InvalidModel: the section is malformed, or a matrix is missing or does not fit.
     """
     if not section:
         return {}
@@ -140,8 +140,8 @@ def _unsupported(group: _Group, what: str, hint: str) -> UnsupportedPolicy:
     return UnsupportedPolicy(detail=f"The checkpoint's transform {group.name!r} {what}.", hint=hint)
 
 
-def _unusable(reason: str) -> UnsafeCheckpoint:
-    return UnsafeCheckpoint(
+def _unusable(reason: str) -> InvalidModel:
+    return InvalidModel(
         detail=f"The checkpoint's transform_config can not be used: {reason}.",
         hint="Check that config.json is as the checkpoint's writer wrote it.",
     )

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quant_engine.errors import UnsafeCheckpoint
+from quant_engine.errors import InvalidModel
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
     function has returned.
 
     Raises:
-        UnsafeCheckpoint: it is not a GGUF file, or not one of a model transformers can read.
+        InvalidModel: it is not a GGUF file, or not one of a model transformers can read.
         OSError: a file can not be read or written.
     """
     source = {"pretrained_model_name_or_path": str(gguf_file.parent), "gguf_file": gguf_file.name}
@@ -35,7 +35,7 @@ def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except _UNREADABLE as error:
-        raise UnsafeCheckpoint(
+        raise InvalidModel(
             detail=f"{gguf_file.name} can not be read as a GGUF model ({type(error).__name__}: {error}).",
             hint="Fetch the file again; if that does not help, it holds an architecture transformers does not convert.",
         ) from error

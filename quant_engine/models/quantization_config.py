@@ -6,7 +6,7 @@ from typing import Any, Final
 from compressed_tensors.config import CompressionFormat
 from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 
-from quant_engine.errors import UnsafeCheckpoint, UnsupportedPolicy
+from quant_engine.errors import InvalidModel, UnsupportedPolicy
 
 METHOD: Final = "compressed-tensors"
 FORMATS: Final = (
@@ -28,7 +28,7 @@ def parse_quantization(section: Mapping[str, Any]) -> QuantizationConfig:
     Raises:
         UnsupportedPolicy: another library's method, a layout of sparse weights, weights that are not compressed, or a
             quantized key-value cache.
-        UnsafeCheckpoint: it is malformed.
+        InvalidModel: it is malformed.
     """
     method = section.get("quant_method")
     if method != METHOD:
@@ -49,7 +49,7 @@ def parse_quantization(section: Mapping[str, Any]) -> QuantizationConfig:
         # A section without a format is read as mixed: the format of each group is then found from its scheme.
         config = QuantizationConfig.model_validate({"format": CompressionFormat.mixed_precision.value} | dict(section))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnsafeCheckpoint(
+        raise InvalidModel(
             detail=f"The quantization_config of config.json is malformed ({type(error).__name__}).",
             hint="Check that config.json is as the checkpoint's writer wrote it.",
         ) from error

@@ -27,7 +27,7 @@ from compressed_tensors.quantization import (
 from compressed_tensors.quantization.lifecycle.forward import set_forward_quantized
 from torch import Tensor, nn
 
-from quant_engine.errors import UnsafeCheckpoint, UnsupportedPolicy
+from quant_engine.errors import InvalidModel, UnsupportedPolicy
 from quant_engine.interface.architectures import architecture_of
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
@@ -73,7 +73,7 @@ class QuantizedSource:
 
     Raises (from every reading member):
         UnsupportedPolicy: the checkpoint needs something that is not supported here; the error names it.
-        UnsafeCheckpoint: its ``quantization_config`` is malformed, or does not fit the model or the tensors.
+        InvalidModel: its ``quantization_config`` is malformed, or does not fit the model or the tensors.
         ModelNotFound: see :class:`CheckpointSource`.
     """
 
@@ -268,9 +268,9 @@ def _rounds_more(scheme: QuantizationScheme) -> bool:
     return scheme.input_activations is not None or scheme.output_activations is not None
 
 
-def _misfit(reason: str) -> UnsafeCheckpoint:
+def _misfit(reason: str) -> InvalidModel:
     # A library's message can be very long, so the detail is cut.
-    return UnsafeCheckpoint(
+    return InvalidModel(
         detail=f"The quantized checkpoint can not be read: {reason}."[:1000],
         hint="Check that config.json belongs to these weights, and that from_pretrained loads them.",
     )

@@ -138,7 +138,7 @@ class RotatedSource:
         """Return the named tensors, rotated, as ``dtype`` on ``device``; tensors without a rewrite are read as stored.
 
         Raises:
-            UnsafeCheckpoint, ModelNotFound: see :class:`CheckpointSource`.
+            InvalidModel, ModelNotFound: see :class:`CheckpointSource`.
         """
         names = list(names)
         plain = [name for name in names if name not in self._rewrites]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quant_engine.errors import UnsafeCheckpoint
+from quant_engine.errors import InvalidModel
 from quant_engine.interface.architectures import Architecture, architecture_of
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.weight_source import WeightSource
@@ -59,7 +59,7 @@ class StreamedModel:
         device: where to compute.
 
     Raises:
-        UnsupportedArchitecture, UnsafeCheckpoint, ModelNotFound: see :class:`CheckpointSource`.
+        UnsupportedArchitecture, InvalidModel, ModelNotFound: see :class:`CheckpointSource`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class StreamedModel:
             prepare: changes the empty layer before the parameters are assigned.
 
         Raises:
-            UnsafeCheckpoint: the tensors do not fit the configuration.
+            InvalidModel: the tensors do not fit the configuration.
         """
         layer = self.empty_block(index)
         prefix = self.architecture.block_prefix(index)
@@ -137,7 +137,7 @@ class StreamedModel:
             # Assigned and not copied, so that memory-mapped tensors stay mapped.
             layer.load_state_dict(state, assign=True)
         except RuntimeError as error:
-            raise UnsafeCheckpoint(
+            raise InvalidModel(
                 detail=f"The tensors of block {index} do not fit the model's configuration.",
                 hint="Check that config.json belongs to these weights.",
             ) from error
@@ -193,7 +193,7 @@ class StreamedModel:
         try:
             self._skeleton.load_state_dict(ends, assign=True)
         except RuntimeError as error:
-            raise UnsafeCheckpoint(
+            raise InvalidModel(
                 detail="The embedding, the final norm or the head do not fit the model's configuration.",
                 hint="Check that config.json belongs to these weights.",
             ) from error

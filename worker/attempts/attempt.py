@@ -22,9 +22,12 @@ from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
+from quant_engine.interface.problems import refuse
 from quant_engine.interface.spec import RunSpec
 from quant_engine.interface.stages import PUBLISH, RESOLVE, stages_from
+from quant_engine.model_files import ModelFiles, describe_directory
 from quant_engine.policy import JobRequest
+from quant_engine.preflight import check_job
 from worker.attempt_machine.ending import Ended, Ending
 from worker.attempt_machine.follow import Follower
 from worker.attempts.endings import JobEndings
@@ -95,7 +98,7 @@ class Attempt:
             return self._endings.succeeded(self._collect())
         except Ended as ended:
             return ended.ending
-        except EngineError as error:  # from resolve_local or require_inside, in this process
+        except EngineError as error:  # from the checks of the model's directory, in this process
             return self._endings.reported(as_error(error))
         except OSError as error:
             logger.exception("attempt_failed")
@@ -128,20 +131,44 @@ class Attempt:
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
             directory = resolve_local(self.dependencies.settings.models_dir, self.request.model.id)
+            self._check(directory)
+            texts = self._fetch_texts()
         else:
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
-            directory = self._download_model()
-        texts = fetch_texts(self.request, self.dependencies.settings, self.workspace, self._download)
+            directory = self._fetch(weights=False)
+            self._check(directory)
+            # Before the weights: a data set that is not there is told before gigabytes have arrived.
+            texts = self._fetch_texts()
+            # The preview has no weights; a snapshot that was here already has them.
+            if directory == self.workspace.preview:
+                directory = self._fetch(weights=True)
         self.reporter.handle(StageFinished(name=RESOLVE.name, seconds=time.monotonic() - began))
         return directory, texts
 
-    def _download_model(self) -> Path:
-        settings = self.dependencies.settings
-        request = download_file(self.request.model, settings, self._pin.commit())
+    def _fetch_texts(self) -> Texts:
+        return fetch_texts(self.request, self.dependencies.settings, self.workspace, self._download)
+
+    def _check(self, directory: Path) -> None:
+        """End the attempt if what the model's files say without their weights rules the job out."""
+        request = self.request
+        refuse(
+            check_job(
+                lambda: describe_directory(ModelFiles(directory)),
+                policy=request.policy,
+                calibration=request.calibration,
+                evaluation=request.evaluation,
+            )
+        )
+
+    def _fetch(self, *, weights: bool) -> Path:
+        """Download the model, or without ``weights`` a preview of it; return the directory of its files."""
+        settings, preview = self.dependencies.settings, self.workspace.preview
+        request = download_file(self.request.model, settings, self._pin.commit(), preview, weights=weights)
         payload = self._download("download.json", request)
         self._keep_revision(str(payload["revision"]))
         # The path comes from a subprocess, so it is checked and not trusted.
-        return require_inside(Path(str(payload["path"])), models_cache(settings))
+        directory = Path(str(payload["path"]))
+        return preview if directory == preview else require_inside(directory, models_cache(settings))
 
     def _download(self, name: str, request: BaseModel) -> dict[str, Any]:
         """Run the download that ``request`` describes and return the payload of its result. Raises: Ended."""

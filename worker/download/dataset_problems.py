@@ -10,7 +10,7 @@ from huggingface_hub.errors import (
 
 from worker.download import problems
 from worker.download.dataset_files import NoSuchFiles
-from worker.subprocesses.messages import DatasetDownloadFile, DownloadFile, Error
+from worker.subprocesses.messages import DatasetDownloadFile, Error
 
 _LATER: Final = (
     "Submit the job again later, or have the operator put the data set into a folder under QUANTRY_DATASETS_DIR; "
@@ -34,7 +34,7 @@ def as_dataset_error(error: Exception, request: DatasetDownloadFile, *, has_toke
                 f"The Hub shows no data set {request.dataset_id}; it does not exist, or it is private.",
                 "Check its id on the Hub's page. For a private one, name a token that can read it in model.credential.",
             )
-    found = problems.as_download_error(error, _as_model(request), has_token=has_token)
+    found = problems.as_hub_error(error, has_token=has_token)
     # What is left says the same for models and data sets, but for the way without the Hub.
     return found.model_copy(update={"hint": _LATER}) if found.code == problems.UNREACHABLE else found
 
@@ -46,15 +46,6 @@ def too_large(name: str, size: int, limit: int) -> Error:
         category="user",
         detail=f"The first file of the data set, {name}, has {size:,} bytes; the operator allows {limit:,}.",
         hint="Choose a data set in smaller files, or have the operator raise QUANTRY_MAX_DATASET_BYTES.",
-    )
-
-
-def _as_model(request: DatasetDownloadFile) -> DownloadFile:
-    return DownloadFile(
-        parent_pid=request.parent_pid,
-        model_id=request.dataset_id,
-        revision=request.revision,
-        cache_dir=request.cache_dir,
     )
 
 

@@ -61,11 +61,19 @@ class Connection:
         """Repeat a request until the Hub answers it. Raises: httpx.HTTPError."""
         return retry_with_backoff(request, HubBackoff(self.patience_seconds, on_wait=self._say_why))
 
-    def put_in_place(self, files: Sequence[HubFile], directory: Path, *, restricted: bool) -> None:
+    def put_in_place(
+        self,
+        files: Sequence[HubFile],
+        directory: Path,
+        *,
+        restricted: bool,
+        begin: Callable[[Path], None] = lambda _: None,
+    ) -> None:
         """Fetch the files into ``directory``, which exists when all of them are there and verified.
 
         Args:
             restricted: whether only some tokens may read them; the next job is asked for access of its own.
+            begin: may put verified files into the directory where the files arrive.
 
         Raises:
             problems.Refused: the disk is too small.
@@ -76,22 +84,23 @@ class Connection:
         partial = directory.with_name(f"{directory.name}.partial")
         problems.require_space(directory.parent, total - _bytes_in(partial) + _DISK_RESERVE_BYTES)
         partial.mkdir(exist_ok=True)
+        begin(partial)
         with _reporting(partial, total, self.events):
-            self._transfer(files, partial)
-        shutil.rmtree(partial / UNFINISHED, ignore_errors=True)
+            self.transfer(files, partial)
         if restricted:
             # Before the rename: a restricted snapshot must never be visible without its marker.
             _marker(directory).touch()
         partial.rename(directory)
         self.events.send(StageAdvanced(name=RESOLVE.name, done=total, total=total))
 
-    def _transfer(self, files: Sequence[HubFile], partial: Path) -> None:
+    def transfer(self, files: Sequence[HubFile], directory: Path) -> None:
+        """Fetch and verify the files that ``directory`` lacks. Raises: what :meth:`put_in_place` raises of the Hub."""
         headers = build_hf_headers(token=self.token or False)
         stop = threading.Event()
 
         def take(file: HubFile) -> None:
             backoff = HubBackoff(self.patience_seconds, on_wait=self._say_why, sleep=stop.wait)
-            fetch_file(file, partial, headers=headers, backoff=backoff, stop=stop)
+            fetch_file(file, directory, headers=headers, backoff=backoff, stop=stop)
 
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             transfers = [pool.submit(take, file) for file in files]
@@ -100,6 +109,7 @@ class Connection:
             stop.set()
             pool.shutdown(cancel_futures=True)
         _raise_the_cause(transfers)
+        shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
 
     def _say_why(self, why: str, seconds: float) -> None:
         self.events.send(Log(message=f"Waiting {seconds:.1f} s: {why}."))

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
-from quant_engine.errors import UnsupportedPolicy
+from quant_engine.errors import NoMatchingLayer, UnsupportedPolicy
 from quant_engine.execution import Execution
 from quant_engine.grids import export_dtype
+from quant_engine.interface.architectures import Architecture
+from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
+from quant_engine.interface.pattern_check import check_patterns
+from quant_engine.interface.problems import refuse
+from quant_engine.interface.site_settings import allowed_transform, site_problems, site_settings
 from quant_engine.interface.spec import RunSpec
+from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import (
     CheckpointSource,
     ResidualRotation,
@@ -27,7 +33,6 @@ from quant_engine.models import (
 )
 from quant_engine.policy import Policy, Residual, SiteSettings, Transform
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context.site_settings import allowed_transform, site_settings
 from quant_engine.transforms import SitePlan
 
 
@@ -106,17 +111,21 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         rotation: the learned rotation of the residual stream; the policy's own start where it is None.
 
     Raises:
-        ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
+        ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         NoMatchingLayer, UnsupportedPolicy: the policy does not fit it.
     """
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy))
+    layout = model_layout(base.config)
+    check_tensors(base.description, layout)
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     source: WeightSource = base
     if spec.policy.residual is not None:
         source = RotatedSource(base, rotation or start_rotation(base, spec.policy.residual))
     model = StreamedModel(source, device=spec.device)
     every_site = model_sites(model.config, model.architecture)
+    _check_patterns(spec.policy, every_site, model.architecture)
     sites = target_sites(every_site, spec.policy)
+    refuse(site_problems(sites, spec.policy))
     return Run(
         spec=spec,
         work_dir=work_dir,
@@ -128,6 +137,22 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         sites=sites,
         settings={site.name: site_settings(site, spec.policy) for site in sites},
     )
+
+
+def _check_patterns(policy: Policy, sites: list[Site], architecture: Architecture) -> None:
+    """Refuse a policy with patterns that mean nothing in this model.
+
+    Raises:
+        NoMatchingLayer: with every such entry, by its place in the request.
+    """
+    linears = [reader for site in sites for reader in site.all_readers]
+    findings = check_patterns(policy, linears, architecture)
+    if findings:
+        each = " ".join(f"{finding.pointer}: {finding.detail}" for finding in findings)
+        raise NoMatchingLayer(
+            detail=f"Entries of the policy match no linear that can be quantized as asked. {each}",
+            hint="Correct these entries and submit the job again.",
+        )
 
 
 def _export_dtype(policy: Policy) -> torch.dtype | None:

@@ -19,8 +19,10 @@ from quant_engine.checkpoint.quantry_section import read_config, read_online, un
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
+from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunSpec
+from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, StreamedModel, WeightSource, model_sites
 from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
@@ -44,11 +46,13 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
     """Open the model as a run without sites to quantize.
 
     Raises:
-        ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture: the model can not be used.
+        ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedArchitecture: the model can not be used.
         UnsupportedPolicy: its checkpoint needs something that is not supported here.
     """
     base = CheckpointSource(spec.model_dir)
     source = open_source(base, spec.device)
+    if source is base:
+        check_tensors(base.description, model_layout(base.config))
     model = StreamedModel(source, device=spec.device)
     return Run(
         spec=spec,
@@ -67,8 +71,8 @@ def open_source(base: CheckpointSource, device: torch.device | str = "cpu") -> W
     """Open the checkpoint in the way that its own configuration describes.
 
     Raises:
-        UnsafeCheckpoint, UnsupportedPolicy: see :class:`QuantizedSource`, and for a checkpoint that Quantry exported
-            :func:`quant_engine.checkpoint.load`.
+        UnsafeCheckpoint, InvalidModel, UnsupportedPolicy: see :class:`QuantizedSource`, and for a checkpoint that
+            Quantry exported :func:`quant_engine.checkpoint.load`.
     """
     if not base.is_quantized:
         return base

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from quant_engine.checkpoint import load
 from quant_engine.checkpoint.verify import main, verify_in_fresh_process
-from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, VerificationFailed
+from quant_engine.errors import InvalidModel, ModelNotFound, VerificationFailed
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.export import verify_stage
 from quant_engine.stages.quantize.block_files import Plans
@@ -79,7 +79,7 @@ def test_the_gate_fails_a_truncated_shard(tmp_path: Path) -> None:
 def test_loading_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         load(tmp_path / "nothing")
-    with pytest.raises(UnsafeCheckpoint, match="no quantry section"):
+    with pytest.raises(InvalidModel, match="no quantry section"):
         load(write_tiny_model(tmp_path / "dense"))
 
 
@@ -167,7 +167,7 @@ def test_a_section_that_does_not_fit_is_refused(
     honest = path.read_text()
     try:
         _edit(kronecker_checkpoint, place, value)
-        with pytest.raises(UnsafeCheckpoint, match=message):
+        with pytest.raises(InvalidModel, match=message):
             load(kronecker_checkpoint)
     finally:
         path.write_text(honest)
@@ -191,7 +191,7 @@ def test_a_stored_transform_that_does_not_fit_is_refused(
     tensors[f"{_DOWN}.online.0.right_BB"] = change(tensors[f"{_DOWN}.online.0.right_BB"])
     try:
         save_file(tensors, path, metadata={"format": "pt"})
-        with pytest.raises(UnsafeCheckpoint, match=message):
+        with pytest.raises(InvalidModel, match=message):
             load(kronecker_checkpoint)
     finally:
         path.write_bytes(honest)

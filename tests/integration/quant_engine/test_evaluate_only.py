@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant_engine.checkpoint import load
-from quant_engine.errors import EngineError, UnsafeCheckpoint, UnsupportedArchitecture, UnsupportedPolicy
+from quant_engine.errors import EngineError, InvalidModel, UnsupportedArchitecture, UnsupportedPolicy
 from quant_engine.models import CheckpointSource, StreamedModel
 from quant_engine.stages.evaluate import windows_of
 from quant_engine.stages.evaluate_only.stages import open_source, prepare_evaluate_only
@@ -233,15 +233,15 @@ def _rotation(kind: str = "hadamard", targets: str = "re:.*down_proj$", location
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, UnsupportedPolicy, "sparsity_config"),
         ({"format": "marlin-24"}, UnsupportedPolicy, "format 'marlin-24'"),
         ({"quantization_status": "frozen"}, UnsupportedPolicy, "quantization_status 'frozen'"),
-        ({"config_groups": {"g": {"weights": {"num_bits": 4}}}}, UnsafeCheckpoint, "malformed"),
-        ({"config_groups": []}, UnsafeCheckpoint, "malformed"),
+        ({"config_groups": {"g": {"weights": {"num_bits": 4}}}}, InvalidModel, "malformed"),
+        ({"config_groups": []}, InvalidModel, "malformed"),
         ({"ignore": []}, UnsupportedPolicy, "quantizes lm_head but ties"),
-        ({"transform_config": {"config_groups": 1}}, UnsafeCheckpoint, "transform_config"),
+        ({"transform_config": {"config_groups": 1}}, InvalidModel, "transform_config"),
         (_rotation("random-matrix"), UnsupportedPolicy, "'random-matrix'"),
         (_rotation(randomize=True), UnsupportedPolicy, "at random"),
-        (_rotation(), UnsafeCheckpoint, "order 96, which is no power of two"),
-        (_rotation(head_dim=64), UnsafeCheckpoint, "does not fit .*down_proj"),
-        (_rotation("random-hadamard"), UnsafeCheckpoint, "no file"),
+        (_rotation(), InvalidModel, "order 96, which is no power of two"),
+        (_rotation(head_dim=64), InvalidModel, "does not fit .*down_proj"),
+        (_rotation("random-hadamard"), InvalidModel, "no file"),
         (_rotation(targets="re:.*self_attn$", location="q_attn"), UnsupportedPolicy, "'R' is applied at 'q_attn'"),
         (_rotation(targets="re:.*mlp$", head_dim=32), UnsupportedPolicy, "applied to .*mlp, a LlamaMLP"),
     ],
@@ -269,9 +269,9 @@ def test_tensors_that_do_not_fit_the_scheme_are_refused(dense: Path, tmp_path: P
         with pytest.raises(error, match=words):
             streamed(peer)
 
-    refused("holds no tensor .*up_proj.weight_scale", UnsafeCheckpoint, weight_scale=None)
-    refused("can not be decompressed|model needs", UnsafeCheckpoint, weight_shape=torch.tensor([96, 32]))
-    refused("can not be decompressed|model needs", UnsafeCheckpoint, weight_scale=torch.ones(96, 3))
+    refused("holds no tensor .*up_proj.weight_scale", InvalidModel, weight_scale=None)
+    refused("can not be decompressed|model needs", InvalidModel, weight_shape=torch.tensor([96, 32]))
+    refused("can not be decompressed|model needs", InvalidModel, weight_scale=torch.ones(96, 3))
     refused("stores .*weight_g_idx", UnsupportedPolicy, weight_g_idx=torch.zeros(64, dtype=torch.int32))
 
 
@@ -282,5 +282,5 @@ def test_a_quantry_section_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     online = content["quantry"]["online"]
     online["model.layers.0.mlp.up_proj"] = next(iter(online.values()))
     (checkpoint / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UnsafeCheckpoint, match=r"up_proj.*no quantized linear"):
+    with pytest.raises(InvalidModel, match=r"up_proj.*no quantized linear"):
         streamed(checkpoint)

@@ -12,10 +12,10 @@ from quant_engine.checkpoint import load
 from quant_engine.errors import (
     DatasetNotFound,
     EngineError,
+    InvalidModel,
     ModelNotFound,
     NoMatchingLayer,
     NotEnoughText,
-    UnsafeCheckpoint,
     UnsupportedArchitecture,
     UnsupportedPolicy,
     VerificationFailed,
@@ -220,7 +220,7 @@ def _spoil(directory: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "fields", "spec", "expected"),
     [
-        ("truncated", {}, {}, UnsafeCheckpoint),
+        ("truncated", {}, {}, InvalidModel),
         ("no weights", {}, {}, ModelNotFound),
         ("other class", {}, {}, UnsupportedArchitecture),
         ("no tokenizer", {}, {}, ModelNotFound),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from quant_engine.errors import NumericalInstability, UnsafeCheckpoint, UnsupportedPolicy
+from quant_engine.errors import InvalidModel, NumericalInstability, UnsupportedPolicy
 from quant_engine.models import (
     CheckpointSource,
     ResidualRotation,
@@ -154,7 +154,7 @@ def test_a_tied_head_becomes_a_tensor_of_its_own(tmp_path: Path) -> None:
     assert set(rotated.tensors) == {*source.tensors, "lm_head.weight"}
     assert rotated.weight_bytes == source.weight_bytes + 512 * 64 * 4
     assert (rotated.dtype, rotated.directory) == (source.dtype, source.directory)
-    with pytest.raises(UnsafeCheckpoint, match="holds no tensor"):
+    with pytest.raises(InvalidModel, match="holds no tensor"):
         rotated.read(["model.layers.0.mlp.down_proj.bias"], dtype=torch.float32)
 
 

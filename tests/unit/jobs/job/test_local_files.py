@@ -121,3 +121,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(settings: Settings) -> N
         resolve_dataset(settings, "exams", CALIBRATION)
     with pytest.raises(DatasetNotFound, match="books, c4, exams, pydoc"):
         resolve_dataset(settings, "self", EVALUATION)
+
+
+def test_a_misspelled_name_is_offered_the_nearest_and_not_repeated(settings: Settings) -> None:
+    with pytest.raises(DatasetNotFound, match="Did you mean 'wikitext2'") as refused:
+        resolve_dataset(settings, "wikitxt2", CALIBRATION)
+    assert "wikitxt2" not in f"{refused.value} {refused.value.hint}"

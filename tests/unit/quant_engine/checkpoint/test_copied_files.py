@@ -8,7 +8,7 @@ import pytest
 from transformers import GenerationConfig
 
 from quant_engine.checkpoint.copied_files import copied_file_hashes, copied_files, copy_files
-from quant_engine.errors import UnsafeCheckpoint
+from quant_engine.errors import InvalidModel
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_generation_configuration_beyond_mending_is_left_out(source: Path, tar
 @pytest.mark.parametrize("content", ["[]", "{", "\x00"])
 def test_a_configuration_that_is_no_object_is_refused(content: str, source: Path, target: Path) -> None:
     (source / "tokenizer_config.json").write_text(content)
-    with pytest.raises(UnsafeCheckpoint, match=r"tokenizer_config\.json is no"):
+    with pytest.raises(InvalidModel, match=r"tokenizer_config\.json is no"):
         copy_files(source, target)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quant_engine.checkpoint.hashes import changed_files, checkpoint_manifest, recorded_manifest
-from quant_engine.errors import UnsafeCheckpoint
+from quant_engine.errors import InvalidModel
 
 
 @pytest.fixture
@@ -60,13 +60,13 @@ def test_what_was_changed_added_or_taken_is_named(checkpoint: Path) -> None:
 @pytest.mark.parametrize("files", [None, [{}], [{"path": 1, "bytes": 1, "sha256": "x"}], "abc", {"path": "x"}])
 def test_card_data_of_another_shape_is_refused(files: Any, checkpoint: Path) -> None:
     _write_card_data(checkpoint, files)
-    with pytest.raises(UnsafeCheckpoint, match=r"no usable quantry\.json"):
+    with pytest.raises(InvalidModel, match=r"no usable quantry\.json"):
         recorded_manifest(checkpoint)
 
 
 def test_without_card_data_or_a_directory_there_is_an_error(checkpoint: Path) -> None:
     (checkpoint / "quantry.json").unlink()
-    with pytest.raises(UnsafeCheckpoint):
+    with pytest.raises(InvalidModel):
         changed_files(checkpoint)
     with pytest.raises(FileNotFoundError):
         checkpoint_manifest(checkpoint / "nowhere")

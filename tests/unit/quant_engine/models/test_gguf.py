@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quant_engine.errors import UnsafeCheckpoint
+from quant_engine.errors import InvalidModel
 from quant_engine.models.gguf import convert_gguf
 from tests.tiny_models import write_tiny_model
 
@@ -112,7 +112,7 @@ def test_the_dense_checkpoint_is_what_the_codes_stand_for(tmp_path: Path) -> Non
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    with pytest.raises(UnsafeCheckpoint, match=r"model\.gguf") as caught:
+    with pytest.raises(InvalidModel, match=r"model\.gguf") as caught:
         convert_gguf(path, tmp_path / "out")
     assert "Fetch the file again" in caught.value.hint
     assert not (tmp_path / "out").exists()

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quant_engine.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture
-from quant_engine.models import ARCHITECTURES, CheckpointSource, architecture_of, safe_config
-from quant_engine.models.source import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_TENSORS
+from quant_engine.errors import EngineError, InvalidModel, ModelNotFound, UnsafeCheckpoint, UnsupportedArchitecture
+from quant_engine.model_files import MAX_HEADER_BYTES, MAX_TENSORS, safe_config
+from quant_engine.model_files.opening import MAX_CONFIG_BYTES
+from quant_engine.models import ARCHITECTURES, CheckpointSource, architecture_of
 from tests.tiny_models import write_tiny_model
 
 
@@ -48,8 +49,10 @@ def test_a_broken_file_is_refused_with_a_remedy(
     header: bytes, data: bytes, length: int | None, message: str, tmp_path: Path
 ) -> None:
     source = _write_raw(tmp_path, header, data, length)
-    with pytest.raises(UnsafeCheckpoint, match=message) as caught:
+    with pytest.raises(EngineError, match=message) as caught:
         _ = source.tensors
+    # Only a header of a size that no real file has is a danger; the others are damaged.
+    assert caught.type is (UnsafeCheckpoint if "claims" in message else InvalidModel)
     assert "Download" in caught.value.hint
 
 
@@ -61,31 +64,38 @@ def test_a_million_empty_tensors_are_refused_without_opening_them(tmp_path: Path
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UnsafeCheckpoint):
+    with pytest.raises(InvalidModel):
         _ = CheckpointSource(tmp_path).tensors
 
 
 def test_a_truncated_real_checkpoint_is_refused(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UnsafeCheckpoint, match="describes"):
+    with pytest.raises(InvalidModel, match="describes"):
         _ = CheckpointSource(tmp_path).tensors
 
 
-@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "weights.bin", 7])
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "weights.bin"])
 def test_an_index_can_not_point_elsewhere(name: object, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(UnsafeCheckpoint, match="outside its directory"):
         _ = CheckpointSource(tmp_path).shards
 
 
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 7}, {"a": None}, {"a": {"b": "c"}}])
+def test_an_index_of_the_wrong_shape_is_refused(weight_map: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InvalidModel, match="no usable weight_map"):
+        _ = CheckpointSource(tmp_path).shards
+
+
 def test_an_index_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
-    with pytest.raises(UnsafeCheckpoint, match=r"one\.safetensors that the index names is missing"):
+    with pytest.raises(InvalidModel, match=r"one\.safetensors that the index names is missing"):
         _ = CheckpointSource(tmp_path).shards
     save_file({"b": torch.zeros(2)}, tmp_path / "one.safetensors")
-    with pytest.raises(UnsafeCheckpoint, match="names tensors that no weight file holds: a"):
+    with pytest.raises(InvalidModel, match="names tensors that no weight file holds: a"):
         _ = CheckpointSource(tmp_path).tensors
 
 
@@ -104,10 +114,20 @@ def test_a_missing_model_is_not_found(tmp_path: Path) -> None:
         _ = CheckpointSource(tmp_path).config
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b" " * (MAX_CONFIG_BYTES + 1)])
-def test_a_broken_config_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"{", InvalidModel),
+        (b"[1]", InvalidModel),
+        (b"\xff\xfe", InvalidModel),
+        (b'{"a":' * 1000 + b"1" + b"}" * 1000, InvalidModel),
+        (b'{"a":' * 100_000, InvalidModel),
+        (b" " * (MAX_CONFIG_BYTES + 1), UnsafeCheckpoint),
+    ],
+)
+def test_a_broken_config_is_refused(content: bytes, error: type[EngineError], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UnsafeCheckpoint):
+    with pytest.raises(error, match=r"config\.json"):
         _ = CheckpointSource(tmp_path).config
 
 
@@ -162,7 +182,7 @@ def test_the_stored_type_is_found_and_tensors_are_read_as_asked(dtype: torch.dty
     assert source.dtype == dtype
     read = source.read(["model.norm.weight"], dtype=torch.float32)
     assert read["model.norm.weight"].dtype == torch.float32
-    with pytest.raises(UnsafeCheckpoint, match="holds no tensor"):
+    with pytest.raises(InvalidModel, match="holds no tensor"):
         source.read(["model.nothing"], dtype=dtype)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from quant_engine.errors import UnsafeCheckpoint, UnsupportedArchitecture
+from quant_engine.errors import InvalidModel, UnsupportedArchitecture
 from quant_engine.models import CheckpointSource, StreamedModel
 from tests.tiny_models import ARCHITECTURES, write_tiny_model
 
@@ -93,7 +93,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> No
     config = (directory / "config.json").read_text().replace('"intermediate_size": 96', '"intermediate_size": 80')
     (directory / "config.json").write_text(config)
     model = StreamedModel(CheckpointSource(directory))
-    with pytest.raises(UnsafeCheckpoint, match=r"block 0 do not fit"), model.block(0):
+    with pytest.raises(InvalidModel, match=r"block 0 do not fit"), model.block(0):
         pass
 
 

@@ -1,0 +1,92 @@
+"""All that a model's files say without its weights: configurations and the headers of its weight files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from quant_engine.errors import InvalidModel, ModelNotFound, UnsafeCheckpoint
+from quant_engine.model_files.headers import INDEX, SINGLE, StoredTensor, checked_index, read_header
+from quant_engine.model_files.opening import ModelFiles
+from quant_engine.model_files.parsing import REPAIR, safe_config
+
+_PICKLED: Final = (".bin", ".pt", ".pth", ".gguf")
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model before any weight is read, from a directory or from the Hub.
+
+    Attributes:
+        files: what the model's directory holds besides the weights, opened only on demand.
+        tensors: what is stored, by name.
+    """
+
+    files: ModelFiles
+    tensors: Mapping[str, StoredTensor]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The sanitized ``config.json``."""
+        return dict(safe_config(self.files.read_json("config.json")))
+
+    def optional(self, name: str) -> dict[str, Any] | None:
+        """Return another JSON object of the model, or None where it has no such file."""
+        return self.files.read_json(name) if self.files.has(name) else None
+
+
+def describe_directory(files: ModelFiles) -> ModelDescription:
+    """Return the description of a model directory.
+
+    Raises:
+        ModelNotFound: there is no such directory, or it has no config or no weights.
+        UnsafeCheckpoint, InvalidModel: a file can not be used.
+    """
+    return ModelDescription(files, read_tensors(files))
+
+
+def weight_files(files: ModelFiles) -> tuple[str, ...]:
+    """Return the names of the safetensors files, in order. Errors: see :func:`describe_directory`."""
+    return tuple(sorted(set(weight_map(files).values())))
+
+
+def read_tensors(files: ModelFiles) -> dict[str, StoredTensor]:
+    """Return what the weight files hold, by tensor. Errors: see :func:`describe_directory`."""
+    indexed = weight_map(files)
+    found: dict[str, StoredTensor] = {}
+    for name in weight_files(files):
+        if not files.has(name):
+            raise InvalidModel(detail=f"The weight file {name} that the index names is missing.", hint=REPAIR)
+        with files.open(name) as file:
+            # From the files' own headers; the index may be wrong.
+            found |= read_header(name, file, files.path(name).stat().st_size)
+    missing = sorted(set(indexed) - set(found) - {""})
+    if missing:
+        raise InvalidModel(
+            detail=f"The index names tensors that no weight file holds: {', '.join(missing[:3])}.", hint=REPAIR
+        )
+    return found
+
+
+def weight_map(files: ModelFiles) -> dict[str, str]:
+    """Return the file name of each tensor; a single file is listed under the empty name."""
+    names = files.names()
+    if not files.directory.is_dir():
+        raise ModelNotFound(
+            detail=f"There is no model directory {files.directory.name!r}.",
+            hint="Check the model id; /v1/capabilities lists the local models.",
+        )
+    if SINGLE in names:
+        return {"": SINGLE}
+    if INDEX in names:
+        return checked_index(INDEX, files.read_json(INDEX))
+    others = sorted(name for name in names if name.endswith(_PICKLED))
+    if others:
+        raise UnsafeCheckpoint(
+            detail=f"The weights are not safetensors: {', '.join(others[:3])}.",
+            hint="Convert them with save_pretrained; pickled weights can run code and are never opened.",
+        )
+    raise ModelNotFound(
+        detail=f"There are no weights in the model directory {files.directory.name!r}.",
+        hint=f"It has to hold {SINGLE}, or {INDEX} and the files that it names.",
+    )
