@@ -88,6 +88,15 @@ class NoChatTemplate(EngineError):
     code = "no_chat_template"
     category = "user"
 
+    @classmethod
+    def of_model(cls) -> "NoChatTemplate":
+        """Return the error, with its one text."""
+        return cls(
+            detail="The data set holds messages, and the model's tokenizer has no chat template to render them.",
+            hint="Use an instruction-tuned model, put a chat_template.jinja beside its tokenizer, or give the data set "
+            'as plain text ("text").',
+        )
+
 
 class NotEnoughText(EngineError):
     """The text holds fewer tokens than calibration or evaluation asks for."""

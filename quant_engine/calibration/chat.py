@@ -27,11 +27,7 @@ class ChatRenderer:
     def _tokenizer(self) -> Any:
         tokenizer = self.load_tokenizer()
         if not getattr(tokenizer, "chat_template", None):
-            raise NoChatTemplate(
-                detail="The data set holds messages, and the model's tokenizer has no chat template to render them.",
-                hint="Use an instruction-tuned model, put a chat_template.jinja beside its tokenizer, or give the "
-                'data set as plain text ("text").',
-            )
+            raise NoChatTemplate.of_model()
         return tokenizer
 
     def render(self, messages: Sequence[dict[str, str]], where: str) -> str:

@@ -15,6 +15,7 @@ from quant_engine.interface.targets import linear_names
 from quant_engine.model_files import ModelDescription
 from quant_engine.model_files.unread import unread_problems
 from quant_engine.policy import Calibration, Evaluation, Policy
+from quant_engine.preflight.chat_template import chat_template_problems
 from quant_engine.preflight.site_outlines import site_outlines
 from quant_engine.preflight.tokenizer_files import tokenizer_problems
 
@@ -40,10 +41,10 @@ def check_job(
 def _problems(
     model: ModelDescription, policy: Policy, calibration: Calibration, evaluation: Evaluation
 ) -> Iterator[Problem]:
-    _ = calibration, evaluation
     layout = model_layout(model.config)
     yield from (Problem.of(each, _MODEL) for each in unread_problems(model, layout))
     yield from (Problem.of(each, _MODEL) for each in tokenizer_problems(model.files))
+    yield from chat_template_problems(model.files, policy, calibration, evaluation)
     if policy.task == "quantize":
         yield from _policy_problems(policy, layout)
 
