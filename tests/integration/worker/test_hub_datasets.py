@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from jobs.settings import Settings
 from tests.hub_server import Hub, HubModel, serve_hub
 from tests.integration.worker.conftest import TENANT, Office
 from tests.tiny_models import write_tiny_model
@@ -56,6 +57,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH"):
             monkeypatch.delenv(name, raising=False)
         yield hub
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The machine computes while it beats: a longer lease, so that the claim is not lost."""
+    return settings.model_copy(update={"lease_seconds": 15.0})
 
 
 @pytest.fixture
