@@ -9,6 +9,8 @@ EngineError
 │   ├── UnsupportedQuantization  unsupported_quantization  weights quantized already, in a way not readable here
 │   ├── AdapterNotMerged         adapter_not_merged        an adapter (LoRA, …), which is no model without its base
 │   ├── DatasetNotFound          dataset_not_found         no text under that name
+│   ├── InvalidDataset           invalid_dataset           a row or a file of a data set can not be read
+│   ├── NoChatTemplate           no_chat_template          messages for a model without a chat template
 │   ├── NotEnoughText            not_enough_text           the text has fewer tokens than asked for
 │   ├── NoMatchingLayer          no_matching_layer         the policy's targets match no linear
 │   ├── UnsupportedPolicy        unsupported_policy        a valid policy that does not fit this model
@@ -88,6 +90,29 @@ class DatasetNotFound(EngineError):
 
     code = "dataset_not_found"
     category = "user"
+
+
+class InvalidDataset(EngineError):
+    """A file of a data set, or one of its rows, is not what a data set has to hold."""
+
+    code = "invalid_dataset"
+    category = "user"
+
+
+class NoChatTemplate(EngineError):
+    """The data set holds messages, and the model has no chat template that turns them into text."""
+
+    code = "no_chat_template"
+    category = "user"
+
+    @classmethod
+    def of_model(cls) -> "NoChatTemplate":
+        """Return the error, with its one text."""
+        return cls(
+            detail="The data set holds messages, and the model's tokenizer has no chat template to render them.",
+            hint="Use an instruction-tuned model, put a chat_template.jinja beside its tokenizer, or give the data set "
+            'as plain text ("text").',
+        )
 
 
 class NotEnoughText(EngineError):

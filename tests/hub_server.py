@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+LFS = (".safetensors", ".parquet", ".gz")
 TOKEN = "hf_testtoken"  # noqa: S105 — opens nothing but this server
 
 
@@ -22,8 +23,8 @@ TOKEN = "hf_testtoken"  # noqa: S105 — opens nothing but this server
 class HubModel:
     """A repository. ``access``: public, private (looks missing without the token) or gated.
 
-    ``older`` holds earlier commits. Files named ``*.safetensors`` are LFS files, whose SHA-256 is in the metadata;
-    ``claimed`` overrides the metadata of a file.
+    ``older`` holds earlier commits. ``card`` is the front matter of its README. Files named as in :data:`LFS` are LFS
+    files, whose SHA-256 is in the metadata; ``claimed`` overrides the metadata of a file.
     """
 
     files: dict[str, bytes]
@@ -32,6 +33,7 @@ class HubModel:
     access: str = "public"
     older: dict[str, dict[str, bytes]] = field(default_factory=dict)
     claimed: dict[str, str] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
 
     def move(self, files: dict[str, bytes], sha: str) -> None:
         """Make a new commit on every branch; the one before can still be requested by its sha."""
@@ -72,9 +74,10 @@ class Received:
 
 @dataclass
 class Hub:
-    """The models that are served, and the requests that arrived."""
+    """The models and data sets that are served, and the requests that arrived."""
 
     models: dict[str, HubModel] = field(default_factory=dict)
+    datasets: dict[str, HubModel] = field(default_factory=dict)
     url: str = ""
     received: list[Received] = field(default_factory=list)
     failing: bool = False
@@ -117,8 +120,15 @@ class HubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     route: str
     fault: Fault | None
+    body: bytes
 
     def do_GET(self) -> None:
+        if self.begin():
+            self.read_only()
+
+    def do_POST(self) -> None:
+        # Read first: what a refused request leaves unread would be taken for the next one.
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.begin():
             self.read_only()
 
@@ -157,12 +167,13 @@ class HubHandler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def read_only(self) -> None:
-        """Answer requests for model info, trees, access checks and files."""
+        """Answer requests for info, trees, paths, access checks and files of models and data sets."""
         model_id, rest = self.split()
-        model = self.served.models.get(model_id)
+        served = self.served.datasets if self.of_dataset else self.served.models
+        model = served.get(model_id)
         if model is None or (model.access == "private" and not self.authorized):
             self.refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
-        elif self.route.startswith("/api/models/") and rest != "auth-check":
+        elif self.route.startswith("/api/") and rest != "auth-check":
             self._info(model_id, model, rest)
         elif model.access == "gated" and not self.authorized:
             self.refuse(HTTPStatus.FORBIDDEN, "GatedRepo")
@@ -173,8 +184,14 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def split(self) -> tuple[str, str]:
         """Return (``owner/name``, the rest) of the path."""
-        parts = self.route.removeprefix("/api/models/").strip("/").split("/")
+        path = self.route.removeprefix("/api/models/").removeprefix("/api").removeprefix("/datasets/")
+        parts = path.strip("/").split("/")
         return "/".join(parts[:2]), "/".join(parts[2:])
+
+    @property
+    def of_dataset(self) -> bool:
+        """Return whether the request is about a data set."""
+        return self.route.startswith(("/datasets/", "/api/datasets/"))
 
     def send_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
         """Send an answer in JSON."""
@@ -208,8 +225,19 @@ class HubHandler(BaseHTTPRequestHandler):
         if kind == "tree":
             self.send_json([_tree_entry(model, name, content) for name, content in files.items()])
             return
+        if kind == "paths-info":
+            asked = parse_qs(self.body.decode()).get("paths", [])
+            self.send_json([_tree_entry(model, name, files[name]) for name in asked if name in files])
+            return
         siblings = [_sibling(model, name, content) for name, content in files.items()]
-        info = {"id": model_id, "modelId": model_id, "sha": sha, "siblings": siblings, "tags": []}
+        info = {
+            "id": model_id,
+            "modelId": model_id,
+            "sha": sha,
+            "siblings": siblings,
+            "tags": [],
+            "cardData": model.card,
+        }
         self.send_json(
             {**info, "private": model.access == "private", "gated": "manual" if model.access == "gated" else False}
         )
@@ -273,14 +301,14 @@ def _sha256(content: bytes) -> str:
 
 def _blob_id(model: HubModel, name: str, content: bytes) -> str:
     """Return the id of what git stores: for an LFS file the id of its pointer, which readers do not use."""
-    if name.endswith(".safetensors"):
+    if name.endswith(LFS):
         return git_blob_id(f"pointer to {name}".encode())
     return model.claimed.get(name) or git_blob_id(content)
 
 
 def _sibling(model: HubModel, name: str, content: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": _blob_id(model, name, content)}
-    if name.endswith(".safetensors"):
+    if name.endswith(LFS):
         sha256 = model.claimed.get(name) or _sha256(content)
         entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
     return entry
@@ -293,7 +321,7 @@ def _tree_entry(model: HubModel, name: str, content: bytes) -> dict[str, Any]:
         "size": len(content),
         "oid": _blob_id(model, name, content),
     }
-    if name.endswith(".safetensors"):
+    if name.endswith(LFS):
         sha256 = model.claimed.get(name) or _sha256(content)
         entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
     return entry

@@ -15,13 +15,11 @@ from api.capabilities.schemas import (
 )
 from api.deps import MAX_PAGE, SettingsDep, State
 from api.responses import json_view
-from jobs.job.local_files import (
-    calibration_datasets,
-    evaluation_datasets,
-    local_models,
-)
+from jobs.job.local_files import dataset_names, default_dataset, hub_dataset_names, local_models
+from jobs.kit.errors import DatasetNotFound
 from jobs.settings import Settings
 from quant_engine.interface.architectures import ARCHITECTURES
+from quant_engine.interface.datasets import Purpose
 from quant_engine.policy import (
     BUILT_IN,
     SELF,
@@ -78,15 +76,23 @@ def _choices(model: type[BaseModel], field: str) -> tuple[str, ...]:
 
 
 def _datasets(settings: Settings) -> tuple[DatasetCapability, ...]:
-    calibration, evaluation = calibration_datasets(settings), evaluation_datasets(settings)
+    names = {purpose: dataset_names(settings, purpose) for purpose in Purpose}
+    defaults = {purpose: _default(settings, purpose) for purpose in Purpose}
+    sources: dict[str, Any] = {BUILT_IN: "built_in", SELF: "model"} | dict.fromkeys(hub_dataset_names(settings), "hub")
     return tuple(
         DatasetCapability(
             name=name,
-            source={BUILT_IN: "built_in", SELF: "model"}.get(name, "operator"),
-            uses=tuple(
-                use for use, names in (("calibration", calibration), ("evaluation", evaluation)) if name in names
-            ),
-            default=name == settings.default_dataset,
+            source=sources.get(name, "operator"),
+            uses=tuple(purpose.value for purpose in Purpose if name in names[purpose]),
+            default=name in defaults.values(),
+            default_for=tuple(purpose.value for purpose in Purpose if name == defaults[purpose]),
         )
-        for name in sorted({*calibration, *evaluation})
+        for name in sorted({name for listed in names.values() for name in listed})
     )
+
+
+def _default(settings: Settings, purpose: Purpose) -> str | None:
+    try:
+        return default_dataset(settings, purpose)
+    except DatasetNotFound:
+        return None  # the operator's default is not there, which requests without a name are told

@@ -9,16 +9,19 @@ from jobs.kit.views import View
 
 
 class DatasetCapability(View):
-    """A dataset name for requests. ``source``: a part of the service, the operator's directory, or the model itself."""
+    """A dataset name for requests."""
 
     name: Annotated[str, Field(examples=["pydoc"])]
     """Its name, for requests."""
-    source: Literal["built_in", "operator", "model"]
-    """A part of the service, the operator's directory, or the model itself."""
+    source: Literal["built_in", "operator", "model", "hub"]
+    """A part of the service, the operator's directory, the model itself, or the Hub, from which the worker fetches
+    it."""
     uses: Annotated[tuple[Literal["calibration", "evaluation"], ...], Field(examples=[("calibration",)])]
     """What it can be used for."""
     default: bool
-    """Whether it is used where a request names none."""
+    """Whether there is a use in which a request without a name gets it."""
+    default_for: Annotated[tuple[Literal["calibration", "evaluation"], ...], Field(examples=[("calibration",)])]
+    """The uses in which a request without a name gets it."""
 
 
 class QuantizationCapability(View):

@@ -6,13 +6,14 @@ from typing import Final
 from jobs.kit.errors import DatasetNotFound, ModelNotFound
 from jobs.settings import Settings
 from quant_engine import errors as engine
+from quant_engine.interface.datasets import FORMS, Purpose, dataset_folder, dataset_folders, first_folder
 from quant_engine.model_files import ADAPTER_CONFIG, FileRules, ModelFiles
 from quant_engine.model_files.locating import local_model
-from quant_engine.policy import BUILT_IN, SELF
+from quant_engine.policy import BUILT_IN, HUB_DATASETS, SELF
 from quant_engine.policy.nearest import did_you_mean
 
-_CALIBRATION_FILES: Final = ("train*.txt", "valid*.txt")
-_EVALUATION_FILES: Final = ("test*.txt",)
+_POINTERS: Final = {Purpose.CALIBRATION: "/calibration/dataset", Purpose.EVALUATION: "/evaluation/perplexity/dataset"}
+_FIRST_DEFAULT: Final = "wikitext2"
 
 
 def local_models(settings: Settings) -> tuple[str, ...]:
@@ -49,47 +50,61 @@ def local_model_dir(settings: Settings, model_id: str) -> Path:
     return directory
 
 
-def calibration_datasets(settings: Settings) -> tuple[str, ...]:
-    """Return the names that ``calibration.dataset`` accepts, sorted."""
-    return tuple(sorted({BUILT_IN, SELF, *_datasets_with(settings, _CALIBRATION_FILES)}))
-
-
-def evaluation_datasets(settings: Settings) -> tuple[str, ...]:
-    """Return the names that ``evaluation.perplexity.dataset`` accepts, sorted."""
-    return tuple(sorted({BUILT_IN, *_datasets_with(settings, _EVALUATION_FILES)}))
-
-
-def resolve_calibration_dataset(settings: Settings, name: str | None) -> str:
-    """Return the name itself, or the operator's default for null. Raises: DatasetNotFound."""
-    chosen = settings.default_dataset if name is None else name
-    return _checked(chosen, calibration_datasets(settings), "/calibration/dataset")
-
-
-def resolve_evaluation_dataset(settings: Settings, name: str | None) -> str:
-    """Return the name itself, or the operator's default for null. Raises: DatasetNotFound."""
+def dataset_names(settings: Settings, purpose: Purpose) -> tuple[str, ...]:
+    """Return the names that a request accepts for ``purpose``, sorted."""
     # The texts of SELF are for calibration only.
-    default = BUILT_IN if settings.default_dataset == SELF else settings.default_dataset
-    chosen = default if name is None else name
-    return _checked(chosen, evaluation_datasets(settings), "/evaluation/perplexity/dataset")
+    always = {BUILT_IN, SELF} if purpose is Purpose.CALIBRATION else {BUILT_IN}
+    folders = dataset_folders(settings.datasets_dir, purpose)
+    return tuple(sorted({*always, *folders, *hub_dataset_names(settings)}))
 
 
-def _checked(name: str, known: tuple[str, ...], pointer: str) -> str:
+def hub_dataset_names(settings: Settings) -> tuple[str, ...]:
+    """Return the names that are fetched from the Hub, because the operator has no folder of that name."""
+    return tuple(sorted(name for name in HUB_DATASETS if dataset_folder(settings.datasets_dir, name) is None))
+
+
+def default_dataset(settings: Settings, purpose: Purpose) -> str:
+    """Return the data set of a request that names none.
+
+    That is the operator's default, if it has text for ``purpose``. Otherwise it is a folder of the operator's that has:
+    ``wikitext2``, or the first by name. Without any it is ``pydoc``.
+
+    Raises:
+        DatasetNotFound: the operator's default is not known here at all.
+    """
+    chosen = settings.default_dataset
+    if chosen is not None:
+        if chosen in dataset_names(settings, purpose):
+            return chosen
+        if not any(chosen in dataset_names(settings, each) for each in Purpose):
+            raise DatasetNotFound(
+                "The request names no dataset, and the operator's default dataset is not there.",
+                pointer=_POINTERS[purpose],
+                hint="Name a dataset that GET /v1/capabilities lists, or have the operator correct "
+                "QUANTRY_DEFAULT_DATASET.",
+            )
+    return first_folder(settings.datasets_dir, purpose, _FIRST_DEFAULT) or BUILT_IN
+
+
+def resolve_dataset(settings: Settings, name: str | None, purpose: Purpose) -> str:
+    """Return the name itself, or the default for null.
+
+    Raises:
+        DatasetNotFound: the name is not known here, or not for ``purpose``.
+    """
+    if name is None:
+        return default_dataset(settings, purpose)
+    known = dataset_names(settings, purpose)
     if name not in known:
         raise DatasetNotFound(
             f"There is no dataset of this name for this use.{did_you_mean(name, known)} "
             f"Known here: {', '.join(known)}.",
-            pointer=pointer,
-            hint='Use a listed name, send {"texts": [...]}, or have the operator add QUANTRY_DATASETS_DIR/<name>/ with '
-            "train*.txt or valid*.txt for calibration and test*.txt for evaluation.",
+            pointer=_POINTERS[purpose],
+            hint='Use a listed name, send {"texts": [...]} or {"messages": [...]}, name a data set of the Hub with '
+            '{"hub": "owner/name"}, or have the operator add QUANTRY_DATASETS_DIR/<name>/ with train* or valid* files '
+            f"for calibration and test* files for evaluation ({', '.join(FORMS)}).",
         )
     return name
-
-
-def _datasets_with(settings: Settings, patterns: tuple[str, ...]) -> list[str]:
-    root = settings.datasets_dir
-    if root is None or not root.is_dir():
-        return []
-    return [path.name for path in root.iterdir() if any(next(path.glob(pattern), None) for pattern in patterns)]
 
 
 def _is_model(settings: Settings, model_id: str) -> bool:

@@ -104,10 +104,12 @@ def artifact_view(artifact: Artifact) -> ArtifactView:
 
 
 def shown_options(spec: BaseModel) -> dict[str, Any]:
-    """Return the parts of a request that a job shows beside model and policy; inline texts are only counted."""
+    """Return the parts of a request that a job shows beside model and policy; what is inline is only counted."""
     options: dict[str, Any] = spec.model_dump(mode="json", include={"calibration", "evaluation", "output", "limits"})
     # Inline texts can be megabytes, and a list of jobs would repeat them.
     for holder in (options["calibration"], options["evaluation"]["perplexity"]):
-        if holder is not None and isinstance(holder["dataset"], dict):
-            holder["dataset"] = {"inline_texts": len(holder["dataset"]["texts"])}
+        dataset: Any = None if holder is None else holder["dataset"]
+        for form in ("texts", "messages") if isinstance(dataset, dict) else ():
+            if form in dataset:
+                holder["dataset"] = {f"inline_{form}": len(dataset[form])}
     return options

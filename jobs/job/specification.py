@@ -1,13 +1,14 @@
 """Making the specification that a job stores from a request: policy resolved, names checked, defaults filled in."""
 
-from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
+from jobs.job.local_files import local_model_dir, resolve_dataset
 from jobs.kit.errors import InvalidPolicy, PolicyRequired, RefusedJob
 from jobs.settings import Settings
+from quant_engine.interface.datasets import Purpose
 from quant_engine.interface.problems import Problem
 from quant_engine.model_files import FileRules, ModelFiles
 from quant_engine.policy import (
+    Dataset,
     Evaluation,
-    InlineTexts,
     JobRequest,
     Perplexity,
     Policy,
@@ -43,7 +44,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
         update={
             "policy": policy,
             "calibration": request.calibration.model_copy(
-                update={"dataset": _calibration_dataset(request.calibration.dataset, settings)}
+                update={"dataset": _dataset(request.calibration.dataset, settings, Purpose.CALIBRATION)}
             ),
             "evaluation": Evaluation(perplexity=_perplexity(request.evaluation.perplexity, settings)),
         }
@@ -103,11 +104,12 @@ def _check_profile(policy: Policy, profile: Profile) -> None:
         raise InvalidPolicy(error.detail, pointer="/output/profile", code=error.code) from error
 
 
-def _calibration_dataset(dataset: str | InlineTexts | None, settings: Settings) -> str | InlineTexts:
-    return dataset if isinstance(dataset, InlineTexts) else resolve_calibration_dataset(settings, dataset)
+def _dataset(dataset: Dataset | None, settings: Settings, purpose: Purpose) -> Dataset:
+    # What is inline is in the request, and the worker finds data sets of the Hub.
+    return resolve_dataset(settings, dataset, purpose) if dataset is None or isinstance(dataset, str) else dataset
 
 
 def _perplexity(perplexity: Perplexity | None, settings: Settings) -> Perplexity | None:
-    if perplexity is None or isinstance(perplexity.dataset, InlineTexts):
-        return perplexity
-    return perplexity.model_copy(update={"dataset": resolve_evaluation_dataset(settings, perplexity.dataset)})
+    if perplexity is None:
+        return None
+    return perplexity.model_copy(update={"dataset": _dataset(perplexity.dataset, settings, Purpose.EVALUATION)})

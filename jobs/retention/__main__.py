@@ -62,7 +62,7 @@ def _run(settings: Settings, *, dry_run: bool) -> tuple[HousekeepingResult, Disc
     finally:
         database.close()
     keep = settings.retention_downloads_seconds
-    return done, discard_downloads(settings.models_cache_dir, older_than_seconds=keep, dry_run=dry_run)
+    return done, discard_downloads(*settings.download_caches, older_than_seconds=keep, dry_run=dry_run)
 
 
 def _expired(done: HousekeepingResult) -> Iterator[Row]:

@@ -1,7 +1,7 @@
-"""Abandoned downloads of models on this machine's disk: interrupted, and not continued.
+"""Abandoned downloads of models and data sets on this machine's disk: interrupted, and not continued.
 
-``worker.download`` writes a model to ``<id>/<commit>.partial`` and holds ``<commit>.lock`` meanwhile. A job that asks
-for the model again continues it. Complete models stay: they are the operator's cache.
+``worker.download`` writes a model to ``<id>/<commit>.partial`` and holds ``<commit>.lock`` meanwhile; with a data set
+it does the same. A job that asks for it again continues the download. Complete ones stay, as the operator's cache.
 """
 
 import fcntl
@@ -24,12 +24,13 @@ class Discarded:
     bytes: int = 0
 
 
-def discard_downloads(cache_dir: Path, *, older_than_seconds: float, dry_run: bool = False) -> Discarded:
+def discard_downloads(*cache_dirs: Path, older_than_seconds: float, dry_run: bool = False) -> Discarded:
     """Remove downloads that got no byte for ``older_than_seconds``; 0 keeps them for ever."""
     if older_than_seconds <= 0:
         return Discarded()
     before = time.time() - older_than_seconds
-    sizes = [_discard(path, before, dry_run) for pattern in _PATTERNS for path in sorted(cache_dir.glob(pattern))]
+    found = [path for cache in cache_dirs for pattern in _PATTERNS for path in sorted(cache.glob(pattern))]
+    sizes = [_discard(path, before, dry_run) for path in found]
     removed = [size for size in sizes if size is not None]
     return Discarded(len(removed), sum(removed))
 

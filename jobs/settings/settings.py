@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     # Directories into which a model's links may lead, such as /mnt/weights,/srv/hub-cache.
     model_link_dirs: Annotated[str, AfterValidator(_directories)] = ""
     datasets_dir: Directory | None = None
-    default_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pydoc"
+    # None: a folder of datasets_dir (wikitext2, or the first by name), or pydoc where there is none.
+    default_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
     device: Literal["cpu", "auto"] = "cpu"
 
     database_url: SecretStr | None = None
@@ -102,6 +103,7 @@ class Settings(BaseSettings):
 
     secret_key: SecretStr | None = None  # Fernet keys for stored credentials, newest first; None: a file in data_dir
     max_model_bytes: Annotated[int, Field(ge=0, le=1 << 60)] = 0  # largest model that a job may download; 0: no limit
+    max_dataset_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 60)] = 4 << 30  # files of a Hub data set for one use
     hub_patience_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0  # wait for a download's next byte
 
     lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
@@ -198,6 +200,16 @@ class Settings(BaseSettings):
     def models_cache_dir(self) -> Path:
         """The directory of models from the Hub: ``<id>/<commit>``, and ``<commit>.partial`` during a download."""
         return self.data_dir / "models-cache"
+
+    @property
+    def datasets_cache_dir(self) -> Path:
+        """The directory of data sets from the Hub: ``<id>/<commit>-<selection>``, with ``.partial`` while fetched."""
+        return self.data_dir / "datasets-cache"
+
+    @property
+    def download_caches(self) -> tuple[Path, ...]:
+        """The directories below which interrupted downloads wait to be continued."""
+        return (self.models_cache_dir, self.datasets_cache_dir)
 
     @property
     def work_dir(self) -> Path:

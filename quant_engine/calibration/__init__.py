@@ -1,8 +1,10 @@
 """Calibration: cut text into windows of tokens, and record the input of every site in one pass over the blocks."""
 
 from quant_engine.calibration.capture import Recording, Split, capture_records, split_samples
+from quant_engine.calibration.chat import ChatRenderer
 from quant_engine.calibration.cutting import calibration_windows, evaluation_windows
-from quant_engine.calibration.datasets import Purpose, dataset_names, dataset_text
+from quant_engine.calibration.datasets import dataset_documents, dataset_names
+from quant_engine.calibration.documents import Document
 from quant_engine.calibration.generate import self_windows
 from quant_engine.calibration.records import (
     RESERVOIR_TOKENS,
@@ -15,17 +17,19 @@ from quant_engine.calibration.tokens import (
     NO_BEGINNING,
     Beginning,
     TokenizedDocument,
-    characters_for,
     check_ids,
     load_tokenizer,
     special_beginning,
     tokenized,
 )
+from quant_engine.interface.datasets import Purpose, characters_for
 
 __all__ = [
     "NO_BEGINNING",
     "RESERVOIR_TOKENS",
     "Beginning",
+    "ChatRenderer",
+    "Document",
     "Purpose",
     "Recording",
     "SiteRecord",
@@ -35,8 +39,8 @@ __all__ = [
     "capture_records",
     "characters_for",
     "check_ids",
+    "dataset_documents",
     "dataset_names",
-    "dataset_text",
     "evaluation_windows",
     "load_tokenizer",
     "read_record",

@@ -1,72 +1,172 @@
-"""Read text by the name of a data set, without network access."""
+"""Read a data set as documents, without network access."""
 
 import pydoc_data.topics
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from quant_engine.calibration.chat import ChatRenderer
+from quant_engine.calibration.data_files import is_text, read_text, rows
+from quant_engine.calibration.documents import Document
+from quant_engine.calibration.rows import MESSAGES, TEXT, row_document
 from quant_engine.errors import DatasetNotFound
-from quant_engine.policy import BUILT_IN, SELF, InlineTexts
+from quant_engine.interface.datasets import FORMS, PREFIXES, Purpose, dataset_files, dataset_folder, dataset_folders
+from quant_engine.policy import (
+    BUILT_IN,
+    HUB_DATASETS,
+    SELF,
+    ChatMessage,
+    Dataset,
+    HubDataset,
+    InlineMessages,
+    InlineTexts,
+)
 
+_SEPARATOR: Final = "\n\n"
 
-class Purpose(StrEnum):
-    """The use of a text. The texts of the two purposes never share a character."""
-
-    CALIBRATION = "calibration"
-    EVALUATION = "evaluation"
-
-
-_PATTERNS: Final = {Purpose.CALIBRATION: ("train*.txt", "valid*.txt"), Purpose.EVALUATION: ("test*.txt",)}
+ONE_TEXT: Final = frozenset({"Salesforce/wikitext"})
+"""The data sets of the Hub whose rows are the lines of one text. Published perplexities join them by empty lines."""
 
 
 def dataset_names(datasets_dir: Path | None) -> list[str]:
-    """Return every name that :func:`dataset_text` knows, and ``self``."""
-    local = [] if datasets_dir is None or not datasets_dir.is_dir() else datasets_dir.iterdir()
-    return [BUILT_IN, SELF, *sorted(path.name for path in local if path.is_dir())]
+    """Return every name of a data set that is on this machine, and ``self``."""
+    local = {name for purpose in Purpose for name in dataset_folders(datasets_dir, purpose)}
+    return [BUILT_IN, SELF, *sorted(local)]
 
 
-def dataset_text(
-    dataset: str | InlineTexts, purpose: Purpose, datasets_dir: Path | None, *, max_characters: int
-) -> str:
-    """Return at most ``max_characters`` of a data set, from its beginning.
+def dataset_documents(
+    dataset: Dataset,
+    purpose: Purpose,
+    datasets_dir: Path | None,
+    *,
+    chat: ChatRenderer,
+    max_characters: int,
+    fetched: Path | None = None,
+) -> list[Document]:
+    """Return the documents of a data set, from its beginning, at most ``max_characters`` together.
 
-    The first half of ``pydoc`` is for calibration, the second for evaluation. Any other name is a directory in
-    ``datasets_dir`` with ``train*.txt`` and ``valid*.txt`` for calibration and ``test*.txt`` for evaluation.
+    The first half of ``pydoc`` is for calibration, the second for evaluation. Any other name is a folder in
+    ``datasets_dir`` (:mod:`quant_engine.interface.datasets`). Its text files are one document, each of its rows is
+    another; so is each text or conversation of a request.
+
+    Args:
+        fetched: the directory with the files of a data set of the Hub.
 
     Raises:
-        DatasetNotFound: there is no such name, or it has no text for this purpose.
+        DatasetNotFound: there is no such name, it has no text for this purpose, or it was not fetched from the Hub.
+        InvalidDataset: a file or a row can not be read.
+        NoChatTemplate: the data set has messages, and the model no chat template.
     """
-    if isinstance(dataset, InlineTexts):
-        return "\n\n".join(dataset.texts)[:max_characters]
-    if dataset == BUILT_IN:
-        topics = pydoc_data.topics.topics
-        # Sorted, so that the text does not depend on the order of the dictionary.
-        text = "\n\n".join(topics[name] for name in sorted(topics))
-        half = len(text) // 2
-        return (text[:half] if purpose is Purpose.CALIBRATION else text[half:])[:max_characters]
-    directory = None if datasets_dir is None else datasets_dir / dataset
-    # A name with a separator could leave the directory.
-    if directory is None or Path(dataset).name != dataset or not directory.is_dir():
+    if isinstance(dataset, str):
+        folder = dataset_folder(datasets_dir, dataset)
+        if dataset == BUILT_IN:
+            return _limited([_built_in(purpose)], max_characters)
+        if folder is not None:
+            return _file_documents(_files_for(purpose, folder, dataset), None, chat, max_characters)
+        dataset = _of_the_hub(dataset, datasets_dir)
+    match dataset:
+        case InlineTexts():
+            return _limited(map(Document, dataset.texts), max_characters)
+        case InlineMessages():
+            return _limited(_conversations(dataset.messages, chat), max_characters)
+        case HubDataset():
+            return _fetched_documents(dataset, fetched, chat, max_characters)
+
+
+def _limited(documents: Iterable[Document], max_characters: int) -> list[Document]:
+    """Return the documents that are not empty, the last one cut, without reading more than needed."""
+    kept: list[Document] = []
+    left = max_characters
+    for document in documents if left > 0 else ():
+        if document.text:
+            kept.append(Document(document.text[:left], document.rendered))
+            left -= len(kept[-1].text)
+        if left <= 0:
+            break
+    return kept
+
+
+def _built_in(purpose: Purpose) -> Document:
+    topics = pydoc_data.topics.topics
+    # Sorted, so that the text does not depend on the order of the dictionary.
+    text = _SEPARATOR.join(topics[name] for name in sorted(topics))
+    half = len(text) // 2
+    return Document(text[:half] if purpose is Purpose.CALIBRATION else text[half:])
+
+
+def _conversations(conversations: Sequence[Sequence[ChatMessage]], chat: ChatRenderer) -> Iterator[Document]:
+    for number, messages in enumerate(conversations, start=1):
+        rendered = chat.render([message.model_dump() for message in messages], f"Conversation {number}")
+        yield Document(rendered, rendered=True)
+
+
+def _files_for(purpose: Purpose, folder: Path, name: str) -> list[Path]:
+    files = dataset_files(folder, purpose)
+    if not files:
+        begins = " or ".join(f"{prefix}*" for prefix in PREFIXES[purpose])
         raise DatasetNotFound(
-            detail=f"There is no data set {dataset!r} here.",
+            detail=f"The data set {name!r} has no text for {purpose.value}.",
+            hint=f"Its folder has to hold files {begins}, as {', '.join(FORMS)}.",
+        )
+    return files
+
+
+def _of_the_hub(name: str, datasets_dir: Path | None) -> HubDataset:
+    if name not in HUB_DATASETS:
+        raise DatasetNotFound(
+            detail="There is no data set of this name here.",
             hint=f"Use one of {', '.join(dataset_names(datasets_dir))}, or send the texts inline.",
         )
-    files = [path for pattern in _PATTERNS[purpose] for path in sorted(directory.glob(pattern)) if path.is_file()]
-    if not files:
+    return HUB_DATASETS[name]
+
+
+def _fetched_documents(
+    dataset: HubDataset, fetched: Path | None, chat: ChatRenderer, max_characters: int
+) -> list[Document]:
+    if fetched is None:
         raise DatasetNotFound(
-            detail=f"The data set {dataset!r} has no text for {purpose.value}.",
-            hint=f"Its directory has to hold {' or '.join(_PATTERNS[purpose])}.",
+            detail=f"The data set {dataset.hub} of the Hub is not on this machine.",
+            hint="The service fetches it for a job. Here, put its files into a folder of your data sets.",
         )
-    return _read(files, max_characters)
+    files = sorted(fetched.iterdir())
+    if dataset.hub in ONE_TEXT:
+        return _limited([_one_text(_row_documents(files, dataset.column, chat), max_characters)], max_characters)
+    return _file_documents(files, dataset.column, chat, max_characters)
 
 
-def _read(files: list[Path], max_characters: int) -> str:
+def _one_text(lines: Iterable[Document], max_characters: int) -> Document:
+    parts, left = [], max_characters
+    for line in lines:
+        parts.append(line.text)
+        left -= len(line.text) + len(_SEPARATOR)
+        if left <= 0:
+            break
+    return Document(_SEPARATOR.join(parts))
+
+
+def _file_documents(
+    files: Sequence[Path], column: str | None, chat: ChatRenderer, max_characters: int
+) -> list[Document]:
+    texts = [path for path in files if is_text(path)]
+    joined = [Document(_joined(texts, max_characters))] if texts else []
+    left = max_characters - sum(len(document.text) for document in joined)
+    return joined + _limited(_row_documents(files, column, chat), left)
+
+
+def _row_documents(files: Sequence[Path], column: str | None, chat: ChatRenderer) -> Iterator[Document]:
+    columns = (TEXT, MESSAGES) if column is None else (column,)
+    for path in files:
+        if not is_text(path):
+            for row in rows(path, columns):
+                yield row_document(row, column, chat)
+
+
+def _joined(files: Sequence[Path], max_characters: int) -> str:
     parts: list[str] = []
     left = max_characters
     for path in files:
         if left <= 0:
             break
-        with path.open(encoding="utf-8", errors="replace") as file:
-            parts.append(file.read(left))
+        parts.append(read_text(path, left))
         left -= len(parts[-1])
-    return "\n\n".join(parts)
+    return _SEPARATOR.join(parts)

@@ -17,12 +17,6 @@ from quant_engine.errors import InvalidModel, ModelNotFound
 from quant_engine.model_files import DEFAULT_RULES, FileRules, ModelFiles
 from quant_engine.windows import Windows
 
-CHARACTERS_PER_TOKEN: Final = 32
-"""Characters that are read for each requested token. Tokens are far shorter, so the sample is spread over the text."""
-
-MINIMUM_CHARACTERS: Final = 4_000_000
-"""Characters that are read at least, so that a small sample is spread over the text too."""
-
 _JOINT: Final = "\n\n"
 _PANIC: Final = "PanicException"
 
@@ -79,11 +73,6 @@ def native_faults() -> Iterator[None]:
             detail="The library that reads the model's tokenizer (tokenizers) fails on its files.",
             hint="Save the tokenizer again with save_pretrained, or download the model again, and retry.",
         ) from error
-
-
-def characters_for(tokens: int) -> int:
-    """Return how many characters to read for ``tokens`` tokens."""
-    return max(MINIMUM_CHARACTERS, CHARACTERS_PER_TOKEN * tokens)
 
 
 def special_beginning(tokenizer: Any) -> Beginning:

@@ -20,8 +20,9 @@ from quant_engine.checkpoint.card_text import Loading, loading
 from quant_engine.checkpoint.hashes import CARD, CARD_DATA, CheckpointManifest, checkpoint_manifest
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.quantry_section import Reach
+from quant_engine.policy import HUB_DATASETS
 
-_HUB_DATASETS: Final = {"wikitext2": "Salesforce/wikitext", "c4": "allenai/c4"}
+_HUB_NAMES: Final = {name: dataset.hub for name, dataset in HUB_DATASETS.items()}
 
 
 def write_card(directory: Path, facts: CardFacts, linears: Sequence[QuantizedLinear]) -> None:
@@ -57,7 +58,9 @@ def _front_matter(facts: CardFacts, how: Loading) -> ModelCardData:
     base: dict[str, Any] = (
         {} if facts.revision is None else {"base_model": facts.model_id, "base_model_relation": "quantized"}
     )
-    dataset = _HUB_DATASETS.get(facts.calibration.dataset)
+    name = facts.calibration.dataset
+    # The name of a data set of the Hub has an owner, which no other name has.
+    dataset = name if "/" in name else _HUB_NAMES.get(name)
     rotated = ["hadamard"] if how.reach is Reach.HADAMARD else []
     return ModelCardData(
         **base,

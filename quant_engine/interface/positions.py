@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from quant_engine.errors import UnsupportedPolicy
+from quant_engine.interface.problems import Problem, refuse
 from quant_engine.policy import Calibration, Evaluation
 
 _LIMIT: Final = "max_position_embeddings"
@@ -22,15 +23,24 @@ def check_positions(config: Mapping[str, Any], calibration: Calibration | None, 
     Raises:
         UnsupportedPolicy: a window is longer; the message has the limit.
     """
+    refuse(position_problems(config, calibration, evaluation))
+
+
+def position_problems(
+    config: Mapping[str, Any], calibration: Calibration | None, evaluation: Evaluation
+) -> list[Problem]:
+    """Return a problem for each length that :func:`check_positions` refuses."""
     limit = position_limit(config)
     if limit is None:
-        return
+        return []
+    problems = []
     if calibration is not None and calibration.sequence_length > limit:
-        raise _too_long("calibration.sequence_length", calibration.sequence_length, limit)
+        problems.append(_too_long("calibration.sequence_length", calibration.sequence_length, limit))
     perplexity = evaluation.perplexity
     # A text shorter than a window is one window of its own length.
     if perplexity is not None and min(perplexity.sequence_length, perplexity.tokens) > limit:
-        raise _too_long("evaluation.perplexity.sequence_length", perplexity.sequence_length, limit)
+        problems.append(_too_long("evaluation.perplexity.sequence_length", perplexity.sequence_length, limit))
+    return problems
 
 
 def position_limit(config: Mapping[str, Any]) -> int | None:
@@ -44,8 +54,10 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _too_long(field: str, length: int, limit: int) -> UnsupportedPolicy:
-    return UnsupportedPolicy(
+def _too_long(field: str, length: int, limit: int) -> Problem:
+    return Problem(
+        pointer="/" + field.replace(".", "/"),
+        code=UnsupportedPolicy.code,
         detail=f"{field} is {length:,}; the model has positions for {limit:,} tokens ({_LIMIT}).",
         hint=f"Set {field} to at most {limit}.",
     )

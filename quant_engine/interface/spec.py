@@ -1,11 +1,13 @@
 """The specification and the result of a run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from quant_engine.interface.datasets import Purpose
 from quant_engine.policy import BUILT_IN, Calibration, Evaluation, Output, Policy
 
 
@@ -18,6 +20,7 @@ class RunSpec:
         policy: fully resolved (:func:`quant_engine.policy.resolve_policy`).
         datasets_dir: where named data sets are; with None only the built-in ones are available.
         default_dataset: used where the request names none.
+        fetched: for a purpose whose data set is on the Hub, the directory with its files; the engine has no network.
         device: where tensors are computed, as torch names it.
         model_id: the name of the model for people; None for the directory's name.
         revision: the Hub commit of ``model_dir``; None for a model that is not from the Hub.
@@ -38,6 +41,7 @@ class RunSpec:
     output: Output
     datasets_dir: Path | None = None
     default_dataset: str = BUILT_IN
+    fetched: Mapping[Purpose, Path] = field(default_factory=dict)
     device: str = "cpu"
     model_id: str | None = None
     revision: str | None = None

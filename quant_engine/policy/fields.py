@@ -58,6 +58,7 @@ Quantile = Annotated[float, Field(strict=True, ge=0.5, le=1.0)]
 LearningRate = Annotated[float, Field(strict=True, gt=0.0, le=10.0)]
 Name = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_length=1, max_length=256)]
 Text = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, min_length=1, max_length=_MAX_TEXT)]
+Content = Annotated[str, BeforeValidator(_clean_text), Field(strict=True, max_length=_MAX_TEXT)]  # may be empty
 
 
 def kind_among(*types: type[BaseModel]) -> Discriminator:

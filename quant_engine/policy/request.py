@@ -1,10 +1,11 @@
 """The request of a job around its policy: the model, the calibration and evaluation data, the output, the limits."""
 
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from quant_engine.policy.fields import Count, Frozen, Name, NonNegativeInt, Text
+from quant_engine.policy.fields import Content, Count, Frozen, Name, NonNegativeInt, Text
 from quant_engine.policy.types import Policy
 
 _ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
@@ -62,6 +63,83 @@ SELF: Final = "self"
 """The name for text that the model itself generates (``quant_engine.calibration.generate``)."""
 
 
+class ChatMessage(Frozen):
+    """One message of a conversation."""
+
+    role: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$", examples=["user"])]
+    """Who says it: ``system``, ``user``, ``assistant``, …"""
+    content: Annotated[Content, Field(examples=["What is a scale?"])]
+    """What is said."""
+
+
+class InlineMessages(Frozen):
+    """Conversations sent with the request. The model's own chat template turns each into one text."""
+
+    messages: Annotated[
+        tuple[Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=1024, fail_fast=True)], ...],
+        Field(
+            min_length=1,
+            max_length=4096,
+            examples=[[[{"role": "user", "content": "What is a scale?"}]]],
+            fail_fast=True,
+        ),
+    ]
+    """The conversations, each a list of messages."""
+
+
+class HubDataset(Frozen):
+    """A data set on the Hub, read from its Parquet, JSON Lines or text files."""
+
+    hub: Annotated[
+        str,
+        Field(
+            strict=True,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$",
+            examples=["Salesforce/wikitext"],
+        ),
+        AfterValidator(_refuse_ambiguous_id),
+    ]
+    """Its id, ``owner/name``."""
+    config: (
+        Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$", examples=["en"])] | None
+    ) = None
+    """Its configuration. Null: the only one, or the default one."""
+    split: (
+        Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["train"])] | None
+    ) = None
+    """Its split. Null: ``train`` for calibration; for evaluation ``test``, or ``validation`` where there is no test."""
+    revision: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
+    """A branch, a tag or a commit. It is pinned to a commit when the job first runs."""
+    column: Annotated[Name, Field(examples=["text"])] | None = None
+    """The column that is read. Null: ``text``, or ``messages`` where a row has no ``text``."""
+
+
+HUB_DATASETS: Final[Mapping[str, HubDataset]] = {
+    "c4": HubDataset(hub="allenai/c4", config="en"),
+    "wikitext2": HubDataset(hub="Salesforce/wikitext", config="wikitext-2-raw-v1"),
+}
+"""The data sets of the Hub that have a name of their own here, where the operator has no folder of that name."""
+
+
+def _form_of(value: Any) -> str:
+    """Name the form that a data set is given in, so that errors are those of this form alone."""
+    if not isinstance(value, Mapping | Frozen):
+        return "DatasetName"
+    given = value if isinstance(value, Mapping) else type(value).model_fields
+    forms = {"hub": "HubDataset", "messages": "InlineMessages"}
+    return next((form for field, form in forms.items() if field in given), "InlineTexts")
+
+
+# The tags are no names of fields: errors carry them in their place, where they must not be taken for a field.
+Dataset = Annotated[
+    Annotated[DatasetName, Tag("DatasetName")]
+    | Annotated[InlineTexts, Tag("InlineTexts")]
+    | Annotated[InlineMessages, Tag("InlineMessages")]
+    | Annotated[HubDataset, Tag("HubDataset")],
+    Discriminator(_form_of),
+]
+"""A text: a name, texts or conversations in the request itself, or a data set of the Hub."""
+
 SpecialTokens = Literal["auto", "none"]
 """``auto``: a window begins with the special tokens that the model's tokenizer puts before a text by default."""
 
@@ -69,9 +147,9 @@ SpecialTokens = Literal["auto", "none"]
 class Calibration(Frozen):
     """The text that statistics are collected on, and that layer errors are measured on."""
 
-    dataset: DatasetName | InlineTexts | None = None
-    """A name that ``GET /v1/capabilities`` lists, ``self`` (the model's own samples), or texts. Null: the operator's
-    default."""
+    dataset: Dataset | None = None
+    """A name that ``GET /v1/capabilities`` lists, ``self`` (the model's own samples), texts or conversations, or a data
+    set of the Hub. Null: the operator's default."""
     samples: Annotated[int, Field(strict=True, ge=4, le=65536)] = 256
     """The number of sequences."""
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 128
@@ -89,8 +167,9 @@ class Calibration(Frozen):
 class Perplexity(Frozen):
     """The measurement of perplexity, over independent windows."""
 
-    dataset: DatasetName | InlineTexts | None = None
-    """A name that ``GET /v1/capabilities`` lists, or texts. Null: the operator's default."""
+    dataset: Dataset | None = None
+    """A name that ``GET /v1/capabilities`` lists, texts or conversations, or a data set of the Hub. Null: the
+    operator's default."""
     tokens: Annotated[int, Field(strict=True, ge=32, le=100_000_000)] = 16384
     """How many tokens are measured, from the beginning of the text."""
     sequence_length: Annotated[int, Field(strict=True, ge=8, le=32768)] = 512

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from quant_engine.errors import EngineError
 from quant_engine.interface.layout import ModelLayout, model_layout
 from quant_engine.interface.pattern_check import check_patterns
+from quant_engine.interface.positions import position_problems
 from quant_engine.interface.problems import Problem
 from quant_engine.interface.site_settings import site_problems
 from quant_engine.interface.targets import linear_names
@@ -22,6 +23,7 @@ from quant_engine.model_files import (
 )
 from quant_engine.model_files.unread import unread_problems
 from quant_engine.policy import Calibration, Evaluation, Policy
+from quant_engine.preflight.chat_template import chat_template_problems
 from quant_engine.preflight.quantized_parts import quantized_parts
 from quant_engine.preflight.site_outlines import site_outlines
 from quant_engine.preflight.tokenizer_files import tokenizer_problems
@@ -44,7 +46,6 @@ def check_job(files: ModelFiles, *, policy: Policy, calibration: Calibration, ev
 
 
 def _problems(files: ModelFiles, policy: Policy, calibration: Calibration, evaluation: Evaluation) -> Iterator[Problem]:
-    _ = calibration, evaluation
     # An adapter alone has neither a configuration nor weights, and has to be told as what it is.
     _raise(adapter_problem(files))
     model = describe_directory(files)
@@ -54,6 +55,8 @@ def _problems(files: ModelFiles, policy: Policy, calibration: Calibration, evalu
     yield from (Problem.of(each, _MODEL) for each in unread_problems(model, layout, quantized_parts(model, source)))
     companion = companion_problem(files)
     yield from (Problem.of(each, _MODEL) for each in [*tokenizer_problems(files), *([companion] if companion else [])])
+    yield from chat_template_problems(files, policy, calibration, evaluation)
+    yield from position_problems(model.config, calibration if policy.task == "quantize" else None, evaluation)
     if policy.task == "quantize":
         yield from _policy_problems(policy, layout)
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-_HEAVY = ("torch", "transformers", "safetensors", "quant_engine.pipeline", "quant_engine.models")
+_HEAVY = ("torch", "transformers", "safetensors", "pyarrow", "quant_engine.pipeline", "quant_engine.models")
 
 
 @pytest.mark.parametrize("module", ["api.main", "jobs.job.commands", "jobs.job.queries", "quant_engine.policy"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from pydantic import BaseModel
 
 from jobs.artifacts import ArtifactStore, DamagedBlob, ManifestEntry, total_bytes
 from jobs.credentials import CredentialService
@@ -30,6 +31,7 @@ from quant_engine.preflight import check_job
 from worker.attempt_machine.ending import Ended, Ending
 from worker.attempt_machine.follow import Follower
 from worker.attempts.endings import JobEndings
+from worker.attempts.hub_datasets import Texts, fetch_texts
 from worker.attempts.hub_model import RevisionPin, credential_problem, download_file, hub_token, models_cache
 from worker.attempts.local_model import require_inside, resolve_local
 from worker.attempts.reporter import Reporter
@@ -92,7 +94,7 @@ class Attempt:
         try:
             self._follower.require_claim()  # earlier attempts may have used up the job's time
             self._begin_retry()
-            self._compute(self._resolve())
+            self._compute(*self._resolve())
             return self._endings.succeeded(self._collect())
         except Ended as ended:
             return ended.ending
@@ -123,22 +125,28 @@ class Attempt:
             # Until this is recorded, every attempt removes them again: removing twice is safe, skipping it is not.
             self.heartbeat.post(lambda: self.dependencies.leases.record_retry_begun(self.claim))
 
-    def _resolve(self) -> Path:
-        """Return the model's directory on this machine; download the model if it is on the Hub."""
+    def _resolve(self) -> tuple[Path, Texts]:
+        """Return the model's directory on this machine, and the texts; download what is on the Hub."""
         began = time.monotonic()
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
             directory = resolve_local(self.dependencies.settings, self.request.model.id)
             self._check(directory)
+            texts = self._fetch_texts()
         else:
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
             directory = self._fetch(weights=False)
             self._check(directory)
+            # Before the weights: a data set that is not there is told before gigabytes have arrived.
+            texts = self._fetch_texts()
             # The preview has no weights; a snapshot that was here already has them.
             if directory == self.workspace.preview:
                 directory = self._fetch(weights=True)
         self.reporter.handle(StageFinished(name=RESOLVE.name, seconds=time.monotonic() - began))
-        return directory
+        return directory, texts
+
+    def _fetch_texts(self) -> Texts:
+        return fetch_texts(self.request, self.dependencies.settings, self.workspace, self._download)
 
     def _check(self, directory: Path) -> None:
         """End the attempt if what the model's files say without their weights rules the job out."""
@@ -158,15 +166,19 @@ class Attempt:
         """Download the model, or without ``weights`` a preview of it; return the directory of its files."""
         settings, preview = self.dependencies.settings, self.workspace.preview
         request = download_file(self.request.model, settings, self._pin.commit(), preview, weights=weights)
-        file = self.workspace.root / "download.json"
-        file.write_text(request.model_dump_json())
-        environment = download_environment(self.workspace.scratch)
-        command = self._command(self.dependencies.programs.download, file, environment)
-        payload = self._follow(replace(command, token=self._hub_token()))
+        payload = self._download("download.json", request)
         self._keep_revision(str(payload["revision"]))
         # The path comes from a subprocess, so it is checked and not trusted.
         directory = Path(str(payload["path"]))
         return preview if directory == preview else require_inside(directory, models_cache(settings))
+
+    def _download(self, name: str, request: BaseModel) -> dict[str, Any]:
+        """Run the download that ``request`` describes and return the payload of its result. Raises: Ended."""
+        file = self.workspace.root / name
+        file.write_text(request.model_dump_json())
+        environment = download_environment(self.workspace.scratch)
+        command = self._command(self.dependencies.programs.download, file, environment)
+        return self._follow(replace(command, token=self._hub_token()))
 
     def _hub_token(self) -> str | None:
         while True:
@@ -222,13 +234,13 @@ class Attempt:
         if self._pin.keep(commit):
             self.heartbeat.post(lambda: self.dependencies.leases.record_resolved_revision(self.claim, commit))
 
-    def _compute(self, model_dir: Path) -> None:
+    def _compute(self, model_dir: Path, texts: Texts) -> None:
         device = self.dependencies.device
         run_file = RunFile(
             job_id=self.claim.job_id,
             parent_pid=os.getpid(),
             threads=device.threads,
-            spec=self._spec(model_dir),
+            spec=self._spec(model_dir, texts),
             work_dir=self.workspace.stages,
             output_dir=self.workspace.output,
         )
@@ -237,17 +249,17 @@ class Attempt:
         environment = runner_environment(self.workspace.scratch, threads=device.threads, gpu=device.gpu)
         self._follow(self._command(self.dependencies.programs.runner, file, environment))
 
-    def _spec(self, model_dir: Path) -> RunSpec:
+    def _spec(self, model_dir: Path, texts: Texts) -> RunSpec:
         """Return the engine's request for the model in ``model_dir``."""
         request, settings = self.request, self.dependencies.settings
         return RunSpec(
             model_dir=model_dir,
             policy=request.policy,
-            calibration=request.calibration,
-            evaluation=request.evaluation,
+            calibration=texts.calibration,
+            evaluation=texts.evaluation,
             output=request.output,
             datasets_dir=settings.datasets_dir,
-            default_dataset=settings.default_dataset,
+            fetched=texts.fetched,
             device=self.dependencies.device.name,
             model_id=request.model.id,
             revision=self._pin.commit() if request.model.source == "hub" else None,

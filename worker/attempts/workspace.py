@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from quant_engine.interface.datasets import Purpose
 from quant_engine.interface.stages import RESOLVE
 
 _STAGES: Final = "stages"
 _SCRATCH: Final = "scratch"
 _OUTPUT: Final = "output"
 _REVISION: Final = "revision"
+_DATASET_REVISION: Final = "dataset-{}.revision"
 _PARTIAL: Final = ".partial"  # the engine's suffix of a stage that is not complete
 
 
@@ -56,6 +58,10 @@ class Workspace:
         """The file with the commit that the model's revision was resolved to."""
         return self.root / _REVISION
 
+    def dataset_revision(self, purpose: Purpose) -> Path:
+        """The file with the commit of the data set that is fetched for ``purpose``."""
+        return self.root / _DATASET_REVISION.format(purpose.value)
+
     @property
     def log(self) -> Path:
         """The log file of the subprocesses of all attempts."""
@@ -68,7 +74,8 @@ class Workspace:
                 _remove(directory)
             # A retry from this stage resolves the revision again, perhaps to a newer commit.
             if name == RESOLVE.name:
-                self.revision.unlink(missing_ok=True)
+                for pin in (self.revision, *(self.dataset_revision(purpose) for purpose in Purpose)):
+                    pin.unlink(missing_ok=True)
 
     def discard_output(self) -> None:
         """Remove the files that only this attempt needed. Its output is in the store, or will not be published."""

@@ -1,1 +1,1 @@
-"""The subprocess that fetches a model from the Hub."""
+"""The subprocess that fetches models and data sets from the Hub."""

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Final
 
 import httpx
 from huggingface_hub.errors import (
@@ -17,6 +18,8 @@ from worker.download.transfer import DamagedFile
 from worker.subprocesses.messages import DownloadFile, Error
 from worker.subprocesses.problems import as_error
 
+UNREACHABLE: Final = "hub_unreachable"
+
 
 class Refused(Exception):
     """A refused download; ``error`` is the message for the supervisor."""
@@ -29,17 +32,23 @@ class Refused(Exception):
 def as_download_error(error: Exception, request: DownloadFile, *, has_token: bool) -> Error:
     """Return the message for any exception of a download."""
     match error:
-        case Refused():
-            return error.error
         case GatedRepoError():
             return _gated(request.model_id, has_token=has_token)
         case RevisionNotFoundError():
             return _not_found(f"{request.model_id} has no revision {request.revision!r}.")
         case RepositoryNotFoundError():
             return _not_found(f"The Hub shows no model {request.model_id}; it does not exist, or it is private.")
+    return as_hub_error(error, has_token=has_token)
+
+
+def as_hub_error(error: Exception, *, has_token: bool) -> Error:
+    """Return the message for an exception that says nothing of what is downloaded."""
+    match error:
+        case Refused():
+            return error.error
         case OfflineModeIsEnabled():
             return unreachable("The worker is configured to stay offline (HF_HUB_OFFLINE).")
-        # After the cases above, because their exceptions are subclasses of HfHubHTTPError.
+        # The callers' own cases come first, because their exceptions are subclasses of HfHubHTTPError.
         case HfHubHTTPError() if error.response.status_code in {401, 403}:
             return _token_refused(error.response.status_code, has_token=has_token)
         case httpx.HTTPError():
@@ -90,7 +99,7 @@ def no_safetensors() -> Error:
 def unreachable(detail: str) -> Error:
     """Return the error for a Hub that can not be used now."""
     return Error(
-        code="hub_unreachable",
+        code=UNREACHABLE,
         category="platform",
         detail=detail,
         hint="Submit the job again later, or put the model under QUANTRY_MODELS_DIR and use model.source 'local'.",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from quant_engine.interface.datasets import Purpose
 from quant_engine.interface.spec import RunSpec
 
 _MAX_LINE = 4000
@@ -148,6 +149,27 @@ class DownloadFile(BaseModel):
     preview_dir: Path
     weights: bool = True
     max_bytes: int = 0
+    patience_seconds: float = 300.0
+
+
+class DatasetDownloadFile(BaseModel):
+    """``download.json`` for the text of a data set: for one use, as many of its files as that use needs.
+
+    ``config`` and ``split`` are a request's. ``characters``: how many are needed. ``max_bytes``: the largest size of
+    the files together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parent_pid: int
+    dataset_id: str
+    revision: str
+    config: str | None
+    split: str | None
+    purpose: Purpose
+    characters: int
+    cache_dir: Path
+    max_bytes: int
     patience_seconds: float = 300.0
 
 

@@ -64,7 +64,7 @@ class BackgroundCollector:
 
     def _discard_downloads(self) -> None:
         keep = self._settings.retention_downloads_seconds
-        discarded = discard_downloads(self._settings.models_cache_dir, older_than_seconds=keep)
+        discarded = discard_downloads(*self._settings.download_caches, older_than_seconds=keep)
         if discarded.downloads:
             logger.info("downloads_discarded", downloads=discarded.downloads, bytes=discarded.bytes)
 

@@ -19,9 +19,9 @@ from quant_engine.calibration import (
     tokenized,
 )
 from quant_engine.errors import ModelNotFound
-from quant_engine.policy import SELF, Perplexity
+from quant_engine.policy import SELF, Dataset, Perplexity
 from quant_engine.stages.context.run import Run
-from quant_engine.stages.context.text import Dataset, documents_for, resolved_dataset
+from quant_engine.stages.context.text import documents_for, resolved_dataset
 from quant_engine.windows import Windows
 
 

@@ -12,7 +12,7 @@ from quant_engine.checkpoint.card_facts import INLINE, CalibrationFacts, CardFac
 from quant_engine.checkpoint.copied_files import changed_files
 from quant_engine.checkpoint.license import source_license
 from quant_engine.interface.layers import LayerRow
-from quant_engine.policy import InlineTexts
+from quant_engine.policy import Dataset, HubDataset, InlineMessages, InlineTexts
 from quant_engine.stages.calibrate import read_windows
 from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
@@ -108,11 +108,13 @@ def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> Perp
     )
 
 
-def _dataset_name(run: Run, dataset: str | InlineTexts | None) -> str:
+def _dataset_name(run: Run, dataset: Dataset | None) -> str:
     """A name of the data set that may be published."""
-    # Texts that came with a request stay the requester's, so the card does not describe them.
     resolved = resolved_dataset(run, dataset)
-    return INLINE if isinstance(resolved, InlineTexts) else resolved
+    if isinstance(resolved, HubDataset):
+        return resolved.hub
+    # Texts that came with a request stay the requester's, so the card does not describe them.
+    return INLINE if isinstance(resolved, InlineTexts | InlineMessages) else resolved
 
 
 def _version(package: str) -> str:

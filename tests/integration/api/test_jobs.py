@@ -194,9 +194,11 @@ def test_capabilities(client: httpx.Client, hands: Hands) -> None:
         "source": "built_in",
         "uses": ["calibration", "evaluation"],
         "default": True,
+        "default_for": ["evaluation"],
     }
-    assert datasets["tales"]["uses"] == ["calibration"]
+    assert datasets["tales"]["uses"] == datasets["tales"]["default_for"] == ["calibration"]
     assert datasets["self"]["source"] == "model"
+    assert (datasets["wikitext2"]["source"], datasets["wikitext2"]["default_for"]) == ("hub", [])
     assert capabilities["local_models"] == ["tiny"]
     assert capabilities["devices"] == ["cpu"]
     assert [worker["hostname"] for worker in capabilities["workers"]] == ["node"]

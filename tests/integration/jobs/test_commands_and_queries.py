@@ -54,7 +54,7 @@ def test_a_new_job_is_stored_fully_resolved_and_shown_as_the_contract_says(house
     assert shown["model"] == {"source": "local", "id": "tiny", "revision": "main", "resolved_revision": None}
     assert shown["policy"]["training"]["steps"] == 800
     assert shown["policy_hash"].startswith("sha256:")
-    assert shown["calibration"]["dataset"] == "pydoc"
+    assert shown["calibration"]["dataset"] == "books"
     assert shown["evaluation"]["perplexity"]["dataset"] == "pydoc"
     assert shown["metadata"] == {"team": "search"}
     assert shown["progress"] == {
@@ -83,6 +83,18 @@ def test_inline_texts_are_stored_for_the_worker_but_only_counted_in_the_view(hou
     assert view.calibration["dataset"] == {"inline_texts": 2}
     assert view.evaluation["perplexity"]["dataset"] == {"inline_texts": 2}
     assert house.claim().spec["calibration"] == {**view.calibration, "dataset": {"texts": ["one", "two"]}}
+
+
+def test_inline_messages_are_counted_and_a_data_set_of_the_hub_is_shown(house: House) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]
+    hub = {"hub": "owner/name", "config": None, "split": "train_sft", "revision": "main", "column": "prompt"}
+    view, _ = house.commands.create_job(
+        request(calibration={"dataset": {"messages": [talk]}}, evaluation={"perplexity": {"dataset": hub}}),
+        tenant=TENANT,
+    )
+    assert view.calibration["dataset"] == {"inline_messages": 1}
+    assert view.evaluation["perplexity"]["dataset"] == hub
+    assert house.claim().request.calibration.model_dump(mode="json")["dataset"] == {"messages": [talk]}
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,33 @@ def test_pointers_lead_to_the_field(body: object, expected: dict[str, str] | Non
 
 def test_union_branches_do_not_show_in_pointers() -> None:
     found = _pointers({"model": _MODEL, "policy": _POLICY, "calibration": {"dataset": {"texts": ["fine", 7]}}})
-    assert set(found) == {"/calibration/dataset", "/calibration/dataset/texts/1"}
+    assert set(found) == {"/calibration/dataset/texts/1"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ({}, {"/texts": "missing"}),
+        ({"texts": ["a"], "hub": "owner/name"}, {"/texts": "extra_forbidden"}),
+        ({"texts": ["a"], "messages": [[{"role": "user", "content": "x"}]]}, {"/texts": "extra_forbidden"}),
+        ({"hub": "c4"}, {"/hub": "string_pattern_mismatch"}),
+        ({"hub": "owner/na--me"}, {"/hub": "value_error"}),
+        ({"hub": "owner/name", "split": "../x"}, {"/split": "string_pattern_mismatch"}),
+        ({"hub": "owner/name", "subset": "en"}, {"/subset": "extra_forbidden"}),
+        ({"messages": []}, {"/messages": "too_short"}),
+        ({"messages": [[]]}, {"/messages/0": "too_short"}),
+        ({"messages": [[{"role": "user"}]]}, {"/messages/0/0/content": "missing"}),
+        ({"messages": [[{"role": "a user", "content": "x"}]]}, {"/messages/0/0/role": "string_pattern_mismatch"}),
+        ({"messages": [[{"role": "user", "content": None}]]}, {"/messages/0/0/content": "string_type"}),
+        (5, {"": "string_type"}),
+    ],
+)
+def test_a_data_set_is_refused_in_the_form_that_it_has(dataset: object, expected: dict[str, str]) -> None:
+    for field in ("calibration", "evaluation"):
+        place = "/calibration/dataset" if field == "calibration" else "/evaluation/perplexity/dataset"
+        body = {"dataset": dataset} if field == "calibration" else {"perplexity": {"dataset": dataset}}
+        found = _pointers({"model": _MODEL, "policy": _POLICY, field: body})
+        assert found == {place + pointer: code for pointer, code in expected.items()}
 
 
 @pytest.mark.parametrize("key", ["max_run_secs", "wieghts", "l3"])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from quant_engine.interface.datasets import Purpose
 from worker.attempts.workspace import Workspace, abandoned_jobs, discard, open_workspace, put_aside
 
 JOB = "job_1"
@@ -86,12 +87,16 @@ def test_dropping_stages_removes_them_and_their_beginnings_and_keeps_the_others(
     for name in ("load", "train", "train.partial", "select", "verify.partial"):
         (space.stages / name).mkdir()
     space.revision.write_text("c" * 40)
+    texts = space.dataset_revision(Purpose.CALIBRATION)
+    texts.write_text("d" * 40)
     for _ in range(2):  # as after a crash
         space.drop_stages(["train", "select", "verify"])
         assert [path.name for path in space.stages.iterdir()] == ["load"]
     assert space.revision.exists()
+    assert texts.exists()
     space.drop_stages(["resolve"])
     assert not space.revision.exists()
+    assert not texts.exists()
 
 
 def test_a_retry_finds_the_stages_but_neither_output_nor_scratch(tmp_path: Path) -> None:
