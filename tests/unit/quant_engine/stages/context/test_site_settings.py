@@ -89,7 +89,8 @@ def test_every_quantile_that_may_be_asked_for_is_recorded() -> None:
     assert quantiles_of(_policy()) == []
 
 
-def test_too_little_memory_is_foreseen(model_dir: Path, tmp_path: Path) -> None:
+def test_too_little_memory_is_foreseen(tmp_path: Path) -> None:
+    model_dir = write_tiny_model(tmp_path / "model", max_position_embeddings=32768)
     spec = run_spec(model_dir, _policy(), calibration=Calibration(samples=65536, sequence_length=32768))
     run = prepare_run(spec, work_dir=tmp_path, observer=RecordingObserver())
     with pytest.raises(InsufficientMemory, match=r"needs about [\d,]+ bytes"):
