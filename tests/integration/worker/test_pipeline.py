@@ -111,6 +111,7 @@ def test_a_corrupt_checkpoint_is_the_users_to_mend(
     job = office.job(job_id)
     assert job.error is not None
     assert (job.error["code"], job.error["category"]) == (code, "user")
+    assert job.error["hint"]
     assert_described(job.error, JobProblemView)
     assert not list(office.work(job_id).glob("*/output"))
 
