@@ -27,6 +27,8 @@ _LIMITS: Final = (
     (re.compile(r"config\.json"), MAX_CONFIG_BYTES),
     (re.compile(r".*\.index\.json"), MAX_INDEX_BYTES),
     (re.compile(r".*\.safetensors"), None),
+    # Parsed where a job is submitted. The largest in use have 1.2 MB.
+    (re.compile(r".*_config\.json"), 4 * _MIB),
     # The largest tokenizers in use have 35 MB.
     (
         re.compile(r"(tokenizer|tekken|vocab|added_tokens).*\.json|.*\.model(\.v\d+)?|merges\.txt|vocab\.txt"),

@@ -98,6 +98,23 @@ def test_a_file_that_can_not_be_read_is_named(model: Path) -> None:
     assert "can not be opened (Permission denied)" in str(companion_problem(ModelFiles(model)))
 
 
+@pytest.mark.parametrize(
+    ("name", "mebibytes", "passes"),
+    [
+        ("tokenizer.json", 100, True),
+        ("tokenizer.json", 129, False),
+        ("tokenizer_config.json", 5, False),
+        ("README.md", 15, True),
+        ("README.md", 17, False),
+        ("LICENSE", 5, False),
+    ],
+)
+def test_the_limit_is_that_of_the_kind(name: str, mebibytes: int, passes: bool, model: Path) -> None:
+    with (model / name).open("wb") as file:
+        file.truncate(mebibytes << 20)
+    assert (companion_problem(ModelFiles(model)) is None) is passes
+
+
 def test_ordinary_files_pass(model: Path) -> None:
     for name in (*COPIED, "LICENSE", "README.md"):
         (model / name).write_text("{}")
