@@ -12,7 +12,7 @@ from typing import Final
 from quant_engine.errors import InvalidModel
 from quant_engine.interface.layout import ModelLayout
 from quant_engine.model_files.description import ModelDescription
-from quant_engine.model_files.headers import StoredTensor
+from quant_engine.model_files.headers import FLOATING, StoredTensor
 from quant_engine.model_files.names import end_names, parameter_name, parameter_names
 
 _SHOWN: Final = 3
@@ -72,7 +72,12 @@ def unread_problems(
         for name, shape in layout.tensors.items()
         if name in names and names[name] not in parts and stored[names[name]].shape != shape
     ]
-    return [*_misshapen(shapes), *_unread(unread, layout), *_missing(missing, layout)]
+    codes = [
+        f"{names[name]} ({stored[names[name]].dtype})"
+        for name in layout.tensors
+        if name in names and names[name] not in parts and stored[names[name]].dtype not in FLOATING
+    ]
+    return [*_coded(codes), *_misshapen(shapes), *_unread(unread, layout), *_missing(missing, layout)]
 
 
 def is_harmless(name: str, tensor: StoredTensor) -> bool:
@@ -94,6 +99,18 @@ def _needed(layout: ModelLayout, names: Mapping[str, str]) -> list[str]:
     """Return the parameters that have to be stored: all of them, but one of a tied embedding and its head."""
     _, head = end_names(layout)
     return [name for name in layout.tensors if not (layout.ties and name == head and head not in names)]
+
+
+def _coded(shown: Sequence[str]) -> list[InvalidModel]:
+    if not shown:
+        return []
+    return [
+        InvalidModel(
+            detail=f"The model stores codes where its class has weights: {_some(shown)}. Without their scales they are "
+            "no weights.",
+            hint="Submit the dense model, or the quantized one as a program wrote it, with its quantization_config.",
+        )
+    ]
 
 
 def _misshapen(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> list[InvalidModel]:

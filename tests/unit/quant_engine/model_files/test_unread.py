@@ -146,6 +146,15 @@ def test_a_shape_that_the_configuration_does_not_give_is_named_with_both() -> No
     assert f"{Q_PROJ}.weight is [64, 32] and has to be [32, 32]" in found.detail
 
 
+@pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3", "I32", "BOOL"])
+def test_codes_are_no_weights(dtype: str) -> None:
+    layout = layout_of()
+    described = stored(layout)
+    tensors = {**described.tensors, f"{Q_PROJ}.weight": StoredTensor(dtype, (32, 32), 0, "model.safetensors")}
+    (found,) = unread_problems(ModelDescription(described.files, tensors), layout)
+    assert f"codes where its class has weights: {Q_PROJ}.weight ({dtype})." in found.detail
+
+
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "transformer.", "_orig_mod."])
 def test_a_prefix_that_nobody_removes_is_told_once_and_not_as_tensors_that_are_missing(prefix: str) -> None:
     layout = layout_of()
