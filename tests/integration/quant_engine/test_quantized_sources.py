@@ -184,6 +184,22 @@ def test_codes_outside_of_the_schemes_are_refused(dense: Path, tmp_path: Path) -
             _ = opened(peer, weights_only=weights_only).linears
 
 
+def test_a_quantized_cache_is_left_out_of_the_weights_and_not_measured(dense: Path, tmp_path: Path) -> None:
+    peer = peers.write_peer(dense, tmp_path / "peer", [peers.scheme(peers.INT8)])
+    without = opened(peer, weights_only=True)
+    expected = streamed_logits(StreamedModel(without), fixed_ids())
+    peers.edit_config(peer, kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "tensor"})
+    tensors = load_file(peer / "model.safetensors")
+    scale = "model.layers.0.self_attn.k_scale"
+    save_file(tensors | {scale: torch.tensor(0.1)}, peer / "model.safetensors", {"format": "pt"})
+    source = opened(peer, weights_only=True)
+    assert torch.equal(streamed_logits(StreamedModel(source), fixed_ids()), expected)
+    assert scale in source.stored_names([])
+    assert scale not in without.stored_names([])
+    with pytest.raises(UnsupportedQuantization, match="kv_cache_scheme"):
+        opened(peer)
+
+
 def test_an_adapter_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
