@@ -13,8 +13,9 @@ from jobs.job.artifact_files import ArtifactFiles
 from jobs.job.lifecycle import Origin, RetryRequest, cancel, enqueue, find_job, retry
 from jobs.job.nudge import Nudger
 from jobs.job.queries import job_views
+from jobs.job.specification import checked_request
 from jobs.job.views import JobView
-from jobs.kit.errors import InvalidState
+from jobs.kit.errors import InvalidRequest, InvalidState
 from jobs.repository import jobs
 from jobs.repository.database import Database
 from jobs.settings import Settings
@@ -52,25 +53,36 @@ class JobCommands:
         ``request_id`` and ``traceparent`` (W3C Trace Context) are stored with the job for the worker's logs and traces.
 
         Raises:
-            InvalidPolicy, ModelNotFound, DatasetNotFound, UnknownCredential: the request can not be done; names
-                the field.
+            InvalidPolicy, ModelNotFound, DatasetNotFound, RefusedJob, UnknownCredential: the request can not be done;
+                names the field.
             IdempotencyConflict: the key belongs to another request.
             IdempotencyInFlight: a request with the same key is being answered.
         """
         kept = self._settings.idempotency_seconds
         idempotent = IdempotentRequest.of(tenant, "POST /v1/jobs", idempotency_key, request, keep_seconds=kept)
+        # Before the transaction: reading a model's files must not hold a connection.
+        spec = self._checked(request)
         with self._database.transaction() as session:
             stored = idempotent.replay(session, JobView)
             if stored is not None:
                 return CreatedJob(stored, is_new=False)
+            if isinstance(spec, InvalidRequest):
+                raise spec
             # Checked now, so that a wrong id is reported to the client and not by a failed job.
             require_credentials_of(session, tenant, request)
-            job = enqueue(session, request, tenant, self._settings, Origin(request_id, traceparent))
+            job = enqueue(session, spec, tenant, self._settings, Origin(request_id, traceparent))
             view = job_views(session, [job])[0]
             idempotent.remember(session, view)
         # After the commit: a worker that is nudged earlier would not see the row.
         self._nudger.nudge()
         return CreatedJob(view, is_new=True)
+
+    def _checked(self, request: JobRequest) -> JobRequest | InvalidRequest:
+        """Return the resolved request, or why it is refused; a stored answer to the same request comes before that."""
+        try:
+            return checked_request(request, self._settings)
+        except InvalidRequest as error:
+            return error
 
     def cancel_job(self, job_id: str, *, tenant: str, idempotency_key: str | None = None) -> JobView:
         """Cancel a job. Raises: JobNotFound, InvalidState if it is over, IdempotencyConflict, IdempotencyInFlight."""

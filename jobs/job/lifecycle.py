@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from jobs.job.rendering import shown_options
-from jobs.job.specification import resolve_request
 from jobs.kit.errors import InvalidState, JobNotFound
 from jobs.kit.ids import is_id, new_id
 from jobs.kit.states import JobStatus
@@ -42,9 +41,8 @@ def find_job(session: Session, tenant: str, job_id: str) -> Job:
     return job
 
 
-def enqueue(session: Session, request: JobRequest, tenant: str, settings: Settings, origin: Origin) -> Job:
-    """Insert a new job. Raises: InvalidPolicy, ModelNotFound, DatasetNotFound."""
-    spec = resolve_request(request, settings)
+def enqueue(session: Session, spec: JobRequest, tenant: str, settings: Settings, origin: Origin) -> Job:
+    """Insert a new job. ``spec`` is resolved and checked (:mod:`jobs.job.specification`)."""
     job = Job(
         id=new_id("job"),
         tenant=tenant,

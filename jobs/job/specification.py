@@ -1,12 +1,10 @@
 """Making the specification that a job stores from a request: policy resolved, names checked, defaults filled in."""
 
-from pathlib import Path
-
 from jobs.job.local_files import local_model_dir, resolve_calibration_dataset, resolve_evaluation_dataset
-from jobs.kit.errors import InvalidPolicy, UnusableModel
+from jobs.kit.errors import InvalidPolicy, RefusedJob
 from jobs.settings import Settings
-from quant_engine.errors import EngineError
-from quant_engine.model_files import ModelFiles, adapter_problem
+from quant_engine.interface.problems import Problem
+from quant_engine.model_files import ModelFiles, describe_directory
 from quant_engine.policy import (
     Evaluation,
     InlineTexts,
@@ -18,6 +16,7 @@ from quant_engine.policy import (
     check_profile,
     resolve_policy,
 )
+from quant_engine.preflight import check_job
 
 
 def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
@@ -26,12 +25,8 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
     Raises:
         InvalidPolicy: the policy contradicts itself or names an unknown preset (its pointer begins with /policy), or
             ``output`` has nothing to act on, or the policy does not fit the profile that ``output`` asks for.
-        ModelNotFound: a local model is not in the models directory.
-        UnusableModel: it is an adapter, or holds one.
         DatasetNotFound: a dataset's name is unknown here.
     """
-    if request.model.source == "local":
-        _check_model(local_model_dir(settings, request.model.id))
     policy = _resolve_policy(request.policy)
     if policy.task == "evaluate" and request.output.hub is not None:
         raise InvalidPolicy(
@@ -52,13 +47,38 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
     )
 
 
-def _check_model(directory: Path) -> None:
-    try:
-        problem: EngineError | None = adapter_problem(ModelFiles(directory))
-    except EngineError as error:
-        problem = error
-    if problem is not None:
-        raise UnusableModel(problem.detail, pointer="/model/id", code=problem.code, hint=problem.hint) from problem
+def checked_request(request: JobRequest, settings: Settings) -> JobRequest:
+    """Return the resolved request, of which nothing known now rules out the job.
+
+    Raises:
+        InvalidPolicy, DatasetNotFound, ModelNotFound: see :func:`resolve_request` and :func:`local_problems`.
+        RefusedJob: the model's files, the text and the policy do not fit.
+    """
+    spec = resolve_request(request, settings)
+    problems = local_problems(spec, settings)
+    if problems:
+        raise RefusedJob(problems)
+    return spec
+
+
+def local_problems(spec: JobRequest, settings: Settings) -> list[Problem]:
+    """Return why a job on a local model can not succeed, as far as its files say; of a Hub model nothing is known yet.
+
+    Args:
+        spec: a resolved request.
+
+    Raises:
+        ModelNotFound: a local model is not in the models directory.
+    """
+    if spec.model.source != "local":
+        return []
+    directory = local_model_dir(settings, spec.model.id)
+    return check_job(
+        lambda: describe_directory(ModelFiles(directory)),
+        policy=spec.policy,
+        calibration=spec.calibration,
+        evaluation=spec.evaluation,
+    )
 
 
 def _resolve_policy(policy: Policy) -> Policy:

@@ -11,9 +11,9 @@
     ├── InvalidState                      409 invalid_state         (Retry-After while the job still runs)
     ├── IdempotencyInFlight               409 idempotency_in_flight (Retry-After)
     ├── InvalidRequest                    422 invalid_request       (names the field by JSON pointer)
+    │   ├── RefusedJob                        refused_job, or the code of its first reason
     │   ├── InvalidPolicy                     the policy's own code, such as unknown_preset
     │   ├── ModelNotFound                     model_not_found
-    │   ├── UnusableModel                     the engine's own code, such as adapter_not_merged
     │   ├── DatasetNotFound                   dataset_not_found
         │   ├── UnknownCredential                 (with the code credential_not_found)
     │   └── InvalidQuery                      invalid_query         (names the parameter)
@@ -31,8 +31,11 @@
 A failed *job* is not an exception: its ``error`` is a :class:`JobProblem`, with the same members as data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
+
+from quant_engine.interface.problems import Problem
 
 Category = Literal["user", "platform", "capacity"]
 
@@ -182,6 +185,21 @@ class InvalidRequest(QuantryError):
         super().__init__(detail, hint=hint, errors=(FieldError(pointer=pointer, code=self.code, detail=detail),))
 
 
+class RefusedJob(InvalidRequest):
+    """What the model's files, the text and the policy say together rules the job out; each reason has its field."""
+
+    code = "refused_job"
+    title = "This job can not succeed"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        first = problems[0]
+        super().__init__(first.detail, pointer=first.pointer, code=first.code, hint=first.hint)
+        self.errors = tuple(
+            FieldError(pointer=each.pointer, code=each.code, detail=f"{each.detail} {each.hint}".strip())
+            for each in problems
+        )
+
+
 class InvalidPolicy(InvalidRequest):
     """Fields of the policy contradict each other, or name an unknown preset."""
 
@@ -194,13 +212,6 @@ class ModelNotFound(InvalidRequest):
 
     code = "model_not_found"
     title = "Model not found"
-
-
-class UnusableModel(InvalidRequest):
-    """The local model's files show already that the engine would refuse it; the code is that of the engine's error."""
-
-    code = "invalid_model"
-    title = "Unusable model"
 
 
 class DatasetNotFound(InvalidRequest):

@@ -21,7 +21,7 @@ from quant_engine.checkpoint.engine_schemes import (
 )
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.checkpoint.quantry_section import Reach, reach
-from quant_engine.interface.architectures import FUSED_LINEARS
+from quant_engine.policy.known_names import FUSED_LINEARS
 
 __all__ = ["EngineNote", "Verdict", "engine_notes"]
 

@@ -8,20 +8,9 @@ import itertools
 import torch
 from torch import Tensor
 
+from quant_engine.interface.hadamard_orders import prime_power
+
 Element = tuple[int, ...]
-
-
-def prime_power(q: int) -> tuple[int, int] | None:
-    """Return ``(p, k)`` with q = p^k and p prime, or None."""
-    if q < 2:
-        return None
-    # The smallest divisor above 1 is prime; q itself is, where there is none up to its root.
-    p = next((d for d in range(2, int(q**0.5) + 1) if q % d == 0), q)
-    k, rest = 0, q
-    while rest % p == 0:
-        rest //= p
-        k += 1
-    return (p, k) if rest == 1 else None
 
 
 def jacobsthal_matrix(q: int) -> Tensor:

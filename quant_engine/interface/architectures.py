@@ -5,6 +5,16 @@ from enum import StrEnum
 from typing import Any, Final
 
 from quant_engine.errors import UnsupportedArchitecture
+from quant_engine.interface.parameters import (
+    ATTENTION_BIASES,
+    FOUR_NORMS,
+    FUSED,
+    HEAD_NORMS,
+    TWO_NORMS,
+    Parameters,
+    class_sizes,
+    separate_linears,
+)
 
 
 class ProducerKind(StrEnum):
@@ -38,7 +48,7 @@ class SiteTemplate:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only model class: its names and the sites of its blocks, in the order of a forward.
+    """A decoder-only model class: its names, its parameters, and the sites of its blocks in the order of a forward.
 
     Attributes:
         norm_offset: the number that every RMSNorm adds to its stored weight before it multiplies (Gemma: 1).
@@ -49,6 +59,7 @@ class Architecture:
     class_name: str
     model_type: str
     sites: tuple[SiteTemplate, ...]
+    parameters: Parameters
     norm_offset: float = 0.0
     post_norms: tuple[str, ...] = ()
     blocks: str = "model.layers"
@@ -59,13 +70,6 @@ class Architecture:
     def block_prefix(self, index: int) -> str:
         """``model.layers.3.`` for block 3."""
         return f"{self.blocks}.{index}."
-
-
-FUSED_LINEARS: Final[dict[str, tuple[str, ...]]] = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""Linears that hold the rows of several, in this order, and the names of these parts in other architectures."""
 
 
 def _attention_output(producer: str = "self_attn.v_proj", rows: ProducerRows = ProducerRows.ALL) -> SiteTemplate:
@@ -108,18 +112,51 @@ _PHI3_SITES: Final = (
 )
 
 
-def _gemma(class_name: str, model_type: str) -> Architecture:
-    return Architecture(class_name, model_type, _GEMMA_SITES, norm_offset=1.0, post_norms=_GEMMA_POST_NORMS)
+def _gemma(class_name: str, model_type: str, vocabulary: int, head_norms: tuple[str, ...] = ()) -> Architecture:
+    sizes = class_sizes(
+        vocabulary=vocabulary, hidden=2304, intermediate=9216, layers=26, heads=8, key_value_heads=4, head_dim=256
+    )
+    parameters = Parameters(ATTENTION_BIASES, FOUR_NORMS, sizes, head_norms, ties=True, heads_divide=True)
+    return Architecture(class_name, model_type, _GEMMA_SITES, parameters, norm_offset=1.0, post_norms=_GEMMA_POST_NORMS)
 
 
+_LLAMA: Final = Parameters(
+    separate_linears(inputs_bias="attention_bias", output_bias="attention_bias", feed_forward_bias="mlp_bias"),
+    TWO_NORMS,
+    class_sizes(vocabulary=32_000, hidden=4096, intermediate=11_008, layers=32, heads=32),
+    heads_divide=True,
+)
+_MISTRAL: Final = Parameters(
+    separate_linears(),
+    TWO_NORMS,
+    class_sizes(vocabulary=32_000, hidden=4096, intermediate=14_336, layers=32, heads=32, key_value_heads=8),
+)
+_QWEN2: Final = Parameters(
+    separate_linears(inputs_bias=True),
+    TWO_NORMS,
+    class_sizes(vocabulary=151_936, hidden=4096, intermediate=22_016, layers=32, heads=32, key_value_heads=32),
+)
+_QWEN3: Final = Parameters(
+    ATTENTION_BIASES,
+    TWO_NORMS,
+    class_sizes(
+        vocabulary=151_936, hidden=4096, intermediate=22_016, layers=32, heads=32, key_value_heads=32, head_dim=128
+    ),
+    HEAD_NORMS,
+)
+_PHI3: Final = Parameters(
+    FUSED, TWO_NORMS, class_sizes(vocabulary=32_064, hidden=3072, intermediate=8192, layers=32, heads=32)
+)
+_TEXT_CONFIGS: Final = ("text_config", "llm_config", "language_config")
+"""Fields in which multimodal models have the configuration of their text part."""
 ARCHITECTURES: Final[tuple[Architecture, ...]] = (
-    Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES),
-    Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES),
-    Architecture("Qwen2ForCausalLM", "qwen2", _LLAMA_SITES),
-    Architecture("Qwen3ForCausalLM", "qwen3", _LLAMA_SITES),
-    _gemma("Gemma2ForCausalLM", "gemma2"),
-    _gemma("Gemma3ForCausalLM", "gemma3_text"),
-    Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES),
+    Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES, _LLAMA),
+    Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES, _MISTRAL),
+    Architecture("Qwen2ForCausalLM", "qwen2", _LLAMA_SITES, _QWEN2),
+    Architecture("Qwen3ForCausalLM", "qwen3", _LLAMA_SITES, _QWEN3),
+    _gemma("Gemma2ForCausalLM", "gemma2", 256_000),
+    _gemma("Gemma3ForCausalLM", "gemma3_text", 262_208, HEAD_NORMS),
+    Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES, _PHI3),
 )
 
 
@@ -129,16 +166,40 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
     Raises:
         UnsupportedArchitecture: the class is not supported, or the two names contradict each other.
     """
-    model_type = config.get("model_type")
-    names = config.get("architectures")
-    named = names[0] if isinstance(names, list) and names else None
+    found = find_architecture(config)
+    if found is not None:
+        return found
+    text = _text_architecture(config)
+    hint = "Use a model of one of these classes: " + ", ".join(each.class_name for each in ARCHITECTURES) + "."
+    if text is not None:
+        hint = f"It has a text part that is supported: save that part alone as a {text.class_name}, and submit it."
+    # The names come from the file and may be of any length.
+    model_type = str(config.get("model_type"))[:80]
+    raise UnsupportedArchitecture(
+        detail=f"The model is a {str(_named_class(config) or model_type)[:80]!r} (model_type {model_type!r}).",
+        hint=hint,
+    )
+
+
+def find_architecture(config: dict[str, Any]) -> Architecture | None:
+    """Return the architecture as :func:`architecture_of` does, or None where it is not supported."""
+    model_type, named = config.get("model_type"), _named_class(config)
     for architecture in ARCHITECTURES:
         if architecture.model_type == model_type and named in (None, architecture.class_name):
             return architecture
-    raise UnsupportedArchitecture(
-        # The names come from the file and may be of any length.
-        detail=f"The model is a {str(named or model_type)[:80]!r} (model_type {str(model_type)[:80]!r}).",
-        hint="Use a model of one of these classes: "
-        + ", ".join(architecture.class_name for architecture in ARCHITECTURES)
-        + ".",
-    )
+    return None
+
+
+def _named_class(config: dict[str, Any]) -> Any:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names else None
+
+
+def _text_architecture(config: dict[str, Any]) -> Architecture | None:
+    """Return the architecture of the text part of a multimodal model, where it is a supported one."""
+    for name in _TEXT_CONFIGS:
+        part = config.get(name)
+        if isinstance(part, dict):
+            # The part names a class of its own, or none.
+            return find_architecture({"model_type": part.get("model_type")})
+    return None

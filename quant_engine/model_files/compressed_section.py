@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from quant_engine.errors import UnsupportedQuantization
+from quant_engine.model_files.code_scales import CACHE_PARTS
 from quant_engine.model_files.quantization_formats import COMPRESSED_TENSORS, format_name, method_of, unsupported
 
 FORMATS: Final = (
@@ -19,6 +20,13 @@ FORMATS: Final = (
 """The layouts of compressed-tensors whose weights can be read; the others are those of sparse weights."""
 
 _COMPRESSED: Final = "compressed"
+_SCALES: Final = ("weight_scale", "weight_global_scale")
+_PARTS: Final = (
+    *("weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    *("input_scale", "input_zero_point", "input_global_scale"),
+    *("output_scale", "output_zero_point", "output_global_scale"),
+)
+"""The last parts of the names of the tensors that compressed-tensors stores for a linear, besides its ``weight``."""
 
 
 def check_section(section: Mapping[str, Any]) -> None:
@@ -70,6 +78,27 @@ def check_dense(section: Mapping[str, Any], quantry: Any) -> None:
             "Give the dense original that it was made from, or a checkpoint without online transforms "
             "(policy.online 'none').",
         )
+
+
+def compressed_parts(config: Mapping[str, Any], section: Mapping[str, Any], stored: Iterable[str]) -> frozenset[str]:
+    """Return the stored tensors that look like parts of quantized linears, or are no weights by design.
+
+    Only compressed-tensors knows which linears are quantized, so a part of a linear without a scheme is among them.
+    Arguments: see :func:`transform_tensors`.
+    """
+    names = frozenset(stored)
+    modules = {name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in _SCALES}
+    parts = {name for name in names if name.rpartition(".")[2] in _PARTS}
+    weights = {f"{module}.weight" for module in modules} & names
+    cache = cache_tensors(section, names)
+    return frozenset(parts | weights) | cache | transform_tensors(config, section, names)
+
+
+def cache_tensors(section: Mapping[str, Any], stored: Iterable[str]) -> frozenset[str]:
+    """Return the stored scales of a quantized key-value cache, where the section describes one."""
+    if section.get("kv_cache_scheme") is None:
+        return frozenset()
+    return frozenset(name for name in stored if name.rpartition(".")[2] in CACHE_PARTS)
 
 
 def transform_tensors(config: Mapping[str, Any], section: Mapping[str, Any], stored: Iterable[str]) -> frozenset[str]:

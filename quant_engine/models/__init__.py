@@ -2,7 +2,6 @@
 
 from quant_engine.interface.architectures import (
     ARCHITECTURES,
-    FUSED_LINEARS,
     Architecture,
     ProducerKind,
     ProducerRows,
@@ -24,7 +23,6 @@ from quant_engine.models.weight_source import WeightSource
 
 __all__ = [
     "ARCHITECTURES",
-    "FUSED_LINEARS",
     "Architecture",
     "Attachment",
     "CheckpointSource",

@@ -101,12 +101,19 @@ class ScaledSource:
         names = list(names)
         weights = self.quantization.weights
         scales = (weights[name].scale for name in names if name in weights)
-        return self.base.stored_names([*names, *scales]) | self.quantization.idle
+        return self.base.stored_names([*names, *scales, *self.quantization.idle])
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The tensors of the checkpoint that are codes or scales."""
+        return self.stored_names(self.quantization.weights)
 
     def stored_bytes(self, linear: str) -> int:
         """Return the bytes of a linear's codes and scales, or of its dense weight."""
-        return sum(self.base.stored_bytes[name] for name in self.stored_names([f"{linear}.weight"])
-                   if name not in self.quantization.idle)  # fmt: skip
+        weight = f"{linear}.weight"
+        codes = self.quantization.weights.get(weight)
+        names = [weight] if codes is None else [weight, codes.scale]
+        return sum(self.base.stored_bytes[name] for name in names)
 
     def _dense_bytes(self, name: str) -> int:
         tensor = self.base.stored[name]

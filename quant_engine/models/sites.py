@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NoMatchingLayer
-from quant_engine.interface.architectures import (
-    FUSED_LINEARS,
-    Architecture,
-    ProducerKind,
-    ProducerRows,
-    SiteTemplate,
-)
-from quant_engine.policy import Policy, matches
+from quant_engine.interface.architectures import Architecture, ProducerKind, ProducerRows, SiteTemplate
+from quant_engine.interface.targets import is_targeted
+from quant_engine.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -81,16 +76,12 @@ def head_size(config: Any) -> int:
 def target_sites(sites: list[Site], policy: Policy) -> list[Site]:
     """Return the sites that ``policy`` quantizes; their ``readers`` are the targeted linears only.
 
-    An override of a linear's weights to ``none`` excludes that linear. A fused linear is also targeted where
-    ``targets`` name all of its parts (``q_proj``, ``k_proj`` and ``v_proj`` for ``qkv_proj``), and ignored where
-    ``ignore`` names one of them.
-
     Raises:
         NoMatchingLayer: nothing matches ``targets``, or ``ignore`` and the overrides leave nothing.
     """
     chosen = []
     for site in sites:
-        readers = tuple(reader for reader in site.all_readers if _is_targeted(reader, policy))
+        readers = tuple(reader for reader in site.all_readers if is_targeted(reader, policy))
         if readers:
             chosen.append(replace(site, readers=readers))
     if not chosen:
@@ -100,24 +91,6 @@ def target_sites(sites: list[Site], policy: Policy) -> list[Site]:
             hint=f"Available: {', '.join(available)}; a full name looks like {sites[0].all_readers[0]}.",
         )
     return chosen
-
-
-def _is_targeted(name: str, policy: Policy) -> bool:
-    prefix, _, leaf = name.rpartition(".")
-    parts = [f"{prefix}.{part}" for part in FUSED_LINEARS.get(leaf, ())]
-    named = _matches_any(policy.targets, name) or (parts and all(_matches_any(policy.targets, part) for part in parts))
-    if not named or any(_matches_any(policy.ignore, each) for each in (name, *parts)):
-        return False
-    # The last matching override wins, as in linear_settings.
-    weights = policy.weights
-    for override in policy.overrides:
-        if override.weights is not None and matches(override.match, name):
-            weights = override.weights
-    return weights.format.quantizes
-
-
-def _matches_any(patterns: tuple[str, ...], name: str) -> bool:
-    return any(matches(pattern, name) for pattern in patterns)
 
 
 def _site(template: SiteTemplate, block: int, architecture: Architecture, config: Any) -> Site:

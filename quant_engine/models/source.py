@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from quant_engine.errors import InvalidModel, UnsupportedArchitecture
+from quant_engine.interface.architectures import find_architecture
+from quant_engine.interface.layout import model_layout
 from quant_engine.model_files import (
     DEFAULT_RULES,
     FileRules,
@@ -28,9 +30,11 @@ from quant_engine.model_files import (
     has_quantization_section,
     source_quantization,
 )
-from quant_engine.model_files.headers import corrupt
+from quant_engine.model_files.headers import FLOATING, corrupt
+from quant_engine.model_files.names import end_names, parameter_names
 from quant_engine.model_files.parsing import REPAIR
 
+_COMPARED_ROWS: Final = 8192
 _COMPUTED: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -84,23 +88,45 @@ class CheckpointSource:
 
     @cached_property
     def quantization(self) -> SourceQuantization:
-        """How the weights are quantized already. Raises UnsupportedQuantization if they can not be read."""
-        return source_quantization(self.description)
+        """How the weights are quantized already, by the names of the model class.
+
+        Raises:
+            UnsupportedQuantization: they can not be read.
+        """
+        return source_quantization(self.description).renamed(self.names)
 
     @cached_property
     def stored_config(self) -> dict[str, Any]:
-        """The sanitized ``config.json`` of dense or quantized weights."""
-        return ModelDescription(self.files, {}).config
+        """The sanitized ``config.json`` of dense or quantized weights, untied where the stored weights are."""
+        config = ModelDescription(self.files, {}).config
+        architecture = find_architecture(config)
+        # Only the weights can say that a model is not tied in spite of its configuration, so transformers asks them.
+        if architecture is None or not model_layout(config, architecture).ties or not self._head_differs(config):
+            return config
+        return config | {"tie_word_embeddings": False}
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The stored name of each tensor, by the name that it has in the model class."""
+        stored = self.description.tensors
+        architecture = find_architecture(self.description.config) if self.files.has("config.json") else None
+        if architecture is None:
+            return {name: name for name in stored}
+        return parameter_names(stored, model_layout(self.description.config, architecture))
+
+    def stored_names(self, dense: Iterable[str]) -> frozenset[str]:
+        """Return the stored tensors that are read for these parameters of the model class."""
+        return frozenset(self.names[name] for name in dense if name in self.names)
 
     @cached_property
     def shards(self) -> tuple[Path, ...]:
         """The safetensors files, each one checked."""
         return tuple(sorted({self.files.path(tensor.file) for tensor in self.stored.values()}))
 
-    @property
+    @cached_property
     def stored(self) -> Mapping[str, StoredTensor]:
-        """What the headers say about each tensor."""
-        return self.description.tensors
+        """What the headers say about each tensor, by its name in the model class."""
+        return {name: self.description.tensors[stored] for name, stored in self.names.items()}
 
     @cached_property
     def tensors(self) -> dict[str, Path]:
@@ -165,12 +191,24 @@ class CheckpointSource:
         for shard, wanted in by_shard.items():
             with _opened(shard) as file:
                 for name in wanted:
-                    read[name] = file.get_tensor(name).to(device=device, dtype=dtype)
+                    read[name] = file.get_tensor(self.names[name]).to(device=device, dtype=dtype)
         return read
 
-    def stored_names(self, names: Iterable[str]) -> frozenset[str]:
-        """Return the tensors of the checkpoint that reading ``names`` uses."""
-        return frozenset(names) & self.stored.keys()
+    def _head_differs(self, config: Mapping[str, Any]) -> bool:
+        """Return whether a head is stored whose values are not those of the embedding."""
+        embedding, head = end_names(model_layout(config))
+        if embedding not in self.names or head not in self.names:
+            return False
+        # Codes are compared with nothing: what they mean depends on their scales.
+        if any(self.stored[name].dtype not in FLOATING for name in (embedding, head)):
+            return True
+        both = self.read([embedding, head], dtype=None)
+        if both[embedding].shape != both[head].shape:
+            return True
+        # In parts, so that a large pair of different types is never held in fp32 as a whole.
+        rows = zip(both[embedding].split(_COMPARED_ROWS), both[head].split(_COMPARED_ROWS), strict=True)
+        wide = torch.promote_types(both[embedding].dtype, both[head].dtype)
+        return not all(torch.equal(first.to(wide), second.to(wide)) for first, second in rows)
 
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
         """Do nothing: dense linears need no change."""

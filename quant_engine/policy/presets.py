@@ -7,24 +7,12 @@ from typing import Any, Final
 
 from quant_engine.policy.fields import Frozen
 from quant_engine.policy.formats import ActivationQuantization, GptqSettings, NumberFormat, WeightQuantization
+from quant_engine.policy.known_names import EVERY_LINEAR
 from quant_engine.policy.search import GridSearch, PaperExperiment
 from quant_engine.policy.selection import LowestError
 from quant_engine.policy.training import BlockTraining, RotationTraining, Training
 from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
 from quant_engine.policy.types import Policy
-
-EVERY_LINEAR: Final = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "qkv_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "gate_up_proj",
-    "down_proj",
-)
-"""The linears of a decoder block, by the names that the supported architectures give them."""
 
 
 class Preset(Frozen):

@@ -5,10 +5,12 @@
 
 import hashlib
 import json
-import re
 from typing import Any
 
 from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization, in_words
+from quant_engine.policy.known_names import check_name
+from quant_engine.policy.nearest import nearest
+from quant_engine.policy.patterns import PatternError, check_pattern
 from quant_engine.policy.presets import EVALUATE, PRESETS
 from quant_engine.policy.types import Policy
 
@@ -38,8 +40,12 @@ def resolve_policy(requested: Policy) -> Policy:
     elif requested.preset in PRESETS:
         merged = _overlay(PRESETS[requested.preset].policy.model_dump(mode="json"), explicit)
     else:
+        meant = nearest(requested.preset, PRESETS)
+        did_you = f" Did you mean {meant!r}?" if meant else ""
         known = ", ".join(PRESETS)
-        raise PolicyError("/preset", "unknown_preset", f"There is no preset of this name. Choose one of: {known}.")
+        raise PolicyError(
+            "/preset", "unknown_preset", f"There is no preset of this name.{did_you} Choose one of: {known}."
+        )
     policy = Policy.model_validate(merged)
     _check(policy)
     return policy
@@ -52,13 +58,6 @@ def policy_hash(policy: Policy) -> str:
     fields = policy.model_dump(mode="json", exclude=silent)
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Return whether ``pattern`` means the linear ``name``: ``re:`` and a full match, the name, or its last part."""
-    if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
-    return name == pattern or name.rsplit(".", 1)[-1] == pattern
 
 
 def _overlay(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def _check(policy: Policy) -> None:
             _check_activations(activations, weights, f"/overrides/{index}/activations")
     for field in ("targets", "ignore"):
         for index, pattern in enumerate(getattr(policy, field)):
-            _check_pattern(pattern, f"/{field}/{index}")
+            _check_pattern(pattern, f"/{field}/{index}", ignored=field == "ignore")
     _check_search(policy)
     _check_training(policy)
 
@@ -225,16 +224,9 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
         )
 
 
-def _check_pattern(pattern: str, pointer: str) -> None:
-    if not pattern.startswith("re:"):
-        return
+def _check_pattern(pattern: str, pointer: str, *, ignored: bool = False) -> None:
     try:
-        re.compile(pattern[3:])
-    # A huge repetition overflows, deep nesting recurses. The message has the error's position and not its text,
-    # because the text repeats parts of the pattern.
-    except (re.error, OverflowError, RecursionError) as error:
-        place = getattr(error, "pos", None)
-        where = "" if place is None else f" at character {place}"
-        raise PolicyError(
-            pointer, "bad_pattern", f"Not a regular expression{where}. Correct the pattern after 're:'."
-        ) from error
+        check_pattern(pattern)
+        check_name(pattern, ignored=ignored)
+    except PatternError as error:
+        raise PolicyError(pointer, error.code, error.detail) from None

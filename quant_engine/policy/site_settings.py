@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from quant_engine.policy.formats import ActivationQuantization, WeightQuantization
-from quant_engine.policy.resolve import matches
+from quant_engine.policy.known_names import parts_of
+from quant_engine.policy.patterns import matches
+from quant_engine.policy.resolve import PolicyError
 from quant_engine.policy.transform import Transform
 from quant_engine.policy.types import Policy
 
@@ -24,10 +26,27 @@ class SiteSettings(SiteQuantization):
 
 
 def linear_settings(name: str, policy: Policy) -> SiteSettings:
-    """Return the settings of the linear ``name``. Overrides apply in their order, each field separately."""
+    """Return the settings of the linear ``name``. Overrides apply in their order, each field separately.
+
+    A fused linear takes the overrides of its own name and those of its parts, as long as all parts get the same.
+
+    Raises:
+        PolicyError: ``partly_fused``: the parts of a fused linear are given different settings.
+    """
+    first, *others = (_settings((name, part), policy) for part in parts_of(name) or (name,))
+    if any(other != first for other in others):
+        raise PolicyError(
+            "/overrides",
+            "partly_fused",
+            f"{name} is one linear, but overrides give its parts different settings. Match it, or all of its parts.",
+        )
+    return first
+
+
+def _settings(names: tuple[str, ...], policy: Policy) -> SiteSettings:
     weights, activations, transform = policy.weights, policy.activations, policy.transform
     for override in policy.overrides:
-        if matches(override.match, name):
+        if any(matches(override.match, name) for name in names):
             weights = override.weights or weights
             activations = override.activations or activations
             transform = override.transform or transform

@@ -1,1 +1,5 @@
 """The checks of a job that need no weights and no torch: by the API at submit, by the worker before a download."""
+
+from quant_engine.preflight.check import check_job
+
+__all__ = ["check_job"]

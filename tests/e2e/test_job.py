@@ -141,7 +141,7 @@ def test_a_job_survives_kills_and_its_checkpoint_loads_anywhere(
     ("change", "code"),
     [
         ({"model": {"source": "local", "id": "broken"}}, "unsafe_checkpoint"),
-        ({"policy": {"preset": "smoothrot-w4a4", "targets": ["no_such_proj"]}}, "no_matching_layer"),
+        ({"policy": {"preset": "smoothrot-w4a4", "targets": ["qkv_proj"]}}, "no_matching_layer"),
     ],
 )
 def test_a_job_that_can_not_be_done_says_why_and_what_helps(client: Quantry, change: dict[str, Any], code: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults.runner import BEHAVIOR, chain
+from tests.sound_model import write_sound_model
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def write_models(models_dir: Path) -> None:
         model = models_dir / kind.name
         model.mkdir(parents=True)
         if kind.behavior is not None:
-            (model / "config.json").write_text("{}")
+            write_sound_model(model)
             (model / BEHAVIOR).write_text(json.dumps(kind.behavior))
 
 

@@ -18,6 +18,7 @@ from jobs.settings import Settings
 from tests.faults import failpoints
 from tests.integration.worker.conftest import FAST, ROOT, Office, eventually, working_office
 from tests.scripted_runner import BEHAVIORS
+from tests.sound_model import write_sound_model
 
 _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "--log-level=warning")
 
@@ -26,9 +27,7 @@ _API: Final = ("-m", "tests.faults.wrapped", "api", "uvicorn", "api.main:app", "
 def open_office(database: Database, urls: Urls, data_dir: Path, **settings: float) -> Iterator[Office]:
     """Open an office with a model for every behavior of the scripted runner; ``settings`` replace the short lease."""
     for behavior in BEHAVIORS:
-        model = data_dir / "models" / behavior
-        model.mkdir(parents=True)
-        (model / "config.json").write_text("{}")
+        write_sound_model(data_dir / "models" / behavior)
     (data_dir / failpoints.DIRECTORY).mkdir()
     given: dict[str, Any] = {**FAST, **settings}
     chosen = Settings(

@@ -35,6 +35,7 @@ from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.faults.scale import scaled
 from tests.integration.jobs.conftest import CountingNudger, House, layer, request
+from tests.sound_model import write_sound_model
 
 SEQUENCES: Final = scaled(30, 1000)
 STEPS: Final = 30
@@ -299,9 +300,7 @@ def _is_consistent(row: Any) -> None:
 @pytest.fixture
 def house(database: Database, tmp_path: Path) -> House:
     """Leases and delays are long: time passes when a rule says so, and not because the machine is slow."""
-    model = tmp_path / "models" / "tiny"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
+    write_sound_model(tmp_path / "models" / "tiny")
     settings = Settings(data_dir=tmp_path, lease_seconds=3600, retry_delay_seconds=600, max_attempts=2)
     store, nudger = open_store(settings), CountingNudger()
     commands, queries = JobCommands(database, settings, store, nudger), JobQueries(database, settings, store)

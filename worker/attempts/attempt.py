@@ -21,9 +21,12 @@ from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.kit.errors import CredentialNotFound, CredentialUnreadable, StoreRefused, Unavailable
 from jobs.settings import Settings
 from quant_engine.errors import EngineError
+from quant_engine.interface.problems import refuse
 from quant_engine.interface.spec import RunSpec
 from quant_engine.interface.stages import PUBLISH, RESOLVE, stages_from
+from quant_engine.model_files import ModelFiles, describe_directory
 from quant_engine.policy import JobRequest
+from quant_engine.preflight import check_job
 from worker.attempt_machine.ending import Ended, Ending
 from worker.attempt_machine.follow import Follower
 from worker.attempts.endings import JobEndings
@@ -93,7 +96,7 @@ class Attempt:
             return self._endings.succeeded(self._collect())
         except Ended as ended:
             return ended.ending
-        except EngineError as error:  # from resolve_local or require_inside, in this process
+        except EngineError as error:  # from the checks of the model's directory, in this process
             return self._endings.reported(as_error(error))
         except OSError as error:
             logger.exception("attempt_failed")
@@ -126,15 +129,33 @@ class Attempt:
         if self.request.model.source == "local":
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="model", total=1))
             directory = resolve_local(self.dependencies.settings.models_dir, self.request.model.id)
+            self._check(directory)
         else:
             self.reporter.handle(StageStarted(name=RESOLVE.name, unit="byte", total=0))
-            directory = self._download()
+            directory = self._fetch(weights=False)
+            self._check(directory)
+            # The preview has no weights; a snapshot that was here already has them.
+            if directory == self.workspace.preview:
+                directory = self._fetch(weights=True)
         self.reporter.handle(StageFinished(name=RESOLVE.name, seconds=time.monotonic() - began))
         return directory
 
-    def _download(self) -> Path:
-        settings = self.dependencies.settings
-        request = download_file(self.request.model, settings, self._pin.commit())
+    def _check(self, directory: Path) -> None:
+        """End the attempt if what the model's files say without their weights rules the job out."""
+        request = self.request
+        refuse(
+            check_job(
+                lambda: describe_directory(ModelFiles(directory)),
+                policy=request.policy,
+                calibration=request.calibration,
+                evaluation=request.evaluation,
+            )
+        )
+
+    def _fetch(self, *, weights: bool) -> Path:
+        """Download the model, or without ``weights`` a preview of it; return the directory of its files."""
+        settings, preview = self.dependencies.settings, self.workspace.preview
+        request = download_file(self.request.model, settings, self._pin.commit(), preview, weights=weights)
         file = self.workspace.root / "download.json"
         file.write_text(request.model_dump_json())
         environment = download_environment(self.workspace.scratch)
@@ -142,7 +163,8 @@ class Attempt:
         payload = self._follow(replace(command, token=self._hub_token()))
         self._keep_revision(str(payload["revision"]))
         # The path comes from a subprocess, so it is checked and not trusted.
-        return require_inside(Path(str(payload["path"])), models_cache(settings))
+        directory = Path(str(payload["path"]))
+        return preview if directory == preview else require_inside(directory, models_cache(settings))
 
     def _hub_token(self) -> str | None:
         while True:

@@ -57,8 +57,13 @@ def hub_token(claim: Claim, credentials: CredentialService, environment: Mapping
     return credentials.hub_token(credential_id, tenant=claim.tenant)
 
 
-def download_file(model: ModelReference, settings: Settings, commit: str | None) -> DownloadFile:
-    """Return the request of the download: ``model`` at ``commit``, or at its revision before it is resolved."""
+def download_file(
+    model: ModelReference, settings: Settings, commit: str | None, preview_dir: Path, *, weights: bool
+) -> DownloadFile:
+    """Return the request of the download: ``model`` at ``commit``, or at its revision before it is resolved.
+
+    ``preview_dir`` receives all but the weights; nothing else is downloaded without ``weights``.
+    """
     return DownloadFile(
         parent_pid=os.getpid(),
         model_id=model.id,
@@ -66,6 +71,8 @@ def download_file(model: ModelReference, settings: Settings, commit: str | None)
         cache_dir=models_cache(settings),
         max_bytes=settings.max_model_bytes,
         patience_seconds=settings.hub_patience_seconds,
+        preview_dir=preview_dir,
+        weights=weights,
     )
 
 

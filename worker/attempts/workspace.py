@@ -47,6 +47,11 @@ class Workspace:
         return self.root / _SCRATCH
 
     @property
+    def preview(self) -> Path:
+        """A Hub model's files without its weights; removed at the end of the attempt."""
+        return self.scratch / "preview"
+
+    @property
     def revision(self) -> Path:
         """The file with the commit that the model's revision was resolved to."""
         return self.root / _REVISION

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from quant_engine.interface.stages import RESOLVE
 from worker.download import problems
 from worker.download.hub_retry import HubBackoff, retry_with_backoff
+from worker.download.preview import WEIGHTS, write_header
 from worker.download.transfer import UNFINISHED, Abandoned, HubFile, fetch_file
 from worker.subprocesses.messages import DownloadFile, EventWriter, Log, Resolved, StageAdvanced
 
@@ -66,10 +68,15 @@ class Download:
     def fetch(self) -> Snapshot:
         """Fetch the snapshot, or use the one that another job has fetched already.
 
+        Without ``request.weights`` only a preview is fetched, to ``request.preview_dir``: everything but the weights,
+        and weight files that hold nothing but their headers (:mod:`worker.download.preview`). A snapshot that is here
+        already is used instead of a preview.
+
         Raises:
             problems.Refused: the model may not be fetched: it has no safetensors, or is too large.
             HfHubHTTPError, httpx.HTTPError, OSError: the Hub refused or did not answer, or the disk refused the data.
             DamagedFile: a file is not what the Hub's metadata says.
+            InvalidModel: a weight file is no safetensors file.
         """
         home = self.request.cache_dir / self.request.model_id
         if _is_open_to_all(home, self.request.revision):
@@ -81,11 +88,31 @@ class Download:
         home.mkdir(parents=True, exist_ok=True)
         directory = home / commit
         with _one_at_a_time(home / f"{commit}.lock"):
-            if not directory.is_dir():
+            if directory.is_dir():
+                if restricted:  # another job's token fetched it; this job needs access of its own
+                    retry_with_backoff(lambda: api.auth_check(self.request.model_id), self._backoff())
+            elif self.request.weights:
                 self._fetch_files(info, commit, directory, restricted=restricted)
-            elif restricted:  # another job's token fetched it; this job needs access of its own
-                retry_with_backoff(lambda: api.auth_check(self.request.model_id), self._backoff())
+            else:
+                return Snapshot(self._fetch_preview(api, info, commit), commit)
         return Snapshot(directory, commit)
+
+    def _fetch_preview(self, api: HfApi, info: ModelInfo, commit: str) -> Path:
+        files = self._files_within_quota(info)
+        directory = self.request.preview_dir
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = [file for file in files if file.rfilename.endswith(WEIGHTS)]
+        self._transfer([self._hub_file(file, commit) for file in files if file not in weights], directory)
+        shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
+        for file in weights:
+            wanted = partial(write_header, api, self.request.model_id, commit, file.rfilename, directory)
+            retry_with_backoff(wanted, self._backoff())
+        return directory
+
+    def _files_within_quota(self, info: ModelInfo) -> list[RepoSibling]:
+        files = _wanted(info)
+        problems.require_within_quota(sum(file.size or 0 for file in files), self.request.max_bytes)
+        return files
 
     def _resolve(self, api: HfApi) -> tuple[ModelInfo, str]:
         model_id, revision = self.request.model_id, self.request.revision
@@ -100,20 +127,28 @@ class Download:
         return info, info.sha
 
     def _fetch_files(self, info: ModelInfo, commit: str, directory: Path, *, restricted: bool) -> None:
-        files = _wanted(info)
+        files = self._files_within_quota(info)
         total = sum(file.size or 0 for file in files)
-        problems.require_within_quota(total, self.request.max_bytes)
-        partial = directory.with_name(f"{commit}.partial")
-        problems.require_space(directory.parent, total - _bytes_in(partial) + _DISK_RESERVE_BYTES)
-        partial.mkdir(exist_ok=True)
-        with _reporting(partial, total, self.events):
-            self._transfer([self._hub_file(file, commit) for file in files], partial)
-        shutil.rmtree(partial / UNFINISHED, ignore_errors=True)
+        unfinished = directory.with_name(f"{commit}.partial")
+        problems.require_space(directory.parent, total - _bytes_in(unfinished) + _DISK_RESERVE_BYTES)
+        unfinished.mkdir(exist_ok=True)
+        self._reuse_preview(files, unfinished)
+        with _reporting(unfinished, total, self.events):
+            self._transfer([self._hub_file(file, commit) for file in files], unfinished)
+        shutil.rmtree(unfinished / UNFINISHED, ignore_errors=True)
         if restricted:
             # Before the rename: a restricted snapshot must never be visible without its marker.
             _marker(directory).touch()
-        partial.rename(directory)
+        unfinished.rename(directory)
         self.events.send(StageAdvanced(name=RESOLVE.name, done=total, total=total))
+
+    def _reuse_preview(self, files: Sequence[RepoSibling], target: Path) -> None:
+        """Take over the small files of this job's preview, which were verified when they arrived."""
+        for name in (file.rfilename for file in files if not file.rfilename.endswith(WEIGHTS)):
+            fetched = self.request.preview_dir / name
+            if fetched.is_file() and not (target / name).exists():
+                shutil.copyfile(fetched, target / f"{name}.copied")
+                (target / f"{name}.copied").rename(target / name)
 
     def _transfer(self, files: Sequence[HubFile], partial: Path) -> None:
         headers = build_hf_headers(token=self.token or False)

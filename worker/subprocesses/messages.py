@@ -135,7 +135,8 @@ class DownloadFile(BaseModel):
     """``download.json``: what to fetch from the Hub, and where to put it. The token comes over a pipe.
 
     ``max_bytes``: the largest size of a model, 0 for no limit. ``patience_seconds``: the time without any byte after
-    which the download gives up.
+    which the download gives up. ``preview_dir``: where a preview of the model is put, which is everything but
+    the weights; with ``weights`` the whole model is fetched, and the preview's files are used again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -144,6 +145,8 @@ class DownloadFile(BaseModel):
     model_id: str
     revision: str
     cache_dir: Path
+    preview_dir: Path
+    weights: bool = True
     max_bytes: int = 0
     patience_seconds: float = 300.0
 

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from quant_engine.checkpoint import OnlineInput, QuantizedLinear
-from quant_engine.errors import UnsupportedPolicy
+from quant_engine.errors import NoMatchingLayer, UnsupportedPolicy
 from quant_engine.execution import Execution
 from quant_engine.grids import export_dtype
+from quant_engine.interface.architectures import Architecture
 from quant_engine.interface.observer import Observer
+from quant_engine.interface.pattern_check import check_patterns
+from quant_engine.interface.problems import refuse
+from quant_engine.interface.site_settings import allowed_transform, site_problems, site_settings
 from quant_engine.interface.spec import RunSpec
 from quant_engine.models import (
     CheckpointSource,
@@ -27,7 +31,6 @@ from quant_engine.models import (
 )
 from quant_engine.policy import Policy, Residual, SiteSettings, Transform
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context.site_settings import allowed_transform, site_settings
 from quant_engine.stages.context.source import open_source
 from quant_engine.transforms import SitePlan
 
@@ -120,7 +123,9 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         source = RotatedSource(dense, rotation or start_rotation(dense, spec.policy.residual))
     model = StreamedModel(source, device=spec.device)
     every_site = model_sites(model.config, model.architecture)
+    _check_patterns(spec.policy, every_site, model.architecture)
     sites = target_sites(every_site, spec.policy)
+    refuse(site_problems(sites, spec.policy))
     return Run(
         spec=spec,
         work_dir=work_dir,
@@ -133,6 +138,22 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         sites=sites,
         settings={site.name: site_settings(site, spec.policy) for site in sites},
     )
+
+
+def _check_patterns(policy: Policy, sites: list[Site], architecture: Architecture) -> None:
+    """Refuse a policy with patterns that mean nothing in this model.
+
+    Raises:
+        NoMatchingLayer: with every such entry, by its place in the request.
+    """
+    linears = [reader for site in sites for reader in site.all_readers]
+    findings = check_patterns(policy, linears, architecture)
+    if findings:
+        each = " ".join(f"{finding.pointer}: {finding.detail}" for finding in findings)
+        raise NoMatchingLayer(
+            detail=f"Entries of the policy match no linear that can be quantized as asked. {each}",
+            hint="Correct these entries and submit the job again.",
+        )
 
 
 def _export_dtype(policy: Policy) -> torch.dtype | None:

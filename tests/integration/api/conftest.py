@@ -15,6 +15,7 @@ from jobs.job.lease import Claim, JobLeases, Manifest
 from jobs.repository.database import Database
 from jobs.settings import Settings
 from tests.api_server import serving
+from tests.sound_model import write_sound_model
 
 FILES = {
     "checkpoint/config.json": b'{"model_type": "llama"}',
@@ -83,9 +84,7 @@ class Hands:
 @pytest.fixture
 def settings(tmp_path: Path, database: Database) -> Settings:
     """Of an installation with one local model and no broker."""
-    model = tmp_path / "models" / "tiny"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
+    write_sound_model(tmp_path / "models" / "tiny")
     dataset = tmp_path / "datasets" / "tales"
     dataset.mkdir(parents=True)
     (dataset / "train.txt").write_text("Once upon a time.")

@@ -17,6 +17,7 @@ from jobs.repository.database import Database
 from jobs.repository.models import Job
 from jobs.settings import Settings
 from quant_engine.policy import JobRequest
+from tests.sound_model import write_sound_model
 
 TENANT = "default"
 
@@ -110,9 +111,7 @@ def layer(name: str = "model.layers.0.mlp.down_proj", **fields: Any) -> dict[str
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """An operator with one local model and one dataset; a crash is retried at once."""
-    model = tmp_path / "var" / "models" / "tiny"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
+    write_sound_model(tmp_path / "var" / "models" / "tiny")
     dataset = tmp_path / "datasets" / "books"
     dataset.mkdir(parents=True)
     (dataset / "train-1.txt").write_text("words")

@@ -37,6 +37,7 @@ from quant_engine.policy.request import HubTarget
 from tests.faults.servers import POSTGRES, DebianPostgres
 from tests.integration.jobs.conftest import TENANT, CountingNudger, House, layer
 from tests.s3_server import S3Server
+from tests.sound_model import write_sound_model
 
 TOKEN = "hf_hunter2"  # noqa: S105 — opens nothing
 ROOT = Path(__file__).resolve().parents[3]
@@ -172,8 +173,7 @@ def succeed(*arguments: str, **environment: str) -> str:
 
 
 def settings_of(data_dir: Path, **fields: Any) -> Settings:
-    (data_dir / "models" / "tiny").mkdir(parents=True, exist_ok=True)
-    (data_dir / "models" / "tiny" / "config.json").write_text("{}")
+    write_sound_model(data_dir / "models" / "tiny")
     return Settings(data_dir=data_dir, retry_delay_seconds=0, **fields)
 
 

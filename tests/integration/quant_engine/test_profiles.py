@@ -184,10 +184,16 @@ def test_the_engine_refuses_what_a_universal_checkpoint_has_no_place_for(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (_both("nvfp4"), r"nvfp4, whose groups of 16 do not divide a layer's 72"),
-        (_both("mxfp4"), r"mxfp4, whose groups of 32 do not divide a layer's 72"),
-        ({"weights": _GROUPS | {"group_size": 128}}, r"128 does not divide the 72 inputs.*Use 72, the nearest"),
-        ({"weights": _GROUPS | {"group_size": 16}}, r"16 does not divide the 72 inputs.*Use 12 or 18, the nearest"),
+        (_both("nvfp4"), r"nvfp4, whose groups of 16 do not divide the inputs of down_proj \(72, 2 layers\)"),
+        (_both("mxfp4"), r"mxfp4, whose groups of 32 do not divide the inputs of down_proj \(72, 2 layers\)"),
+        (
+            {"weights": _GROUPS | {"group_size": 128}},
+            r"128 does not divide the inputs of down_proj \(72.*Use 8, 72, 36, ",
+        ),
+        (
+            {"weights": _GROUPS | {"group_size": 16}},
+            r"16 does not divide the inputs of down_proj \(72.*Use 8, 72, 36, ",
+        ),
     ],
 )
 def test_a_width_that_the_groups_do_not_divide_is_refused_at_once(

@@ -26,6 +26,7 @@ from jobs.settings import Settings
 from quant_engine.policy import JobRequest
 from tests.scripted_runner import BEHAVIORS
 from tests.scripted_worker import SCRIPTED
+from tests.sound_model import write_sound_model
 from worker.attempts.attempt import AttemptDependencies, Programs
 from worker.attempts.supervisor import Supervisor
 from worker.devices import Device
@@ -171,9 +172,7 @@ def command_of(process: psutil.Process) -> str:
 def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
     """Short leases, and a local model for every behavior of the scripted runner."""
     for behavior in BEHAVIORS:
-        model = tmp_path / "var" / "models" / behavior
-        model.mkdir(parents=True)
-        (model / "config.json").write_text("{}")
+        write_sound_model(tmp_path / "var" / "models" / behavior)
     return Settings(
         data_dir=tmp_path / "var",
         database_url=SecretStr(database_url),

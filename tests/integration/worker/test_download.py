@@ -52,7 +52,14 @@ def download(
     file = tmp_path / "download.json"
     cache = tmp_path / "models-cache"
     fields = {"patience_seconds": 5.0, **fields}
-    request = DownloadFile(parent_pid=os.getpid(), model_id=model_id, revision=revision, cache_dir=cache, **fields)
+    request = DownloadFile(
+        parent_pid=os.getpid(),
+        model_id=model_id,
+        revision=revision,
+        cache_dir=cache,
+        preview_dir=cache / "preview",
+        **fields,
+    )
     file.write_text(request.model_dump_json())
     command = Command(
         arguments=[*DOWNLOAD, str(file)],

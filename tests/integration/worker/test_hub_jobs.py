@@ -18,10 +18,11 @@ from structlog.testing import capture_logs
 
 from tests.hub_server import TOKEN, Fault, Hub, HubModel, serve_hub
 from tests.integration.worker.conftest import TENANT, Office, command_of, eventually
+from tests.sound_model import sound_files
 from worker.outcomes import Outcome
 
 ID = "someone/tiny"
-FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"w" * 300_000, "tokenizer.json": b"{}"}
+FILES = sound_files(num_hidden_layers=1)
 WEIGHTS = "GET /someone/tiny/resolve/" + "a" * 40 + "/model.safetensors"
 DIES = (sys.executable, "-c", "raise SystemExit(3)")
 BUSY = Fault(match=WEIGHTS, status=429, headers={"Retry-After": "60"}, times=9)

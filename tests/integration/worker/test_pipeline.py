@@ -89,12 +89,13 @@ def test_a_corrupt_checkpoint_is_the_users_to_mend(
 
 @pytest.mark.usefixtures("tiny")
 def test_a_policy_that_matches_no_layer(office: Office) -> None:
-    job_id = office.submit("tiny", **{**SMALL, "policy": {"preset": "rtn-w4a4", "targets": ["no_such_proj"]}})
+    job_id = office.submit("tiny", **{**SMALL, "policy": {"preset": "rtn-w4a4", "targets": ["qkv_proj"]}})
     assert office.supervisor(runner=RUNNER).run_next() is Outcome.FAILED
     error = office.job(job_id).error
     assert error is not None
     assert error["code"] == "no_matching_layer"
-    assert "no_such_proj" in error["detail"] + error["hint"]
+    assert "/policy/targets/0" in error["detail"]
+    assert "q_proj, k_proj, v_proj" in error["detail"]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What a policy means for a concrete model: overrides, widths, quantiles."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,13 @@ def test_linears_that_share_an_input_share_their_settings(model_dir: Path, tmp_p
 
 def test_a_group_size_has_to_divide_every_width(model_dir: Path, tmp_path: Path) -> None:
     weights = {"format": "int4", "granularity": "group", "group_size": 64}
-    with pytest.raises(UnsupportedPolicy, match="64 does not divide the 96 inputs"):
+    with pytest.raises(UnsupportedPolicy, match=r"64 does not divide the inputs of .*\(96") as caught:
         open_run(model_dir, _policy(weights=weights), tmp_path)
+    # One answer that fits all of the model's widths, and every kind of site that has the wrong one.
+    sizes = [int(size) for size in re.findall(r"\d+", caught.value.hint.partition("which fit")[0])]
+    widths = {site.features for site in open_run(model_dir, _policy(), tmp_path).sites}
+    assert sizes
+    assert all(width % size == 0 for width in widths for size in sizes)
 
 
 def test_a_block_size_has_to_divide_every_width(model_dir: Path, tmp_path: Path) -> None:

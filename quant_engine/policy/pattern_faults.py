@@ -1,0 +1,51 @@
+"""What RE2 finds wrong with a regular expression, in words that repeat nothing of it."""
+
+from typing import Final
+
+TOO_LARGE: Final = "The pattern repeats too much. Use fewer or smaller repetitions, or write it as several entries."
+_INSTEAD: Final = (
+    "Correct the pattern, or name the linears by last components, whole names, or globs such as *.mlp.* instead."
+)
+_SLOW: Final = "which can not be matched in linear time"
+
+_SIZES: Final = ("invalid repetition size", "pattern too large", "expression nests too deeply")
+_FAULTS: Final[dict[str, str]] = {
+    "invalid escape sequence": "an escape that is not known",
+    "invalid character class": "a set of characters that is not valid",
+    "invalid character class range": "a set of characters whose range is not valid",
+    "missing ]": "a '[' without its ']'",
+    "missing )": "a '(' without its ')'",
+    "unexpected )": "a ')' without its '('",
+    "trailing \\": "a '\\' at the end, which escapes nothing",
+    "no argument for repetition operator": "a repetition with nothing in front of it",
+    "bad repetition operator": "a repetition right behind another, or a possessive one",
+    "invalid named capture group": "a group whose name is not valid",
+}
+"""By the beginning of RE2's message; the rest of the message repeats a part of the pattern."""
+_GROUPS: Final[dict[str, str]] = {
+    "(?=": f"a look-ahead, {_SLOW}",
+    "(?!": f"a look-ahead, {_SLOW}",
+    "(?<=": f"a look-behind, {_SLOW}",
+    "(?<!": f"a look-behind, {_SLOW}",
+    "(?P=": f"a back reference, {_SLOW}",
+    "(?>": f"an atomic group, {_SLOW}",
+    "(?(": f"a condition, {_SLOW}",
+    "(?#": "a comment, which is not known here",
+}
+
+
+def expression_fault(expression: str, message: str) -> str:
+    """Return what is wrong with ``expression``, where, and the remedy; ``message`` is RE2's own."""
+    kind, _, fragment = message.partition(": ")
+    if kind.startswith(_SIZES):
+        return TOO_LARGE
+    what, at = _FAULTS.get(kind, "something that is not a regular expression"), fragment
+    if kind == "invalid escape sequence" and fragment[1:].isdigit():
+        what = f"a back reference, {_SLOW}"
+    elif kind == "invalid perl operator":
+        # RE2 cites two or three characters of the group, which can be the beginning of several kinds.
+        at = next((mark for mark in _GROUPS if mark in expression and mark.startswith(fragment[:3])), fragment)
+        what = _GROUPS.get(at, "a flag or a group that is not known here")
+    # A fragment that occurs twice does not tell the place.
+    place = f" at character {expression.index(at) + 1}" if at and expression.count(at) == 1 else ""
+    return f"The pattern after 're:' has {what}{place}. {_INSTEAD}"
