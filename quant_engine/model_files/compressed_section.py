@@ -107,40 +107,44 @@ def transform_tensors(config: Mapping[str, Any], section: Mapping[str, Any], sto
     Args:
         config: the whole config.json, with Quantry's section where there is one.
     """
-    groups = (section.get("transform_config") or {}).get("config_groups") or {}
+    groups = _mapping(_mapping(section.get("transform_config")).get("config_groups"))
     endings = tuple(f".{group}_{location}.weight" for group in groups for location in ("input", "output"))
-    transforms = (config.get("quantry") or {}).get("transforms") or {}
-    ours = {
-        tensor["name"]
-        for entries in transforms.values()
-        for entry in entries
-        for tensor in entry.get("tensors", {}).values()
-    }
+    transforms = _mapping(_mapping(config.get("quantry")).get("transforms"))
+    entries = [entry for listed in transforms.values() for entry in _list(listed)]
+    ours = [tensor.get("name") for entry in entries for tensor in _members(_mapping(entry).get("tensors"))]
     return frozenset(name for name in stored if name in ours or name.endswith(endings))
 
 
 def _ours_online(quantry: Any) -> bool:
-    online = quantry.get("online") if isinstance(quantry, Mapping) else None
-    entries = online.values() if isinstance(online, Mapping) else ()
+    entries = _members(_mapping(quantry).get("online"))
     # The first version names the order of a Hadamard. A clip alone belongs to the rounding of inputs.
-    keys = ("transform", "hadamard_order")
-    return any(isinstance(each, Mapping) and any(each.get(key) is not None for key in keys) for each in entries)
+    return any(entry.get(key) is not None for entry in entries for key in ("transform", "hadamard_order"))
 
 
 def _online(transforms: Any) -> bool:
     """Return whether a ``transform_config`` has a transform that is not in the weights already."""
-    groups = transforms.get("config_groups") if isinstance(transforms, Mapping) else None
-    applied = [
-        each
-        for group in (groups.values() if isinstance(groups, Mapping) else ())
-        for each in (group.get("apply") if isinstance(group, Mapping) else None) or ()
-    ]
-    return any(not (isinstance(each, Mapping) and str(each.get("location")).startswith("weight")) for each in applied)
+    groups = _members(_mapping(transforms).get("config_groups"))
+    applied = [_mapping(each) for group in groups for each in _list(group.get("apply"))]
+    return any(not str(each.get("location")).startswith("weight") for each in applied)
 
 
 def _group_formats(groups: Any) -> list[Any]:
-    members = groups.values() if isinstance(groups, Mapping) else ()
-    return [group.get("format") for group in members if isinstance(group, Mapping)]
+    return [group.get("format") for group in _members(groups)]
+
+
+# A file may hold anything in any place. What is malformed is passed over here, and refused by compressed-tensors.
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _members(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in _mapping(value).values() if isinstance(each, Mapping)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _unsupported(what: str, hint: str) -> UnsupportedQuantization:
