@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from quant_engine.errors import UnsupportedQuantization
+from quant_engine.model_files.code_scales import CACHE_PARTS
 from quant_engine.model_files.quantization_formats import COMPRESSED_TENSORS, format_name, method_of, unsupported
 
 FORMATS: Final = (
@@ -19,6 +20,13 @@ FORMATS: Final = (
 """The layouts of compressed-tensors whose weights can be read; the others are those of sparse weights."""
 
 _COMPRESSED: Final = "compressed"
+_SCALES: Final = ("weight_scale", "weight_global_scale")
+_PARTS: Final = (
+    *("weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    *("input_scale", "input_zero_point", "input_global_scale"),
+    *("output_scale", "output_zero_point", "output_global_scale"),
+)
+"""The last parts of the names of the tensors that compressed-tensors stores for a linear, besides its ``weight``."""
 
 
 def check_section(section: Mapping[str, Any]) -> None:
@@ -72,46 +80,71 @@ def check_dense(section: Mapping[str, Any], quantry: Any) -> None:
         )
 
 
+def compressed_parts(config: Mapping[str, Any], section: Mapping[str, Any], stored: Iterable[str]) -> frozenset[str]:
+    """Return the stored tensors that look like parts of quantized linears, or are no weights by design.
+
+    Only compressed-tensors knows which linears are quantized, so a part of a linear without a scheme is among them.
+    Arguments: see :func:`transform_tensors`.
+    """
+    names = frozenset(stored)
+    modules = {name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in _SCALES}
+    parts = {name for name in names if name.rpartition(".")[2] in _PARTS}
+    weights = {f"{module}.weight" for module in modules} & names
+    cache = cache_tensors(section, names)
+    return frozenset(parts | weights) | cache | transform_tensors(config, section, names)
+
+
+def cache_tensors(section: Mapping[str, Any], stored: Iterable[str]) -> frozenset[str]:
+    """Return the stored scales of a quantized key-value cache, where the section describes one."""
+    if section.get("kv_cache_scheme") is None:
+        return frozenset()
+    return frozenset(name for name in stored if name.rpartition(".")[2] in CACHE_PARTS)
+
+
 def transform_tensors(config: Mapping[str, Any], section: Mapping[str, Any], stored: Iterable[str]) -> frozenset[str]:
     """Return the stored tensors that belong to online transforms, of compressed-tensors or of Quantry.
 
     Args:
         config: the whole config.json, with Quantry's section where there is one.
     """
-    groups = (section.get("transform_config") or {}).get("config_groups") or {}
+    groups = _mapping(_mapping(section.get("transform_config")).get("config_groups"))
     endings = tuple(f".{group}_{location}.weight" for group in groups for location in ("input", "output"))
-    transforms = (config.get("quantry") or {}).get("transforms") or {}
-    ours = {
-        tensor["name"]
-        for entries in transforms.values()
-        for entry in entries
-        for tensor in entry.get("tensors", {}).values()
-    }
+    transforms = _mapping(_mapping(config.get("quantry")).get("transforms"))
+    entries = [entry for listed in transforms.values() for entry in _list(listed)]
+    ours = [tensor.get("name") for entry in entries for tensor in _members(_mapping(entry).get("tensors"))]
     return frozenset(name for name in stored if name in ours or name.endswith(endings))
 
 
 def _ours_online(quantry: Any) -> bool:
-    online = quantry.get("online") if isinstance(quantry, Mapping) else None
-    entries = online.values() if isinstance(online, Mapping) else ()
+    entries = _members(_mapping(quantry).get("online"))
     # The first version names the order of a Hadamard. A clip alone belongs to the rounding of inputs.
-    keys = ("transform", "hadamard_order")
-    return any(isinstance(each, Mapping) and any(each.get(key) is not None for key in keys) for each in entries)
+    return any(entry.get(key) is not None for entry in entries for key in ("transform", "hadamard_order"))
 
 
 def _online(transforms: Any) -> bool:
     """Return whether a ``transform_config`` has a transform that is not in the weights already."""
-    groups = transforms.get("config_groups") if isinstance(transforms, Mapping) else None
-    applied = [
-        each
-        for group in (groups.values() if isinstance(groups, Mapping) else ())
-        for each in (group.get("apply") if isinstance(group, Mapping) else None) or ()
-    ]
-    return any(not (isinstance(each, Mapping) and str(each.get("location")).startswith("weight")) for each in applied)
+    groups = _members(_mapping(transforms).get("config_groups"))
+    applied = [_mapping(each) for group in groups for each in _list(group.get("apply"))]
+    return any(not str(each.get("location")).startswith("weight") for each in applied)
 
 
 def _group_formats(groups: Any) -> list[Any]:
-    members = groups.values() if isinstance(groups, Mapping) else ()
-    return [group.get("format") for group in members if isinstance(group, Mapping)]
+    return [group.get("format") for group in _members(groups)]
+
+
+# A file may hold anything in any place. What is malformed is passed over here, and refused by compressed-tensors.
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _members(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in _mapping(value).values() if isinstance(each, Mapping)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _unsupported(what: str, hint: str) -> UnsupportedQuantization:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from quant_engine.errors import InvalidModel, ModelNotFound, UnsafeCheckpoint
+from quant_engine.model_files.adapters import adapter_problem
 from quant_engine.model_files.headers import INDEX, SINGLE, StoredTensor, checked_index, read_header
 from quant_engine.model_files.opening import ModelFiles
 from quant_engine.model_files.parsing import REPAIR, safe_config
@@ -44,8 +45,15 @@ def describe_directory(files: ModelFiles) -> ModelDescription:
         ModelNotFound: there is no such directory, or it has no config or no weights.
         UnsafeCheckpoint, InvalidModel: a file can not be used.
         UnsupportedQuantization: the weights are a GGUF file.
+        AdapterNotMerged: the directory holds an adapter.
     """
-    return ModelDescription(files, read_tensors(files))
+    # An adapter alone has neither a config nor weights, and has to be told as what it is.
+    problem = adapter_problem(files)
+    tensors = {} if problem is not None else read_tensors(files)
+    problem = problem or adapter_problem(files, tensors)
+    if problem is not None:
+        raise problem
+    return ModelDescription(files, tensors)
 
 
 def weight_files(files: ModelFiles) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ weight that is not of a floating-point type. One sign is enough: codes must neve
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -17,7 +17,12 @@ from quant_engine.model_files.code_scales import (
     idle_tensors,
     scaled_weights,
 )
-from quant_engine.model_files.compressed_section import check_dense, check_measurable, check_section
+from quant_engine.model_files.compressed_section import (
+    check_dense,
+    check_measurable,
+    check_section,
+    compressed_parts,
+)
 from quant_engine.model_files.description import ModelDescription
 from quant_engine.model_files.parsing import REPAIR
 from quant_engine.model_files.quantization_formats import (
@@ -57,6 +62,7 @@ class SourceQuantization:
         section: the ``quantization_config`` of compressed-tensors.
         weights: the weights that are codes with scales, by name.
         idle: stored scales of activations and of the key-value cache, on which no weight depends.
+        parts: all stored tensors that belong to quantized weights, and the idle ones.
     """
 
     kind: QuantizationKind
@@ -64,6 +70,18 @@ class SourceQuantization:
     section: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, ScaledWeight] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
+
+    def renamed(self, names: Mapping[str, str]) -> "SourceQuantization":
+        """Return the same with other names: ``names`` has the stored name by the new one."""
+        new = {stored: name for name, stored in names.items()}
+        weights = [replace(each, name=new[each.name], scale=new[each.scale]) for each in self.weights.values()]
+        return replace(
+            self,
+            weights={each.name: each for each in weights},
+            idle=frozenset(new[name] for name in self.idle),
+            parts=frozenset(new[name] for name in self.parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,10 @@ def source_quantization(description: ModelDescription) -> SourceQuantization:
         check_section(content)
         shown = content.get("format") or "mixed-precision"
         return SourceQuantization(
-            kind=QuantizationKind.COMPRESSED_TENSORS, name=f"{COMPRESSED_TENSORS} ({shown})", section=content
+            kind=QuantizationKind.COMPRESSED_TENSORS,
+            name=f"{COMPRESSED_TENSORS} ({shown})",
+            section=content,
+            parts=compressed_parts(description.config, content, description.tensors),
         )
     return _from_tensors(description, sections)
 
@@ -136,12 +157,14 @@ def _from_tensors(description: ModelDescription, sections: list[_Section]) -> So
     if name is not None:
         raise unsupported(*name)
     weights = scaled_weights(tensors, _block_size(sections))
+    idle = idle_tensors(tensors, weights)
     if weights:
         return SourceQuantization(
             kind=QuantizationKind.SCALED,
             name=_name(sections, weights),
             weights=weights,
-            idle=idle_tensors(tensors, weights),
+            idle=idle,
+            parts=idle | weights.keys() | {weight.scale for weight in weights.values()},
         )
     if sections:
         raise unusable(

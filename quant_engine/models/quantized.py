@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from quant_engine.errors import UnsupportedPolicy, UnsupportedQuantization
 from quant_engine.interface.architectures import architecture_of
 from quant_engine.model_files import without_quantization
-from quant_engine.model_files.code_scales import CACHE_PARTS, coded
-from quant_engine.model_files.compressed_section import transform_tensors
+from quant_engine.model_files.code_scales import coded
+from quant_engine.model_files.compressed_section import cache_tensors, transform_tensors
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
 from quant_engine.models.quantization_config import parse_quantization
@@ -172,10 +172,13 @@ class QuantizedSource:
                 found.discard(name)
                 found |= {f"{linear.name}.{part}" for part in (*linear.parts, *_IDLE)}
         section = self.quantization
-        idle = transform_tensors(self.base.stored_config, section, self.base.stored)
-        if section.get("kv_cache_scheme") is not None:
-            idle |= {name for name in self.base.stored if name.rpartition(".")[2] in CACHE_PARTS}
-        return self.base.stored_names(found | idle)
+        transforms = transform_tensors(self.base.stored_config, section, self.base.stored)
+        return self.base.stored_names(found | transforms | cache_tensors(section, self.base.stored))
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The tensors of the checkpoint that belong to quantized linears, or are no weights by design."""
+        return self.stored_names(f"{linear}.weight" for linear in self.linears)
 
     def quantized_names(self) -> frozenset[str]:
         """Return the tensors of the checkpoint that are codes or scales, or belong to a quantized linear otherwise."""

@@ -103,16 +103,17 @@ class ScaledSource:
         scales = (weights[name].scale for name in names if name in weights)
         return self.base.stored_names([*names, *scales, *self.quantization.idle])
 
-    def quantized_names(self) -> frozenset[str]:
-        """Return the tensors of the checkpoint that are codes or scales."""
+    @property
+    def parts(self) -> frozenset[str]:
+        """The tensors of the checkpoint that are codes or scales."""
         return self.stored_names(self.quantization.weights)
 
     def stored_bytes(self, linear: str) -> int:
         """Return the bytes of a linear's codes and scales, or of its dense weight."""
-        weight = self.quantization.weights.get(f"{linear}.weight")
-        return self.base.stored_bytes[f"{linear}.weight"] + (
-            0 if weight is None else self.base.stored_bytes[weight.scale]
-        )
+        weight = f"{linear}.weight"
+        codes = self.quantization.weights.get(weight)
+        names = [weight] if codes is None else [weight, codes.scale]
+        return sum(self.base.stored_bytes[name] for name in names)
 
     def _dense_bytes(self, name: str) -> int:
         tensor = self.base.stored[name]

@@ -6,7 +6,7 @@ Weights stay memory-mapped: only used tensors need memory.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,7 @@ from quant_engine.model_files import (
     has_quantization_section,
     source_quantization,
 )
-from quant_engine.model_files.headers import corrupt
+from quant_engine.model_files.headers import FLOATING, corrupt
 from quant_engine.model_files.names import end_names, parameter_names
 from quant_engine.model_files.parsing import REPAIR
 
@@ -88,8 +88,12 @@ class CheckpointSource:
 
     @cached_property
     def quantization(self) -> SourceQuantization:
-        """How the weights are quantized already. Raises UnsupportedQuantization if they can not be read."""
-        return source_quantization(replace(self.description, tensors=self.stored))
+        """How the weights are quantized already, by the names of the model class.
+
+        Raises:
+            UnsupportedQuantization: they can not be read.
+        """
+        return source_quantization(self.description).renamed(self.names)
 
     @cached_property
     def stored_config(self) -> dict[str, Any]:
@@ -195,6 +199,9 @@ class CheckpointSource:
         embedding, head = end_names(model_layout(config))
         if embedding not in self.names or head not in self.names:
             return False
+        # Codes are compared with nothing: what they mean depends on their scales.
+        if any(self.stored[name].dtype not in FLOATING for name in (embedding, head)):
+            return True
         both = self.read([embedding, head], dtype=None)
         if both[embedding].shape != both[head].shape:
             return True

@@ -24,7 +24,6 @@ from quant_engine.model_files import (
 from quant_engine.model_files.unread import unread_problems
 from quant_engine.policy import Calibration, Evaluation, Policy
 from quant_engine.preflight.chat_template import chat_template_problems
-from quant_engine.preflight.quantized_parts import quantized_parts
 from quant_engine.preflight.site_outlines import site_outlines
 from quant_engine.preflight.tokenizer_files import tokenizer_problems
 
@@ -52,7 +51,7 @@ def _problems(files: ModelFiles, policy: Policy, calibration: Calibration, evalu
     _raise(adapter_problem(files, model.tensors))
     source = check_source(model, weights_only=policy.task == "quantize")
     layout = model_layout(without_quantization(model.config))
-    yield from (Problem.of(each, _MODEL) for each in unread_problems(model, layout, quantized_parts(model, source)))
+    yield from (Problem.of(each, _MODEL) for each in unread_problems(model, layout, source.parts))
     companion = companion_problem(files)
     yield from (Problem.of(each, _MODEL) for each in [*tokenizer_problems(files), *([companion] if companion else [])])
     yield from chat_template_problems(files, policy, calibration, evaluation)

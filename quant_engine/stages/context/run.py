@@ -14,7 +14,6 @@ from quant_engine.errors import NoMatchingLayer, UnsupportedPolicy
 from quant_engine.execution import Execution
 from quant_engine.grids import export_dtype
 from quant_engine.interface.architectures import Architecture
-from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.pattern_check import check_patterns
 from quant_engine.interface.positions import check_positions
@@ -22,7 +21,6 @@ from quant_engine.interface.problems import refuse
 from quant_engine.interface.site_settings import allowed_transform, site_problems, site_settings
 from quant_engine.interface.spec import RunSpec
 from quant_engine.model_files import FileRules
-from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import (
     CheckpointSource,
     ResidualRotation,
@@ -37,7 +35,7 @@ from quant_engine.models import (
 )
 from quant_engine.policy import Policy, Residual, SiteSettings, Transform
 from quant_engine.resume_state import StateFile
-from quant_engine.stages.context.source import open_source, quantized_parts
+from quant_engine.stages.context.source import open_source
 from quant_engine.transforms import SitePlan
 from quant_engine.windows import Windows
 
@@ -137,7 +135,6 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     dense = open_source(base, spec.device, weights_only=True)
     check_positions(dense.config, spec.calibration, spec.evaluation)
-    check_tensors(base.description, model_layout(dense.config), quantized_parts(dense))
     source = dense
     if spec.policy.residual is not None:
         source = RotatedSource(dense, rotation or start_rotation(dense, spec.policy.residual))

@@ -9,7 +9,11 @@ from torch import nn
 from quant_engine.checkpoint import OnlineInput, attach_online
 from quant_engine.checkpoint.config import without_refusal_marker
 from quant_engine.checkpoint.quantry_section import own_section, read_online, unusable
-from quant_engine.model_files import QuantizationKind, SourceQuantization, adapter_problem, check_source
+from quant_engine.errors import AdapterNotMerged
+from quant_engine.interface.architectures import architecture_of
+from quant_engine.interface.layout import model_layout
+from quant_engine.model_files import QuantizationKind, SourceQuantization, check_source
+from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, ScaledSource, WeightSource
 from quant_engine.transforms.primitives import Hadamard
 
@@ -25,25 +29,33 @@ def open_source(
 
     Raises:
         AdapterNotMerged: the directory holds an adapter.
+        UnsupportedArchitecture: the class is not supported.
         UnsupportedQuantization: the weights are quantized in a way that can not be read, or can not be used so.
         ModelNotFound, UnsafeCheckpoint, InvalidModel, UnsupportedPolicy: see :class:`QuantizedSource`, and for a
             checkpoint that Quantry exported :func:`quant_engine.checkpoint.load`.
     """
     # An adapter alone has no config and no weights, and has to be told as what it is.
-    problem = adapter_problem(base.files) or adapter_problem(base.files, base.stored)
+    _refuse_adapter(adapter_problem(base.files))
+    # A class that is not supported is named before its tensors are.
+    architecture_of(base.description.config)
+    _refuse_adapter(adapter_problem(base.files, base.description.tensors))
+    check_source(base.description, weights_only=weights_only)
+    layout, found = model_layout(base.stored_config), base.quantization
+    source: WeightSource = base
+    parts: frozenset[str] = frozenset()
+    if found.kind is QuantizationKind.SCALED:
+        source = scaled = ScaledSource(base, found)
+        parts = scaled.parts
+    elif found.kind is QuantizationKind.COMPRESSED_TENSORS:
+        source = compressed = _compressed(base, found, device, weights_only=weights_only)
+        parts = compressed.parts
+    check_tensors(base.description, layout, parts)
+    return source
+
+
+def _refuse_adapter(problem: AdapterNotMerged | None) -> None:
     if problem is not None:
         raise problem
-    found = check_source(base.description, weights_only=weights_only)
-    if found.kind is QuantizationKind.NONE:
-        return base
-    if found.kind is QuantizationKind.SCALED:
-        return ScaledSource(base, found)
-    return _compressed(base, found, device, weights_only=weights_only)
-
-
-def quantized_parts(source: WeightSource) -> frozenset[str]:
-    """Return the stored tensors that are codes or scales, for :func:`quant_engine.model_files.unread.check_tensors`."""
-    return source.quantized_names() if isinstance(source, ScaledSource | QuantizedSource) else frozenset()
 
 
 def described_source(base: CheckpointSource, source: WeightSource) -> dict[str, Any] | None:
@@ -82,7 +94,7 @@ def source_sentence(base: CheckpointSource, source: WeightSource) -> str | None:
 
 def _compressed(
     base: CheckpointSource, found: SourceQuantization, device: torch.device | str, *, weights_only: bool
-) -> WeightSource:
+) -> QuantizedSource:
     if "quantry" not in base.stored_config:
         return QuantizedSource(base, found.section, weights_only=weights_only)
     # A marker makes other loaders refuse the checkpoint (docs/decisions/0008). This reader applies the transforms

@@ -15,17 +15,15 @@ from compressed_tensors.quantization import QuantizationScheme
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
-from quant_engine.interface.layout import model_layout
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.positions import check_positions
 from quant_engine.interface.spec import RunSpec
 from quant_engine.model_files import FileRules, check_companions
-from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import CheckpointSource, QuantizedSource, ScaledSource, StreamedModel, model_sites
 from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.run import Run
-from quant_engine.stages.context.source import open_source, quantized_parts, source_sentence
+from quant_engine.stages.context.source import open_source, source_sentence
 from quant_engine.stages.context.windows import check_texts, window_shapes
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
@@ -54,7 +52,6 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
     base = CheckpointSource(spec.model_dir, rules=FileRules(spec.link_dirs))
     source = open_source(base, spec.device)
     check_positions(source.config, None, spec.evaluation)
-    check_tensors(base.description, model_layout(source.config), quantized_parts(source))
     sentence = source_sentence(base, source)
     if sentence is not None:
         observer.log(sentence)

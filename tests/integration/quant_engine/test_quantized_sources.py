@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant_engine.errors import AdapterNotMerged, UnsupportedQuantization
+from quant_engine.model_files import ModelFiles, describe_directory
 from quant_engine.model_files.code_scales import SCALE_PARTS
 from quant_engine.models import CheckpointSource, StreamedModel
+from quant_engine.policy import Policy
+from quant_engine.preflight import check_job
 from quant_engine.stages.context.source import open_source
 from tests.integration.quant_engine import coded, peers
 from tests.integration.quant_engine.coded import encode, plain_logits
@@ -49,6 +52,17 @@ def opened(directory: Path, **options: Any) -> Any:
     return open_source(CheckpointSource(directory), **options)
 
 
+def refusals(directory: Path, policy: Policy) -> list[str]:
+    """The codes of the problems that are told at submit."""
+    problems = check_job(
+        lambda: describe_directory(ModelFiles(directory)),
+        policy=policy,
+        calibration=SMALL["calibration"],
+        evaluation=SMALL["evaluation"],
+    )
+    return [problem.code for problem in problems]
+
+
 def relative(expected: Tensor, found: Tensor) -> float:
     return float((expected.double() - found.double()).norm() / expected.double().norm())
 
@@ -69,6 +83,30 @@ def test_codes_are_read_with_their_scales(name: str, dense: Path, tmp_path: Path
     codes = load_file(tmp_path / "model" / "model.safetensors")
     assert source.stored_names(expected) == codes.keys()
     assert "quantization_config" not in source.config
+    assert refusals(tmp_path / "model", W8A8) == refusals(tmp_path / "model", EVALUATE) == []
+
+
+def test_codes_are_found_under_the_names_of_a_base_model(dense: Path, tmp_path: Path) -> None:
+    original = encode(dense, tmp_path / "model", coded.MODELOPT)
+    path = tmp_path / "model" / "model.safetensors"
+    bare = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
+    save_file(bare, path, {"format": "pt"})
+    source, expected = opened(tmp_path / "model"), load_file(original / "model.safetensors")
+    found = source.read(expected, dtype=torch.bfloat16)
+    assert all(relative(value, found[name]) < 1e-3 for name, value in expected.items())
+    assert source.stored_names(expected) == bare.keys()
+    assert refusals(tmp_path / "model", W8A8) == []
+
+
+def test_a_linear_without_its_scale_is_refused_at_submit_and_by_the_engine(dense: Path, tmp_path: Path) -> None:
+    encode(dense, tmp_path / "model", coded.MODELOPT)
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.gate_proj.weight_scale"]
+    save_file(tensors, path, {"format": "pt"})
+    assert refusals(tmp_path / "model", W8A8) == refusals(tmp_path / "model", EVALUATE) == ["unsupported_quantization"]
+    with pytest.raises(UnsupportedQuantization, match=r"layers\.1\.mlp\.gate_proj\.weight holds F8_E4M3 codes"):
+        opened(tmp_path / "model")
 
 
 def test_blocks_stream_to_the_bits_of_from_pretrained(dense: Path, tmp_path: Path) -> None:
@@ -144,6 +182,7 @@ def test_compressed_tensors_is_quantized_again_from_its_weights(scheme: Any, den
     assert torch.equal(weights_alone, plain_logits(original, fixed_ids()))
     measured = streamed_logits(StreamedModel(opened(peer), dtype=torch.bfloat16), fixed_ids())
     assert torch.equal(measured, peers.reference_logits(peer, fixed_ids()))
+    assert refusals(peer, W8A8) == refusals(peer, EVALUATE) == []
     run_until("verify", peer, W8A8, tmp_path / "out", **SMALL)
     exported = plain_logits(tmp_path / "out" / "work" / "export" / "checkpoint", fixed_ids())
     assert relative(weights_alone, exported) < 0.05
@@ -169,6 +208,8 @@ def test_our_own_export_is_quantized_again_unless_it_transforms_its_inputs(dense
     with pytest.raises(UnsupportedQuantization, match="transforms the inputs") as refused:
         open_run(rotated, W8A8, tmp_path)
     assert "policy.online 'none'" in refused.value.hint
+    assert refusals(rotated, W8A8) == ["unsupported_quantization"]
+    assert refusals(rotated, EVALUATE) == refusals(plain, W8A8) == refusals(plain, EVALUATE) == []
     measured = opened(rotated)
     stored = load_file(rotated / "model.safetensors").keys()
     assert measured.stored_names(measured.tensors) == stored
@@ -182,6 +223,22 @@ def test_codes_outside_of_the_schemes_are_refused(dense: Path, tmp_path: Path) -
     for weights_only in (True, False):
         with pytest.raises(UnsupportedQuantization, match=r"up_proj\.weight holds F8_E4M3 codes.*no scheme"):
             _ = opened(peer, weights_only=weights_only).linears
+
+
+def test_a_quantized_cache_is_left_out_of_the_weights_and_not_measured(dense: Path, tmp_path: Path) -> None:
+    peer = peers.write_peer(dense, tmp_path / "peer", [peers.scheme(peers.INT8)])
+    without = opened(peer, weights_only=True)
+    expected = streamed_logits(StreamedModel(without), fixed_ids())
+    peers.edit_config(peer, kv_cache_scheme={"num_bits": 8, "type": "float", "strategy": "tensor"})
+    tensors = load_file(peer / "model.safetensors")
+    scale = "model.layers.0.self_attn.k_scale"
+    save_file(tensors | {scale: torch.tensor(0.1)}, peer / "model.safetensors", {"format": "pt"})
+    source = opened(peer, weights_only=True)
+    assert torch.equal(streamed_logits(StreamedModel(source), fixed_ids()), expected)
+    assert scale in source.stored_names([])
+    assert scale not in without.stored_names([])
+    with pytest.raises(UnsupportedQuantization, match="kv_cache_scheme"):
+        opened(peer)
 
 
 def test_an_adapter_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def test_an_adapter_is_refused_before_a_job_exists(beside: tuple[str, ...], tmp_
         (directory / name).touch()
     content = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
     (directory / "adapter_config.json").write_text(json.dumps(content))
+    body = {"model": {"source": "local", "id": "tuned"}, "policy": {"preset": "w8a8"}}
     with pytest.raises(RefusedJob, match="owner/base") as refused:
-        resolve(tmp_path, {"preset": "w8a8"}, model={"source": "local", "id": "tuned"})
+        checked_request(JobRequest.model_validate(body), Settings(data_dir=tmp_path))
     (error,) = refused.value.errors
     assert (error.pointer, error.code, refused.value.status) == ("/model/id", "adapter_not_merged", 422)
     assert "Merge it first" in (refused.value.hint or "")

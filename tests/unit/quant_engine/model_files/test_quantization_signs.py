@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quant_engine.errors import EngineError, InvalidModel, UnsupportedQuantization
 from quant_engine.model_files import (
@@ -254,3 +257,33 @@ def test_what_a_use_would_leave_out_is_refused(
                 check_source(description, weights_only=weights_only)
         else:
             check_source(description, weights_only=weights_only)
+
+
+_KEYS = (
+    *("quant_method", "format", "config_groups", "transform_config", "sparsity_config", "kv_cache_scheme", "apply"),
+    *("location", "online", "transforms", "tensors", "name", "quantization_status", "weight_block_size", "producer"),
+    *("quantization_config", "quantization", "quant_algo", "bits", "g"),
+)
+_LEAVES = st.none() | st.booleans() | st.integers() | st.sampled_from(("compressed-tensors", "fp8", "modelopt", "FP8"))
+_JSON = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(
+    max_examples=150, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(section=_JSON, quantry=_JSON, beside=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=3))
+def test_whatever_a_file_holds_is_read_or_refused(section: Any, quantry: Any, beside: Any, tmp_path: Path) -> None:
+    if isinstance(section, dict):
+        section |= {"quant_method": section.get("quant_method", "compressed-tensors")}
+    config = {"quantization_config": section, "quantry": quantry}
+    description = described(tmp_path, coded("F8_E4M3"), config, {"hf_quant_config.json": beside})
+    for weights_only in (True, False):
+        kind = QuantizationKind.SCALED
+        # Any other error would be one of the program.
+        with suppress(EngineError):
+            kind = check_source(description, weights_only=weights_only).kind
+        assert kind is not QuantizationKind.NONE
