@@ -19,7 +19,7 @@ from quant_engine.policy import (
     resolve_policy,
     undecided,
 )
-from quant_engine.preflight import check_job
+from quant_engine.preflight import JobInputs, check_job
 
 
 def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
@@ -77,12 +77,13 @@ def local_problems(spec: JobRequest, settings: Settings) -> list[Problem]:
     if spec.model.source != "local":
         return []
     directory = local_model_dir(settings, spec.model.id)
-    return check_job(
-        ModelFiles(directory, FileRules(settings.link_dirs)),
+    inputs = JobInputs(
         policy=spec.policy,
         calibration=spec.calibration,
         evaluation=spec.evaluation,
+        datasets_dir=settings.datasets_dir,
     )
+    return check_job(ModelFiles(directory, FileRules(settings.link_dirs)), inputs)
 
 
 def _resolve_policy(policy: Policy) -> Policy:

@@ -5,11 +5,9 @@ A window begins as its document begins, because a model in use has the special t
 Shapes: S windows, T tokens of a window, N tokens of all documents together.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch.nn.functional import pad
 
 from quant_engine.calibration.tokens import TokenizedDocument
 from quant_engine.errors import NotEnoughText, UnsupportedPolicy
+from quant_engine.interface.packing import Piece, packed_pieces, starts_of
 from quant_engine.interface.text_needs import FEWEST_SAMPLES, calibration_remedy, evaluation_remedy
 from quant_engine.windows import Windows
 
@@ -93,16 +92,6 @@ def evaluation_windows(
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A window of a stream: the tokens from ``begin`` on, behind the first ``again`` tokens of their document."""
-
-    begin: int
-    document: int
-    again: int
-    size: int
-
-
-@dataclass(frozen=True)
 class _Stream:
     """All documents, one behind the other."""
 
@@ -121,26 +110,13 @@ class _Stream:
 
     @cached_property
     def _starts(self) -> list[int]:
-        return list(accumulate((len(each.ids) for each in self.documents), initial=0))[:-1]
+        return starts_of([len(each.ids) for each in self.documents])
 
-    def pieces(self, length: int) -> list[_Piece]:
+    def pieces(self, length: int) -> list[Piece]:
         """Every window of ``length`` tokens in order, and at last a shorter one with the tokens that remain."""
-        pieces: list[_Piece] = []
-        begin = 0
-        while begin < len(self.ids):
-            document = bisect_right(self._starts, begin) - 1
-            start, lead = self._starts[document], self.documents[document].lead
-            if begin < start + lead:
-                # The window begins where its document does, also if the window before ended within the special tokens.
-                begin, again = start, 0
-            else:
-                again = lead
-            taken = min(length - again, len(self.ids) - begin)
-            pieces.append(_Piece(begin, document, again, again + taken))
-            begin += taken
-        return pieces
+        return packed_pieces([len(each.ids) for each in self.documents], [each.lead for each in self.documents], length)
 
-    def row(self, piece: _Piece) -> _Row:
+    def row(self, piece: Piece) -> _Row:
         end = piece.begin + piece.size - piece.again
         repeated_T = self.documents[piece.document].ids[: piece.again]
         return _Row(

@@ -1,6 +1,5 @@
 """Read a data set as documents, without network access."""
 
-import pydoc_data.topics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,7 +9,15 @@ from quant_engine.calibration.data_files import is_text, read_text, rows
 from quant_engine.calibration.documents import Document
 from quant_engine.calibration.rows import MESSAGES, TEXT, row_document
 from quant_engine.errors import DatasetNotFound
-from quant_engine.interface.datasets import FORMS, PREFIXES, Purpose, dataset_files, dataset_folder, dataset_folders
+from quant_engine.interface.datasets import (
+    FORMS,
+    PREFIXES,
+    Purpose,
+    built_in_text,
+    dataset_files,
+    dataset_folder,
+    dataset_folders,
+)
 from quant_engine.policy import (
     BUILT_IN,
     HUB_DATASETS,
@@ -60,7 +67,7 @@ def dataset_documents(
     if isinstance(dataset, str):
         folder = dataset_folder(datasets_dir, dataset)
         if dataset == BUILT_IN:
-            return _limited([_built_in(purpose)], max_characters)
+            return _limited([Document(built_in_text(purpose))], max_characters)
         if folder is not None:
             return _file_documents(_files_for(purpose, folder, dataset), None, chat, max_characters)
         dataset = _of_the_hub(dataset, datasets_dir)
@@ -84,14 +91,6 @@ def _limited(documents: Iterable[Document], max_characters: int) -> list[Documen
         if left <= 0:
             break
     return kept
-
-
-def _built_in(purpose: Purpose) -> Document:
-    topics = pydoc_data.topics.topics
-    # Sorted, so that the text does not depend on the order of the dictionary.
-    text = _SEPARATOR.join(topics[name] for name in sorted(topics))
-    half = len(text) // 2
-    return Document(text[:half] if purpose is Purpose.CALIBRATION else text[half:])
 
 
 def _conversations(conversations: Sequence[Sequence[ChatMessage]], chat: ChatRenderer) -> Iterator[Document]:

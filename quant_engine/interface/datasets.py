@@ -5,6 +5,7 @@ Lines (``.jsonl``), both also compressed (``.gz``), or Parquet. A folder in whic
 calibration alone, because nothing says which of its text is held out.
 """
 
+import pydoc_data.topics
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -39,6 +40,15 @@ _NOT_DATA: Final = ("readme", "license", "licence", "notice", "copying", "requir
 def characters_for(tokens: int) -> int:
     """Return how many characters to read for ``tokens`` tokens."""
     return max(MINIMUM_CHARACTERS, CHARACTERS_PER_TOKEN * tokens)
+
+
+def built_in_text(purpose: Purpose) -> str:
+    """Return the half of CPython's language reference that is for ``purpose``."""
+    topics = pydoc_data.topics.topics
+    # Sorted, so that the text does not depend on the order of the dictionary.
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    half = len(text) // 2
+    return text[:half] if purpose is Purpose.CALIBRATION else text[half:]
 
 
 def dataset_folders(datasets_dir: Path | None, purpose: Purpose) -> list[str]:

@@ -5,6 +5,8 @@ model are downloaded. It reads no weights and imports no torch.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from quant_engine.errors import EngineError
 from quant_engine.interface.layout import ModelLayout, model_layout
@@ -25,39 +27,60 @@ from quant_engine.model_files.unread import unread_problems
 from quant_engine.policy import Calibration, Evaluation, Policy
 from quant_engine.preflight.chat_template import chat_template_problems
 from quant_engine.preflight.site_outlines import site_outlines
+from quant_engine.preflight.texts import text_problems
 from quant_engine.preflight.tokenizer_files import tokenizer_problems
 
 _MODEL = "/model/id"
 
 
-def check_job(files: ModelFiles, *, policy: Policy, calibration: Calibration, evaluation: Evaluation) -> list[Problem]:
+@dataclass(frozen=True, kw_only=True)
+class JobInputs:
+    """What a job asks for, besides its model.
+
+    Attributes:
+        policy: fully resolved.
+        datasets_dir: of the operator's data sets, if there is one.
+    """
+
+    policy: Policy
+    calibration: Calibration
+    evaluation: Evaluation
+    datasets_dir: Path | None = None
+
+    @property
+    def calibrates(self) -> Calibration | None:
+        """The calibration; None for a job that only measures a model."""
+        return self.calibration if self.policy.task == "quantize" else None
+
+
+def check_job(files: ModelFiles, job: JobInputs) -> list[Problem]:
     """Return every reason to refuse the job, those of the model first; an empty list where there is none.
 
     Args:
         files: of the model. Its weight files may lack all but their headers.
-        policy: fully resolved.
     """
     try:
-        return list(_problems(files, policy, calibration, evaluation))
+        return list(_problems(files, job))
     except EngineError as error:
         # What can not be read can not be checked any further.
         return [Problem.of(error, _MODEL)]
 
 
-def _problems(files: ModelFiles, policy: Policy, calibration: Calibration, evaluation: Evaluation) -> Iterator[Problem]:
+def _problems(files: ModelFiles, job: JobInputs) -> Iterator[Problem]:
     # An adapter alone has neither a configuration nor weights, and has to be told as what it is.
     _raise(adapter_problem(files))
     model = describe_directory(files)
     _raise(adapter_problem(files, model.tensors))
-    source = check_source(model, weights_only=policy.task == "quantize")
+    source = check_source(model, weights_only=job.policy.task == "quantize")
     layout = model_layout(without_quantization(model.config))
-    yield from (Problem.of(each, _MODEL) for each in unread_problems(model, layout, source.parts))
     companion = companion_problem(files)
-    yield from (Problem.of(each, _MODEL) for each in [*tokenizer_problems(files), *([companion] if companion else [])])
-    yield from chat_template_problems(files, policy, calibration, evaluation)
-    yield from position_problems(model.config, calibration if policy.task == "quantize" else None, evaluation)
-    if policy.task == "quantize":
-        yield from _policy_problems(policy, layout)
+    of_model = [*unread_problems(model, layout, source.parts), *tokenizer_problems(files)]
+    yield from (Problem.of(each, _MODEL) for each in [*of_model, *([] if companion is None else [companion])])
+    yield from chat_template_problems(files, job.policy, job.calibration, job.evaluation)
+    yield from position_problems(model.config, job.calibrates, job.evaluation)
+    if job.policy.task == "quantize":
+        yield from _policy_problems(job.policy, layout)
+    yield from text_problems(files, layout, job.calibrates, job.evaluation, job.datasets_dir)
 
 
 def _raise(problem: EngineError | None) -> None:

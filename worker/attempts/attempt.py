@@ -27,7 +27,7 @@ from quant_engine.interface.spec import RunSpec
 from quant_engine.interface.stages import PUBLISH, RESOLVE, stages_from
 from quant_engine.model_files import FileRules, ModelFiles
 from quant_engine.policy import JobRequest
-from quant_engine.preflight import check_job
+from quant_engine.preflight import JobInputs, check_job
 from worker.attempt_machine.ending import Ended, Ending
 from worker.attempt_machine.follow import Follower
 from worker.attempts.endings import JobEndings
@@ -153,14 +153,13 @@ class Attempt:
         request = self.request
         # A downloaded model has no links of the operator's.
         rules = FileRules(self.dependencies.settings.link_dirs if request.model.source == "local" else ())
-        refuse(
-            check_job(
-                ModelFiles(directory, rules),
-                policy=request.policy,
-                calibration=request.calibration,
-                evaluation=request.evaluation,
-            )
+        inputs = JobInputs(
+            policy=request.policy,
+            calibration=request.calibration,
+            evaluation=request.evaluation,
+            datasets_dir=self.dependencies.settings.datasets_dir,
         )
+        refuse(check_job(ModelFiles(directory, rules), inputs))
 
     def _fetch(self, *, weights: bool) -> Path:
         """Download the model, or without ``weights`` a preview of it; return the directory of its files."""

@@ -54,7 +54,7 @@ def test_too_little_text_is_refused_with_the_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "length", "remedy"),
-    [(100, 64, "sequences of at most 12 tokens"), (20, 64, "a text of at least 512 tokens"), (0, 64, "at least 512")],
+    [(100, 64, "sequence_length of at most 12,"), (20, 64, "a text of at least 512 tokens"), (0, 64, "at least 512")],
 )
 def test_no_remedy_asks_for_less_than_a_request_may(tokens: int, length: int, remedy: str) -> None:
     with pytest.raises(NotEnoughText) as caught:
