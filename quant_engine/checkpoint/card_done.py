@@ -64,6 +64,8 @@ def _span(ends: Sequence[float]) -> str:
 def _transform(transform: Mapping[str, Any]) -> str:
     alpha = "" if transform["alpha"] is None else f", α {_span(transform['alpha'])}"
     statistic = "" if transform["statistic"] is None else f", scales from {plain(transform['statistic'])}"
+    if transform["statistic"] == "learned":
+        statistic = ", learned scales"
     name = plain(transform["transform"].replace("_", " "))
     return f"Transform of {_linears(transform['linears'])}: {name}{alpha}{statistic}."
 
