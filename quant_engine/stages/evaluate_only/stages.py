@@ -49,8 +49,8 @@ def prepare_evaluate_only(spec: RunSpec, *, work_dir: Path, observer: Observer) 
         UnsupportedPolicy: its checkpoint needs something that is not supported here, or a window is too long for it.
     """
     base = CheckpointSource(spec.model_dir)
-    check_positions(base.config, None, spec.evaluation)
     source = open_source(base, spec.device)
+    check_positions(source.config, None, spec.evaluation)
     model = StreamedModel(source, device=spec.device)
     return Run(
         spec=spec,
