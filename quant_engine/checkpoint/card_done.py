@@ -108,8 +108,8 @@ def source_sentences(
     sentences = []
     quantization = (source or {}).get("quantization")
     if quantization:
-        kind = plain(str(quantization.get("kind", "another format")))
-        sentences.append(f"The base model is stored quantized ({kind}); its weights were read with their scales.")
+        stored, weights = (plain(str(quantization[key])) for key in ("format", "weights"))
+        sentences.append(f"The base model is stored quantized ({stored}). Its weights were {weights}.")
     if oracle is not None:
         sentences.append(_oracle(oracle))
     for purpose, each in (windows or {}).items():

@@ -79,7 +79,9 @@ def kept_evaluation_windows(run: Run, settings: Perplexity, directory: Path) -> 
         "tokens": sum(each.tokens for each in windows),
         "predicted": sum(each.predicted for each in windows),
     }
-    write_json(directory / _WINDOWS, facts)
+    # A resumed attempt has the same windows, and leaves the file as it is.
+    if not (directory / _WINDOWS).is_file():
+        write_json(directory / _WINDOWS, facts)
     return windows
 
 
