@@ -155,7 +155,7 @@ def _plain_logits(source: CheckpointSource, plan: _Plan, ids_BT: Tensor, scratch
     with tempfile.TemporaryDirectory(dir=scratch) as name, torch.random.fork_rng(devices=[]), _quiet():
         directory = Path(name)
         config = _write_model(source, directory, None if plan.whole else 1)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=plan.dtype,
             attn_implementation=attention_implementation(config),
@@ -164,6 +164,7 @@ def _plain_logits(source: CheckpointSource, plan: _Plan, ids_BT: Tensor, scratch
             trust_remote_code=False,
             use_safetensors=True,  # pickled weights can run code
         )
+        model, report = loaded
         _check_report(source, report, plan)
         logits_BTV: Tensor = model.eval()(ids_BT, use_cache=False).logits
         return logits_BTV
