@@ -4,9 +4,7 @@ A tensor that nobody reads (a bias that the configuration does not announce, a b
 scale) makes another model of the one that the user has. So it is refused by its name before anything is computed.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from quant_engine.errors import InvalidModel
@@ -14,6 +12,7 @@ from quant_engine.interface.layout import ModelLayout
 from quant_engine.model_files.description import ModelDescription
 from quant_engine.model_files.headers import FLOATING, StoredTensor
 from quant_engine.model_files.names import end_names, parameter_name, parameter_names
+from quant_engine.model_files.unread_kinds import KINDS
 
 _SHOWN: Final = 3
 _ORIGINAL: Final = "Check config.json and the weights against the model's original."
@@ -25,15 +24,6 @@ _WRAPPERS: Final = (
     "module.",
     "_orig_mod.",
 )
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of tensors that a class does not read: how to recognize it, what it is, and what to do."""
-
-    is_one: Callable[[str, ModelLayout], bool]
-    what: str
-    hint: str
 
 
 def check_tensors(description: ModelDescription, layout: ModelLayout, read: frozenset[str] | None = None) -> None:
@@ -144,7 +134,7 @@ def _missing(names: Sequence[str], layout: ModelLayout) -> list[InvalidModel]:
 def _unread(names: Sequence[str], layout: ModelLayout) -> list[InvalidModel]:
     """Return one problem for each kind of unread tensors, the known kinds first."""
     left, problems = list(names), []
-    for kind in _KINDS:
+    for kind in KINDS:
         found = [name for name in left if kind.is_one(name, layout)]
         left = [name for name in left if not kind.is_one(name, layout)]
         if found:
@@ -178,69 +168,3 @@ def _some(names: Sequence[str], separator: str = ", ") -> str:
     more = len(names) - _SHOWN
     shown = separator.join(name[:160] for name in names[:_SHOWN])
     return shown + (f" and {more:,} more" if more > 0 else "")
-
-
-def _is_bias(name: str, layout: ModelLayout) -> bool:
-    module, _, leaf = parameter_name(name, layout).rpartition(".")
-    return leaf == "bias" and f"{module}.weight" in layout.tensors
-
-
-def _is_of_a_later_block(name: str, layout: ModelLayout) -> bool:
-    found = re.match(rf"(model\.)*{re.escape(layout.architecture.blocks.removeprefix('model.'))}\.(\d{{1,9}})\.", name)
-    return found is not None and int(found[2]) >= layout.layers
-
-
-def _has(*parts: str) -> Callable[[str, ModelLayout], bool]:
-    wanted = set(parts)
-    return lambda name, _layout: not wanted.isdisjoint(name.lower().split("."))
-
-
-def _contains(*parts: str) -> Callable[[str, ModelLayout], bool]:
-    return lambda name, _layout: any(part in name.lower() for part in parts)
-
-
-_KINDS: Final = (
-    _Kind(
-        _contains("lora_", "base_model.", "modules_to_save", "adapter", "prompt_embedd"),
-        "parts of an adapter",
-        "Merge the adapter into the model (merge_and_unload), save it, and submit the result.",
-    ),
-    _Kind(
-        _contains("vision", "visual", "image", "audio", "multi_modal", "multimodal", "mm_projector"),
-        "parts of a multimodal model",
-        "Save the text part alone as a model of its class, and submit that.",
-    ),
-    _Kind(
-        _has("mtp", "nextn", "mtp_block", "eh_proj", "medusa_head", "medusa"),
-        "heads that predict several tokens",
-        "If the model may lose them, load it with transformers and save it again: save_pretrained leaves them out.",
-    ),
-    _Kind(
-        _is_bias,
-        "biases",
-        "If they belong to the model, announce them in config.json (attention_bias, mlp_bias), if its class has them; "
-        "otherwise remove them.",
-    ),
-    _Kind(
-        _is_of_a_later_block,
-        "blocks beyond num_hidden_layers ({layers})",
-        "Set num_hidden_layers to the number of blocks that the model has, or remove the blocks.",
-    ),
-    _Kind(
-        _contains("scale", "zero_point", "qweight", "qzeros", "g_idx", "absmax", "quant_", "weight_packed"),
-        "scales or codes of quantized weights",
-        "Submit the dense model, or restore the quantization_config that belongs to these weights.",
-    ),
-    _Kind(
-        _has("lm_head", "score", "classifier", "qa_outputs", "v_head", "value_head", "embed_out", "output", "head"),
-        "parts of another head",
-        "Submit a model whose head is the one of its class, or remove what is not used.",
-    ),
-    _Kind(
-        lambda _name, _layout: True,
-        "tensors",
-        "Check that config.json belongs to these weights. If transformers may ignore them, load the model with "
-        "transformers and save it with save_pretrained.",
-    ),
-)
-"""What a name says about an unread tensor; the first kind that fits is told."""

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,9 +90,10 @@ def changed(original: Path, directory: Path, change: Callable[[State], State], t
 def plain_logits(directory: Path) -> Tensor | None:
     """What plain transformers computes; None where it would make up a weight."""
     attention = "eager" if "gemma2" in (directory / "config.json").read_text() else "sdpa"
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory, attn_implementation=attention, output_loading_info=True
     )
+    model, report = loaded
     if report["missing_keys"]:
         return None
     with torch.no_grad():

@@ -167,7 +167,7 @@ CHANGES: Final = (
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The model of each architecture, untied, without a change."""
-    sizes = {"hidden": 32, "intermediate": 48, "heads": 2, "key_value_heads": 1}
+    sizes: dict[str, Any] = {"hidden": 32, "intermediate": 48, "heads": 2, "key_value_heads": 1}
     return {
         name: write_tiny_model(tmp_path_factory.mktemp(name), name, tie_word_embeddings=False, **sizes)
         for name in ARCHITECTURES

@@ -306,7 +306,7 @@ def test_what_was_done_stands_apart_from_what_was_asked() -> None:
 def test_what_was_read_is_said_where_the_report_has_it() -> None:
     card = _card(
         _facts(
-            source={"quantization": {"kind": "fp8"}},
+            source={"quantization": {"format": "fp8", "weights": "multiplied by their scales, in bfloat16"}},
             oracle={"compared": "whole model", "relative_difference": 1.5e-7, "transformers": "5.17.0"},
             windows={"calibration": {"special_tokens": ["<bos>"]}, "evaluation": {"special_tokens": []}},
         )

@@ -53,7 +53,7 @@ def of_ours(layout: ModelLayout) -> tuple[Any, Any, bool]:
 
 @each_architecture
 def test_the_defaults_are_those_of_the_class(architecture: Architecture) -> None:
-    config = {"model_type": architecture.model_type}
+    config: dict[str, Any] = {"model_type": architecture.model_type}
     layout = model_layout(config)
     real = model_configuration(config)
     assert (layout.layers, layout.vocabulary) == (real.num_hidden_layers, real.vocab_size)
@@ -68,7 +68,7 @@ def test_every_configuration_that_transformers_takes_has_its_layout(architecture
     compared = 0
     for _ in range(40):
         changed = generator.sample(sorted(_CHOICES), k=generator.randint(1, 5))
-        config = {"model_type": architecture.model_type, **_TINY}
+        config: dict[str, Any] = {"model_type": architecture.model_type, **_TINY}
         config |= {name: generator.choice(_CHOICES[name]) for name in changed}
         try:
             expected = of_transformers(config)
