@@ -117,10 +117,11 @@ def method_of(section: Mapping[str, Any], default: str = "") -> str:
     """Return the method of a section, also where older writers left out its name."""
     method = normal(section.get("quant_method"))
     producer = section.get("producer")
-    if method == "sparseml" or (not method and "config_groups" in section):
-        return COMPRESSED_TENSORS
     if not method and ("quant_algo" in section or (isinstance(producer, Mapping) and normal(producer.get("name")))):
         return MODELOPT
+    # ModelOpt has such groups too.
+    if method == "sparseml" or (not method and "config_groups" in section):
+        return COMPRESSED_TENSORS
     if not method and any(key.startswith(("load_in_", "bnb_")) for key in section):
         return "bitsandbytes"
     return method or default
