@@ -311,7 +311,7 @@ def test_what_was_read_is_said_where_the_report_has_it() -> None:
             windows={"calibration": {"special_tokens": ["<bos>"]}, "evaluation": {"special_tokens": []}},
         )
     )
-    assert "stored quantized (fp8); its weights were read with their scales" in card.text
+    assert "stored quantized (fp8). Its weights were multiplied by their scales, in bfloat16." in card.text
     assert "compared with plain transformers 5.17.0 (whole model): relative difference 1.5e-07" in card.text
     assert "Every window of the calibration begins with `<bos>`." in card.text
     assert "Every window of the evaluation begins with no special token." in card.text
