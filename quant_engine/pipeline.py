@@ -17,13 +17,16 @@ from typing import Any, Final
 
 import torch
 
+from quant_engine.checkpoint.copied_files import changed_files
 from quant_engine.errors import InsufficientMemory, disk_full_as_error
 from quant_engine.interface.observer import Observer
 from quant_engine.interface.spec import RunResult, RunSpec
+from quant_engine.model_files import check_companions
 from quant_engine.stages.calibrate import calibrate_stage
 from quant_engine.stages.choose_plans import choose_plans
 from quant_engine.stages.context.run import prepare_run, start_rotation
 from quant_engine.stages.context.source import described_source, source_sentence
+from quant_engine.stages.context.windows import check_texts
 from quant_engine.stages.evaluate import evaluate_stage, read_perplexity
 from quant_engine.stages.evaluate_only.report import evaluate_only_report, evaluate_only_summary
 from quant_engine.stages.evaluate_only.stages import (
@@ -70,6 +73,24 @@ def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) 
         ) from error
     finally:
         torch.set_num_threads(threads)
+
+
+def check(spec: RunSpec, *, work_dir: Path, observer: Observer) -> None:
+    """Check what can be checked without weights: the model's files, the policy and the texts.
+
+    Args:
+        spec: its ``model_dir`` may have weight files with nothing but their headers.
+        work_dir: for the files of a tokenizer while it is read.
+
+    Raises:
+        EngineError: any that :func:`run` would raise before it computes.
+    """
+    prepare = prepare_evaluate_only if spec.policy.task == "evaluate" else prepare_run
+    work_dir.mkdir(parents=True, exist_ok=True)
+    context = prepare(spec, work_dir=work_dir, observer=observer)
+    check_companions(context.base.files)
+    changed_files(context.base.files)  # for its check of generation_config.json by transformers
+    check_texts(context)
 
 
 def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observer) -> RunResult:

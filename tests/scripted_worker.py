@@ -8,5 +8,6 @@ from worker.attempts.attempt import Programs
 from worker.host import Worker
 
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_runner.py")))
+PASSING = (sys.executable, str(Path(__file__).with_name("scripted_check.py")))
 
-app = Worker(get_settings(), programs=Programs(runner=SCRIPTED)).install()
+app = Worker(get_settings(), programs=Programs(runner=SCRIPTED, check=PASSING)).install()

@@ -166,6 +166,8 @@ class MeasuredPerplexity(View):
     """The mean negative log-likelihood, in nats."""
     predicted: Annotated[int, Field(examples=[16352])]
     """The number of predicted tokens."""
+    dtype: Annotated[str, Field(examples=["bfloat16"])]
+    """The type in which the model computed."""
 
 
 class MeasuredPerplexities(View):

@@ -117,6 +117,11 @@ class RotatedSource:
         return self.base.dtype
 
     @property
+    def computed_dtype(self) -> torch.dtype:
+        """The type in which the original computes."""
+        return self.base.computed_dtype
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the stored weights, and of the head where it was tied."""
         configuration = self._configuration

@@ -35,6 +35,7 @@ from quant_engine.model_files.names import end_names, parameter_names
 from quant_engine.model_files.parsing import REPAIR
 
 _COMPARED_ROWS: Final = 8192
+_NAMED: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COMPUTED: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -167,8 +168,16 @@ class CheckpointSource:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The floating-point type of an export's dense tensors: ``export_dtype``, or that of most of the weights."""
-        if self.export_dtype is not None:
-            return self.export_dtype
+        return self._stored_dtype if self.export_dtype is None else self.export_dtype
+
+    @cached_property
+    def computed_dtype(self) -> torch.dtype:
+        """The type in which ``from_pretrained`` computes the model: that of its configuration, else of its weights."""
+        named = self.stored_config.get("dtype", self.stored_config.get("torch_dtype"))
+        return _NAMED.get(str(named).removeprefix("torch."), self._stored_dtype)
+
+    @cached_property
+    def _stored_dtype(self) -> torch.dtype:
         # Bytes and not tensors are counted, so that many small norms do not outvote the matrices.
         counts: dict[str, int] = {}
         for tensor in self.stored.values():

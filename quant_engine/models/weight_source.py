@@ -28,6 +28,10 @@ class WeightSource(Protocol):
         """The floating-point type of an export's dense tensors."""
 
     @property
+    def computed_dtype(self) -> torch.dtype:
+        """The type in which the original computes."""
+
+    @property
     def weight_bytes(self) -> int:
         """The bytes of all weights."""
 

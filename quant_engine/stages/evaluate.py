@@ -1,5 +1,6 @@
 """Stage ``evaluate``: the perplexity of the original and the quantized model, on text that calibration does not use."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -36,12 +37,10 @@ def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans
         first, second = (
             run.execution(StateFile(directory, name, share=STATE_SHARE)) for name in ("original", "quantized")
         )
-        measure = partial(perplexity, model, windows, on_block=progress.advance)
-        found = {
-            "original": measure(execution=first),
-            "quantized": measure(read=read, prepare=prepare, execution=second),
-        }
-        write_json(directory / PERPLEXITY_FILE, {name: perplexity_fields(result) for name, result in found.items()})
+        measure = partial(perplexity, windows=windows, on_block=progress.advance)
+        found = {"original": _of_the_original(run, partial(measure, execution=first))}
+        found["quantized"] = perplexity_fields(measure(model, read=read, prepare=prepare, execution=second), model)
+        write_json(directory / PERPLEXITY_FILE, found)
 
     return Stage(
         name="evaluate",
@@ -51,6 +50,12 @@ def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans
         produce=produce,
         resumable=True,
     )
+
+
+def _of_the_original(run: Run, measure: Callable[[StreamedModel], PerplexityResult]) -> dict[str, float | int | str]:
+    """Measure the original as its users run it: unrotated, and in its own type."""
+    original = StreamedModel(run.dense, dtype=run.dense.computed_dtype, device=run.spec.device)
+    return perplexity_fields(measure(original), original)
 
 
 def evaluation_inputs(run: Run, settings: Perplexity, upstream: str) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def evaluation_inputs(run: Run, settings: Perplexity, upstream: str) -> dict[str
 
 
 def read_perplexity(directory: Path) -> dict[str, Any]:
-    """``original`` and ``quantized``, each with perplexity, mean_nll and predicted."""
+    """``original`` and ``quantized``, each with perplexity, mean_nll, predicted and dtype."""
     found: dict[str, Any] = read_json(directory / PERPLEXITY_FILE)
     return found
 
@@ -91,6 +96,11 @@ def evaluated_windows(directory: Path) -> dict[str, Any]:
     return found
 
 
-def perplexity_fields(result: PerplexityResult) -> dict[str, float | int]:
-    """The result as JSON."""
-    return {"perplexity": result.perplexity, "mean_nll": result.mean_nll, "predicted": result.predicted}
+def perplexity_fields(result: PerplexityResult, model: StreamedModel) -> dict[str, float | int | str]:
+    """The result as JSON, with the type in which ``model`` computed."""
+    return {
+        "perplexity": result.perplexity,
+        "mean_nll": result.mean_nll,
+        "predicted": result.predicted,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }

@@ -41,7 +41,7 @@ from worker.claims.heartbeat import ClaimHeartbeat, ClaimState
 from worker.devices import Device
 from worker.outcomes import Outcome
 from worker.subprocesses.child import Command
-from worker.subprocesses.environment import DOWNLOAD, RUNNER, download_environment, runner_environment
+from worker.subprocesses.environment import CHECK, DOWNLOAD, RUNNER, download_environment, runner_environment
 from worker.subprocesses.messages import Error, Message, Resolved, RunFile, StageAdvanced, StageFinished, StageStarted
 from worker.subprocesses.oom_kills import oom_kills
 from worker.subprocesses.problems import DISK_FULL, as_error, insufficient_memory, internal_error
@@ -53,9 +53,10 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Programs:
-    """The commands of the subprocesses that compute and download; tests replace them."""
+    """The commands of the subprocesses that compute, check and download; tests replace them."""
 
     runner: Sequence[str] = RUNNER
+    check: Sequence[str] = CHECK
     download: Sequence[str] = DOWNLOAD
 
 
@@ -141,6 +142,7 @@ class Attempt:
             texts = self._fetch_texts()
             # The preview has no weights; a snapshot that was here already has them.
             if directory == self.workspace.preview:
+                self._start("check.json", self.dependencies.programs.check, directory, texts)
                 directory = self._fetch(weights=True)
         self.reporter.handle(StageFinished(name=RESOLVE.name, seconds=time.monotonic() - began))
         return directory, texts
@@ -234,6 +236,10 @@ class Attempt:
             self.heartbeat.post(lambda: self.dependencies.leases.record_resolved_revision(self.claim, commit))
 
     def _compute(self, model_dir: Path, texts: Texts) -> None:
+        self._start("run.json", self.dependencies.programs.runner, model_dir, texts)
+
+    def _start(self, name: str, program: Sequence[str], model_dir: Path, texts: Texts) -> None:
+        """Follow a program of the engine, with its request in the file ``name``, to its end. Raises: Ended."""
         device = self.dependencies.device
         run_file = RunFile(
             job_id=self.claim.job_id,
@@ -243,10 +249,10 @@ class Attempt:
             work_dir=self.workspace.stages,
             output_dir=self.workspace.output,
         )
-        file = self.workspace.root / "run.json"
+        file = self.workspace.root / name
         file.write_text(run_file.model_dump_json())
         environment = runner_environment(self.workspace.scratch, threads=device.threads, gpu=device.gpu)
-        self._follow(self._command(self.dependencies.programs.runner, file, environment))
+        self._follow(self._command(program, file, environment))
 
     def _spec(self, model_dir: Path, texts: Texts) -> RunSpec:
         """Return the engine's request for the model in ``model_dir``."""

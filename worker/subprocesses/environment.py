@@ -22,6 +22,7 @@ _HUB: Final = frozenset(
 _CODE_ROOT: Final = str(Path(worker.__file__).resolve().parent.parent)
 
 RUNNER: Final = (sys.executable, "-P", "-m", "worker.runner")
+CHECK: Final = (sys.executable, "-P", "-m", "worker.runner.check")
 DOWNLOAD: Final = (sys.executable, "-P", "-m", "worker.download")
 PUBLISH: Final = (sys.executable, "-P", "-m", "worker.publishing")
 

@@ -106,14 +106,14 @@ def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str
     """The stage that writes ``perplexity.json``: one unit per block and pass, in the checkpoint's own type."""
 
     def produce(directory: Path, progress: StageProgress) -> None:
-        model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
+        model = StreamedModel(run.source, dtype=run.source.computed_dtype, device=run.spec.device)
         result = perplexity(
             model,
             kept_evaluation_windows(run, settings, directory),
             on_block=progress.advance,
             execution=run.execution(StateFile(directory, share=STATE_SHARE)),
         )
-        measured = perplexity_fields(result)
+        measured = perplexity_fields(result, model)
         # A dense model is its own original; the original of a quantized one is not here.
         original = None if run.base.is_quantized else measured
         write_json(directory / PERPLEXITY_FILE, {"original": original, "quantized": measured})

@@ -104,8 +104,12 @@ def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> Perp
         original=found["original"]["perplexity"],
         quantized=found["quantized"]["perplexity"],
         predicted=found["quantized"]["predicted"],
-        computed_in=f"{str(run.source.dtype).removeprefix('torch.')} on {run.spec.device}",
+        computed_in=f"{_computed_in(found['original']['dtype'], found['quantized']['dtype'])} on {run.spec.device}",
     )
+
+
+def _computed_in(original: str, quantized: str) -> str:
+    return quantized if original == quantized else f"{original} before and {quantized} after"
 
 
 def _dataset_name(run: Run, dataset: Dataset | None) -> str:

@@ -25,7 +25,7 @@ from jobs.repository.database import Database
 from jobs.settings import Settings
 from quant_engine.policy import JobRequest
 from tests.scripted_runner import BEHAVIORS
-from tests.scripted_worker import SCRIPTED
+from tests.scripted_worker import PASSING, SCRIPTED
 from tests.sound_model import write_sound_model
 from worker.attempts.attempt import AttemptDependencies, Programs
 from worker.attempts.supervisor import Supervisor
@@ -79,7 +79,7 @@ class Office:
                 credentials=self.credentials,
                 settings=self.settings,
                 device=Device(name="cpu", gpu=None, threads=1),
-                programs=Programs(**{"runner": SCRIPTED, **programs}),
+                programs=Programs(**{"runner": SCRIPTED, "check": PASSING, **programs}),
             ),
             owner="test:1",
             nudger=SilentNudger(),

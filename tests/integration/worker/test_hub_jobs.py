@@ -16,10 +16,13 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from jobs.job.commands import JobCommands
+from jobs.job.nudge import SilentNudger
 from tests.hub_server import TOKEN, Fault, Hub, HubModel, serve_hub
 from tests.integration.worker.conftest import TENANT, Office, command_of, eventually
 from tests.sound_model import sound_files
 from worker.outcomes import Outcome
+from worker.subprocesses.environment import CHECK
 
 ID = "someone/tiny"
 FILES = sound_files(num_hidden_layers=1)
@@ -194,3 +197,29 @@ def _stored(office: Office) -> str:
 def _files(directory: Path) -> dict[str, str]:
     found = [path for path in directory.rglob("*") if path.is_file()]
     return {os.fspath(path): path.read_bytes().decode(errors="replace") for path in found}
+
+
+def test_a_text_that_is_too_short_is_told_before_a_byte_of_the_weights_arrives(
+    office: Office, hub: Hub, tmp_path: Path
+) -> None:
+    # Rows are counted with the model's own tokenizer, in a process of the engine.
+    (tmp_path / "data" / "rows").mkdir(parents=True)
+    (tmp_path / "data" / "rows" / "train.jsonl").write_text('{"text": "the the the"}\n' * 20)
+    office.settings = office.settings.model_copy(update={"datasets_dir": tmp_path / "data"})
+    office.commands = JobCommands(office.database, office.settings, office.store, SilentNudger())
+    fields = {"calibration": {"dataset": "rows"}, "evaluation": {"perplexity": None}, "policy": {"preset": "w8a8"}}
+    job_id = office.submit(**hub_model(), **fields)
+    assert office.supervisor(check=CHECK).run_next() is Outcome.FAILED
+    job = office.job(job_id)
+    assert job.error is not None
+    assert (job.error["code"], job.error["category"]) == ("not_enough_text", "user")
+    assert [(stage.name, stage.status) for stage in job.stages] == [("resolve", "failed")]
+    assert hub.ranges("model.safetensors") == []
+
+
+def test_a_model_of_another_class_is_told_before_a_byte_of_its_weights_arrives(office: Office, hub: Hub) -> None:
+    hub.models[ID] = HubModel(files=sound_files(num_hidden_layers=1) | {"config.json": b'{"model_type": "gpt2"}'})
+    job_id = office.submit(**hub_model())
+    assert office.supervisor().run_next() is Outcome.FAILED
+    assert error_code(office, job_id) == "unsupported_architecture"
+    assert hub.ranges("model.safetensors") == []
