@@ -64,6 +64,8 @@ def _span(ends: Sequence[float]) -> str:
 def _transform(transform: Mapping[str, Any]) -> str:
     alpha = "" if transform["alpha"] is None else f", α {_span(transform['alpha'])}"
     statistic = "" if transform["statistic"] is None else f", scales from {plain(transform['statistic'])}"
+    if transform["statistic"] == "learned":
+        statistic = ", learned scales"
     name = plain(transform["transform"].replace("_", " "))
     return f"Transform of {_linears(transform['linears'])}: {name}{alpha}{statistic}."
 
@@ -106,11 +108,13 @@ def source_sentences(
     sentences = []
     quantization = (source or {}).get("quantization")
     if quantization:
-        kind = plain(str(quantization.get("kind", "another format")))
-        sentences.append(f"The base model is stored quantized ({kind}); its weights were read with their scales.")
+        stored, weights = (plain(str(quantization[key])) for key in ("format", "weights"))
+        sentences.append(f"The base model is stored quantized ({stored}). Its weights were {weights}.")
     if oracle is not None:
         sentences.append(_oracle(oracle))
     for purpose, each in (windows or {}).items():
+        if each is None:
+            continue  # a job may measure nothing
         tokens = each.get("special_tokens")
         begin = " ".join(code(token) for token in tokens) if tokens else "no special token"
         sentences.append(f"Every window of the {plain(purpose)} begins with {begin}.")

@@ -119,7 +119,7 @@ def test_learned_ranges_are_not_those_of_the_policy() -> None:
 def test_transforms_are_those_of_the_rows() -> None:
     rows = (_row("a", "smooth_rotation", 0.4, "learned"), _row("b", "smooth_rotation", 0.5, "learned"), _row("c"))
     sentences = _sentences([_linear("up_proj", _W4, _A4, Hadamard(order=16)), _linear("down_proj")], rows)
-    assert "Transform of 2 linears: smooth rotation, α 0.4 to 0.5, scales from learned." in sentences
+    assert "Transform of 2 linears: smooth rotation, α 0.4 to 0.5, learned scales." in sentences
     assert "Transform of 1 linear: none." in sentences
     assert "Transformed at run time: the input of 1 linear." in sentences
     assert any(each.startswith("Training: 2 linears ended with learned scales") for each in sentences)
