@@ -113,6 +113,8 @@ def source_sentences(
     if oracle is not None:
         sentences.append(_oracle(oracle))
     for purpose, each in (windows or {}).items():
+        if each is None:
+            continue  # a job may measure nothing
         tokens = each.get("special_tokens")
         begin = " ".join(code(token) for token in tokens) if tokens else "no special token"
         sentences.append(f"Every window of the {plain(purpose)} begins with {begin}.")

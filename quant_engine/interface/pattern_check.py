@@ -13,7 +13,6 @@ from quant_engine.interface.targets import is_covered, is_named, is_targeted
 from quant_engine.policy import PRESETS, Override, Policy, PolicyError, linear_settings, matches
 from quant_engine.policy.known_names import (
     ELSEWHERE,
-    NEVER_QUANTIZED,
     check_name,
     never_quantized,
     no_match,
@@ -149,7 +148,7 @@ def _check_ignored(pattern: str, model: _Model) -> None:
         return
     if model.holders.any_match(pattern):
         raise not_a_linear()
-    raise no_match(pattern, (*model.whole.leaves, *NEVER_QUANTIZED), model.linears)
+    raise no_match(pattern, model.whole.leaves, model.linears, ignored=True)
 
 
 def _check_override(override: Override, policy: Policy, model: _Model) -> None:

@@ -89,7 +89,7 @@ def check_name(pattern: str, *, ignored: bool) -> None:
     elif leaf in HOLDERS or leaf.isdigit():
         raise not_a_linear()
     elif not (ignored and any(pattern == name or pattern.endswith(f".{name}") for name in ELSEWHERE)):
-        raise no_match(pattern, (*EVERY_LINEAR, *NEVER_QUANTIZED) if ignored else EVERY_LINEAR)
+        raise no_match(pattern, EVERY_LINEAR, ignored=ignored)
 
 
 def never_quantized() -> PatternError:
@@ -110,14 +110,15 @@ def not_a_linear() -> PatternError:
     )
 
 
-def no_match(pattern: str, leaves: Sequence[str], names: Sequence[str] = ()) -> PatternError:
+def no_match(pattern: str, leaves: Sequence[str], names: Sequence[str] = (), *, ignored: bool = False) -> PatternError:
     """The answer to an entry that matches nothing.
 
     Args:
-        leaves: the last components that an entry of this field may name.
+        leaves: the last components of the names of linears.
         names: whole names of the model's linears, if they are known.
+        ignored: the name is an entry of ``ignore``, which may also name what is never quantized.
     """
-    meant = _meant(pattern, leaves, names)
+    meant = _meant(pattern, (*leaves, *NEVER_QUANTIZED) if ignored else leaves, names)
     example = f" A whole name looks like {names[0]}." if names else ""
     if meant is not None:
         remedy = f"Did you mean {meant!r}? "
@@ -128,7 +129,8 @@ def no_match(pattern: str, leaves: Sequence[str], names: Sequence[str] = ()) -> 
         remedy = ""
     return PatternError(
         "no_match",
-        f"This entry matches no linear. {remedy}Last components of linears are {', '.join(leaves)}.{example}",
+        f"This entry matches no {'module' if ignored else 'linear'}. {remedy}Last components of linears are "
+        f"{', '.join(leaves)}.{example}",
     )
 
 

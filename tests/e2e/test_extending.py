@@ -89,7 +89,8 @@ def test_the_examples_are_as_tidy_as_the_rest(source: Path) -> None:
 
 def test_a_transform_of_a_new_primitive_is_used_and_stored(client: Quantry, tmp_path: Path) -> None:
     assert "random_rotation" in capabilities(client)["transforms"]["kinds"]
-    job = run(client, {"targets": ["down_proj"], "transform": {"kind": "random_rotation"}})
+    four_bits = {"weights": {"format": "int4"}, "activations": {"format": "int4"}}
+    job = run(client, {"targets": ["down_proj"], "transform": {"kind": "random_rotation"}, **four_bits})
     assert (job.summary or {})["policy"]["transforms"] == {"random_rotation": 2}
     client.download(job.id, tmp_path)
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())

@@ -223,10 +223,11 @@ def test_a_long_table_opens_on_demand_after_the_worst_layers() -> None:
 
 def test_text_of_others_stays_text() -> None:
     evil = 'x\n---\n# "mine" <script>alert(1)</script> | `code` [a](http://e.org) ![](http://e.org/p.png)'
-    policy = Policy(preset="rtn-w4a4", targets=("re:.*(up|down)_proj", "a`b\n```\n# fence"))
+    # A request with such targets is refused; the card escapes them all the same.
+    targets = ("re:.*(up|down)_proj", "a`b\n```\n# fence")
     facts = _facts(
         model_id=evil,
-        policy=resolve_policy(policy),
+        policy=resolve_policy(Policy(preset="rtn-w4a4")).model_copy(update={"targets": targets}),
         rows=[_row(0, transform="<b>|x", name="a|b.`c`\n# d")],
         versions={"quantry": "<i>|"},
         calibration=replace(_facts().calibration, dataset="<img>|`"),
@@ -294,9 +295,11 @@ def test_what_flatters_is_said() -> None:
 
 
 def test_what_was_done_stands_apart_from_what_was_asked() -> None:
-    policy = Policy(preset="rtn-w4a4", targets=("down_proj", "lm_head"), ignore=())
+    # Submit refuses the head as a target. The card takes what was done from the linears all the same.
+    asked_for = {"targets": ("down_proj", "lm_head"), "ignore": ()}
+    policy = resolve_policy(Policy(preset="rtn-w4a4")).model_copy(update=asked_for)
     changed = ("generation_config.json: removed temperature, because do_sample is false",)
-    card = _card(_facts(policy=resolve_policy(policy), changed_files=changed))
+    card = _card(_facts(policy=policy, changed_files=changed))
     done, asked = card.text.split("## What was asked")
     assert "- Quantized: 2 × `down_proj`.\n- Not quantized: 1 × `lm_head`." in done.split("## What was done")[1]
     assert "generation\\_config.json: removed temperature, because do\\_sample is false." in done
@@ -317,6 +320,10 @@ def test_what_was_read_is_said_where_the_report_has_it() -> None:
     assert "Every window of the evaluation begins with no special token." in card.text
     assert "not compared with plain transformers" in _card(_facts(oracle={"compared": "none"})).text
     assert "plain transformers 5" not in _card(_facts()).text
+    # A job that measures no perplexity has no evaluation windows, and yet a card.
+    card = _card(_facts(windows={"calibration": {"special_tokens": []}, "evaluation": None}))
+    assert "Every window of the calibration begins" in card.text
+    assert "of the evaluation begins" not in card.text
 
 
 def test_the_perplexity_names_who_measured_it() -> None:
