@@ -1,7 +1,7 @@
 """Converting validation errors to the fields of a problem: the place, the fault and the remedy, never the value."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -143,13 +143,19 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str) and _PATH.match(value[:4096]) is not None
 
 
+def _places_above(pointer: str) -> Iterator[str]:
+    while pointer:
+        pointer = pointer.rpartition("/")[0]
+        yield pointer
+
+
 def _without_followers(fields: tuple[FieldError, ...]) -> tuple[FieldError, ...]:
     """Leave out what only follows from other errors.
 
     A list is called too short if its entries were refused. Of a choice of types each refuses the value: the type that
     it has tells the fault, and of several other types one sentence names all.
     """
-    above = {field.pointer.rpartition("/")[0] for field in fields}
+    above = {place for field in fields for place in _places_above(field.pointer)}
     told = {field.pointer for field in fields if field.code not in TYPES}
     kept = []
     for field in fields:

@@ -69,7 +69,7 @@ def test_a_model_of_allowed_links_is_copied_and_told_as_it_was_done(tmp_path: Pa
         (linked / path.name).symlink_to(path)
     assert "QUANTRY_MODEL_LINK_DIRS" in _refusal(linked, _QUANTIZE, tmp_path / "refused").hint
 
-    policy = policy_of(preset="rtn-w4a4", targets=["down_proj", "lm_head"], ignore=["lm_head"])
+    policy = policy_of(preset="rtn-w4a4", targets=["down_proj"], ignore=["lm_head"])
     result = run_policy(linked, policy, tmp_path, link_dirs=(tmp_path / "blobs",), **small())
     checkpoint, report = result.checkpoint_dir, result.report
     assert checkpoint is not None
