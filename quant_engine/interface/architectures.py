@@ -147,8 +147,6 @@ _QWEN3: Final = Parameters(
 _PHI3: Final = Parameters(
     FUSED, TWO_NORMS, class_sizes(vocabulary=32_064, hidden=3072, intermediate=8192, layers=32, heads=32)
 )
-_TEXT_CONFIGS: Final = ("text_config", "llm_config", "language_config")
-"""Fields in which multimodal models have the configuration of their text part."""
 ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES, _LLAMA),
     Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES, _MISTRAL),
@@ -158,6 +156,8 @@ ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     _gemma("Gemma3ForCausalLM", "gemma3_text", 262_208, HEAD_NORMS),
     Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES, _PHI3),
 )
+_TEXT_CONFIGS: Final = ("text_config", "llm_config", "language_config")
+"""Fields in which multimodal models have the configuration of their text part."""
 
 
 def architecture_of(config: dict[str, Any]) -> Architecture:
