@@ -31,6 +31,8 @@ from quant_engine.policy import JobRequest
 from tests.integration.jobs.conftest import TENANT, House, layer, request
 from tests.integration.jobs.test_cancel import EMPTY
 
+HUB = {"source": "hub", "id": "owner/name"}
+
 
 def count_jobs(house: House) -> int:
     with house.database.transaction() as session:
@@ -79,7 +81,9 @@ def test_a_new_job_is_stored_fully_resolved_and_shown_as_the_contract_says(house
 
 def test_inline_texts_are_stored_for_the_worker_but_only_counted_in_the_view(house: House) -> None:
     inline = {"dataset": {"texts": ["one", "two"]}}
-    view, _ = house.commands.create_job(request(calibration=inline, evaluation={"perplexity": inline}), tenant=TENANT)
+    # Of a Hub model nothing is known yet, so its texts are not counted.
+    wanted = request(model=HUB, calibration=inline, evaluation={"perplexity": inline})
+    view, _ = house.commands.create_job(wanted, tenant=TENANT)
     assert view.calibration["dataset"] == {"inline_texts": 2}
     assert view.evaluation["perplexity"]["dataset"] == {"inline_texts": 2}
     assert house.claim().spec["calibration"] == {**view.calibration, "dataset": {"texts": ["one", "two"]}}
@@ -89,7 +93,7 @@ def test_inline_messages_are_counted_and_a_data_set_of_the_hub_is_shown(house: H
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]
     hub = {"hub": "owner/name", "config": None, "split": "train_sft", "revision": "main", "column": "prompt"}
     view, _ = house.commands.create_job(
-        request(calibration={"dataset": {"messages": [talk]}}, evaluation={"perplexity": {"dataset": hub}}),
+        request(model=HUB, calibration={"dataset": {"messages": [talk]}}, evaluation={"perplexity": {"dataset": hub}}),
         tenant=TENANT,
     )
     assert view.calibration["dataset"] == {"inline_messages": 1}
