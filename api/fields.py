@@ -20,8 +20,8 @@ _PATH: Final = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]|.*\\|.*\.(safetensors|gguf|bi
 _NUMBER: Final = re.compile(r"-?[0-9.]{1,30}(e-?[0-9]{1,3})?", re.ASCII)
 _MODEL_EXAMPLE: Final = 'Send {"source": "hub", "id": "owner/name"}, or {"source": "local", "id": "name"}.'
 _NOT_A_PATH: Final = (
-    "This looks like a path, and an id is none. A local model is a directory under the operator's QUANTRY_MODELS_DIR: "
-    'send {"source": "local", "id": "<its name there>"}; GET /v1/capabilities lists them.'
+    "This looks like a path. An id is a name, not a path. A local model is a directory under the operator's "
+    'QUANTRY_MODELS_DIR: send {"source": "local", "id": "<its name there>"}; GET /v1/capabilities lists them.'
 )
 
 

@@ -110,8 +110,8 @@ class NoChatTemplate(EngineError):
         """Return the error, with its one text."""
         return cls(
             detail="The data set holds messages, and the model's tokenizer has no chat template to render them.",
-            hint="Use an instruction-tuned model, put a chat_template.jinja beside its tokenizer, or give the data set "
-            'as plain text ("text").',
+            hint="Use an instruction-tuned model, put a chat_template.jinja beside its tokenizer, or give plain text: "
+            '{"texts": [...]} in the request, or rows that have "text".',
         )
 
 

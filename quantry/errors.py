@@ -35,7 +35,9 @@ class QuantryError(Exception):
         status: int | None = None,
         hint: str | None = None,
     ) -> None:
-        super().__init__(f"{code}: {detail}")
+        # A traceback shows the message alone.
+        fields = [f"{each.pointer}: {each.detail}" for each in errors if each.detail not in detail]
+        super().__init__(" ".join([f"{code}: {detail}", *fields]))
         self.code = code
         self.detail = detail
         self.errors = errors

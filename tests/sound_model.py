@@ -4,6 +4,7 @@ Its weights are a hole in a sparse file: for jobs that a scripted runner takes, 
 """
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ CONFIG: Final[dict[str, Any]] = {
     "max_position_embeddings": 131_072,
     "tie_word_embeddings": False,
 }
+_BYTES: Final = {"BF16": 2, "I32": 4, "I8": 1}
 _TOKENIZER: Final[dict[str, Any]] = {
     "version": "1.0",
     "added_tokens": [],
@@ -55,15 +57,28 @@ def write_sound_model(directory: Path, **config: Any) -> Path:
     return directory
 
 
+def add_tensor(directory: Path, name: str, shape: tuple[int, ...] = (8, 8), dtype: str = "BF16") -> Path:
+    """Add one more tensor to the model in ``directory``, and return the directory. ``dtype`` is a safetensors name."""
+    weights = directory / "model.safetensors"
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entries = json.loads(file.read(length))
+    begin = max(entry["data_offsets"][1] for entry in entries.values())
+    end = begin + math.prod(shape) * _BYTES[dtype]
+    entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    with weights.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return directory
+
+
 def _header(config: dict[str, Any]) -> tuple[bytes, int]:
     """Return the beginning of a weight file in bfloat16, and how many bytes of weights follow it."""
     entries, end = {}, 0
     for name, shape in model_layout(config).tensors.items():
         begin = end
-        count = 2
-        for extent in shape:
-            count *= extent
-        end = begin + count
+        end = begin + math.prod(shape) * _BYTES["BF16"]
         entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text, end

@@ -176,7 +176,8 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
     # The names come from the file and may be of any length.
     model_type = str(config.get("model_type"))[:80]
     raise UnsupportedArchitecture(
-        detail=f"The model is a {str(_named_class(config) or model_type)[:80]!r} (model_type {model_type!r}).",
+        detail=f"The model is a {str(_named_class(config) or model_type)[:80]!r} (model_type {model_type!r}), a class "
+        "that is not supported.",
         hint=hint,
     )
 

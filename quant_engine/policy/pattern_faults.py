@@ -6,7 +6,7 @@ TOO_LARGE: Final = "The pattern repeats too much. Use fewer or smaller repetitio
 _INSTEAD: Final = (
     "Correct the pattern, or name the linears by last components, whole names, or globs such as *.mlp.* instead."
 )
-_SLOW: Final = "which can not be matched in linear time"
+_UNKNOWN: Final = "which is not known here, where every pattern is matched in linear time"
 
 _SIZES: Final = ("invalid repetition size", "pattern too large", "expression nests too deeply")
 _FAULTS: Final[dict[str, str]] = {
@@ -23,15 +23,16 @@ _FAULTS: Final[dict[str, str]] = {
 }
 """By the beginning of RE2's message; the rest of the message repeats a part of the pattern."""
 _GROUPS: Final[dict[str, str]] = {
-    "(?=": f"a look-ahead, {_SLOW}",
-    "(?!": f"a look-ahead, {_SLOW}",
-    "(?<=": f"a look-behind, {_SLOW}",
-    "(?<!": f"a look-behind, {_SLOW}",
-    "(?P=": f"a back reference, {_SLOW}",
-    "(?>": f"an atomic group, {_SLOW}",
-    "(?(": f"a condition, {_SLOW}",
-    "(?#": "a comment, which is not known here",
+    "(?=": "a look-ahead",
+    "(?!": "a look-ahead",
+    "(?<=": "a look-behind",
+    "(?<!": "a look-behind",
+    "(?P=": "a back reference",
+    "(?>": "an atomic group",
+    "(?(": "a condition",
+    "(?#": "a comment",
 }
+"""What the syntax of other engines has. RE2 leaves out what can not be matched in linear time."""
 
 
 def expression_fault(expression: str, message: str) -> str:
@@ -39,13 +40,14 @@ def expression_fault(expression: str, message: str) -> str:
     kind, _, fragment = message.partition(": ")
     if kind.startswith(_SIZES):
         return TOO_LARGE
-    what, at = _FAULTS.get(kind, "something that is not a regular expression"), fragment
+    what, at, known = _FAULTS.get(kind, "something that is not a regular expression"), fragment, True
     if kind == "invalid escape sequence" and fragment[1:].isdigit():
-        what = f"a back reference, {_SLOW}"
+        what, known = "a back reference", False
     elif kind == "invalid perl operator":
         # RE2 cites two or three characters of the group, which can be the beginning of several kinds.
         at = next((mark for mark in _GROUPS if mark in expression and mark.startswith(fragment[:3])), fragment)
-        what = _GROUPS.get(at, "a flag or a group that is not known here")
+        what, known = _GROUPS.get(at, "a flag or a group"), False
     # A fragment that occurs twice does not tell the place.
     place = f" at character {expression.index(at) + 1}" if at and expression.count(at) == 1 else ""
-    return f"The pattern after 're:' has {what}{place}. {_INSTEAD}"
+    why = "" if known else f", {_UNKNOWN}"
+    return f"The pattern after 're:' has {what}{place}{why}. {_INSTEAD}"

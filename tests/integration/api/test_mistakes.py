@@ -1,9 +1,10 @@
 """The mistakes of a newcomer, over HTTP: each answered at submit with the value class, the remedy and the nearest name.
 
-A row marked ``needs_model`` is about the concrete model, whose linears only its ``config.json`` tells. The function
-that finds it is asked directly.
+The rows of ``NEEDS_MODEL`` are about the concrete model, of which only ``config.json``, the headers of the weights and
+the files of the tokenizer tell.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,11 +12,13 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from jobs.settings import Settings
 from quant_engine.interface.architectures import architecture_of
 from quant_engine.interface.pattern_check import check_patterns
 from quant_engine.interface.targets import linear_names
-from quant_engine.policy import Policy, resolve_policy
+from quant_engine.policy import Policy
 from tests.integration.api.conftest import BODY
+from tests.sound_model import CONFIG, add_tensor, write_sound_model
 
 _REMOVED: Final = "remove this member"
 _PYTHON: Final = re.compile(
@@ -43,6 +46,10 @@ class Mistake:
 
 def _policy(**fields: Any) -> dict[str, Any]:
     return {"policy": {"preset": "rtn-w4a4", **fields}}
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"model": {"source": "local", "id": name}}
 
 
 MISTAKES: Final = {
@@ -198,11 +205,8 @@ MISTAKES: Final = {
     "a negative number": Mistake(
         {"calibration": {"samples": -1}}, "/calibration/samples", "greater_than_equal", ("4 or more",)
     ),
-    "null for a number": Mistake(
-        {"calibration": {"seed": None}},
-        "/calibration/seed",
-        "int_type",
-        ("a whole number", "this is null", "Leave the field out"),
+    "null for what is needed": Mistake(
+        {"model": {"source": "local", "id": None}}, "/model/id", "string_type", ("this is null",)
     ),
     "a list for an object": Mistake(
         {"calibration": []}, "/calibration", "model_type", ("an object with `dataset`, `samples`", "this is a list")
@@ -227,24 +231,131 @@ MISTAKES: Final = {
 
 NEEDS_MODEL: Final = {
     "a fused linear that this model has not": Mistake(
-        {"targets": ["qkv_proj"]}, "/policy/targets/0", "no_match", ("Name its parts instead: q_proj, k_proj, v_proj",)
+        _policy(targets=["qkv_proj"]),
+        "/policy/targets/0",
+        "no_match",
+        ("Name its parts instead: q_proj, k_proj, v_proj",),
     ),
     "a typo in a pattern": Mistake(
-        {"ignore": ["re:model.layer.0.*"]}, "/policy/ignore/0", "no_match", ("Did you mean 'layers'?",), ("layer.0",)
+        _policy(ignore=["re:model.layer.0.*"]),
+        "/policy/ignore/0",
+        "no_match",
+        ("no module", "Did you mean 'layers'?"),
+        ("layer.0",),
+    ),
+    "a typo in a glob": Mistake(
+        _policy(targets=["*down_porj"]), "/policy/targets/0", "no_match", ("Did you mean 'down_proj'?",), ("porj",)
     ),
     "a block that this model has not": Mistake(
-        {"targets": ["model.layers.9.mlp.down_proj"]}, "/policy/targets/0", "no_match", ("model.layers.0",), ("rs.9",)
+        _policy(targets=["model.layers.9.mlp.down_proj"]),
+        "/policy/targets/0",
+        "no_match",
+        ("model.layers.0",),
+        ("rs.9",),
     ),
     "a pattern for the head": Mistake(
-        {"targets": ["down_proj", "re:.*lm_head"]}, "/policy/targets/1", "never_quantized", ("Remove it",)
+        _policy(targets=["down_proj", "re:.*lm_head"]), "/policy/targets/1", "never_quantized", ("Remove it",)
     ),
     "an override that changes nothing": Mistake(
-        {"overrides": [{"match": "o_proj", "weights": {"format": "int8"}}]},
+        _policy(targets=["down_proj"], overrides=[{"match": "o_proj", "weights": {"format": "int8"}}]),
         "/policy/overrides/0/match",
         "not_targeted",
         ("Add them to targets",),
     ),
+    "an override that matches nothing": Mistake(
+        _policy(overrides=[{"match": "*.o_porj", "weights": {"format": "int8"}}]),
+        "/policy/overrides/0/match",
+        "no_match",
+        ("Did you mean 'o_proj'?",),
+        ("porj",),
+    ),
+    "everything ignored": Mistake(
+        _policy(targets=["down_proj"], ignore=["*.mlp.*"]), "/policy/targets", "nothing_left", ("Remove an entry",)
+    ),
+    "a group size that does not divide": Mistake(
+        {"policy": {"preset": "w4a16", "weights": {"group_size": 100}}},
+        "/policy/weights/group_size",
+        "unsupported_policy",
+        ("group_size 100", "down_proj (512, 2 layers)", "Use 256, 128, 64, 32, 16 or 8, which fit every site"),
+    ),
+    "calibration windows beyond the positions": Mistake(
+        {**_model("short"), "calibration": {"sequence_length": 256}, "evaluation": {"perplexity": None}},
+        "/calibration/sequence_length",
+        "unsupported_policy",
+        ("positions for 64 tokens", "Set calibration.sequence_length to at most 64"),
+    ),
+    "evaluation windows beyond the positions": Mistake(
+        {
+            **_model("short"),
+            "calibration": {"sequence_length": 32},
+            "evaluation": {"perplexity": {"sequence_length": 256}},
+        },
+        "/evaluation/perplexity/sequence_length",
+        "unsupported_policy",
+        ("positions for 64 tokens", "Set evaluation.perplexity.sequence_length to at most 64"),
+    ),
+    "an adapter": Mistake(
+        _model("adapter"), "/model/id", "adapter_not_merged", ("(LORA) of owner/base", "Merge it first")
+    ),
+    "a model without a tokenizer": Mistake(
+        _model("mute"), "/model/id", "model_not_found", ("no tokenizer", "save_pretrained")
+    ),
+    "messages without a chat template": Mistake(
+        {"calibration": {"dataset": {"messages": [[{"role": "user", "content": "Hello."}]]}}},
+        "/calibration/dataset",
+        "no_chat_template",
+        ("no chat template", "instruction-tuned"),
+        ("Hello",),
+    ),
+    "a model that is quantized already": Mistake(
+        _model("gptq"), "/model/id", "unsupported_quantization", ("GPTQ or AWQ", "dense original")
+    ),
+    "a model without layers": Mistake(
+        _model("empty"), "/model/id", "invalid_model", ("num_hidden_layers", "from 1 to", "Check config.json")
+    ),
+    "a model with a tensor more": Mistake(
+        _model("more"), "/model/id", "invalid_model", ("model.layers.0.mlp.extra.weight", "save_pretrained")
+    ),
+    "a model of a class that is not supported": Mistake(
+        _model("bert"), "/model/id", "unsupported_architecture", ("BertForMaskedLM", "LlamaForCausalLM")
+    ),
 }
+TOO_LITTLE: Final[dict[str, Mistake]] = {
+    "too few tokens to calibrate on": Mistake(
+        {"calibration": {"dataset": {"texts": ["Only a few words."]}}},
+        "/calibration/dataset",
+        "not_enough_text",
+        ("text",),
+        ("Only a few",),
+    ),
+    "too few tokens to measure on": Mistake(
+        {"evaluation": {"perplexity": {"dataset": {"texts": ["Only a few words."]}}}},
+        "/evaluation/perplexity/dataset",
+        "not_enough_text",
+        ("evaluation.perplexity",),
+        ("Only a few",),
+    ),
+}
+
+
+@pytest.fixture
+def models(settings: Settings) -> None:
+    """Models beside ``tiny``, each with a fault of its own."""
+    directory = settings.data_dir / "models"
+    write_sound_model(directory / "short", max_position_embeddings=64)
+    (write_sound_model(directory / "mute") / "tokenizer.json").unlink()
+    add_tensor(write_sound_model(directory / "gptq"), "model.layers.0.mlp.down_proj.qweight", dtype="I32")
+    add_tensor(write_sound_model(directory / "more"), "model.layers.0.mlp.extra.weight")
+    for name, fields in (
+        ("empty", {"num_hidden_layers": 0}),
+        ("bert", {"model_type": "bert", "architectures": ["BertForMaskedLM"]}),
+    ):
+        config = write_sound_model(directory / name) / "config.json"
+        config.write_text(json.dumps(CONFIG | fields))
+    (directory / "adapter").mkdir()
+    described = {"peft_type": "LORA", "base_model_name_or_path": "owner/base", "target_modules": ["q_proj"]}
+    (directory / "adapter" / "adapter_config.json").write_text(json.dumps(described))
+    (directory / "adapter" / "adapter_model.safetensors").touch()
 
 
 def _says(detail: str, mistake: Mistake) -> None:
@@ -258,18 +369,29 @@ def test_there_are_as_many_mistakes_as_a_newcomer_makes() -> None:
     assert len(MISTAKES) >= 31
 
 
-def test_every_mistake_is_answered_at_submit(client: httpx.Client) -> None:
+def test_every_mistake_is_answered_at_submit(client: httpx.Client, models: None) -> None:  # noqa: ARG001 — on disk
     # One server for all rows: to start one takes longer than to ask it.
-    for name, mistake in MISTAKES.items():
-        body = {key: value for key, value in {**BODY, **mistake.fields}.items() if value != _REMOVED}
-        response = client.post("/v1/jobs", json=body)
-        assert response.status_code == 422, (name, response.text)
-        problem = response.json()
-        [error] = problem["errors"]
-        assert (error["pointer"], error["code"]) == (mistake.pointer, mistake.code), name
-        # The remedy may be in the problem's own detail, where one error is all that there is.
-        _says(f"{error['detail']} {problem['detail']}", mistake)
+    for name, mistake in (MISTAKES | NEEDS_MODEL).items():
+        _is_answered(client, name, mistake)
     assert client.get("/v1/jobs").json()["data"] == []
+
+
+# Today the text is counted when the job runs; at submit it is not counted yet.
+@pytest.mark.xfail(strict=False)
+@pytest.mark.parametrize("name", TOO_LITTLE)
+def test_too_little_text_is_answered_at_submit(client: httpx.Client, name: str) -> None:
+    _is_answered(client, name, TOO_LITTLE[name])
+
+
+def _is_answered(client: httpx.Client, name: str, mistake: Mistake) -> None:
+    body = {key: value for key, value in {**BODY, **mistake.fields}.items() if value != _REMOVED}
+    response = client.post("/v1/jobs", json=body)
+    assert response.status_code == 422, (name, response.text)
+    problem = response.json()
+    [error] = problem["errors"]
+    assert (error["pointer"], error["code"]) == (mistake.pointer, mistake.code), name
+    # The remedy may be in the problem's own detail, where one error is all that there is.
+    _says(f"{error['detail']} {problem['detail']}", mistake)
 
 
 def test_what_recipes_of_llm_compressor_write_is_understood(client: httpx.Client) -> None:
@@ -279,16 +401,6 @@ def test_what_recipes_of_llm_compressor_write_is_understood(client: httpx.Client
     architecture = architecture_of({"model_type": "llama"})
     policy = Policy.model_validate(response.json()["policy"])
     assert check_patterns(policy, linear_names(architecture, 2), architecture) == []
-
-
-@pytest.mark.parametrize("name", NEEDS_MODEL)
-def test_every_mistake_about_the_model_has_an_answer(name: str) -> None:
-    mistake = NEEDS_MODEL[name]
-    architecture = architecture_of({"model_type": "llama"})
-    policy = resolve_policy(Policy.model_validate(mistake.fields))
-    [finding] = check_patterns(policy, linear_names(architecture, 2), architecture)
-    assert (finding.pointer, finding.code) == (mistake.pointer, mistake.code)
-    _says(finding.detail, mistake)
 
 
 def test_a_pattern_that_backtracks_elsewhere_takes_no_time(client: httpx.Client) -> None:

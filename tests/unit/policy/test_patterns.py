@@ -56,12 +56,12 @@ def test_no_pattern_matches_beyond_the_end_of_a_name() -> None:
 @pytest.mark.parametrize(
     ("pattern", "code", "told"),
     [
-        ("re:(?u)(?a)x", "bad_pattern", "a flag or a group .* at character 1"),
-        ("re:x(?=y)", "bad_pattern", "a look-ahead, .* linear time at character 2"),
+        ("re:(?u)(?a)x", "bad_pattern", "a flag or a group at character 1"),
+        ("re:x(?=y)", "bad_pattern", "a look-ahead at character 2, .* linear time"),
         ("re:(?!y)x", "bad_pattern", "a look-ahead"),
         ("re:(?<=x)y", "bad_pattern", "a look-behind"),
         ("re:(?<!x)y", "bad_pattern", "a look-behind"),
-        (r"re:(a)\1", "bad_pattern", "a back reference, .* at character 4"),
+        (r"re:(a)\1", "bad_pattern", "a back reference at character 4"),
         ("re:(?P<n>a)(?P=n)", "bad_pattern", "a back reference"),
         ("re:(?>a)b", "bad_pattern", "an atomic group"),
         ("re:a++", "bad_pattern", "possessive"),

@@ -98,6 +98,13 @@ def test_an_error_survives_pickle_and_copy() -> None:
         assert (type(again), str(again), vars(again)) == (QuantryError, "code: detail", vars(error))
 
 
+def test_a_traceback_shows_the_wrong_fields() -> None:
+    field = FieldError(pointer="/calibration/samples", code="greater_than_equal", detail="Must be 4 or more.")
+    told = "invalid_request: 1 field does not fit. /calibration/samples: Must be 4 or more."
+    assert str(QuantryError("invalid_request", "1 field does not fit.", (field,))) == told
+    assert str(QuantryError("code", "Must be 4 or more.", (field,))) == "code: Must be 4 or more."
+
+
 @pytest.mark.parametrize("package", ["quantry", "quant_engine"])
 def test_a_type_checker_may_read_the_package(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
