@@ -131,7 +131,7 @@ def test_a_path_without_parameters_takes_none(client: httpx.Client) -> None:
 @pytest.mark.parametrize("key", ["", "é", "k" * 256])
 def test_idempotency_keys_are_short_printable_ascii(client: httpx.Client, key: str) -> None:
     headers = {"Idempotency-Key": key.encode()}
-    body = {"model": {"source": "local", "id": "tiny"}}
+    body = {"model": {"source": "local", "id": "tiny"}, "policy": {"preset": "w8a8"}}
     problem = _problem(client.post("/v1/jobs", json=body, headers=headers), 422, "invalid_request")
     assert problem["errors"][0]["pointer"] == "?Idempotency-Key"
 
