@@ -155,7 +155,7 @@ def test_every_pattern_of_requests_has_words(tmp_path: Path) -> None:
         ),
         (
             {"model": _MODEL, "calibration": {"samples": None}},
-            {"/calibration/samples": "this is null. Leave the field out for its default."},
+            {"/calibration/samples": "this is null. Give a value; a field that has a default may be left out."},
         ),
         ({"model": _MODEL, "calibration": {"dataset": 5}}, {"/calibration/dataset": "Must be text, or an object with"}),
         ({"model": _MODEL, "calibration": {"dataset": "a b"}}, {"/calibration/dataset": "Must be a name: up to 64"}),
