@@ -115,7 +115,8 @@ def _type_fault(error: Mapping[str, Any], found: _Found) -> str:
 
 def _remedy(value: object, needed: str) -> str:
     if value is None:
-        return " Leave the field out for its default."
+        # Which fields have a default is not known here.
+        return " Give a value; a field that has a default may be left out."
     if "number" in needed and isinstance(value, str) and _NUMBER.fullmatch(value):
         return " Write it without quotes."
     if needed.startswith("a list") and not isinstance(value, list | dict):

@@ -26,6 +26,10 @@ ALLOWED: Final[dict[str, str]] = {
         "digit"
     ),
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": f"a name: up to 64 {_ID}",
+    r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$": "the name of a configuration, as the Hub shows it: up to 128 letters, "
+    "digits, '.', '_', '+' and '-', and begins with a letter or a digit",
+    r"^[A-Za-z][A-Za-z0-9_-]{0,31}$": "a role such as user or assistant: up to 32 letters, digits, '_' and '-', and "
+    "begins with a letter",
     r"^cred_[0-9a-f]{24}$": "the id of a stored credential: cred_ and 24 hexadecimal digits, as GET /v1/credentials "
     "lists it",
     r"^[A-Za-z0-9_.-]{1,64}$": "a label's name: up to 64 letters, digits, '_', '.' and '-'",

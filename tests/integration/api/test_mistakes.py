@@ -206,7 +206,7 @@ MISTAKES: Final = {
         {"calibration": {"samples": -1}}, "/calibration/samples", "greater_than_equal", ("4 or more",)
     ),
     "null for what is needed": Mistake(
-        {"model": {"source": "local", "id": None}}, "/model/id", "string_type", ("this is null",)
+        {"model": {"source": "local", "id": None}}, "/model/id", "string_type", ("this is null", "Give a value")
     ),
     "a list for an object": Mistake(
         {"calibration": []}, "/calibration", "model_type", ("an object with `dataset`, `samples`", "this is a list")

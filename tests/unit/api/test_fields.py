@@ -154,14 +154,15 @@ def test_every_pattern_of_requests_has_words(tmp_path: Path) -> None:
             {"/calibration/samples": "Must be a whole number; this is text. Write it without quotes."},
         ),
         (
-            {"model": _MODEL, "calibration": {"samples": None}},
-            {"/calibration/samples": "this is null. Leave the field out for its default."},
+            {"model": {"id": None}},
+            {"/model/id": "this is null. Give a value; a field that has a default may be left out."},
         ),
         ({"model": _MODEL, "calibration": {"dataset": 5}}, {"/calibration/dataset": "Must be text, or an object with"}),
         ({"model": _MODEL, "calibration": {"dataset": "a b"}}, {"/calibration/dataset": "Must be a name: up to 64"}),
     ],
 )
-def test_the_answer_names_what_is_needed_and_what_was_meant(body: object, told: dict[str, str]) -> None:
+def test_the_answer_names_what_is_needed_and_what_was_meant(body: dict[str, Any], told: dict[str, str]) -> None:
+    body = {"policy": {"preset": "w8a8"}, **body}
     with pytest.raises(InvalidFields) as refused:
         validate(JobRequest, body)
     found = {error.pointer: error.detail for error in refused.value.errors}
