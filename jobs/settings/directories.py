@@ -17,7 +17,7 @@ def parse_directories(text: str) -> tuple[Path, ...]:
     for path in found:
         if not path.is_absolute() or path.resolve() == Path(path.anchor):
             raise ValueError(
-                "QUANTRY_MODEL_LINK_DIRS has to list absolute directories, separated by commas, and not the root of "
-                "the file system."
+                "QUANTRY_MODEL_LINK_DIRS must be absolute directories, separated by commas, and not the root of the "
+                "file system."
             )
     return found

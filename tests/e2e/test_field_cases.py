@@ -211,11 +211,9 @@ def submitted() -> Iterator[Field]:
 
 
 # Today an inline text becomes tokens when the job runs, and not at submit.
-_LATER: Final = pytest.mark.xfail(strict=False)
-_OF_TOKENS: Final = ("short evaluation text", "token beyond the embedding")
 
 
-@pytest.mark.parametrize("name", [pytest.param(each, marks=_LATER if each in _OF_TOKENS else ()) for each in REFUSED])
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_can_not_succeed_is_refused_at_submit(submitted: Field, name: str) -> None:
     expected = REFUSED[name]
     began = time.monotonic()

@@ -376,8 +376,6 @@ def test_every_mistake_is_answered_at_submit(client: httpx.Client, models: None)
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-# Today the text is counted when the job runs; at submit it is not counted yet.
-@pytest.mark.xfail(strict=False)
 @pytest.mark.parametrize("name", TOO_LITTLE)
 def test_too_little_text_is_answered_at_submit(client: httpx.Client, name: str) -> None:
     _is_answered(client, name, TOO_LITTLE[name])

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quant_engine.errors import AdapterNotMerged, UnsupportedQuantization
-from quant_engine.model_files import ModelFiles, describe_directory
+from quant_engine.model_files import ModelFiles
 from quant_engine.model_files.code_scales import SCALE_PARTS
 from quant_engine.models import CheckpointSource, StreamedModel
 from quant_engine.policy import Policy
-from quant_engine.preflight import check_job
+from quant_engine.preflight import JobInputs, check_job
 from quant_engine.stages.context.source import open_source
 from tests.integration.quant_engine import coded, peers
 from tests.integration.quant_engine.coded import encode, plain_logits
@@ -54,12 +54,8 @@ def opened(directory: Path, **options: Any) -> Any:
 
 def refusals(directory: Path, policy: Policy) -> list[str]:
     """The codes of the problems that are told at submit."""
-    problems = check_job(
-        lambda: describe_directory(ModelFiles(directory)),
-        policy=policy,
-        calibration=SMALL["calibration"],
-        evaluation=SMALL["evaluation"],
-    )
+    inputs = JobInputs(policy=policy, calibration=SMALL["calibration"], evaluation=SMALL["evaluation"])
+    problems = check_job(ModelFiles(directory), inputs)
     return [problem.code for problem in problems]
 
 
