@@ -210,9 +210,6 @@ def submitted() -> Iterator[Field]:
             yield Field(client, data_dir / "models", jobs, unpacked)
 
 
-# Today an inline text becomes tokens when the job runs, and not at submit.
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_can_not_succeed_is_refused_at_submit(submitted: Field, name: str) -> None:
     expected = REFUSED[name]

@@ -56,7 +56,7 @@ def test_directories_for_links_are_a_list(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("text", ["weights", "/mnt/weights,..", "/", "/srv/.."])
 def test_a_wrong_directory_for_links_is_refused(text: str) -> None:
-    with pytest.raises(ValidationError, match="QUANTRY_MODEL_LINK_DIRS has to list absolute directories"):
+    with pytest.raises(ValidationError, match="QUANTRY_MODEL_LINK_DIRS must be absolute directories"):
         Settings(model_link_dirs=text)
 
 
