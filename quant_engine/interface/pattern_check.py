@@ -4,7 +4,7 @@ It loads no torch, so the API can ask it with the names that a ``config.json`` i
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Final
 
@@ -48,9 +48,9 @@ def check_patterns(policy: Policy, linears: Sequence[str], architecture: Archite
     # An evaluation quantizes nothing, so its patterns mean nothing.
     if policy.task == "evaluate":
         return []
-    model = _Model(tuple(linears), architecture)
+    model = _Model(tuple(linears), architecture, policy)
     findings = [*_targets(policy, model), *_ignored(policy, model), *_overrides(policy, model)]
-    if not findings and not any(_targeted_or_unclear(name, policy) for name in linears):
+    if not findings and not any(model.is_targeted_or_unclear(name) for name in linears):
         findings.append(
             PatternFinding(
                 "/policy/targets",
@@ -64,10 +64,12 @@ def check_patterns(policy: Policy, linears: Sequence[str], architecture: Archite
 
 @dataclass(frozen=True)
 class _Model:
-    """The names of one model's modules, by what a pattern may do with them."""
+    """The names of one model's modules, by what a pattern may do with them, and which of them a policy quantizes."""
 
     linears: tuple[str, ...]
     architecture: Architecture
+    policy: Policy
+    _targeted: dict[str, bool] = field(default_factory=dict)
 
     @cached_property
     def whole(self) -> Names:
@@ -97,6 +99,13 @@ class _Model:
     def elsewhere(self) -> Names:
         shapes = ("{}", "model.{}", "model.layers.0.{}", "{}.blocks.0.mlp.fc1", "model.{}.blocks.0.mlp.fc1")
         return Names(shape.format(name) for name in ELSEWHERE for shape in shapes)
+
+    def is_targeted_or_unclear(self, name: str) -> bool:
+        """Return whether the policy quantizes a linear, or its overrides contradict one another there."""
+        # Every override asks about the same linears.
+        if name not in self._targeted:
+            self._targeted[name] = _targeted_or_unclear(name, self.policy)
+        return self._targeted[name]
 
     @property
     def _blocks(self) -> list[str]:
@@ -164,7 +173,7 @@ def _check_override(override: Override, policy: Policy, model: _Model) -> None:
                 f"{_held(name)}, which has one set of settings, but overrides give its parts different ones. Match it, "
                 "or all of its parts with the same settings.",
             )
-        is_used = is_used or _targeted_or_unclear(name, policy)
+        is_used = is_used or model.is_targeted_or_unclear(name)
         # Only overrides of parts can contradict each other, so of other linears the first that is used decides.
         if is_used and not parts:
             return

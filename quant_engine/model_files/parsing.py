@@ -1,9 +1,9 @@
 """Parse the JSON files of a model: objects only, and nothing in them may make a library run foreign code."""
 
-import json
 from typing import Any, Final
 
 from quant_engine.errors import InvalidModel
+from quant_engine.model_files.json_nesting import Found, found_in
 
 MAX_DEPTH: Final = 64
 """Objects and lists within one another. Real files have about six; libraries recurse over them."""
@@ -17,17 +17,21 @@ def json_object(name: str, content: bytes) -> dict[str, Any]:
     Raises:
         InvalidModel: it is not JSON, no object, or nested too deeply.
     """
-    try:
-        value = json.loads(content)
-    except RecursionError as error:
-        raise _too_deep(name) from error
-    except ValueError as error:
-        raise InvalidModel(detail=f"The model's {name} is not JSON.", hint=REPAIR) from error
-    if not isinstance(value, dict):
-        raise InvalidModel(detail=f"The model's {name} is not a JSON object.", hint=REPAIR)
-    if _is_deeper(value, MAX_DEPTH):
-        raise _too_deep(name)
-    return value
+    found, value = found_in(content, MAX_DEPTH)
+    problem = json_problem(name, found)
+    if problem is not None:
+        raise problem
+    return dict(value)
+
+
+def json_problem(name: str, found: Found) -> InvalidModel | None:
+    """Return the problem of a file that is not the JSON object that it has to be; None if it is one."""
+    what = {
+        Found.NO_JSON: "is not JSON",
+        Found.NO_OBJECT: "is not a JSON object",
+        Found.TOO_DEEP: f"has objects and lists more than {MAX_DEPTH} levels deep",
+    }
+    return InvalidModel(detail=f"The model's {name} {what[found]}.", hint=REPAIR) if found in what else None
 
 
 def safe_config(value: Any) -> Any:
@@ -45,24 +49,3 @@ def safe_config(value: Any) -> Any:
     if isinstance(value, list):
         return [safe_config(item) for item in value]
     return value
-
-
-def _too_deep(name: str) -> InvalidModel:
-    return InvalidModel(
-        detail=f"The model's {name} has objects and lists more than {MAX_DEPTH} levels deep.", hint=REPAIR
-    )
-
-
-def _is_deeper(value: Any, limit: int) -> bool:
-    """Return whether a value is nested deeper than ``limit``, without recursion."""
-    level = [value]
-    for _ in range(limit):
-        level = [
-            below
-            for each in level
-            for below in (each.values() if isinstance(each, dict) else each)
-            if isinstance(below, dict | list)
-        ]
-        if not level:
-            return False
-    return True

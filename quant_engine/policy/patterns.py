@@ -111,7 +111,8 @@ def _is_glob(pattern: str) -> bool:
     return not pattern.startswith(EXPRESSION) and any(mark in pattern for mark in "*?[")
 
 
-@lru_cache(maxsize=128)
+# A policy has at most 3 × 64 patterns, and each is compared with every linear in turn.
+@lru_cache(maxsize=256)
 def _programs(pattern: str) -> tuple[Callable[[str], bool], Callable[[bytes], bool]]:
     """Return two tests of a glob or an expression: of one whole name, and of any line of a text."""
     expression = pattern.removeprefix(EXPRESSION) if pattern.startswith(EXPRESSION) else _of_glob(pattern)

@@ -5,8 +5,6 @@ Longer ones are counted in the stage ``load``.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +18,12 @@ from quant_engine.interface.problems import Problem
 from quant_engine.interface.text_needs import calibration_remedy, evaluation_remedy
 from quant_engine.model_files import ModelFiles
 from quant_engine.policy import BUILT_IN, Calibration, Dataset, Evaluation, InlineTexts, Perplexity
+from quant_engine.preflight.programs import run_program
 
 _MODEL: Final = "/model/id"
 _PROGRAM: Final = Path(__file__).with_name("count_tokens.py")
 _MOST_CHARACTERS: Final = 500_000
 _MOST_TOKENIZER_BYTES: Final = 16 * 2**20
-_SECONDS: Final = 2.0
-"""A tokenizer that takes longer is not waited for: the stage ``load`` counts then."""
 _FAILED: Final = 3
 _SLACK: Final = 1.02
 """transformers may split a text a little differently than the library alone. Where a text is this close to what is
@@ -161,15 +158,8 @@ def _answer_about(files: ModelFiles, groups: list[list[str]], rows: int) -> dict
 
 
 def _answer(tokenizer: Path, groups: list[list[str]]) -> dict[str, Any] | None:
-    try:
-        done = subprocess.run(  # noqa: S603 - our own program, with a path that was checked
-            [sys.executable, "-I", str(_PROGRAM), str(tokenizer)],
-            input=json.dumps(groups).encode(),
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    done = run_program(_PROGRAM, str(tokenizer), given=json.dumps(groups).encode())
+    if done is None:
         return None
     if done.returncode == _FAILED:
         raise InvalidModel(

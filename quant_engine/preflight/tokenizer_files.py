@@ -1,10 +1,15 @@
 """The files of a tokenizer, without the library that runs it: whether there are any, and whether they can be parsed."""
 
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 from quant_engine.errors import EngineError, ModelNotFound
-from quant_engine.model_files import ModelFiles
+from quant_engine.model_files import ModelFiles, json_nesting
+from quant_engine.model_files.json_nesting import Found
+from quant_engine.model_files.parsing import MAX_DEPTH, json_problem
+from quant_engine.preflight.programs import run_program
 
 _VOCABULARIES: Final = (
     *("tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "spiece.model"),
@@ -12,6 +17,9 @@ _VOCABULARIES: Final = (
 )
 """Files each of which can be a whole tokenizer, or the main part of one."""
 _PARSED: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_LARGE_BYTES: Final = 2**20
+"""Larger files are parsed by a process of their own: they would stop all threads of this one for seconds."""
+_PARSER: Final = Path(json_nesting.__file__)
 
 
 def tokenizer_problems(files: ModelFiles) -> Iterator[EngineError]:
@@ -31,7 +39,31 @@ def tokenizer_problems(files: ModelFiles) -> Iterator[EngineError]:
 
 
 def _parse(files: ModelFiles, name: str) -> None:
-    if name in _PARSED:
+    path = files.path(name)
+    if name not in _PARSED:
+        return
+    status = path.stat()
+    if status.st_size <= _LARGE_BYTES:
         files.read_json(name)
-    else:
-        files.path(name)
+        return
+    try:
+        found = _found_in(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    except _NotFoundOut:
+        return
+    problem = json_problem(name, found)
+    if problem is not None:
+        raise problem
+
+
+class _NotFoundOut(Exception):
+    """The program did not end in time, or had not enough memory; the library that reads the file decides later."""
+
+
+# Errors are not kept.
+@lru_cache(maxsize=256)
+def _found_in(path: Path, _identity: tuple[int, ...]) -> Found:
+    """Return what a file is; the same file is parsed once."""
+    done = run_program(_PARSER, str(path), str(MAX_DEPTH))
+    if done is None or done.returncode not in tuple(Found):
+        raise _NotFoundOut
+    return Found(done.returncode)

@@ -12,7 +12,7 @@ from quant_engine.interface.layout import model_layout
 from quant_engine.interface.problems import Problem
 from quant_engine.model_files import ModelFiles
 from quant_engine.policy import Calibration, Evaluation
-from quant_engine.preflight import texts
+from quant_engine.preflight import programs, texts
 from quant_engine.preflight.texts import text_problems
 from tests.sound_model import CONFIG, write_sound_model
 from tests.tiny_models import panicking_tokenizer, tiny_tokenizer, tokenizer_with, write_tiny_model
@@ -87,7 +87,7 @@ def test_a_tokenizer_that_panics_is_the_models_fault(model: Path) -> None:
 
 
 def test_a_tokenizer_that_takes_too_long_is_left_to_the_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "_SECONDS", 0.001)
+    monkeypatch.setattr(programs, "SECONDS", 0.001)
     began = time.monotonic()
     assert problems(model, {"dataset": {"texts": [WORDS]}}) == []
     assert time.monotonic() - began < 5
