@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from quant_engine.calibration.tokens import TokenizedDocument
-from quant_engine.errors import NotEnoughText, UnsupportedPolicy
+from quant_engine.errors import NotEnoughText
 from quant_engine.interface.packing import Piece, packed_pieces, starts_of
-from quant_engine.interface.text_needs import FEWEST_SAMPLES, calibration_remedy, evaluation_remedy
+from quant_engine.interface.text_needs import calibration_remedy, documents_remedy, evaluation_remedy, no_room
 from quant_engine.windows import Windows
 
 
@@ -152,10 +152,7 @@ def check_room(lead: int, sequence_length: int) -> None:
         UnsupportedPolicy: it does not.
     """
     if lead >= sequence_length:
-        raise UnsupportedPolicy(
-            detail=f"The tokenizer begins a text with {lead} special tokens; a window has {sequence_length} tokens.",
-            hint="Use a longer sequence_length, or special_tokens 'none'.",
-        )
+        raise no_room(lead, sequence_length)
 
 
 def _check_samples(available: int, samples: int, length: int, *, tokens: int) -> None:
@@ -170,9 +167,8 @@ def _check_samples(available: int, samples: int, length: int, *, tokens: int) ->
 def _check_documents(available: int, samples: int) -> None:
     if available >= samples:
         return
-    fewer = f"Ask for at most {available} samples, give more documents" if available >= FEWEST_SAMPLES else "Give more"
     raise NotEnoughText(
         detail=f"Calibration asks for {samples} documents, because calibration.pack is false; the data set has "
         f"{available} with two tokens or more.",
-        hint=f"{fewer}, or set calibration.pack to true, which joins documents and cuts them.",
+        hint=documents_remedy(available),
     )

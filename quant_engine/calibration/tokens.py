@@ -87,16 +87,21 @@ def special_beginning(tokenizer: Any) -> Beginning:
         return Beginning(tuple(whole[:lead]), tuple(tokenizer.convert_ids_to_tokens(whole[:lead])))
 
 
-def tokenized(tokenizer: Any, documents: Sequence[Document], beginning: Beginning) -> list[TokenizedDocument]:
+def tokenized(
+    tokenizer: Any, documents: Sequence[Document], beginning: Beginning, *, joined: bool = True
+) -> list[TokenizedDocument]:
     """Tokenize documents. Each begins with ``beginning``, except those that a chat template wrote.
 
     A rendered document holds its special tokens already. It counts as begun by them if the template wrote them.
 
     Where there is no beginning, nothing would show where a document ends. There, texts are joined with an empty line
-    between them.
+    between them, unless ``joined`` is false because each is a window of its own.
     """
-    if not beginning.ids:
+    if joined and not beginning.ids:
         documents = list(_joined(documents))
+    # A data set may be without text, and transformers fails on an empty list.
+    if not documents:
+        return []
     with native_faults():
         # verbose=False: a text may be longer than a model's context, and the warning about it does not apply here.
         encoded = tokenizer([each.text for each in documents], add_special_tokens=False, verbose=False)["input_ids"]

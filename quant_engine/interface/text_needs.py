@@ -2,10 +2,20 @@
 
 from typing import Final
 
+from quant_engine.errors import UnsupportedPolicy
+
 FEWEST_SAMPLES: Final = 4
 _SHORTEST: Final = 8
 _FEWEST_TOKENS: Final = 32
 """The smallest values that a request may ask for (:mod:`quant_engine.policy.request`), so that no remedy names less."""
+
+
+def no_room(lead: int, sequence_length: int) -> UnsupportedPolicy:
+    """Return the refusal of windows that hold nothing but the ``lead`` special tokens that begin them."""
+    return UnsupportedPolicy(
+        detail=f"The tokenizer begins a text with {lead} special tokens; a window has {sequence_length} tokens.",
+        hint="Use a longer sequence_length, or special_tokens 'none'.",
+    )
 
 
 def calibration_remedy(available: int, tokens: int, samples: int, sequence_length: int) -> str:
@@ -24,6 +34,14 @@ def calibration_remedy(available: int, tokens: int, samples: int, sequence_lengt
                 "more text."
             )
     return f"Give a text of at least {samples * sequence_length:,} tokens."
+
+
+def documents_remedy(available: int) -> str:
+    """Return what helps where each window is one document, and a data set has ``available`` of them, too few."""
+    fewer = (
+        f"Ask for at most {available:,} samples, give more documents" if available >= FEWEST_SAMPLES else "Give more"
+    )
+    return f"{fewer}, or set calibration.pack to true, which joins documents and cuts them."
 
 
 def evaluation_remedy(available: int, tokens: int) -> str:

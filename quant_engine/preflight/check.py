@@ -24,7 +24,7 @@ from quant_engine.model_files import (
     without_quantization,
 )
 from quant_engine.model_files.unread import unread_problems
-from quant_engine.policy import Calibration, Evaluation, Policy
+from quant_engine.policy import SELF, Calibration, Evaluation, Policy
 from quant_engine.preflight.chat_template import chat_template_problems
 from quant_engine.preflight.site_outlines import site_outlines
 from quant_engine.preflight.texts import text_problems
@@ -52,6 +52,12 @@ class JobInputs:
         """The calibration; None for a job that only measures a model."""
         return self.calibration if self.policy.task == "quantize" else None
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether any text but the model's own is read."""
+        calibration = self.calibrates
+        return self.evaluation.perplexity is not None or (calibration is not None and calibration.dataset != SELF)
+
 
 def check_job(files: ModelFiles, job: JobInputs) -> list[Problem]:
     """Return every reason to refuse the job, those of the model first; an empty list where there is none.
@@ -74,7 +80,7 @@ def _problems(files: ModelFiles, job: JobInputs) -> Iterator[Problem]:
     source = check_source(model, weights_only=job.policy.task == "quantize")
     layout = model_layout(without_quantization(model.config))
     companion = companion_problem(files)
-    of_model = [*unread_problems(model, layout, source.parts), *tokenizer_problems(files)]
+    of_model = [*unread_problems(model, layout, source.parts), *tokenizer_problems(files, is_needed=job.reads_text)]
     yield from (Problem.of(each, _MODEL) for each in [*of_model, *([] if companion is None else [companion])])
     yield from chat_template_problems(files, job.policy, job.calibration, job.evaluation)
     yield from position_problems(model.config, job.calibrates, job.evaluation)

@@ -6,7 +6,7 @@ Longer ones are counted in the stage ``load``.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ from quant_engine.interface.datasets import Purpose, built_in_text, dataset_file
 from quant_engine.interface.layout import ModelLayout
 from quant_engine.interface.packing import Piece, packed_pieces
 from quant_engine.interface.problems import Problem
-from quant_engine.interface.text_needs import calibration_remedy, evaluation_remedy
+from quant_engine.interface.text_needs import calibration_remedy, documents_remedy, evaluation_remedy, no_room
 from quant_engine.model_files import ModelFiles
-from quant_engine.policy import BUILT_IN, Calibration, Dataset, Evaluation, InlineTexts, Perplexity
+from quant_engine.policy import BUILT_IN, Calibration, Dataset, Evaluation, InlineMessages, InlineTexts, Perplexity
 from quant_engine.preflight.programs import run_program
 
 _MODEL: Final = "/model/id"
@@ -40,8 +40,11 @@ class _Counted:
     lead: int
 
     def pieces(self, sequence_length: int) -> list[Piece]:
-        leads = [self.lead] * len(self.lengths)
-        return packed_pieces([int(each * _SLACK) + 1 for each in self.lengths], leads, sequence_length)
+        return packed_pieces(self.lengths, [self.lead] * len(self.lengths), sequence_length)
+
+    def lengthened(self) -> "_Counted":
+        """The most tokens that another way of splitting the texts could give."""
+        return replace(self, lengths=[int(each * _SLACK) + 1 for each in self.lengths])
 
 
 def text_problems(
@@ -56,6 +59,7 @@ def text_problems(
     Args:
         calibration: None where the job calibrates nothing.
     """
+    yield from _too_few_documents(calibration, datasets_dir)
     asked: dict[Purpose, Calibration | Perplexity | None]
     asked = {Purpose.CALIBRATION: calibration, Purpose.EVALUATION: evaluation.perplexity}
     counted = [
@@ -78,12 +82,16 @@ def text_problems(
         found = _Counted([each - answer["lead"] + lead for each in lengths], lead)
         if lead < request.sequence_length:
             yield from _too_short(found, request)
+        else:
+            of_evaluation = isinstance(request, Perplexity)
+            pointer = f"/{'evaluation/perplexity' if of_evaluation else 'calibration'}/sequence_length"
+            yield Problem.of(no_room(lead, request.sequence_length), pointer)
 
 
 def _too_short(found: _Counted, request: Calibration | Perplexity) -> Iterator[Problem]:
     if isinstance(request, Perplexity):
-        available = sum(piece.size for piece in found.pieces(request.sequence_length))
-        if available < request.tokens:
+        if _tokens(found.lengthened(), request) < request.tokens:
+            available = _tokens(found, request)
             yield Problem(
                 pointer="/evaluation/perplexity/dataset",
                 code=NotEnoughText.code,
@@ -92,15 +100,44 @@ def _too_short(found: _Counted, request: Calibration | Perplexity) -> Iterator[P
             )
         return
     samples, length = request.samples, request.sequence_length
-    available, tokens = sum(piece.size == length for piece in found.pieces(length)), sum(found.lengths)
-    # Without packing each document is a window. Whether they suffice is decided where they are read.
-    if request.pack and available < samples:
+    # Without packing each document is a window, and its tokens do not matter.
+    if request.pack and _windows(found.lengthened(), request) < samples:
+        available, tokens = _windows(found, request), sum(found.lengths)
         yield Problem(
             pointer="/calibration/dataset",
             code=NotEnoughText.code,
             detail=f"Calibration asks for {samples:,} × {length:,} = {samples * length:,} tokens; the text has "
             f"{tokens:,}.",
             hint=calibration_remedy(available, tokens, samples, length),
+        )
+
+
+def _tokens(found: _Counted, request: Perplexity) -> int:
+    return sum(piece.size for piece in found.pieces(request.sequence_length))
+
+
+def _windows(found: _Counted, request: Calibration) -> int:
+    return sum(piece.size == request.sequence_length for piece in found.pieces(request.sequence_length))
+
+
+def _too_few_documents(calibration: Calibration | None, datasets_dir: Path | None) -> Iterator[Problem]:
+    """Yield a problem where each window is one document, and there are fewer of them than samples."""
+    dataset = None if calibration is None else calibration.dataset
+    if calibration is None or dataset is None or calibration.pack:
+        return
+    if isinstance(dataset, InlineMessages):
+        available = len(dataset.messages)
+    elif (documents := _short_documents(dataset, Purpose.CALIBRATION, datasets_dir)) is not None:
+        available = len(documents)
+    else:
+        return
+    if available < calibration.samples:
+        yield Problem(
+            pointer="/calibration/dataset",
+            code=NotEnoughText.code,
+            detail=f"Calibration asks for {calibration.samples:,} documents, because calibration.pack is false; the "
+            f"data set has {available:,}.",
+            hint=documents_remedy(available),
         )
 
 

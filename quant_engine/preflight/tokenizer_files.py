@@ -22,10 +22,14 @@ _LARGE_BYTES: Final = 2**20
 _PARSER: Final = Path(json_nesting.__file__)
 
 
-def tokenizer_problems(files: ModelFiles) -> Iterator[EngineError]:
-    """Yield what is wrong with the tokenizer's files: none at all, or one that can not be opened or is not JSON."""
+def tokenizer_problems(files: ModelFiles, *, is_needed: bool = True) -> Iterator[EngineError]:
+    """Yield what is wrong with the tokenizer's files: none at all, or one that can not be opened or is not JSON.
+
+    Args:
+        is_needed: whether the job reads a text. What the model writes itself needs no tokenizer.
+    """
     names = files.names()
-    if names.isdisjoint(_VOCABULARIES):
+    if is_needed and names.isdisjoint(_VOCABULARIES):
         yield ModelNotFound(
             detail=f"The model directory {files.directory.name!r} has no tokenizer.",
             hint="It has to hold tokenizer.json and tokenizer_config.json, as save_pretrained writes them.",

@@ -50,7 +50,8 @@ def calibration_windows_of(run: Run) -> Windows:
             run.source, samples=samples, sequence_length=length, seed=calibration.seed, beginning=beginning
         )
     if Purpose.CALIBRATION not in run.cut:
-        documents = _documents(run, calibration.dataset, Purpose.CALIBRATION, samples * length, beginning)
+        texts = documents_for(run, calibration.dataset, Purpose.CALIBRATION, samples * length)
+        documents = tokenized(run.tokenizer, texts, beginning, joined=calibration.pack)
         windows = calibration_windows(
             documents,
             samples=samples,
@@ -69,7 +70,8 @@ def evaluation_windows_of(run: Run, settings: Perplexity) -> list[Windows]:
     if _writes_itself(run, settings.dataset):
         return _written_for_evaluation(run, settings, beginning)
     if Purpose.EVALUATION not in run.cut:
-        documents = _documents(run, settings.dataset, Purpose.EVALUATION, settings.tokens, beginning)
+        texts = documents_for(run, settings.dataset, Purpose.EVALUATION, settings.tokens)
+        documents = tokenized(run.tokenizer, texts, beginning)
         windows = evaluation_windows(
             documents,
             tokens=settings.tokens,
@@ -103,12 +105,6 @@ def beginning_of(run: Run, special_tokens: str, dataset: Dataset | None) -> Begi
             return NO_BEGINNING
         raise
     return special_beginning(tokenizer)
-
-
-def _documents(
-    run: Run, dataset: Dataset | None, purpose: Purpose, tokens: int, beginning: Beginning
-) -> list[TokenizedDocument]:
-    return tokenized(run.tokenizer, documents_for(run, dataset, purpose, tokens), beginning)
 
 
 def _begun_with(documents: list[TokenizedDocument], beginning: Beginning) -> tuple[str, ...]:

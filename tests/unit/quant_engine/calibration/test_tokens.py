@@ -61,6 +61,18 @@ def test_without_a_beginning_texts_are_joined_as_one() -> None:
     assert _lists(found) == [(_ids("one\n\ntwo"), 0), ([0, *_ids("three")], 0), (_ids("four"), 0)]
 
 
+def test_documents_that_are_windows_of_their_own_are_not_joined() -> None:
+    documents = [Document("one"), Document("two")]
+    found = tokenized(tiny_tokenizer(), documents, NO_BEGINNING, joined=False)
+    assert _lists(found) == [(_ids("one"), 0), (_ids("two"), 0)]
+
+
+@pytest.mark.parametrize("beginning", [NO_BEGINNING, BOS])
+def test_a_data_set_without_text_has_no_documents(beginning: Beginning) -> None:
+    assert tokenized(tokenizer_with("<s>"), [], beginning) == []
+    assert tokenized(tokenizer_with("<s>"), [Document("")], beginning) == []
+
+
 def test_the_tokenizer_comes_from_the_checkpoint(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_tiny_model(tmp_path / "model"))
     (document,) = tokenized(tokenizer, [Document("a class of its own")], NO_BEGINNING)

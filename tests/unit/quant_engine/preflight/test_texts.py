@@ -70,6 +70,39 @@ def test_enough_is_enough(special_tokens: str, beginning: str, model: Path) -> N
     assert [each.pointer for each in problems(model, twice)] == ["/calibration/dataset"]
 
 
+def test_what_a_remedy_names_is_what_the_text_has(model: Path) -> None:
+    text = {"texts": [WORDS * 100]}
+    tokens = len(tiny_tokenizer()(text["texts"][0])["input_ids"])
+    few = {"dataset": text, "samples": tokens // 8 + 40, "sequence_length": 8}
+    first, second = problems(model, few, {"dataset": text, "tokens": tokens * 2})
+    assert f"the text has {tokens:,}." in first.detail
+    assert f"at most {tokens // 8:,} samples" in first.hint
+    assert f"the evaluation text has {tokens:,}." in second.detail
+    assert f"at most {tokens}, " in second.hint
+
+
+def test_a_window_without_room_for_text_is_told(model: Path) -> None:
+    tokenizer_with(" ".join(["<s>"] * 9)).save_pretrained(model)
+    asked = {"dataset": {"texts": [WORDS * 100]}, "samples": 4, "sequence_length": 8}
+    first, second = problems(model, asked, {"dataset": asked["dataset"], "tokens": 64, "sequence_length": 9})
+    assert (first.pointer, second.pointer) == ("/calibration/sequence_length", "/evaluation/perplexity/sequence_length")
+    assert "begins a text with 9 special tokens; a window has 8 tokens" in first.detail
+    assert problems(model, asked | {"special_tokens": "none"}) == []
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [{"texts": [WORDS * 40] * 5}, {"messages": [[{"role": "user", "content": WORDS}]] * 5}],
+)
+def test_documents_that_are_too_few_are_told_without_reading_them(dataset: dict[str, Any], model: Path) -> None:
+    asked = {"dataset": dataset, "samples": 6, "sequence_length": 8, "pack": False}
+    (found,) = problems(model, asked)
+    assert (found.pointer, found.code) == ("/calibration/dataset", "not_enough_text")
+    assert "asks for 6 documents" in found.detail
+    assert "at most 5 samples" in found.hint
+    assert problems(model, asked | {"samples": 5}) == []
+
+
 def test_a_token_beyond_the_embedding_is_named(model: Path) -> None:
     tokenizer = tiny_tokenizer()
     text = {"texts": [WORDS * 200]}
