@@ -23,7 +23,7 @@ from quant_engine.preflight.programs import run_program
 _MODEL: Final = "/model/id"
 _PROGRAM: Final = Path(__file__).with_name("count_tokens.py")
 _MOST_CHARACTERS: Final = 500_000
-_MOST_TOKENIZER_BYTES: Final = 16 * 2**20
+_MOST_TOKENIZER_BYTES: Final = 10 * 2**20
 _FAILED: Final = 3
 _SLACK: Final = 1.02
 """transformers may split a text a little differently than the library alone. Where a text is this close to what is
