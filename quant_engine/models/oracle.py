@@ -28,7 +28,7 @@ from quant_engine.models.faults import fault_of_the_model
 from quant_engine.models.source import CheckpointSource
 from quant_engine.models.streaming import StreamedModel
 
-_SAMPLES, _TOKENS = 2, 16
+_SAMPLES, _TOKENS = 1, 32
 _BOUNDS: Final = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 """The largest relative difference that rounding can cause; of the same operations there should be none."""
 _MARGIN: Final = 1.25

@@ -12,7 +12,7 @@ from quant_engine.checkpoint.quantry_section import own_section, read_online, un
 from quant_engine.errors import AdapterNotMerged
 from quant_engine.interface.architectures import architecture_of
 from quant_engine.interface.layout import model_layout
-from quant_engine.model_files import QuantizationKind, SourceQuantization, adapter_problem, check_source
+from quant_engine.model_files import ModelDescription, QuantizationKind, SourceQuantization, adapter_problem, check_source
 from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, ScaledSource, WeightSource
 from quant_engine.transforms.primitives import Hadamard
@@ -37,7 +37,7 @@ def open_source(
     # An adapter alone has no config and no weights, and has to be told as what it is.
     _refuse_adapter(adapter_problem(base.files))
     # A class that is not supported is named before its tensors are.
-    architecture_of(base.description.config)
+    architecture_of(ModelDescription(base.files, {}).config)
     _refuse_adapter(adapter_problem(base.files, base.description.tensors))
     check_source(base.description, weights_only=weights_only)
     layout, found = model_layout(base.stored_config), base.quantization

@@ -41,7 +41,7 @@ def test_the_oldest_job_is_claimed_first_with_its_specification(house: House) ->
     first, second = house.submit(), house.submit(metadata={"n": "2"})
     claim = house.claim()
     assert (claim.job_id, claim.fence, claim.attempt) == (first, 1, 1)
-    assert claim.request.calibration.dataset == "pydoc"
+    assert claim.request.calibration.dataset == "books"
     assert claim.request.policy.training is not None
     assert house.claim("w2").job_id == second
     row = house.row(first)

@@ -82,7 +82,7 @@ def test_the_export_is_made_again_when_what_its_card_says_changes(tmp_path: Path
     def reused() -> list[bool]:
         return [event[2] for event in run.observer.events if event[:2] == ("finished", "export")]
 
-    perplexity = {name: {"perplexity": 2.0, "predicted": 9} for name in ("original", "quantized")}
+    perplexity = {name: {"perplexity": 2.0, "predicted": 9, "dtype": "float32"} for name in ("original", "quantized")}
     texts = [exported(Measured()), exported(Measured()), exported(Measured(perplexity=perplexity))]
     assert reused() == [False, True, False]
     assert texts[0] == texts[1] != texts[2]
