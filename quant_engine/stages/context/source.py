@@ -12,7 +12,13 @@ from quant_engine.checkpoint.quantry_section import own_section, read_online, un
 from quant_engine.errors import AdapterNotMerged
 from quant_engine.interface.architectures import architecture_of
 from quant_engine.interface.layout import model_layout
-from quant_engine.model_files import ModelDescription, QuantizationKind, SourceQuantization, adapter_problem, check_source
+from quant_engine.model_files import (
+    ModelDescription,
+    QuantizationKind,
+    SourceQuantization,
+    adapter_problem,
+    check_source,
+)
 from quant_engine.model_files.unread import check_tensors
 from quant_engine.models import Attachment, CheckpointSource, QuantizedSource, ScaledSource, WeightSource
 from quant_engine.transforms.primitives import Hadamard
