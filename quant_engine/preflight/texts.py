@@ -23,11 +23,12 @@ from quant_engine.preflight.programs import run_program
 _MODEL: Final = "/model/id"
 _PROGRAM: Final = Path(__file__).with_name("count_tokens.py")
 _MOST_CHARACTERS: Final = 500_000
-_MOST_TOKENIZER_BYTES: Final = 16 * 2**20
+_MOST_TOKENIZER_BYTES: Final = 10 * 2**20
 _FAILED: Final = 3
 _SLACK: Final = 1.02
 """transformers may split a text a little differently than the library alone. Where a text is this close to what is
 needed, the stage ``load`` decides."""
+_MARGIN: Final = 4
 _PLENTY: Final = 12
 """Characters for each token that is needed: a text with more of them has enough tokens."""
 
@@ -75,6 +76,8 @@ def text_problems(
         yield Problem.of(error, _MODEL)
         return
     if answer is None:
+        for request, documents in counted:
+            yield from _hopelessly_short(documents, request)
         return
     for (request, _), lengths in zip(counted, answer["counts"], strict=True):
         lead = answer["lead"] if request.special_tokens == "auto" else 0
@@ -109,6 +112,22 @@ def _too_short(found: _Counted, request: Calibration | Perplexity) -> Iterator[P
             detail=f"Calibration asks for {samples:,} × {length:,} = {samples * length:,} tokens; the text has "
             f"{tokens:,}.",
             hint=calibration_remedy(available, tokens, samples, length),
+        )
+
+
+def _hopelessly_short(documents: list[str], request: Calibration | Perplexity) -> Iterator[Problem]:
+    """Yield a problem where not even one token a byte would be enough; that needs no tokenizer."""
+    needed = request.tokens if isinstance(request, Perplexity) else request.samples * request.sequence_length
+    size = sum(len(each.encode()) for each in documents)
+    # Special tokens and normalization add some; where it is not clear, the run counts.
+    if _MARGIN * (size + len(documents)) < needed:
+        of_evaluation = isinstance(request, Perplexity)
+        yield Problem(
+            pointer="/evaluation/perplexity/dataset" if of_evaluation else "/calibration/dataset",
+            code=NotEnoughText.code,
+            detail=f"{'Perplexity' if of_evaluation else 'Calibration'} asks for {needed:,} tokens; the text has only "
+            f"{size:,} bytes.",
+            hint=f"Give a text of at least {needed:,} tokens, or ask for fewer.",
         )
 
 

@@ -19,6 +19,8 @@ _VOCABULARIES: Final = (
 _PARSED: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LARGE_BYTES: Final = 2**20
 """Larger files are parsed by a process of their own: they would stop all threads of this one for seconds."""
+_MOST_BYTES: Final = 10 * 2**20
+"""Still larger ones take more than a second to parse: the stage ``load`` does so."""
 _PARSER: Final = Path(json_nesting.__file__)
 
 
@@ -49,6 +51,8 @@ def _parse(files: ModelFiles, name: str) -> None:
     status = path.stat()
     if status.st_size <= _LARGE_BYTES:
         files.read_json(name)
+        return
+    if status.st_size > _MOST_BYTES:
         return
     try:
         found = _found_in(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))

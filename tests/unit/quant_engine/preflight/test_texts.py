@@ -122,8 +122,17 @@ def test_a_tokenizer_that_panics_is_the_models_fault(model: Path) -> None:
 def test_a_tokenizer_that_takes_too_long_is_left_to_the_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "SECONDS", 0.001)
     began = time.monotonic()
-    assert problems(model, {"dataset": {"texts": [WORDS]}}) == []
+    assert problems(model, {"dataset": {"texts": [WORDS * 2000]}}) == []
     assert time.monotonic() - began < 5
+
+
+def test_what_no_tokenizer_could_make_enough_is_told_without_one(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    short = {"texts": ["Only a few words."]}
+    first, second = problems(model, {"dataset": short}, {"dataset": short, "tokens": 4096})
+    assert "asks for 32,768 tokens; the text has only 17 bytes" in first.detail
+    assert (second.pointer, second.code) == ("/evaluation/perplexity/dataset", "not_enough_text")
+    assert problems(model, {"dataset": {"texts": [WORDS]}, "samples": 4, "sequence_length": 8}) == []
 
 
 def test_named_texts_are_counted_where_they_may_be_too_short(model: Path, tmp_path: Path) -> None:
