@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from api.field_names import looks_like_field_name
 from api.places import Place
 from jobs.kit.errors import FieldError
-from quant_engine.policy import ModelReference
+from quant_engine.policy import HubDataset, ModelReference, Policy
 from quant_engine.policy.nearest import nearest
 from quant_engine.policy.wording import TYPES, fault, one_of
 
@@ -19,6 +19,11 @@ _TAGS: Final = ("union_tag_invalid", "union_tag_not_found")
 _PATH: Final = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]|.*\\|.*\.(safetensors|gguf|bin|pt)\Z|.*/.*/", re.ASCII | re.DOTALL)
 _NUMBER: Final = re.compile(r"-?[0-9.]{1,30}(e-?[0-9]{1,3})?", re.ASCII)
 _MODEL_EXAMPLE: Final = 'Send {"source": "hub", "id": "owner/name"}, or {"source": "local", "id": "name"}.'
+_A_PRESET: Final = 'Send {"preset": "w4a16"}, for example; GET /v1/presets lists the names.'
+_A_HUB_DATASET: Final = (
+    "A string is the name of a data set that GET /v1/capabilities lists, not a path. A data set of the Hub is "
+    '{"hub": "owner/name"}; a text of your own is {"texts": ["…"]}.'
+)
 _NOT_A_PATH: Final = (
     "This looks like a path. An id is a name, not a path. A local model is a directory under the operator's "
     'QUANTRY_MODELS_DIR: send {"source": "local", "id": "<its name there>"}; GET /v1/capabilities lists them.'
@@ -87,6 +92,8 @@ def _body_fault(error: Mapping[str, Any], found: _Found) -> str:
         return _type_fault(error, found)
     if kind == "string_pattern_mismatch" and found.steps[-2:] == ["model", "id"] and _is_path(found.value):
         return _NOT_A_PATH
+    if kind == "string_pattern_mismatch" and HubDataset in found.place.alternatives:
+        return f"{fault(error, found.value)} {_A_HUB_DATASET}"
     return fault(error, found.value)
 
 
@@ -110,6 +117,8 @@ def _type_fault(error: Mapping[str, Any], found: _Found) -> str:
     needed = found.place.in_words() if kind != "int_from_float" else ""
     if ModelReference in found.place.alternatives:
         return f"must be {needed}. {_MODEL_EXAMPLE}"
+    if Policy in found.place.alternatives and isinstance(found.value, str):
+        return f"must be {needed}; this is text. {_A_PRESET}"
     return f"must be {needed or TYPES[kind]}; this is {_class_of(found.value)}.{_remedy(found.value, needed)}"
 
 

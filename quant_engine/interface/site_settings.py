@@ -11,7 +11,17 @@ from typing import Final, Protocol
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.interface.hadamard_orders import hadamard_cores, hadamard_order
 from quant_engine.interface.problems import Problem
-from quant_engine.policy import NumberFormat, Policy, SiteSettings, Transform, TransformKind, in_words, linear_settings
+from quant_engine.policy import (
+    NumberFormat,
+    Policy,
+    SiteSettings,
+    Transform,
+    TransformKind,
+    in_words,
+    linear_settings,
+    matches,
+)
+from quant_engine.policy.known_names import parts_of
 
 _INNER_ROLES: Final = ("attention_output", "feed_forward_inner")
 _SMALLEST_GROUP: Final = 8
@@ -62,9 +72,9 @@ def site_problems(sites: Sequence[SiteShape], policy: Policy) -> list[Problem]:
     settings = {site.name: site_settings(site, policy) for site in sites}
     return [
         *_unequal(sites, policy),
-        *_group_problems(sites, settings),
-        *_own_group_problems(sites, settings),
-        *_rotation_problems(sites, settings),
+        *_group_problems(sites, settings, policy),
+        *_own_group_problems(sites, settings, policy),
+        *_rotation_problems(sites, settings, policy),
     ]
 
 
@@ -86,7 +96,7 @@ def _unequal(sites: Sequence[SiteShape], policy: Policy) -> Iterator[Problem]:
         )
 
 
-def _group_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSettings]) -> Iterator[Problem]:
+def _group_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSettings], policy: Policy) -> Iterator[Problem]:
     grouped = {site.name: size for site in sites if (size := settings[site.name].weights.group_size) is not None}
     # A format with groups of its own has another remedy.
     grouped = {name: size for name, size in grouped.items() if settings[name].weights.format.group_size is None}
@@ -101,14 +111,16 @@ def _group_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSettings
         else f"No size from {_SMALLEST_GROUP} on fits every site: use granularity 'channel'"
     )
     yield Problem(
-        pointer="/policy/weights/group_size",
+        pointer=_pointer(misfits, policy, "weights", "group_size"),
         code=UnsupportedPolicy.code,
         detail=f"weights.group_size {_listed(sizes)} does not divide the inputs of {_with_widths(misfits)}.",
         hint=f"{remedy}, or give the named sites an override.",
     )
 
 
-def _own_group_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSettings]) -> Iterator[Problem]:
+def _own_group_problems(
+    sites: Sequence[SiteShape], settings: dict[str, SiteSettings], policy: Policy
+) -> Iterator[Problem]:
     formats: dict[str, Callable[[SiteSettings], NumberFormat]] = {
         "weights": lambda each: each.weights.format,
         "activations": lambda each: each.activations.format,
@@ -123,7 +135,7 @@ def _own_group_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSett
         for number_format in dict.fromkeys(format_of(settings[site.name]) for site in misfits):
             affected = [site for site in misfits if format_of(settings[site.name]) is number_format]
             yield Problem(
-                pointer=f"/policy/{field}/format",
+                pointer=_pointer(affected, policy, field, "format"),
                 code=UnsupportedPolicy.code,
                 detail=f"{field}.format is {number_format.value}, whose groups of {number_format.group_size} do not "
                 f"divide the inputs of {_with_widths(affected)}.",
@@ -131,7 +143,9 @@ def _own_group_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSett
             )
 
 
-def _rotation_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSettings]) -> Iterator[Problem]:
+def _rotation_problems(
+    sites: Sequence[SiteShape], settings: dict[str, SiteSettings], policy: Policy
+) -> Iterator[Problem]:
     sized = {
         site.name: size
         for site in sites
@@ -147,12 +161,29 @@ def _rotation_problems(sites: Sequence[SiteShape], settings: dict[str, SiteSetti
     ]
     orders = ", ".join(f"{hadamard_order(width)} for {width}" for width in sorted({site.features for site in misfits}))
     yield Problem(
-        pointer="/policy/transform/block_size",
+        pointer=_pointer(misfits, policy, "transform", "block_size"),
         code=UnsupportedPolicy.code,
         detail=f"transform.block_size {_listed(sorted({sized[site.name] for site in misfits}))} does not divide the "
         f"inputs of {_with_widths(misfits)}, or there is no Hadamard matrix of that order.",
         hint=f"Use {_listed(common)}, or null for the largest order of each width ({orders}).",
     )
+
+
+def _pointer(misfits: Sequence[SiteShape], policy: Policy, field: str, member: str) -> str:
+    """Return where the policy gives the sites this setting: one override, or the policy itself."""
+    givers = {_giver(site.readers[0], policy, field) for site in misfits}
+    place = givers.pop() if len(givers) == 1 else ""
+    return f"/policy{place}/{field}/{member}"
+
+
+def _giver(linear: str, policy: Policy, field: str) -> str:
+    names = (linear, *parts_of(linear))
+    indices = [
+        index
+        for index, override in enumerate(policy.overrides)
+        if getattr(override, field) is not None and any(matches(override.match, name) for name in names)
+    ]
+    return f"/overrides/{indices[-1]}" if indices else ""
 
 
 def _fits(width: int, size: int) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from quant_engine.policy.nearest import nearest
-from quant_engine.policy.patterns import EXPRESSION, PatternError, is_plain
+from quant_engine.policy.patterns import EVERY_CLASS, EXPRESSION, PatternError, is_plain
 
 EVERY_LINEAR: Final = (
     "q_proj",
@@ -125,6 +125,8 @@ def no_match(pattern: str, leaves: Sequence[str], names: Sequence[str] = (), *, 
     elif pattern.startswith(".*"):
         # A glob whose first character is a dot: somebody means an expression.
         remedy = "If it is a regular expression, put 're:' in front. "
+    elif pattern.startswith(EXPRESSION):
+        remedy = "An expression has to match a whole name, from its first character to its last. "
     else:
         remedy = ""
     return PatternError(
@@ -137,7 +139,7 @@ def no_match(pattern: str, leaves: Sequence[str], names: Sequence[str] = (), *, 
 def _meant(pattern: str, leaves: Sequence[str], names: Sequence[str]) -> str | None:
     if is_plain(pattern):
         whole = nearest(pattern, names) if "." in pattern else None
-        return whole or nearest(pattern.rpartition(".")[2], leaves)
+        return whole or nearest(pattern.rpartition(".")[2], (*leaves, EVERY_CLASS))
     # Of a glob or an expression each word that no name has is looked up by itself.
     known = dict.fromkeys((*leaves, *HOLDERS, *(part for name in names[:1] for part in name.split("."))))
     words = _WORD.findall(pattern.removeprefix(EXPRESSION))

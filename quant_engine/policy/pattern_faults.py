@@ -35,8 +35,12 @@ _GROUPS: Final[dict[str, str]] = {
 """What the syntax of other engines has. RE2 leaves out what can not be matched in linear time."""
 
 
-def expression_fault(expression: str, message: str) -> str:
-    """Return what is wrong with ``expression``, where, and the remedy; ``message`` is RE2's own."""
+def expression_fault(expression: str, message: str, subject: str = "pattern after 're:'") -> str:
+    """Return what is wrong with ``expression``, where, and the remedy; ``message`` is RE2's own.
+
+    Args:
+        subject: what the expression is for the one who wrote it. The place in a glob's expression is not its own.
+    """
     kind, _, fragment = message.partition(": ")
     if kind.startswith(_SIZES):
         return TOO_LARGE
@@ -48,6 +52,8 @@ def expression_fault(expression: str, message: str) -> str:
         at = next((mark for mark in _GROUPS if mark in expression and mark.startswith(fragment[:3])), fragment)
         what, known = _GROUPS.get(at, "a flag or a group"), False
     # A fragment that occurs twice does not tell the place.
-    place = f" at character {expression.index(at) + 1}" if at and expression.count(at) == 1 else ""
+    place = (
+        f" at character {expression.index(at) + 1}" if at and expression.count(at) == 1 and subject != "glob" else ""
+    )
     why = "" if known else f", {_UNKNOWN}"
-    return f"The pattern after 're:' has {what}{place}{why}. {_INSTEAD}"
+    return f"The {subject} has {what}{place}{why}. {_INSTEAD}"

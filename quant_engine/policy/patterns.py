@@ -129,10 +129,11 @@ def _programs(pattern: str) -> tuple[Callable[[str], bool], Callable[[bytes], bo
     if _HUGE.search(expression):
         raise PatternError("bad_pattern", TOO_LARGE)
     # Alone first: no unbalanced bracket may meet those that are put around it.
-    one = _compiled(expression)
+    what = "pattern after 're:'" if pattern.startswith(EXPRESSION) else "glob"
+    one = _compiled(expression, what)
     if one.programsize > _MAX_STEPS:
         raise PatternError("bad_pattern", TOO_LARGE)
-    any_line = _compiled(f"(?m:^(?:{expression})$)", lines=True)
+    any_line = _compiled(f"(?m:^(?:{expression})$)", what, lines=True)
     return (
         lambda name: one.fullmatch(name.encode()) is not None,
         lambda text: any_line.search(text) is not None,
@@ -158,7 +159,7 @@ def _of_glob_part(part: str) -> str:
     return re.escape(part)
 
 
-def _compiled(expression: str, *, lines: bool = False) -> Any:
+def _compiled(expression: str, what: str, *, lines: bool = False) -> Any:
     re2 = _re2()
     options = re2.Options()
     options.max_mem = _MAX_MEMORY
@@ -173,7 +174,7 @@ def _compiled(expression: str, *, lines: bool = False) -> Any:
     except re2.error as error:
         message = error.args[0] if error.args else b""
         known = message.decode("latin-1") if isinstance(message, bytes) else str(message)
-        raise PatternError("bad_pattern", expression_fault(expression, known)) from None
+        raise PatternError("bad_pattern", expression_fault(expression, known, what)) from None
 
 
 def _re2() -> Any:

@@ -84,6 +84,13 @@ def _check(policy: Policy) -> None:
     _check_activations(policy.activations, policy.weights, "/activations")
     for index, override in enumerate(policy.overrides):
         _check_pattern(override.match, f"/overrides/{index}/match")
+        if override.weights is None and override.activations is None and override.transform is None:
+            raise PolicyError(
+                f"/overrides/{index}",
+                "empty_override",
+                "This override names linears and gives them no settings, so it would change nothing. Give it weights, "
+                "activations or a transform, or remove it.",
+            )
         if override.weights is not None:
             _check_weights(override.weights, f"/overrides/{index}/weights")
         # The two formats are checked together, as the linears of this override will have them.
@@ -124,7 +131,7 @@ def _check_search(policy: Policy) -> None:
         raise PolicyError(
             "/training",
             "paper_trains_by_itself",
-            "search.kind 'paper' runs its own training families. Set training to null.",
+            'search.kind \'paper\' runs its own training families. Set training to {"kind": "none"}.',
         )
 
 
@@ -146,7 +153,7 @@ def _check_training(policy: Policy) -> None:
             "/selection",
             "block_training_and_selection",
             "training.kind 'block' learns one transform for each site, so there is nothing to choose among. "
-            "Set selection to null, or use training.kind 'scales'.",
+            'Set selection to {"kind": "none"}, or use training.kind \'scales\'.',
         )
 
 
@@ -156,7 +163,7 @@ def _require_scales(policy: Policy, field: str) -> None:
             f"/{field}",
             "transform_without_scales",
             f"{field} looks for channel scales, but transform.kind is {policy.transform.kind.value!r}. "
-            f"Use 'smooth' or 'smooth_rotation', or set {field} to null.",
+            f"Use 'smooth' or 'smooth_rotation', or set {field} to {{\"kind\": \"none\"}}.",
         )
 
 
@@ -203,7 +210,7 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
         raise PolicyError(
             f"{pointer}/group_size",
             "group_size_mismatch",
-            f"group_size is {weights.group_size} with granularity {weights.granularity!r}. "
+            f"granularity is {weights.granularity!r}, {_given(weights.group_size)}. "
             "Give a group_size with granularity 'group', and only then.",
         )
     own = weights.format.group_size
@@ -211,8 +218,8 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
         raise PolicyError(
             f"{pointer}/group_size",
             "fixed_group_size",
-            f"{weights.format.value} has groups of {own} and no others; weights.granularity is "
-            f"{weights.granularity!r} and group_size {weights.group_size}. Leave both out.",
+            f"{weights.format.value} has groups of {own} and no others; granularity is {weights.granularity!r}, "
+            f"{_given(weights.group_size)}. Leave both out.",
         )
     if weights.format.spec.plain_weights and (weights.clip != "none" or weights.granularity == "group"):
         raise PolicyError(
@@ -221,6 +228,10 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"{weights.format.value} weights have one scale a channel or a tensor and are not clipped. "
             "Set clip to 'none' and granularity to 'channel'.",
         )
+
+
+def _given(group_size: int | None) -> str:
+    return "without a group_size" if group_size is None else f"with group_size {group_size}"
 
 
 def _check_pattern(pattern: str, pointer: str, *, ignored: bool = False) -> None:

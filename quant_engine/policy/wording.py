@@ -109,12 +109,10 @@ def _number(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _entries(context: Mapping[str, Any]) -> str:
-    return "entries" if context.get("field_type") not in ("String", "string") else "characters"
-
-
-def _count(number: Any, noun: str) -> str:
-    return f"{number} {noun if number != 1 else {'entries': 'entry', 'characters': 'character'}[noun]}"
+def _count(number: Any, value: object) -> str:
+    # A text is checked by the same words as a list where a validator of ours comes first.
+    one, more = ("character", "characters") if isinstance(value, str) else ("entry", "entries")
+    return f"{number} {one if number == 1 else more}"
 
 
 _Words = Callable[[Mapping[str, Any], object], str]
@@ -125,10 +123,10 @@ _WORDS: Final[dict[str, _Words]] = {
     "greater_than": lambda context, _value: f"must be more than {_number(context['gt'])}.",
     "less_than_equal": lambda context, _value: f"must be {_number(context['le'])} or less.",
     "less_than": lambda context, _value: f"must be less than {_number(context['lt'])}.",
-    "string_too_short": lambda context, _value: f"must have {_count(context['min_length'], 'characters')} or more.",
-    "string_too_long": lambda context, _value: f"must have {_count(context['max_length'], 'characters')} or fewer.",
-    "too_short": lambda context, _value: f"must have {_count(context['min_length'], _entries(context))} or more.",
-    "too_long": lambda context, _value: f"must have {_count(context['max_length'], _entries(context))} or fewer.",
+    "string_too_short": lambda context, _value: f"must have {_count(context['min_length'], '')} or more.",
+    "string_too_long": lambda context, _value: f"must have {_count(context['max_length'], '')} or fewer.",
+    "too_short": lambda context, value: f"must have {_count(context['min_length'], value)} or more.",
+    "too_long": lambda context, value: f"must have {_count(context['max_length'], value)} or fewer.",
     "string_pattern_mismatch": lambda context, _value: f"must be {allowed(str(context['pattern']))}.",
     "string_unicode": lambda _context, _value: "must be valid Unicode; remove lone surrogates.",
     "literal_error": lambda context, value: one_of(choices(str(context["expected"])), value),

@@ -159,6 +159,14 @@ def test_every_pattern_of_requests_has_words(tmp_path: Path) -> None:
         ),
         ({"model": _MODEL, "calibration": {"dataset": 5}}, {"/calibration/dataset": "Must be text, or an object with"}),
         ({"model": _MODEL, "calibration": {"dataset": "a b"}}, {"/calibration/dataset": "Must be a name: up to 64"}),
+        (
+            {"model": _MODEL, "calibration": {"dataset": "HuggingFaceH4/ultrachat_200k"}},
+            {"/calibration/dataset": 'A data set of the Hub is {"hub": "owner/name"}'},
+        ),
+        ({"model": _MODEL, "policy": "w8a8"}, {"/policy": 'Send {"preset": "w4a16"}'}),
+        ({"model": _MODEL, "policy": {"preset": "w" * 300}}, {"/policy/preset": "Must have 256 characters or fewer."}),
+        ({"model": _MODEL, "policy": {"targets": [""]}}, {"/policy/targets/0": "Must have 1 character or more."}),
+        ({"model": _MODEL, "policy": {"targets": []}}, {"/policy/targets": "Must have 1 entry or more."}),
     ],
 )
 def test_the_answer_names_what_is_needed_and_what_was_meant(body: dict[str, Any], told: dict[str, str]) -> None:

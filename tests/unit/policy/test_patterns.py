@@ -83,6 +83,7 @@ def test_no_pattern_matches_beyond_the_end_of_a_name() -> None:
         ("down proj", "bad_pattern", "A name has letters"),
         ("(q|k)_proj", "bad_pattern", "put 're:' in front"),
         ("down_proj[", "bad_pattern", "A glob has"),
+        ("model.layers.[9-0].*", "bad_pattern", "The glob has a set of characters whose range is not valid[.]"),
         ("*.(q|k)_proj", "bad_pattern", "put 're:' in front"),
         ("LlamaDecoderLayer", "class_name", "Linear, written so"),
         ("Embedding", "class_name", "never quantized"),

@@ -48,7 +48,12 @@ def test_what_fuses_passes(fields: dict[str, Any]) -> None:
         ({"transform": {"kind": "rotation"}, "online": "inner"}, "/transform/kind", "policy.online to 'none'"),
         (
             {"preset": "w8a8", "online": "inner"}
-            | {"overrides": [{"match": "o_proj"}, {"match": "v_proj", "transform": _ROTATION}]},
+            | {
+                "overrides": [
+                    {"match": "o_proj", "weights": {"format": "int8"}},
+                    {"match": "v_proj", "transform": _ROTATION},
+                ]
+            },
             "/overrides/1/transform/kind",
             "policy.online",
         ),

@@ -213,6 +213,7 @@ def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> 
         ({"weights": {"group_size": 64}}, "/weights/group_size", "group_size_mismatch"),
         ({"targets": ["re:("]}, "/targets/0", "bad_pattern"),
         ({"targets": ["re:a{99999999999}"]}, "/targets/0", "bad_pattern"),
+        ({"overrides": [{"match": "o_proj"}]}, "/overrides/0", "empty_override"),
         ({"overrides": [{"match": "re:["}]}, "/overrides/0/match", "bad_pattern"),
         ({"targets": ["re:(?u)(?a)x"]}, "/targets/0", "bad_pattern"),
         ({"targets": ["down_proj", "down_porj"]}, "/targets/1", "no_match"),
@@ -259,7 +260,7 @@ def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> 
         ({"preset": "fp8", "weights": {"clip": "mse"}}, "/weights/format", "fp8_is_plain"),
         ({"preset": "fp8", "weights": {"granularity": "group", "group_size": 64}}, "/weights/format", "fp8_is_plain"),
         (
-            {"overrides": [{"match": "o_proj"}, {"match": "q_proj", "weights": {"group_size": 32}}]},
+            {"overrides": [{"match": "o_proj", "weights": {}}, {"match": "q_proj", "weights": {"group_size": 32}}]},
             "/overrides/1/weights/group_size",
             "group_size_mismatch",
         ),

@@ -119,6 +119,8 @@ def test_what_means_nothing_is_refused_all_at_once(fields: dict[str, Any], expec
         ("re:model.layer.0.*", "Did you mean 'layers'?"),
         ("model.layers.7.mlp.down_proj", "Did you mean 'model.layers.0.mlp.down_proj'?"),
         (".*down_proj", "put 're:' in front"),
+        ("re:down_proj", "An expression has to match a whole name"),
+        ("linear", "Did you mean 'Linear'?"),
         ("qkv_proj", "Name its parts instead: q_proj, k_proj, v_proj."),
         ("mlp", "write a glob such as *.mlp.*"),
         ("xyzzy", "Last components of linears are q_proj, k_proj"),
