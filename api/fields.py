@@ -9,12 +9,11 @@ from pydantic import BaseModel
 
 from api.field_names import looks_like_field_name
 from api.places import Place
-from jobs.kit.errors import FieldError
+from jobs.kit.errors import MAX_FIELDS, FieldError
 from quant_engine.policy import HubDataset, ModelReference, Policy
 from quant_engine.policy.nearest import nearest
 from quant_engine.policy.wording import TYPES, fault, one_of
 
-_MAX_ERRORS: Final = 50
 _TAGS: Final = ("union_tag_invalid", "union_tag_not_found")
 _PATH: Final = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]|.*\\|.*\.(safetensors|gguf|bin|pt)\Z|.*/.*/", re.ASCII | re.DOTALL)
 _NUMBER: Final = re.compile(r"-?[0-9.]{1,30}(e-?[0-9]{1,3})?", re.ASCII)
@@ -61,7 +60,7 @@ def body_errors(
         # The sentence is only made for errors that are reported.
         if key not in fields:
             fields[key] = FieldError(*key, _begun(_body_fault(error, found)))
-        if len(fields) == _MAX_ERRORS:
+        if len(fields) == MAX_FIELDS:
             break
     return _without_followers(tuple(fields.values()))
 

@@ -50,7 +50,10 @@ _RAW: Final = (b'"', b"\\", b"[", b"]", b'{"a":', b",", b":", b"9", b" ", b"\x00
 def worst_bodies(count: int, seed: int = 0) -> Iterator[WorstBody]:
     """Yield ``count`` bodies, the same for the same seed; every kind in turn."""
     draw = random.Random(seed)  # noqa: S311 - not a secret
-    kinds: tuple[Callable[[random.Random], tuple[str, bytes]], ...] = (_many, _long, _valid, _wide, _raw)
+    kinds: tuple[Callable[[random.Random], tuple[str, bytes]], ...] = (
+        *(_many, _long, _valid, _wide, _raw),
+        *(_conversations, _patterns),
+    )
     for index in range(count):
         name, body = kinds[index % len(kinds)](draw)
         yield WorstBody(name, "POST", "/v1/jobs", body)
@@ -65,7 +68,7 @@ def _many(draw: random.Random) -> tuple[str, bytes]:
     unit, place = draw.choice(_UNITS), draw.randrange(len(_PLACES))
     cost = 1 + sum(unit.count(each) for each in (b",", b":", b"[", b"{"))
     within = draw.random() < 0.6
-    count = min(150_000 // cost, 16_000) if within else draw.choice(_SIZES)
+    count = min(110_000 // cost, 16_000) if within else draw.choice(_SIZES)
     count = min(count, (LARGEST - 500) // (len(unit) + 1))
     return f"{count} of {unit[:20]!r} at {place}", _placed(place, b"[" + b",".join([unit] * count) + b"]")
 
@@ -86,6 +89,24 @@ def _valid(draw: random.Random) -> tuple[str, bytes]:
     characters = min(1_990_000, (LARGEST - 600) // number - 4)
     text = b'"' + unit * (characters // len(unit)) + b'"'
     return f"{number} texts of {unit!r}", _placed(0, b"[" + b",".join([text] * number) + b"]")
+
+
+def _conversations(draw: random.Random) -> tuple[str, bytes]:
+    """Messages that are accepted: each is an object of its own."""
+    number = draw.choice((1, 30, 1000))
+    one = b"[" + b",".join([b'{"role":"user","content":"hi"}'] * number) + b"]"
+    copies = min(22_000 // number, 4096)
+    messages = b'{"messages":[' + b",".join([one] * copies) + b"]}"
+    return f"{copies} conversations of {number}", _placed(2, messages)
+
+
+def _patterns(draw: random.Random) -> tuple[str, bytes]:
+    """As many patterns as a policy may have, as slow as they may be; half of them match."""
+    unit = draw.choice((r".*\pL\PL.*|", r"(?i).*[a-z].*[^x].*|", r"(a|b|c|.)*", "[a-z.]*"))
+    every = [f"re:{(unit * 40)[: 8 * len(unit)]}{index}" for index in range(64)]
+    overrides = [{"match": pattern, "weights": {"format": "int8"}} for pattern in every]
+    policy = {"preset": "rtn-w4a4", "targets": every, "ignore": every, "overrides": overrides}
+    return f"patterns of {unit!r}", json.dumps(_JOB | {"policy": policy}).encode()
 
 
 def _wide(draw: random.Random) -> tuple[str, bytes]:

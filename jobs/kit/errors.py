@@ -40,6 +40,8 @@ from quant_engine.interface.problems import Problem
 
 Category = Literal["user", "platform", "capacity"]
 
+MAX_FIELDS: Final = 50
+"""The most fields that one answer tells about."""
 _STATUS_OF_CATEGORY: Final[dict[Category, int]] = {"user": 422, "platform": 500, "capacity": 503}
 
 
@@ -197,7 +199,7 @@ class RefusedJob(InvalidRequest):
         super().__init__(first.detail, pointer=first.pointer, code=first.code, hint=first.hint)
         self.errors = tuple(
             FieldError(pointer=each.pointer, code=each.code, detail=f"{each.detail} {each.hint}".strip())
-            for each in problems
+            for each in problems[:MAX_FIELDS]
         )
 
 
