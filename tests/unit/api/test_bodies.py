@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 from pydantic import BaseModel, model_validator
 from starlette.requests import Request
 
-from api.body import SMALL_BODY_BYTES, Bodies
+from api.body import SMALL_BODY_BYTES, Bodies, validate
 from api.errors import BodyTimeout
 from jobs.kit.errors import BodyTooLarge, Unavailable
 from jobs.settings import Settings
@@ -61,7 +62,7 @@ def _request(text: int, arrives: Callable[[], Awaitable[None]] | None = None) ->
 
 
 async def _parse(bodies: Bodies, request: Request) -> Slow | None:
-    async with bodies.parsed(request, Slow, has_text=True) as body:
+    async with bodies.parsed(request, partial(validate, Slow), has_text=True) as body:
         return body
 
 
@@ -84,7 +85,7 @@ def test_two_large_ones_are_answered_at_a_time_and_small_ones_pass(bodies: Bodie
 
         async def answer() -> None:
             nonlocal held
-            async with bodies.parsed(_request(_LARGE), Slow, has_text=True):
+            async with bodies.parsed(_request(_LARGE), partial(validate, Slow), has_text=True):
                 held += 1
                 await ended.wait()
             answered.append(held)
@@ -132,7 +133,7 @@ def test_what_was_held_is_given_back_after_every_failure(tmp_path: Path) -> None
         with pytest.raises(BodyTimeout):
             await _parse(bodies, _request(10, anyio.sleep_forever))
         with pytest.raises(RuntimeError, match="of the endpoint"):
-            async with bodies.parsed(_request(10), Slow, has_text=True):
+            async with bodies.parsed(_request(10), partial(validate, Slow), has_text=True):
                 raise RuntimeError("of the endpoint")
 
     anyio.run(main)
