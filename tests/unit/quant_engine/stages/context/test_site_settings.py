@@ -74,9 +74,10 @@ def test_nothing_to_quantize_is_refused(model_dir: Path, tmp_path: Path) -> None
 
 
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    model = write_tiny_model(tmp_path / "model")
+    (model / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
     with pytest.raises(UnsupportedArchitecture, match="GPT2LMHeadModel"):
-        open_run(tmp_path, _policy(), tmp_path)
+        open_run(model, _policy(), tmp_path)
 
 
 def test_every_quantile_that_may_be_asked_for_is_recorded() -> None:
