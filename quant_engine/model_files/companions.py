@@ -7,7 +7,7 @@ import re
 import stat
 from typing import Any, Final
 
-from quant_engine.errors import EngineError
+from quant_engine.errors import EngineError, UnsafeCheckpoint
 from quant_engine.model_files.generation import GENERATION, read_generation
 from quant_engine.model_files.opening import ModelFiles
 
@@ -41,13 +41,24 @@ TEMPLATES: Final = "additional_chat_templates"
 
 _LEGAL: Final = re.compile(r"(licen[sc]e|copying|notice|use_policy)(?![a-z])", re.IGNORECASE)
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_MOST_FURTHER: Final = 100
 _CODE: Final = ("auto_map", "trust_remote_code")
 
 
 def copied_names(files: ModelFiles) -> dict[str, str]:
-    """Return the model's files that a checkpoint takes over: the name in the model, by the name in the checkpoint."""
+    """Return the model's files that a checkpoint takes over: the name in the model, by the name in the checkpoint.
+
+    Raises:
+        UnsafeCheckpoint: there are more than any real model has, or see :func:`template_names`.
+    """
     fixed = {name: name for name in (*COPIED, *CONFIGURATIONS, GENERATION) if files.has(name)}
-    return fixed | {_safe(name): name for name in template_names(files)} | legal_names(files)
+    further = {_safe(name): name for name in template_names(files)} | legal_names(files)
+    if len(further) > _MOST_FURTHER:
+        raise UnsafeCheckpoint(
+            detail=f"The model has {len(further):,} chat templates and legal texts; the limit is {_MOST_FURTHER}.",
+            hint="Remove those that do not belong to the model, and submit the job again.",
+        )
+    return fixed | further
 
 
 def template_names(files: ModelFiles) -> tuple[str, ...]:

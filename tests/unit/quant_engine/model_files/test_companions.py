@@ -49,6 +49,17 @@ def test_what_is_no_file_of_the_model_is_refused_by_name(kind: str, name: str, m
     assert SECRET.decode() not in str(problem)
 
 
+@pytest.mark.parametrize("kind", ["LICENSE", "template"])
+def test_so_many_legal_texts_or_templates_are_no_models(kind: str, model: Path) -> None:
+    (model / "additional_chat_templates").mkdir()
+    for index in range(101):
+        assert companion_problem(ModelFiles(model)) is None, index
+        (model / (f"LICENSE.{index}" if kind == "LICENSE" else f"additional_chat_templates/{index}.jinja")).touch()
+    problem = companion_problem(ModelFiles(model))
+    assert isinstance(problem, UnsafeCheckpoint)
+    assert "101 chat templates and legal texts; the limit is 100" in problem.detail
+
+
 @pytest.mark.parametrize("kind", sorted(PLANTS.keys() - {"folder"}))
 def test_the_folder_of_templates_is_a_folder_with_files(kind: str, model: Path) -> None:
     PLANTS[kind](model / "additional_chat_templates")
