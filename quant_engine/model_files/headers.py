@@ -16,6 +16,8 @@ from quant_engine.model_files.parsing import REPAIR
 
 MAX_HEADER_BYTES: Final = 16 * 2**20
 MAX_TENSORS: Final = 100_000
+MAX_NAME: Final = 512
+"""Characters of a tensor's name. Real ones have fewer than a hundred."""
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 DTYPE_BYTES: Final = (
@@ -81,6 +83,8 @@ def parse_header(name: str, text: bytes, *, size: int) -> dict[str, StoredTensor
         raise UnsafeCheckpoint(
             detail=f"{name} claims {len(entries):,} tensors; the limit is {MAX_TENSORS:,}.", hint=REPAIR
         )
+    if any(len(tensor) > MAX_NAME for tensor in entries):
+        raise corrupt(name, f"the name of one of its tensors has more than {MAX_NAME} characters")
     # The tensors have to end exactly where the file ends: a truncated file is shorter.
     end = max((_checked_end(name, tensor, entry) for tensor, entry in entries.items()), default=0)
     if 8 + len(text) + end != size:

@@ -26,6 +26,11 @@ SIGN_FILES: Final = {
 SCALED_METHODS: Final = ("fp8", "fbgemm-fp8", "w8a8-fp8", "w8a8-int8", "blockwise-int8")
 """Methods that store codes of eight bits in ``weight``, and factors in a tensor beside it."""
 
+CODES_OF: Final = dict.fromkeys(("fp8", "fbgemm-fp8", "w8a8-fp8", MODELOPT), "F8_") | dict.fromkeys(
+    ("w8a8-int8", "blockwise-int8"), "I8"
+)
+"""How the type of a method's codes begins. The bits of one type, read as another, are other weights."""
+
 READABLE_ALGORITHMS: Final = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MIXED_PRECISION")
 """The ``quant_algo`` of ModelOpt whose weights are such codes. Of a mixture, the tensors decide."""
 
@@ -71,7 +76,7 @@ TENSOR_SIGNS: Final = tuple(
     (re.compile(rf"\.({ending})\Z"), name)
     for ending, name in (
         (
-            r"weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)|SCB|weight_format",
+            r"weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.(?s:.*))|SCB|weight_format",
             "bitsandbytes",
         ),
         (r"g_idx", "GPTQ"),
