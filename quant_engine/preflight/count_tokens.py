@@ -10,10 +10,13 @@ on the file.
 """
 
 import json
+import resource
 import sys
 from typing import Any
 
 _FAILED = 3
+_MEMORY = 2 << 30
+"""Bytes of addresses. A tokenizer may replace every letter by a text, and that text's letters again."""
 
 
 def main() -> int:
@@ -22,6 +25,7 @@ def main() -> int:
         from tokenizers import Tokenizer  # noqa: PLC0415 - an installation of the API alone may lack it
     except ImportError:
         return 1
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     groups = json.loads(sys.stdin.read())
     try:
         found = _counted(Tokenizer.from_file(sys.argv[1]), groups)

@@ -206,11 +206,16 @@ def _answer_about(files: ModelFiles, groups: list[list[str]], rows: int) -> dict
     largest, token = answer["largest"]
     if largest >= rows:
         raise InvalidModel(
-            detail=f"The tokenizer gives {str(token)[:80]!r} the id {largest}; the model's embedding has {rows} rows.",
+            detail=f"The tokenizer gives {_shown(token)} the id {largest}; the model's embedding has {rows} rows.",
             hint="Use the tokenizer that belongs to the model, or resize its embedding (resize_token_embeddings) and "
             "save it again.",
         )
     return answer
+
+
+def _shown(token: str | None) -> str:
+    # A template may add an id for which the vocabulary has no token.
+    return "a special token" if token is None else repr(token[:80])
 
 
 def _answer(tokenizer: Path, groups: list[list[str]]) -> dict[str, Any] | None:

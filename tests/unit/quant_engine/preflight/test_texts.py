@@ -1,6 +1,7 @@
 """A text that is too short, or that the model has no embedding for, is told before anything is computed."""
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,27 @@ def test_the_counts_are_those_of_the_run(tmp_path: Path) -> None:
     answer = texts._answer(model / "tokenizer.json", [[text]])
     assert answer is not None
     assert answer["counts"] == [[tokens]]
+
+
+def test_a_tokenizer_that_multiplies_a_text_may_not_take_the_memory(model: Path) -> None:
+    content = json.loads((model / "tokenizer.json").read_text())
+    each = {"type": "Replace", "pattern": {"Regex": "[a-z]"}, "content": "a" * 1000}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [each] * 4}
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert problems(model, {"dataset": {"texts": [WORDS * 100]}, "samples": 8, "sequence_length": 32}) == []
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(before, 2 << 20)  # in KiB
+
+
+def test_an_id_without_a_token_is_told_as_a_special_one(model: Path) -> None:
+    content = json.loads((model / "tokenizer.json").read_text())
+    added = {"SpecialToken": {"id": "<x>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [added, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {"<x>": {"id": "<x>", "ids": [99_999], "tokens": ["<x>"]}},
+    }
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    (found,) = problems(model, {"dataset": {"texts": [WORDS]}})
+    assert "gives a special token the id 99999" in found.detail
