@@ -12,6 +12,8 @@ from quant_engine.model_files.opening import ModelFiles
 from quant_engine.model_files.parsing import REPAIR, safe_config
 from quant_engine.model_files.quantization_formats import unsupported
 
+_RETURNED: Final = ("output_attentions", "output_hidden_states", "return_dict", "use_return_dict")
+"""They change nothing of the model. transformers refuses the first beside the fast attention, and the last always."""
 _PICKLED: Final = (".bin", ".pt", ".pth")
 _GGUF: Final = ".gguf"
 
@@ -30,8 +32,9 @@ class ModelDescription:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The sanitized ``config.json``."""
-        return dict(safe_config(self.files.read_json("config.json")))
+        """The sanitized ``config.json``, without settings of what a call returns besides logits."""
+        content = safe_config(self.files.read_json("config.json"))
+        return {key: value for key, value in content.items() if key not in _RETURNED}
 
     def optional(self, name: str) -> dict[str, Any] | None:
         """Return another JSON object of the model, or None where it has no such file."""
@@ -70,7 +73,15 @@ def read_tensors(files: ModelFiles) -> dict[str, StoredTensor]:
             raise InvalidModel(detail=f"The weight file {name} that the index names is missing.", hint=REPAIR)
         with files.open(name) as file:
             # From the files' own headers; the index may be wrong.
-            found |= read_header(name, file, files.path(name).stat().st_size)
+            stored = read_header(name, file, files.path(name).stat().st_size)
+        twice = next((tensor for tensor in stored if tensor in found), None)
+        if twice is not None:
+            # Only one of the two would be read, and which one depends on the reader.
+            raise InvalidModel(
+                detail=f"The model stores the tensor {twice[:160]} twice, in {found[twice].file} and in {name}.",
+                hint=REPAIR,
+            )
+        found |= stored
     missing = sorted(set(indexed) - set(found) - {""})
     if missing:
         raise InvalidModel(

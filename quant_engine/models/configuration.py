@@ -1,13 +1,15 @@
 """Build transformers' configuration from a ``config.json``, and a model whose parameters have no memory."""
 
+import re
 from typing import Any, Final
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quant_engine.errors import UnsupportedArchitecture
 
+_FIELD: Final = re.compile(r"field '([A-Za-z0-9_]{1,80})'", re.ASCII)
 # The errors that transformers raises for values that its configurations and models can not use.
 _CONFIG_ERRORS: Final = (
     StrictDataclassError,
@@ -60,7 +62,10 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
 
 
 def _bad_config(error: Exception) -> UnsupportedArchitecture:
+    # The name of the field is in the text alone.
+    field = _FIELD.search(str(error)) if isinstance(error, StrictDataclassFieldValidationError) else None
+    what = "values" if field is None else f"a value of {field[1]}"
     return UnsupportedArchitecture(
-        detail=f"config.json has values that transformers refuses for this model class ({type(error).__name__}).",
+        detail=f"config.json has {what} that transformers refuses for this model class.",
         hint="Check config.json against the model's original.",
     )

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from quant_engine.errors import EngineError, InvalidModel, is_native_panic
 
@@ -17,6 +18,7 @@ _MISFITS: Final = (
     RuntimeError,
     TypeError,
     ValueError,
+    StrictDataclassError,
 )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from quant_engine.errors import ModelMisread, NumericalInstability
+from quant_engine.model_files.description import weight_files
 from quant_engine.model_files.headers import INDEX, SINGLE
 from quant_engine.model_files.unread import is_harmless
 from quant_engine.models.configuration import attention_implementation
@@ -178,7 +179,8 @@ def _write_model(source: CheckpointSource, directory: Path, layers: int | None) 
         if isinstance(config.get("layer_types"), list):
             config["layer_types"] = config["layer_types"][:layers]
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    for file in {tensor.file for tensor in source.stored.values()}:
+    # Also one that holds nothing: transformers opens every file that the index names.
+    for file in weight_files(source.files):
         # Under the name that the index gives it: a link of the Hub's cache leads to a file of another name.
         (directory / file).symlink_to(source.files.path(file))
     if not source.files.has(SINGLE):

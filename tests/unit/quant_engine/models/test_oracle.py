@@ -1,6 +1,7 @@
 """Plain transformers is asked for the original's logits; a run stops where its own reading parts from them."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,24 @@ def test_the_buffers_of_old_releases_do_not_disturb(tmp_path: Path) -> None:
     assert ask(source).relative_difference == 0.0
 
 
+def test_a_file_of_the_index_that_holds_nothing_does_not_disturb(deep: Path, tmp_path: Path) -> None:
+    shutil.copytree(deep, tmp_path, dirs_exist_ok=True)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = "nothing.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({}, tmp_path / "nothing.safetensors", metadata={"format": "pt"})
+    assert ask(CheckpointSource(tmp_path)).relative_difference == 0.0
+
+
+@pytest.mark.parametrize(
+    "fields", [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}]
+)
+def test_what_a_call_returns_besides_logits_does_not_disturb(fields: dict[str, bool], tmp_path: Path) -> None:
+    source = configure(write_tiny_model(tmp_path, hidden=32), **fields)
+    assert ask(source).relative_difference == 0.0
+    assert fields.keys().isdisjoint(source.config)
+
+
 def test_an_original_with_a_number_that_is_none_is_told_as_such(tmp_path: Path) -> None:
     directory = write_tiny_model(tmp_path, hidden=32)
     source = edit(directory, **{"model.norm.weight": torch.full((32,), float("inf"))})
@@ -148,3 +167,9 @@ def test_a_value_that_no_model_can_have_is_the_models_fault(fields: dict[str, ob
         ask(source)
     assert isinstance(caught.value, EngineError)
     assert caught.value.category == "user"
+
+
+def test_a_value_of_another_type_is_told_by_its_field(tmp_path: Path) -> None:
+    source = configure(write_tiny_model(tmp_path, hidden=32), attention_dropout="none")
+    with pytest.raises(UnsupportedArchitecture, match=r"config\.json has a value of attention_dropout that"):
+        ask(source)
