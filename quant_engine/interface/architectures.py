@@ -156,6 +156,7 @@ ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     _gemma("Gemma3ForCausalLM", "gemma3_text", 262_208, HEAD_NORMS),
     Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES, _PHI3),
 )
+_ORIGINAL: Final = "Check config.json against the model's original."
 _TEXT_CONFIGS: Final = ("text_config", "llm_config", "language_config")
 """Fields in which multimodal models have the configuration of their text part."""
 
@@ -171,10 +172,23 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
         return found
     text = _text_architecture(config)
     hint = "Use a model of one of these classes: " + ", ".join(each.class_name for each in ARCHITECTURES) + "."
+    base = _base_architecture(config)
+    if base is not None:
+        hint = (
+            f"It is a {base.class_name} without its head. If the head is the embedding, load it with "
+            "AutoModelForCausalLM and save it with save_pretrained, and submit the result."
+        )
     if text is not None:
         hint = f"It has a text part that is supported: save that part alone as a {text.class_name}, and submit it."
     # The names come from the file and may be of any length.
-    model_type = str(config.get("model_type"))[:80]
+    model_type, named = str(config.get("model_type"))[:80], str(_named_class(config))[:80]
+    if config.get("model_type") is None:
+        raise UnsupportedArchitecture(detail="The model's config.json has no model_type.", hint=f"{_ORIGINAL} {hint}")
+    if any(each.class_name == named for each in ARCHITECTURES):
+        raise UnsupportedArchitecture(
+            detail=f"The model's config.json contradicts itself: a {named} has another model_type than {model_type!r}.",
+            hint=f"{_ORIGINAL} {hint}",
+        )
     raise UnsupportedArchitecture(
         detail=f"The model is a {str(_named_class(config) or model_type)[:80]!r} (model_type {model_type!r}), a class "
         "that is not supported.",
@@ -194,6 +208,14 @@ def find_architecture(config: dict[str, Any]) -> Architecture | None:
 def _named_class(config: dict[str, Any]) -> Any:
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names else None
+
+
+def _base_architecture(config: dict[str, Any]) -> Architecture | None:
+    """Return the architecture whose class without a head the configuration names (``LlamaModel``), or None."""
+    found = find_architecture({"model_type": config.get("model_type")})
+    named = _named_class(config)
+    is_base = isinstance(named, str) and named.endswith("Model") and not named.startswith("PreTrained")
+    return found if is_base else None
 
 
 def _text_architecture(config: dict[str, Any]) -> Architecture | None:

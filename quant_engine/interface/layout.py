@@ -1,6 +1,7 @@
 """The tensors that a model class has under a configuration, without torch: names, shapes, and whether they are tied."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ from quant_engine.errors import InvalidModel
 from quant_engine.interface.architectures import Architecture, architecture_of
 from quant_engine.interface.parameters import LinearTemplate, Width
 
-MAX_LAYERS: Final = 10_000
+MAX_LAYERS: Final = 1_000
 MAX_SIZE: Final = 2**31 - 1
 _HINT: Final = "Check config.json against the model's original."
 
@@ -44,6 +45,7 @@ def model_layout(config: Mapping[str, Any], architecture: Architecture | None = 
         InvalidModel: a size is not a positive whole number, or the sizes do not fit each other.
     """
     architecture = architecture or architecture_of(dict(config))
+    _check_values(config)
     sizes = _sizes(config, architecture)
     widths = _widths(sizes)
     layers, vocabulary, hidden = sizes["num_hidden_layers"], sizes["vocab_size"], sizes["hidden_size"]
@@ -109,6 +111,24 @@ def _sizes(config: Mapping[str, Any], architecture: Architecture) -> dict[str, i
     if not found["head_dim"]:
         raise _invalid(f"hidden_size ({hidden}) is smaller than num_attention_heads ({heads})")
     return found
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Refuse values of fields that no size follows from, but that every class reads."""
+    for name, (is_right, what) in _VALUES.items():
+        if name in config and not is_right(config[name]):
+            raise _invalid(f"{name} has to be {what}")
+
+
+def _is_epsilon(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+_VALUES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "rms_norm_eps": (_is_epsilon, "a finite number of at least 0"),
+    "max_position_embeddings": (lambda value: type(value) is int and value > 0, "a positive whole number"),
+    "pad_token_id": (lambda value: value is None or type(value) is int, "a token id or null"),
+}
 
 
 def _check_size(name: str, value: Any, largest: int) -> None:

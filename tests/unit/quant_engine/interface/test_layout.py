@@ -90,7 +90,7 @@ def test_a_size_that_is_no_size_is_named(architecture: Architecture, name: str, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_hidden_layers": MAX_LAYERS + 1}, "num_hidden_layers has to be a whole number from 1 to 10,000"),
+        ({"num_hidden_layers": MAX_LAYERS + 1}, "num_hidden_layers has to be a whole number from 1 to 1,000"),
         ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) is not a multiple of num_key_value_heads \(3\)"),
         ({"num_key_value_heads": 8}, "is not a multiple of num_key_value_heads"),
         ({"num_attention_heads": 5, "num_key_value_heads": 1}, r"hidden_size \(32\) is not a multiple"),
@@ -98,6 +98,10 @@ def test_a_size_that_is_no_size_is_named(architecture: Architecture, name: str, 
         ({"head_dim": "8"}, "head_dim has to be"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings has to be true or false"),
         ({"attention_bias": "no"}, "attention_bias has to be true or false"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps has to be a finite number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps has to be a finite number"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings has to be a positive whole number"),
+        ({"pad_token_id": [1, 2]}, "pad_token_id has to be a token id or null"),
     ],
 )
 def test_values_that_contradict_each_other_are_named(changes: dict[str, Any], message: str) -> None:

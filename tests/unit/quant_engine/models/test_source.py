@@ -42,6 +42,7 @@ _ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (_header(a=_ENTRY | {"shape": [3]}), b"12345678", None, "does not match its shape"),
         (_header(a=_ENTRY | {"dtype": "F6_E2M3"}), b"12345678", None, "unsupported type"),
         (_header(a={"dtype": "F32"}), b"", None, "malformed"),
+        (_header(**{"a" * 513: _ENTRY}), b"12345678", None, "more than 512 characters"),
         (_header(a=_ENTRY | {"data_offsets": [8, 0]}), b"", None, "does not match its shape"),
     ],
 )
@@ -87,6 +88,15 @@ def test_an_index_of_the_wrong_shape_is_refused(weight_map: object, tmp_path: Pa
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(InvalidModel, match="no usable weight_map"):
         _ = CheckpointSource(tmp_path).shards
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        save_file({"a": torch.ones(2)}, tmp_path / name)
+    files = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(InvalidModel, match=r"stores the tensor a twice, in model-1\.safetensors and in model-2"):
+        _ = CheckpointSource(tmp_path).tensors
 
 
 def test_an_index_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -166,6 +176,25 @@ def test_other_architectures_are_named_and_refused(config: dict[str, Any]) -> No
     with pytest.raises(UnsupportedArchitecture) as caught:
         architecture_of(config)
     assert all(architecture.class_name in caught.value.hint for architecture in ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("config", "detail", "hint"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "has no model_type", "config.json"),
+        ({"model_type": "qwen2", "architectures": ["LlamaForCausalLM"]}, "contradicts itself", "config.json"),
+        (
+            {"model_type": "qwen3", "architectures": ["Qwen3Model"]},
+            "a 'Qwen3Model'",
+            "Qwen3ForCausalLM without its head",
+        ),
+    ],
+)
+def test_a_class_that_is_nearly_one_is_told_as_what_it_is(config: dict[str, Any], detail: str, hint: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=detail) as caught:
+        architecture_of(config)
+    assert hint in caught.value.hint
+    assert "None" not in caught.value.detail
 
 
 def test_the_architectures_are_those_that_the_service_announces() -> None:
