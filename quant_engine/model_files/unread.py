@@ -50,8 +50,9 @@ def unread_problems(
         names = parameter_names(stored, layout)
     except InvalidModel as error:
         return [error]
-    replaced = {parameter_name(part, layout).rpartition(".")[0] for part in parts}
-    missing = [name for name in _needed(layout, names) if name not in names and name.rpartition(".")[0] not in replaced]
+    # Codes under other names stand for a weight; a bias beside them is stored as itself.
+    replaced = {f"{parameter_name(part, layout).rpartition('.')[0]}.weight" for part in parts}
+    missing = [name for name in _needed(layout, names) if name not in names and name not in replaced]
     known = {names[name] for name in layout.tensors if name in names} | set(parts)
     unread = [name for name in stored if name not in known and not is_harmless(name, stored[name])]
     wrapped = _wrapped(missing, unread, layout)
@@ -60,7 +61,7 @@ def unread_problems(
     shapes = [
         (names[name], stored[names[name]].shape, shape)
         for name, shape in layout.tensors.items()
-        if name in names and names[name] not in parts and stored[names[name]].shape != shape
+        if name in names and stored[names[name]].shape != shape
     ]
     codes = [
         f"{names[name]} ({stored[names[name]].dtype})"

@@ -176,9 +176,18 @@ def test_what_a_source_of_quantized_weights_reads_counts_as_read_and_stands_for_
     parts = {f"{linear}.weight_packed": (48, 4), f"{linear}.weight_scale": (48, 1)}
     described = stored(layout, f"{linear}.weight", **parts)
     assert unread_problems(described, layout, frozenset(parts)) == []
-    # A code of another shape under the name of the weight is not compared with the dense shape.
-    parts = {f"{linear}.weight": (48, 2), f"{linear}.weight_scale": (48, 1)}
+    parts = {f"{linear}.weight": (48, 32), f"{linear}.weight_scale": (48, 1)}
     assert unread_problems(stored(layout, **parts), layout, frozenset(parts)) == []
     # A scale that is not read is told all the same.
     (found,) = unread_problems(stored(layout, **parts), layout, frozenset([f"{linear}.weight"]))
     assert f"{linear}.weight_scale" in found.detail
+
+
+def test_codes_stand_for_a_weight_of_its_shape_and_not_for_its_bias() -> None:
+    layout = layout_of("qwen2")
+    parts = {f"{Q_PROJ}.weight": (32, 32), f"{Q_PROJ}.weight_scale": (32, 1)}
+    (found,) = unread_problems(stored(layout, f"{Q_PROJ}.bias", **parts), layout, frozenset(parts))
+    assert f"lacks tensors that a Qwen2ForCausalLM of its config.json needs: {Q_PROJ}.bias." in found.detail
+    short = parts | {f"{Q_PROJ}.weight": (16, 32)}
+    (found,) = unread_problems(stored(layout, **short), layout, frozenset(parts))
+    assert f"{Q_PROJ}.weight is [16, 32] and has to be [32, 32]" in found.detail
