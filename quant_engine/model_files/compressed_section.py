@@ -6,6 +6,7 @@ from typing import Any, Final
 from quant_engine.errors import UnsupportedQuantization
 from quant_engine.model_files.code_scales import CACHE_PARTS
 from quant_engine.model_files.quantization_formats import COMPRESSED_TENSORS, format_name, method_of, unsupported
+from quant_engine.policy.patterns import EXPRESSION, PatternError, beginning_test
 
 FORMATS: Final = (
     "pack-quantized",
@@ -49,8 +50,10 @@ def check_section(section: Mapping[str, Any]) -> None:
     if status != _COMPRESSED:
         raise _unsupported(
             f"has the quantization_status {str(status)[:80]!r}",
-            "Save it compressed: save_pretrained(save_compressed=True).",
+            "Save it compressed: save_pretrained(save_compressed=True). If its weights are codes already, as those of "
+            "some older checkpoints are, set the quantization_status in config.json to 'compressed'.",
         )
+    _check_patterns(section)
 
 
 def check_measurable(section: Mapping[str, Any]) -> None:
@@ -113,6 +116,20 @@ def transform_tensors(config: Mapping[str, Any], section: Mapping[str, Any], sto
     entries = [entry for listed in transforms.values() for entry in _list(listed)]
     ours = [tensor.get("name") for entry in entries for tensor in _members(_mapping(entry).get("tensors"))]
     return frozenset(name for name in stored if name in ours or name.endswith(endings))
+
+
+def _check_patterns(section: Mapping[str, Any]) -> None:
+    """Refuse regular expressions that can not be matched in linear time: compressed-tensors backtracks."""
+    transforms = _members(_mapping(section.get("transform_config")).get("config_groups"))
+    applied = [_mapping(each) for group in transforms for each in _list(group.get("apply"))]
+    lists = [section.get("ignore"), *(group.get("targets") for group in _members(section.get("config_groups")))]
+    lists += [each.get(key) for each in applied for key in ("targets", "ignore")]
+    for pattern in (each for listed in lists for each in _list(listed)):
+        if isinstance(pattern, str) and pattern.startswith(EXPRESSION):
+            try:
+                beginning_test(pattern.removeprefix(EXPRESSION))
+            except PatternError as error:
+                raise _unsupported("has a regular expression that can not be used", error.detail) from error
 
 
 def _ours_online(quantry: Any) -> bool:

@@ -16,6 +16,7 @@ from quant_engine.model_files.code_scales import (
     coded,
     idle_tensors,
     scaled_weights,
+    stray_scales,
 )
 from quant_engine.model_files.compressed_section import (
     check_dense,
@@ -24,8 +25,10 @@ from quant_engine.model_files.compressed_section import (
     compressed_parts,
 )
 from quant_engine.model_files.description import ModelDescription
+from quant_engine.model_files.headers import StoredTensor
 from quant_engine.model_files.parsing import REPAIR
 from quant_engine.model_files.quantization_formats import (
+    CODES_OF,
     COMPRESSED_TENSORS,
     MODELOPT,
     READABLE_ALGORITHMS,
@@ -108,6 +111,7 @@ def source_quantization(description: ModelDescription) -> SourceQuantization:
     if compressed:
         content = compressed[0].content
         check_section(content)
+        _require_codes(description.tensors)
         shown = content.get("format") or "mixed-precision"
         return SourceQuantization(
             kind=QuantizationKind.COMPRESSED_TENSORS,
@@ -157,6 +161,8 @@ def _from_tensors(description: ModelDescription, sections: list[_Section]) -> So
     if name is not None:
         raise unsupported(*name)
     weights = scaled_weights(tensors, _block_size(sections))
+    for section in sections:
+        _require_type(section, weights)
     idle = idle_tensors(tensors, weights)
     if weights:
         return SourceQuantization(
@@ -213,6 +219,24 @@ def _require_readable(section: _Section) -> None:
             raise unsupported(f"{name} {format_name(str(algorithm))}", section.place)
     elif method not in (COMPRESSED_TENSORS, *SCALED_METHODS):
         raise unsupported(name, section.place)
+
+
+def _require_codes(tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse scales beside a dense weight, which would be multiplied by them as if it were codes."""
+    weights = {name: f"{name.rpartition('.')[0]}.weight" for name in stray_scales(tensors)}
+    dense = next((weight for weight in weights.values() if weight in tensors), None)
+    if dense is not None:
+        raise unusable(f"{dense} holds {tensors[dense].dtype} values beside scales, where codes have to be")
+
+
+def _require_type(section: _Section, weights: Mapping[str, ScaledWeight]) -> None:
+    """Refuse codes of another type than the section's method has."""
+    wanted = CODES_OF[section.method]
+    wrong = next((weight for weight in weights.values() if not weight.dtype.startswith(wanted)), None)
+    if wrong is not None:
+        raise unusable(
+            f"{section.place} says that it is {format_name(section.method)}, but {wrong.name} holds {wrong.dtype} codes"
+        )
 
 
 def _foreign_tensor(tensors: Mapping[str, Any], *, certain: bool) -> tuple[str, str] | None:

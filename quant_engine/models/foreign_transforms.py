@@ -19,6 +19,7 @@ from compressed_tensors.utils import match_named_modules
 from torch import Tensor, nn
 
 from quant_engine.errors import InvalidModel, UnsupportedPolicy
+from quant_engine.models.named_targets import plain_names
 from quant_engine.models.source import CheckpointSource
 
 
@@ -58,6 +59,7 @@ def foreign_transforms(
         groups = TransformConfig.model_validate(dict(section)).config_groups
     except (ValueError, TypeError) as error:
         raise _unusable("it is malformed") from error
+    names = [name for name, _ in model.named_modules() if name]
     found: dict[str, tuple[Attachment, ...]] = {}
     for name, scheme in groups.items():
         group = _Group(name=name, scheme=scheme, base=base)
@@ -66,7 +68,8 @@ def foreign_transforms(
                 continue
             # Refuse an unsupported transform even where it matches no module.
             build = _builder(group, arguments)
-            for module_name, module in match_named_modules(model, arguments.targets, arguments.ignore):
+            targets, ignored = (plain_names(each, names) for each in (arguments.targets, arguments.ignore))
+            for module_name, module in match_named_modules(model, targets, ignored):
                 transform = _transform(group, arguments, module_name, module, build)
                 attachment = Attachment("rotation", partial(_ATTACH[arguments.location], transform))
                 found[module_name] = (*found.get(module_name, ()), attachment)

@@ -27,6 +27,7 @@ from quant_engine.model_files.code_scales import coded
 from quant_engine.model_files.compressed_section import cache_tensors, transform_tensors
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
+from quant_engine.models.named_targets import with_names
 from quant_engine.models.quantization_config import parse_quantization
 from quant_engine.models.source import CheckpointSource
 from quant_engine.models.stored_linear import StoredLinear, misfit, scheme_of, stored_linear
@@ -114,7 +115,7 @@ class QuantizedSource:
         # This changes the empty model: its modules get schemes, and their parameters become those of the stored layout.
         model = self._model
         try:
-            apply_quantization_config(model, config, show_progress=False)
+            apply_quantization_config(model, with_names(config, model), show_progress=False)
             found = [stored_linear(name, module, config) for name, module in model.named_modules() if scheme_of(module)]
         except _MISFITS as error:
             raise misfit(f"its quantization_config does not fit the model ({type(error).__name__}: {error})") from error

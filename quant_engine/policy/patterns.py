@@ -102,6 +102,18 @@ class Names:
         return pattern == EVERY_CLASS or pattern in self._plain
 
 
+def beginning_test(expression: str) -> Callable[[str], bool]:
+    """Return a test whether a name begins with what a regular expression of another program means.
+
+    Raises:
+        PatternError: RE2 can not run it.
+    """
+    one = _compiled(expression, "pattern after 're:'")
+    if one.programsize > _MAX_STEPS:
+        raise PatternError("bad_pattern", TOO_LARGE)
+    return lambda name: one.match(name.encode()) is not None
+
+
 def is_plain(pattern: str) -> bool:
     """Return whether the pattern is a name: no glob, no expression, and not ``Linear``."""
     return not pattern.startswith(EXPRESSION) and not _is_glob(pattern) and pattern != EVERY_CLASS

@@ -211,6 +211,19 @@ def test_our_own_export_is_quantized_again_unless_it_transforms_its_inputs(dense
     assert measured.stored_names(measured.tensors) == stored
 
 
+def test_an_expression_that_backtracks_does_not_hold_the_engine(dense: Path, tmp_path: Path) -> None:
+    endless = "re:(([a-z0-9_.])+)+!"
+    schemes = [peers.scheme(peers.INT8, targets=["re:.*mlp", "model.layers.0.self_attn.q_proj"])]
+    peer = peers.write_peer(dense, tmp_path / "peer", schemes)
+    expected = opened(peer).linears
+    section = json.loads((peer / "config.json").read_text())["quantization_config"]
+    section["config_groups"]["group_0"]["targets"].append(endless)
+    peers.edit_config(peer, config_groups=section["config_groups"], ignore=[*section["ignore"], endless])
+    found = opened(peer).linears
+    assert found.keys() == expected.keys()
+    assert len(found) == 3 * 2 + 1
+
+
 def test_codes_outside_of_the_schemes_are_refused(dense: Path, tmp_path: Path) -> None:
     peer = peers.write_peer(dense, tmp_path / "peer", [peers.scheme(peers.INT8, targets=["re:.*down_proj$"])])
     tensors = load_file(peer / "model.safetensors")

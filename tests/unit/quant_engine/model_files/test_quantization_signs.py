@@ -1,6 +1,7 @@
 """A model that is quantized already is known by any sign; what can not be read is refused by the name of its format."""
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -210,6 +211,50 @@ def test_a_description_has_to_fit_the_weights(
 ) -> None:
     with pytest.raises(error, match=words):
         source_quantization(described(tmp_path, {f"{_LINEAR}.weight": tensor("BF16", 96, 64)}, config, files))
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("fp8", "I8"), ("fbgemm_fp8", "I8"), ("w8a8_int8", "F8_E4M3"), ("modelopt", "I8")]
+)
+def test_codes_of_another_type_than_the_method_has_are_refused(method: str, dtype: str, tmp_path: Path) -> None:
+    section = {"quant_method": method, "quant_algo": "FP8"}
+    with pytest.raises(UnsupportedQuantization, match=rf"but .*up_proj\.weight holds {dtype} codes"):
+        source_quantization(described(tmp_path, coded(dtype, 96, 1), {"quantization_config": section}))
+
+
+@pytest.mark.parametrize("place", ["targets", "ignore", "apply"])
+@pytest.mark.parametrize("pattern", ["re:((", "re:(([a-z0-9_.])+)+\\1!", "re:" + "(a{1,99}){1,99}"])
+def test_an_expression_that_linear_time_does_not_allow_is_refused(place: str, pattern: str, tmp_path: Path) -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "targets": {"config_groups": {"group_0": {"targets": [pattern]}}},
+        "ignore": {"ignore": ["lm_head", pattern]},
+        "apply": {"transform_config": {"config_groups": {"R": {"apply": [{"targets": [pattern]}]}}}},
+    }
+    config = {"quantization_config": _COMPRESSED | sections[place]}
+    with pytest.raises(UnsupportedQuantization, match="regular expression that can not be used") as refused:
+        source_quantization(described(tmp_path, coded("I8", 96, 1), config))
+    assert pattern not in f"{refused.value.detail} {refused.value.hint}"
+
+
+def test_dense_weights_beside_scales_are_no_codes(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedQuantization, match=r"up_proj\.weight holds BF16 values beside scales"):
+        source_quantization(described(tmp_path, coded("BF16", 96, 1), {"quantization_config": _COMPRESSED}))
+
+
+def test_a_checkpoint_that_an_older_release_called_frozen_is_told_how_to_be_read(tmp_path: Path) -> None:
+    # transformers takes its codes for weights.
+    config = {"quantization_config": _COMPRESSED | {"quantization_status": "frozen"}}
+    with pytest.raises(UnsupportedQuantization, match="quantization_status 'frozen'") as refused:
+        source_quantization(described(tmp_path, coded("I8", 96, 1), config))
+    assert "set the quantization_status in config.json to 'compressed'" in refused.value.hint
+
+
+def test_the_name_of_a_tensor_costs_no_more_time_than_its_length(tmp_path: Path) -> None:
+    began = time.process_time()
+    name = "a" + ".weight.quant_state." * 20_000 + "\nend"
+    with pytest.raises(UnsupportedQuantization, match="bitsandbytes"):
+        source_quantization(described(tmp_path, {name: tensor("U8", 4)}))
+    assert time.process_time() - began < 1.0
 
 
 @pytest.mark.parametrize(
