@@ -2,7 +2,7 @@
 
 The meaning is kept. Settings without effect are removed. An explicit ``do_sample: false`` stays greedy, and the
 settings of sampling are removed. Without ``do_sample``, settings of sampling turn it on, because other engines read
-them so.
+them so. A temperature of 0 is greedy to them, and transformers can not sample with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,8 +59,12 @@ def _without_idle(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _with_one_mode(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Make the mode fit the settings: greedy where the model says so, else sampling."""
     sampling = [name for name in SAMPLING if content.get(name) is not None]
+    if not sampling:
+        return content, []
     if content.get("do_sample") is False:
         return _without(content, SAMPLING), [f"removed {_listed(sampling)}, because do_sample is false"]
+    if content.get("temperature") == 0:
+        return _without(content, SAMPLING), [f"removed {_listed(sampling)}, because a temperature of 0 is greedy"]
     sentence = f"set do_sample to true, because there is {_listed(sampling)} and no do_sample"
     return content | {"do_sample": True}, [sentence]
 

@@ -118,6 +118,16 @@ def test_a_directory_without_such_files_has_none(source: Path) -> None:
         ),
         (
             "generation_config.json",
+            {"temperature": 0.0, "top_k": 1},
+            "generation_config.json: removed temperature and top_k, because a temperature of 0 is greedy",
+        ),
+        (
+            "generation_config.json",
+            {"num_return_sequences": 5},
+            "generation_config.json: left out, because transformers refuses its settings",
+        ),
+        (
+            "generation_config.json",
             {"early_stopping": True, "length_penalty": 2.0},
             "generation_config.json: removed early_stopping and length_penalty, which only a search with beams reads",
         ),
