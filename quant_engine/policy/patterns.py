@@ -108,7 +108,7 @@ def beginning_test(expression: str) -> Callable[[str], bool]:
     Raises:
         PatternError: RE2 can not run it.
     """
-    one = _compiled(expression, "expression")
+    one = _compiled(expression, "pattern after 're:'")
     if one.programsize > _MAX_STEPS:
         raise PatternError("bad_pattern", TOO_LARGE)
     return lambda name: one.match(name.encode()) is not None
