@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from jobs.job.report_sections import OracleView, SourceView, SpecialTokensView, WindowsView
 from jobs.kit.states import JobStatus
 from jobs.kit.views import View
 from quant_engine.interface.layers import LayerRow
@@ -98,6 +99,8 @@ class Summary(View):
     """How far the errors are below the baseline's."""
     perplexity: PerplexityPair | None
     """The perplexity before and after. Null: it was not measured."""
+    special_tokens: SpecialTokensView
+    """The special tokens that windows begin with."""
     bytes: BytesPair
     """The size of the weights before and after."""
     policy: ChosenView
@@ -225,14 +228,22 @@ class Report(View):
     """The version of this format."""
     model: ReportModel
     """The model."""
+    source: SourceView
+    """How the model was stored."""
     policy: Policy
-    """The whole policy."""
+    """The whole policy, as it was asked for."""
     policy_hash: Annotated[str, Field(examples=["sha256:75346f8b19f31b97"])]
     """The digest of the policy without the preset's name."""
+    done: Free | None
+    """What was done, from the exported layers. Null where nothing was exported."""
+    changed_files: Annotated[tuple[str, ...], Field(examples=[("generation_config.json: removed temperature",)])]
+    """What was changed in files that the checkpoint takes over."""
     calibration: Calibration | None
     """The text for calibration. Null where nothing was calibrated."""
     evaluation: Evaluation
     """The measurements on the whole model."""
+    windows: WindowsView
+    """The windows that were really read."""
     metric: Metrics
     """What the numbers mean."""
     search: Free | None
@@ -251,6 +262,8 @@ class Report(View):
     """The measured perplexities."""
     layers: tuple[LayerRow, ...]
     """A row for each quantized linear."""
+    oracle: OracleView
+    """The comparison of the original, as it was read, with plain transformers."""
     verification: VerificationView | None
     """The gate. Null where no checkpoint was written."""
     environment: ReportEnvironment

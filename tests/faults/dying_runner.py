@@ -11,6 +11,7 @@ from typing import Final
 
 from tests.faults import failpoints
 from worker.runner import __main__ as runner
+from worker.runner import program
 from worker.subprocesses.messages import EventWriter, Message, StageAdvanced
 
 NOWHERE: Final = "-"
@@ -36,7 +37,7 @@ def main() -> int:
     if place != NOWHERE:
         DyingWriter.stage, _, done = place.partition(":")
         DyingWriter.done = int(done)
-        runner.EventWriter = DyingWriter  # type: ignore[misc]  # the one edge that this program is about
+        program.EventWriter = DyingWriter  # type: ignore[misc]  # the one edge that this program is about
     return runner.main([run_file, *options])
 
 

@@ -56,6 +56,8 @@ def evaluate_only_report(
         "source": {"quantization": described_source(run.base, run.dense)},
         "policy": spec.policy.model_dump(mode="json"),
         "policy_hash": policy_hash(spec.policy),
+        "done": None,
+        "changed_files": [],
         "calibration": None,
         "evaluation": spec.evaluation.model_dump(mode="json"),
         "windows": windows,

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from jobs.job.documents import CalibrationView, EvaluationView, Report, Summary
 from jobs.job.views import TYPED_EVENTS, JobView
 from jobs.kit.documents import JobProblemView
+from jobs.kit.errors import RefusedJob
 from jobs.kit.views import View
 from jobs.settings import Settings
 from quant_engine.policy import Limits, Output, Policy
@@ -97,7 +98,7 @@ def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (lambda weights: weights.write_bytes(weights.read_bytes()[:-4000]), "unsafe_checkpoint"),
+        (lambda weights: weights.write_bytes(weights.read_bytes()[:-4000]), "invalid_model"),
         (lambda weights: weights.unlink(), "model_not_found"),
     ],
     ids=["truncated", "missing"],
@@ -105,8 +106,9 @@ def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
 def test_a_corrupt_checkpoint_is_the_users_to_mend(
     office: Office, tiny: Path, spoil: Callable[[Path], object], code: str
 ) -> None:
-    spoil(tiny / "model.safetensors")
+    # After the submit, which would refuse it.
     job_id = office.submit("tiny", **SMALL)
+    spoil(tiny / "model.safetensors")
     assert office.supervisor(runner=RUNNER).run_next() is Outcome.FAILED
     job = office.job(job_id)
     assert job.error is not None
@@ -118,13 +120,9 @@ def test_a_corrupt_checkpoint_is_the_users_to_mend(
 
 @pytest.mark.usefixtures("tiny")
 def test_a_policy_that_matches_no_layer(office: Office) -> None:
-    job_id = office.submit("tiny", **{**SMALL, "policy": {"preset": "rtn-w4a4", "targets": ["qkv_proj"]}})
-    assert office.supervisor(runner=RUNNER).run_next() is Outcome.FAILED
-    error = office.job(job_id).error
-    assert error is not None
-    assert error["code"] == "no_matching_layer"
-    assert "/policy/targets/0" in error["detail"]
-    assert "q_proj, k_proj, v_proj" in error["detail"]
+    with pytest.raises(RefusedJob, match="q_proj, k_proj, v_proj") as refused:
+        office.submit("tiny", **{**SMALL, "policy": {"preset": "rtn-w4a4", "targets": ["qkv_proj"]}})
+    assert [(each.pointer, each.code) for each in refused.value.errors] == [("/policy/targets/0", "no_match")]
 
 
 @pytest.fixture
