@@ -96,9 +96,10 @@ def resolve_dataset(settings: Settings, name: str | None, purpose: Purpose) -> s
         return default_dataset(settings, purpose)
     known = dataset_names(settings, purpose)
     if name not in known:
+        others = [each for each in Purpose if name in dataset_names(settings, each)]
+        what = f"The dataset of this name is for {others[0]} alone." if others else "There is no dataset of this name."
         raise DatasetNotFound(
-            f"There is no dataset of this name for this use.{did_you_mean(name, known)} "
-            f"Known here: {', '.join(known)}.",
+            f"{what}{'' if others else did_you_mean(name, known)} Known here for {purpose}: {', '.join(known)}.",
             pointer=_POINTERS[purpose],
             hint='Use a listed name, send {"texts": [...]} or {"messages": [...]}, name a data set of the Hub with '
             '{"hub": "owner/name"}, or have the operator add QUANTRY_DATASETS_DIR/<name>/ with train* or valid* files '

@@ -313,7 +313,9 @@ class BodyTooLarge(QuantryError):
     title = "Body too large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"The body is larger than {limit} bytes. Shorten it, or name a dataset instead of texts.")
+        super().__init__(
+            f"The body is larger than {limit} bytes. Shorten it; where it has texts, name a dataset instead of them."
+        )
 
 
 class Unavailable(QuantryError):

@@ -29,6 +29,7 @@ def submit(
     preset: Annotated[str | None, typer.Option(help="Such as w4a16. Without it, --policy has to name one.")] = None,
     policy: Annotated[Path | None, typer.Option(help="A JSON file whose fields override the preset's.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Calibration and evaluation text.")] = None,
+    evaluation_dataset: Annotated[str | None, typer.Option(help="Evaluation text, if it is another one.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
     credential: Annotated[
@@ -49,8 +50,8 @@ def submit(
         "policy": read_policy(policy, preset),
         "calibration": {key: value for key, value in {"dataset": dataset, **sizes}.items() if value is not None},
     }
-    if dataset is not None:
-        request["evaluation"] = {"perplexity": {"dataset": dataset}}
+    if (evaluation := evaluation_dataset or dataset) is not None:
+        request["evaluation"] = {"perplexity": {"dataset": evaluation}}
     if publish_to is not None:
         request["output"] = {"hub": hub_target(publish_to, credential=credential)}
     with open_client(url) as client:

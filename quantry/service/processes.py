@@ -54,6 +54,8 @@ class Process:
         self.started_at = time.monotonic()
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
+        # What earlier processes wrote is before this.
+        self._log_begins = self.log.stat().st_size if self.log.exists() else 0
         command = [*PYTHON, "-m", "quantry.service.launch", spec.death_signal.name, str(os.getpid())]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - constants and this interpreter, no one's input
@@ -120,9 +122,9 @@ class Process:
         )
 
     def tail(self) -> list[str]:
-        """Return the last lines of its log."""
+        """Return the last lines that it wrote to its log."""
         with self.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            log.seek(max(self._log_begins, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return log.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
 
     def stop(self) -> None:

@@ -77,6 +77,12 @@ MISTAKES: Final = {
         ("Did you mean 'pydoc'?",),
         ("pidoc",),
     ),
+    "the model's own text for the evaluation": Mistake(
+        {"evaluation": {"perplexity": {"dataset": "self"}}},
+        "/evaluation/perplexity/dataset",
+        "dataset_not_found",
+        ("is for calibration alone", "Known here for evaluation: ", "pydoc"),
+    ),
     "typo in the model": Mistake(
         {"model": {"source": "local", "id": "tinny"}},
         "/model/id",

@@ -64,6 +64,16 @@ def test_submit_sends_the_request_and_prints_the_id(server: ScriptedServer, tmp_
     assert server.received[0].headers["authorization"] == "Bearer qk_env"
 
 
+def test_submit_may_measure_on_another_text(server: ScriptedServer) -> None:
+    server.answers = [json_answer(job_body("queued"), 202)]
+    done = quantry(
+        server, "submit", "local:tiny", "--preset", "w4a16", "--dataset", "self", "--evaluation-dataset", "pydoc"
+    )
+    assert done.returncode == 0
+    sent = json.loads(server.received[0].body)
+    assert (sent["calibration"], sent["evaluation"]) == ({"dataset": "self"}, {"perplexity": {"dataset": "pydoc"}})
+
+
 def test_a_refusal_is_one_line_with_code_place_and_remedy(server: ScriptedServer) -> None:
     wrong = {"pointer": "/policy/search/q/0", "code": "less_than_equal", "detail": "Must be at most 1."}
     problem = {"code": "invalid_request", "detail": "The request is wrong.", "hint": "Mend it.", "errors": [wrong]}

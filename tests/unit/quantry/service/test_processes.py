@@ -50,11 +50,13 @@ def test_an_announcement_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_process_that_ends_while_starting_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    (tmp_path / "child.log").write_text("the fault of an earlier one\n")
     process = Process(python("raise SystemExit('no disk here')", announces=True), tmp_path)
     with pytest.raises(QuantryError, match="ended while starting") as caught:
         process.announcement(timeout_seconds=WAIT_SECONDS, stopping=never)
     process.stop()
     assert "no disk here" in caught.value.detail
+    assert "an earlier one" not in caught.value.detail
     assert str(tmp_path / "child.log") in str(caught.value.hint)
 
 
