@@ -29,7 +29,7 @@ _SLACK: Final = 1.02
 """transformers may split a text a little differently than the library alone. Where a text is this close to what is
 needed, the stage ``load`` decides."""
 _MARGIN: Final = 4
-_PLENTY: Final = 12
+_PLENTY: Final = 6
 """Characters for each token that is needed: a text with more of them has enough tokens."""
 
 
