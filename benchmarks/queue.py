@@ -39,6 +39,7 @@ from jobs.repository.database import Database
 from jobs.repository.models import Job
 from jobs.settings import Settings
 from quant_engine.policy import JobRequest
+from tests.sound_model import write_sound_model
 from worker.nudge import CeleryNudger, make_celery
 from worker.subprocesses.environment import runner_environment
 
@@ -103,10 +104,8 @@ def queue_table(found: dict[str, Any]) -> Table:
 
 def _settings(urls: Urls, directory: Path) -> Settings:
     data_dir = directory / "var"
-    model = data_dir / "models" / _MODEL
-    model.mkdir(parents=True)
-    # The runner reads no model, but a request has to name one that exists.
-    (model / "config.json").write_text("{}")
+    # The runner reads no model, but submit checks the one that a request names.
+    write_sound_model(data_dir / "models" / _MODEL)
     return Settings(data_dir=data_dir, database_url=SecretStr(urls.database_url), broker_url=SecretStr(urls.broker_url))
 
 
