@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -80,6 +81,7 @@ def test_a_job_reads_data_sets_of_the_hub_at_the_commits_that_its_first_attempt_
     assert office.supervisor(runner=DIES).run_next() is Outcome.CRASHED
     requests = len(hub.requests)
     hub.datasets[CHAT].move({"train_sft.jsonl": json.dumps({"text": "moved"}).encode()}, "b" * 40)
+    time.sleep(0.2)  # longer than the delay of a retry
     assert office.supervisor(runner=RUNNER).run_next() is Outcome.SUCCEEDED
     assert len(hub.requests) == requests, "the files of both commits were there"
     report = office.queries.get_report(job_id, tenant=TENANT)
