@@ -33,7 +33,6 @@ from quant_engine.models.source import CheckpointSource
 from quant_engine.models.stored_linear import StoredLinear, misfit, scheme_of, stored_linear
 
 _OURS: Final = "quantry"
-_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The errors that compressed-tensors raises for a configuration or for tensors that do not fit.
 _MISFITS: Final = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, NotImplementedError)
 _IDLE: Final = ("weight_zero_point", "input_zero_point", "output_zero_point")
@@ -89,8 +88,7 @@ class QuantizedSource:
     @cached_property
     def computed_dtype(self) -> torch.dtype:
         """The type that the configuration names, in which the model computes; else that of most floating tensors."""
-        named = self.base.stored_config.get("dtype", self.base.stored_config.get("torch_dtype"))
-        return _DTYPES.get(str(named).removeprefix("torch."), self.base.dtype)
+        return self.base.named_dtype or self.base.dtype
 
     @property
     def weight_bytes(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,7 @@ from quant_engine.errors import InvalidModel
 from quant_engine.model_files import ScaledWeight, SourceQuantization, without_quantization
 from quant_engine.model_files.headers import FLOATING
 from quant_engine.model_files.parsing import REPAIR
-from quant_engine.models.source import CheckpointSource
-
-_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMED: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from quant_engine.models.source import CheckpointSource, prevailing_dtype
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,8 @@ class ScaledSource:
     @cached_property
     def computed_dtype(self) -> torch.dtype:
         """The type of the dense model: that which the configuration names, else that of most tensors besides scales."""
-        named = self.base.stored_config.get("dtype", self.base.stored_config.get("torch_dtype"))
-        found = _NAMED.get(str(named).removeprefix("torch."))
-        if found is not None:
-            return found
-        counts: dict[str, int] = {}
-        for name in self.tensors:
-            tensor = self.base.stored[name]
-            if tensor.dtype in _DTYPES:
-                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.bytes
-        return _DTYPES[max(counts, key=lambda name: counts[name])] if counts else torch.bfloat16
+        most = prevailing_dtype(self.base.stored[name] for name in self.tensors)
+        return self.base.named_dtype or most or torch.bfloat16
 
     @cached_property
     def weight_bytes(self) -> int:

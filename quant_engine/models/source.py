@@ -173,17 +173,17 @@ class CheckpointSource:
     @cached_property
     def computed_dtype(self) -> torch.dtype:
         """The type in which ``from_pretrained`` computes the model: that of its configuration, else of its weights."""
+        return self.named_dtype or self._stored_dtype
+
+    @property
+    def named_dtype(self) -> torch.dtype | None:
+        """The type that the configuration names; None where it names none of these that models compute in."""
         named = self.stored_config.get("dtype", self.stored_config.get("torch_dtype"))
-        return _NAMED.get(str(named).removeprefix("torch."), self._stored_dtype)
+        return _NAMED.get(str(named).removeprefix("torch."))
 
     @cached_property
     def _stored_dtype(self) -> torch.dtype:
-        # Bytes and not tensors are counted, so that many small norms do not outvote the matrices.
-        counts: dict[str, int] = {}
-        for tensor in self.stored.values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.bytes
-        floating = {name: count for name, count in counts.items() if name in _COMPUTED}
-        return _COMPUTED[max(floating, key=lambda name: floating[name])] if floating else torch.float32
+        return prevailing_dtype(self.stored.values()) or torch.float32
 
     def read(
         self, names: Iterable[str], *, dtype: torch.dtype | None, device: torch.device | str = "cpu"
@@ -221,6 +221,16 @@ class CheckpointSource:
 
     def attach(self, module: nn.Module, *, prefix: str, device: torch.device | str) -> None:
         """Do nothing: dense linears need no change."""
+
+
+def prevailing_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype | None:
+    """Return the floating-point type of most of the tensors' bytes; None where there is none."""
+    # Bytes and not tensors are counted, so that many small norms do not outvote the matrices.
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.dtype in _COMPUTED:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.bytes
+    return _COMPUTED[max(counts, key=lambda name: counts[name])] if counts else None
 
 
 @contextmanager
