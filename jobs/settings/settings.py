@@ -4,6 +4,7 @@ Packages take a ``Settings``, or the one value that they need, as an argument. T
 """
 
 import ipaddress
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,29 +25,14 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
-def _artifacts_url(url: str) -> str:
-    artifact_location(url)
-    return url
+def _kept_if(parse: Callable[[str], object]) -> AfterValidator:
+    """Return a validator that keeps a text as it is, if ``parse`` accepts it."""
 
+    def check(text: str) -> str:
+        parse(text)
+        return text
 
-def _networks(text: str) -> str:
-    parse_networks(text)
-    return text
-
-
-def _directories(text: str) -> str:
-    parse_directories(text)
-    return text
-
-
-def _hosts(text: str) -> str:
-    parse_hosts(text)
-    return text
-
-
-def _origins(text: str) -> str:
-    parse_origins(text)
-    return text
+    return AfterValidator(check)
 
 
 Directory = Annotated[Path, AfterValidator(_absolute)]
@@ -70,7 +56,7 @@ class Settings(BaseSettings):
     data_dir: Directory = Field(default=Path("var"), validate_default=True)
     models_dir: Directory = Field(default_factory=lambda chosen: chosen["data_dir"] / "models")
     # Directories into which a model's links may lead, such as /mnt/weights,/srv/hub-cache.
-    model_link_dirs: Annotated[str, AfterValidator(_directories)] = ""
+    model_link_dirs: Annotated[str, _kept_if(parse_directories)] = ""
     datasets_dir: Directory | None = None
     # None: a folder of datasets_dir (wikitext2, or the first by name), or pydoc where there is none.
     default_dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
@@ -79,7 +65,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     broker_url: SecretStr | None = None
 
-    artifacts_url: Annotated[str, AfterValidator(_artifacts_url)] | None = None  # file:///path or s3://bucket/prefix
+    artifacts_url: Annotated[str, _kept_if(artifact_location)] | None = None  # file:///path or s3://bucket/prefix
     s3_endpoint_url: HttpUrl | None = None  # in addition to boto3's own AWS_* variables
     # S3 takes parts of 5 MiB to 5 GiB.
     s3_part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = 16 << 20
@@ -95,9 +81,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     allow_anonymous: bool = False
     # Names that a request's Host header may have besides loopback names and QUANTRY_HOST.
-    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = ""
+    allowed_hosts: Annotated[str, _kept_if(parse_hosts)] = ""
     # Origins of web pages elsewhere that may use this API.
-    allowed_origins: Annotated[str, AfterValidator(_origins)] = ""
+    allowed_origins: Annotated[str, _kept_if(parse_origins)] = ""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 << 20  # of a request that may carry text
     body_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0  # time for a whole body to arrive
 
@@ -125,7 +111,7 @@ class Settings(BaseSettings):
     publish_retry_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0  # the first wait; doubles with each attempt
 
     webhook_allow_private: bool = False  # allows http, and private and loopback addresses
-    webhook_allowed_networks: Annotated[str, AfterValidator(_networks)] = ""  # such as 10.1.0.0/16,fd00::/8
+    webhook_allowed_networks: Annotated[str, _kept_if(parse_networks)] = ""  # such as 10.1.0.0/16,fd00::/8
     webhook_ca_file: Path | None = None  # certificates of your own authority, in PEM
     webhook_max_endpoints: Annotated[int, Field(ge=1, le=1000)] = 20  # for each tenant
     webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = 10  # over about three days by default
