@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,11 @@ MODEL = {"source": "local", "id": "tiny"}
 
 
 def generate(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False, timeout=120)
+    # One generator formats what it made with the ruff that it finds on the path; unformatted, `1and` is a warning.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
     assert done.returncode == 0, done.stderr
     # One generator only warns of what it can not express, and leaves it out.
     assert "Unable to" not in done.stdout + done.stderr, done.stdout
