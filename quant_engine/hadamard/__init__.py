@@ -1,9 +1,9 @@
 """Hadamard rotations for widths n = K·2^m: their construction, fast backends, and the online operation."""
 
 from quant_engine.hadamard.backends import BACKENDS, Backend, hadamard_backend
-from quant_engine.hadamard.construction import hadamard_matrix
 from quant_engine.hadamard.transform import hadamard_transform, online_hadamard
-from quant_engine.interface.hadamard_orders import hadamard_cores, hadamard_order
+from quant_engine.online.construction import hadamard_matrix
+from quant_engine.online.hadamard_orders import hadamard_cores, hadamard_order
 
 __all__ = [
     "BACKENDS",

@@ -1,4 +1,4 @@
-"""Backends that compute x Hᵀ, all equal to the dense reference of :mod:`quant_engine.hadamard.construction`.
+"""Backends that compute x Hᵀ, all equal to the dense reference of :mod:`quant_engine.online.construction`.
 
 kronecker   torch matrix products with two near-square factors; any device, differentiable, deterministic
 fht-cpu     the optional wheel's in-place vectorized butterfly; CPU, outside autograd
@@ -17,7 +17,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from quant_engine.hadamard.construction import core_matrix, split_order, sylvester_matrix
+from quant_engine.online.construction import core_matrix, split_order
+from quant_engine.online.transforms import hadamard_factors, times_hadamard
 
 try:
     from fht_cpu import fht
@@ -46,24 +47,16 @@ class Backend:
 
 @lru_cache(maxsize=64)
 def _kronecker_factors(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ``(left, right)`` with H = left ⊗ right, of sizes as equal as the core allows; right includes the 1/√n."""
-    cores, power = split_order(order)
-    core = math.prod(cores)
-    # The smallest sum of the two sizes is the smallest number of multiply-adds.
-    left_power = min((1 << i for i in range(power.bit_length())), key=lambda p: core * p + power // p)
     # The first call may come from inference mode. Autograd could then never save the cached tensors.
     with torch.inference_mode(False):
-        left = torch.kron(core_matrix(cores), sylvester_matrix(left_power))
-        right = sylvester_matrix(power // left_power).to(torch.float64) / math.sqrt(order)
+        left, right = hadamard_factors(order)
         return left.to(device, dtype), right.to(device, dtype)
 
 
 def _apply_kronecker(x_NB: Tensor, inverse: bool) -> Tensor:
     left, right = _kronecker_factors(x_NB.shape[-1], x_NB.dtype, x_NB.device)
-    grid = x_NB.reshape(-1, left.shape[0], right.shape[0])  # [N, B] → [N, left, right]
-    # The right factor is a Sylvester matrix and so symmetric; only the left one differs from its transpose.
-    rotated = (left.T if inverse else left) @ (grid @ right)
-    return rotated.reshape(x_NB.shape)
+    # Only the left factor differs from its transpose.
+    return times_hadamard(x_NB, left.T if inverse else left, right)
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.hadamard import hadamard_cores, hadamard_transform, online_hadamard
+from quant_engine.online.transforms import permuted, times_blocks, times_kronecker, times_matrix
 from quant_engine.transforms.matrices import times_inverse_transpose
 
 
@@ -133,7 +134,7 @@ class Block(Primitive):
         return width * self.blocks_NKK.shape[-1]
 
     def _apply(self, x_TI: Tensor) -> Tensor:
-        return self._merged(self._split(x_TI) @ self.blocks_NKK.to(x_TI), x_TI)
+        return times_blocks(x_TI, self.blocks_NKK)
 
     def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
         return self._merged(times_inverse_transpose(self._split(w_OI), self.blocks_NKK), w_OI)
@@ -166,8 +167,7 @@ class Kronecker(Primitive):
         return width * (self.left_AA.shape[0] + self.right_BB.shape[0])
 
     def _apply(self, x_TI: Tensor) -> Tensor:
-        grid_TAB = x_TI.reshape(-1, self.left_AA.shape[0], self.right_BB.shape[0])
-        return (self.left_AA.to(x_TI).mT @ (grid_TAB @ self.right_BB.to(x_TI))).reshape(x_TI.shape)
+        return times_kronecker(x_TI, self.left_AA, self.right_BB)
 
     def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
         """Compute left⁻¹ W right⁻ᵀ per row, one factor after the other along the last axis."""
@@ -199,7 +199,7 @@ class Permutation(Primitive):
         return 0
 
     def _apply(self, x_TI: Tensor) -> Tensor:
-        return x_TI[..., self.index_D.to(x_TI.device)]
+        return permuted(x_TI, self.index_D.to(x_TI.device))
 
     def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
         return self._apply(w_OI)  # P is orthogonal: P⁻ᵀ = P
@@ -223,7 +223,7 @@ class Dense(Primitive):
         return width * width
 
     def _apply(self, x_TI: Tensor) -> Tensor:
-        return x_TI @ self.matrix_DD.to(x_TI)
+        return times_matrix(x_TI, self.matrix_DD)
 
     def _apply_inverse_transpose(self, w_OI: Tensor) -> Tensor:
         return times_inverse_transpose(w_OI, self.matrix_DD)

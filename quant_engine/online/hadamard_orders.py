@@ -1,6 +1,6 @@
 """The orders of the Hadamard matrices that can be constructed, without torch.
 
-The matrices themselves, and the sources, are in :mod:`quant_engine.hadamard.construction`.
+The matrices themselves, and the sources, are in :mod:`quant_engine.online.construction`.
 """
 
 from functools import lru_cache
