@@ -22,8 +22,9 @@ from quant_engine.checkpoint.online import STORED_DTYPES, OnlineInput
 from quant_engine.checkpoint.packing import QuantizedLinear
 from quant_engine.errors import InvalidModel, ModelNotFound, UnsupportedPolicy
 from quant_engine.model_files.opening import MAX_CONFIG_BYTES
+from quant_engine.online.section import READERS, StoredPrimitive, stored_inputs, tensor_name
 from quant_engine.policy import Profile
-from quant_engine.transforms.primitives import Hadamard, Primitive, primitive_from
+from quant_engine.transforms.primitives import Primitive, primitive_from
 
 FORMAT_VERSION: Final = 2
 
@@ -106,11 +107,6 @@ def online_tensors(linears: Sequence[QuantizedLinear]) -> list[dict[str, Tensor]
     ]
 
 
-def tensor_name(key: str, position: int, field: str) -> str:
-    """Return the name of a transform's tensor."""
-    return f"{key}.online.{position}.{field}"
-
-
 def read_config(directory: Path) -> dict[str, Any]:
     """Read ``config.json``, which has to have a ``quantry`` section of a known version.
 
@@ -138,8 +134,8 @@ def own_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the ``quantry`` section of a configuration. Raises: InvalidModel: it has none of a known version."""
     section = config.get("quantry")
     version = section.get("format_version") if isinstance(section, dict) else None
-    if not isinstance(section, dict) or not isinstance(version, int) or version not in _READERS:
-        known = " or ".join(map(str, _READERS))
+    if not isinstance(section, dict) or not isinstance(version, int) or version not in READERS:
+        known = " or ".join(map(str, READERS))
         raise unusable(f"config.json has no quantry section of format version {known}")
     return section
 
@@ -156,10 +152,25 @@ def read_online(
         InvalidModel: the section is malformed, a tensor is missing, of another shape or type, or not finite.
     """
     try:
-        # The readers check no types; a wrong type or a missing key of the file raises one of the errors below.
-        return _READERS[section["format_version"]](shards, section, device)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unusable("the quantry section of config.json is malformed") from error
+        inputs = stored_inputs(section)
+    except ValueError as error:
+        raise unusable(f"the quantry section of config.json can not be read: {error}") from error
+    transforms = {each.key: each.primitives for each in inputs.values() if each.key is not None}
+    wanted = {
+        tensor_name(key, position, field): shape
+        for key, entries in transforms.items()
+        for position, entry in enumerate(entries)
+        for field, shape in entry.tensors.items()
+    }
+    stored = _stored_tensors(shards, wanted)
+    built = {
+        key: tuple(_primitive(entry, key, position, stored).to(device) for position, entry in enumerate(entries))
+        for key, entries in transforms.items()
+    }
+    return {
+        name: OnlineInput(primitives=() if each.key is None else built[each.key], clip_ratio=each.clip_ratio)
+        for name, each in inputs.items()
+    }
 
 
 def unusable(reason: str) -> InvalidModel:
@@ -187,71 +198,12 @@ def _entry(key: str, position: int, primitive: Primitive) -> dict[str, Any]:
     return primitive.fields() | ({"tensors": tensors} if tensors else {})
 
 
-def _read_version_1(_shards: Sequence[Path], section: Mapping[str, Any], _device: Any) -> dict[str, OnlineInput]:
-    # This version had Hadamards only, which are built from their order.
-    return {
-        name: OnlineInput(
-            primitives=() if entry["hadamard_order"] is None else (_hadamard(entry["hadamard_order"]),),
-            clip_ratio=_ratio(entry["clip_ratio"]),
-        )
-        for name, entry in section["online"].items()
-    }
-
-
-def _read_version_2(
-    shards: Sequence[Path], section: Mapping[str, Any], device: torch.device | str
-) -> dict[str, OnlineInput]:
-    wanted = {
-        tensor["name"]: tensor["shape"]
-        for entries in section["transforms"].values()
-        for entry in entries
-        for tensor in entry.get("tensors", {}).values()
-    }
-    stored = _stored_tensors(shards, wanted)
-    transforms = {
-        key: tuple(_primitive(entry, key, i, stored).to(device) for i, entry in enumerate(entries))
-        for key, entries in section["transforms"].items()
-    }
-    return {
-        name: OnlineInput(
-            primitives=() if entry["transform"] is None else transforms[entry["transform"]],
-            clip_ratio=_ratio(entry["clip_ratio"]),
-        )
-        for name, entry in section["online"].items()
-    }
-
-
-_READERS: Final = {1: _read_version_1, 2: _read_version_2}
-
-
-def _primitive(entry: Mapping[str, Any], key: str, position: int, stored: Mapping[str, Tensor]) -> Primitive:
-    """Build one primitive. A tensor's name has to be the one that its position in the section requires."""
-    fields = {field: value for field, value in entry.items() if field != "tensors"}
-    tensors = {}
-    for field, tensor in entry.get("tensors", {}).items():
-        if tensor["name"] != tensor_name(key, position, field):
-            raise unusable(f"the {field} of transform {key} is not where it has to be")
-        tensors[field] = stored[tensor["name"]]
-    if fields.get("name") == Hadamard.name:
-        return _hadamard(fields["order"])
+def _primitive(entry: StoredPrimitive, key: str, position: int, stored: Mapping[str, Tensor]) -> Primitive:
+    tensors = {field: stored[tensor_name(key, position, field)] for field in entry.tensors}
     try:
-        return primitive_from(fields, tensors)
+        return primitive_from(entry.fields, tensors)
     except ValueError as error:
         raise unusable(f"primitive {position} of transform {key} is not valid ({error})") from error
-
-
-def _hadamard(order: Any) -> Hadamard:
-    try:
-        return Hadamard(order=order)
-    except ValueError as error:
-        raise unusable(f"a Hadamard of order {order!r} does not fit any width") from error
-
-
-def _ratio(value: Any) -> float:
-    ratio = float(value)
-    if not 0.0 < ratio <= 1.0:
-        raise unusable(f"a clip_ratio is {ratio}, not in (0, 1]")
-    return ratio
 
 
 def _stored_tensors(shards: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -266,8 +218,8 @@ def _stored_tensors(shards: Sequence[Path], wanted: Mapping[str, Any]) -> dict[s
             with safe_open(shard, framework="pt") as file:
                 for name in wanted.keys() & set(file.keys()):
                     shape = file.get_slice(name).get_shape()
-                    if shape != wanted[name]:
-                        raise unusable(f"{name} has the shape {shape}, and the section says {wanted[name]}")
+                    if tuple(shape) != wanted[name]:
+                        raise unusable(f"{name} has the shape {shape}, and the section says {list(wanted[name])}")
                     found[name] = _checked(name, file.get_tensor(name).clone())
         except SafetensorError as error:
             raise unusable(f"{shard.name} is not a usable safetensors file") from error
