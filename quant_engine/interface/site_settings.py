@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from quant_engine.errors import UnsupportedPolicy
+from quant_engine.interface.hadamard_orders import hadamard_order
 from quant_engine.interface.problems import Problem
-from quant_engine.online.hadamard_orders import hadamard_cores, hadamard_order
+from quant_engine.online.hadamard_cores import hadamard_cores
 from quant_engine.policy import (
     NumberFormat,
     Policy,

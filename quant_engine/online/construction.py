@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.online.galois import jacobsthal_matrix
-from quant_engine.online.hadamard_orders import hadamard_cores, is_field
+from quant_engine.online.hadamard_cores import hadamard_cores, is_field
 
 
 def hadamard_matrix(n: int, *, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from quant_engine.online.hadamard_orders import prime_power
+from quant_engine.online.hadamard_cores import prime_power
 
 Element = tuple[int, ...]
 

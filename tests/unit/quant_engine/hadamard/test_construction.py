@@ -9,7 +9,7 @@ import torch
 from quant_engine.errors import UnsupportedPolicy
 from quant_engine.hadamard import hadamard_cores, hadamard_matrix, hadamard_order
 from quant_engine.online.galois import jacobsthal_matrix
-from quant_engine.online.hadamard_orders import prime_power
+from quant_engine.online.hadamard_cores import prime_power
 
 ORDERS = [1, 2, 4, 8, 12, 20, 24, 28, 36, 40, 44, 52, 60, 76, 84, 96, 100, 108, 140, 144, 148, 180, 344, 576, 924, 1536]
 

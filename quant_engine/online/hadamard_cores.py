@@ -1,43 +1,12 @@
-"""The orders of the Hadamard matrices that can be constructed, without torch.
+"""The Paley cores of the Hadamard matrices that can be constructed, without torch.
 
 The matrices themselves, and the sources, are in :mod:`quant_engine.online.construction`.
 """
 
 from functools import lru_cache
 
-from quant_engine.errors import UnsupportedPolicy
-
 MAX_CORE = 1024
 """Largest core that is used: its dense product is the slow part of the transform."""
-
-
-def hadamard_order(n: int, block_size: int | None = None) -> int:
-    """Return the order of the rotation for a width of ``n`` channels.
-
-    Args:
-        n: number of channels.
-        block_size: the requested order; the rotation is then block-diagonal.
-
-    Returns:
-        ``block_size`` if given; else ``n`` if a Hadamard matrix of that order can be constructed, and otherwise the
-        largest power of two that divides ``n`` (1, no rotation at all, for an odd ``n``).
-
-    Raises:
-        UnsupportedPolicy: ``block_size`` does not divide ``n``, or there is no matrix of that order.
-    """
-    if block_size is None:
-        return n if hadamard_cores(n) is not None else n & -n  # n & −n is the largest power of two in n
-    if n % block_size:
-        raise UnsupportedPolicy(
-            detail=f"transform.block_size is {block_size}, which does not divide a layer's {n} input channels.",
-            hint=f"Use a divisor of {n}, or null for the order {hadamard_order(n)}.",
-        )
-    if hadamard_cores(block_size) is None:
-        raise UnsupportedPolicy(
-            detail=f"transform.block_size is {block_size}, and no Hadamard matrix of that order can be constructed.",
-            hint=f"Use a power of two that divides {n}, or null for the order {hadamard_order(n)}.",
-        )
-    return block_size
 
 
 @lru_cache(maxsize=256)
