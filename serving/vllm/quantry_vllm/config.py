@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from compressed_tensors.config import CompressionFormat
-from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy
 from torch import nn
 from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
-from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
     CompressedTensorsConfig,
     CompressedTensorsLinearMethod,
@@ -18,7 +17,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 from vllm.model_executor.layers.quantization.compressed_tensors.transform.linear import get_layer_partition_names
 from vllm.platforms import current_platform
 
-from quantry_vllm.claims import claims, reference_only
+from quantry_vllm.claims import reference_only
 from quantry_vllm.inputs import Refused
 from quantry_vllm.linear import InputRounding, QuantryLinearMethod
 from quantry_vllm.online.section import StoredInput, stored_inputs
@@ -29,9 +28,9 @@ _MARKER = " behind online transforms that only quant_engine.checkpoint.load appl
 _STORED_HADAMARD = r"\.hadamard\d+_input\.weight$"
 """Matrices for other readers: the plugin builds them from their orders."""
 _KERNEL_BITS = 8
+_PACKED_BITS = 4
 
 
-@register_quantization_config("quantry")
 class QuantryConfig(CompressedTensorsConfig):
     """Reads like compressed-tensors, and lets every linear transform and round its input as it was measured."""
 
@@ -42,15 +41,6 @@ class QuantryConfig(CompressedTensorsConfig):
     def get_name(self) -> str:
         """Return the method's name."""
         return "quantry"
-
-    @classmethod
-    def override_quantization_method(
-        cls, hf_quant_cfg: Mapping[str, Any], user_quant: str | None, hf_config: Any = None
-    ) -> str | None:
-        """Claim the checkpoints that need it."""
-        if user_quant not in (None, "quantry", "compressed-tensors"):
-            return None
-        return "quantry" if claims(getattr(hf_config, "quantry", None), hf_quant_cfg) else None
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "QuantryConfig":
@@ -151,9 +141,12 @@ def _has_kernel(weights: QuantizationArgs, inputs: QuantizationArgs | None, layo
     """Whether vLLM has a kernel for this linear on this device. On a CPU these were run; a GPU has one for each."""
     if not current_platform.is_cpu():
         return True
-    if layout == CompressionFormat.int_quantized.value or layout == CompressionFormat.float_quantized.value:
-        return inputs is not None and weights.strategy == "channel"
-    # Its packed kernel has four bits, and no fp32.
     config = get_current_vllm_config_or_none()
     half = config is not None and config.model_config.dtype in (torch.float16, torch.bfloat16)
-    return layout == CompressionFormat.pack_quantized.value and weights.num_bits == 4 and half
+    if layout == CompressionFormat.pack_quantized.value:
+        return weights.num_bits == _PACKED_BITS and half
+    if inputs is None or weights.strategy != QuantizationStrategy.CHANNEL:
+        return False
+    # With AMX its int8 kernel stops at inputs in fp32.
+    amx = torch.cpu._is_amx_tile_supported()  # noqa: SLF001 -- what vLLM itself asks
+    return layout == CompressionFormat.float_quantized.value or half or not amx
