@@ -62,8 +62,8 @@ class QuantryConfig(CompressedTensorsConfig):
             self.inputs = stored_inputs(section or {})
         except ValueError as error:
             raise Refused(
-                f"The quantry section of {model_name} can not be read: {error}. Use a checkpoint that Quantry exported, "
-                "unchanged, and a quantry-vllm that is as new."
+                f"The quantry section of {model_name} can not be read: {error}. Use a checkpoint that Quantry "
+                "exported, unchanged, and a quantry-vllm that is as new."
             ) from error
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
@@ -103,8 +103,8 @@ class QuantryConfig(CompressedTensorsConfig):
         found = [self.inputs.get(part) for part in parts]
         if any(each != found[0] for each in found):
             raise Refused(
-                f"vLLM computes {', '.join(parts)} as one linear, but they do not all have the same transform and clip. "
-                "Quantize all of them with one policy."
+                f"vLLM computes {', '.join(parts)} as one linear, but they do not all have the same transform and "
+                "clip. Quantize all of them with one policy."
             )
         return found[0]
 

@@ -7,6 +7,8 @@ Shapes: T tokens, I input channels.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,21 +137,21 @@ def _module(name: str, primitive: StoredPrimitive, *, width: int, local: int, ra
     first, last = rank * local, (rank + 1) * local
     if primitive.name == "block":
         blocks, size, _ = shapes["blocks_NKK"]
-        fits = blocks * size == width and local % size == 0
-        _refuse_unless(fits, name, primitive, local)
+        _refuse_unless(blocks * size == width and local % size == 0, name, primitive, local)
         shapes["blocks_NKK"] = (local // size, size, size)
-        return _Stored(
-            primitive, shapes, lambda parameter, loaded: parameter.data.copy_(loaded[first // size : last // size])
-        )
+        return _Stored(primitive, shapes, partial(_load, rows=slice(first // size, last // size)))
     # Any other transform mixes all channels, or moves them anywhere.
     _refuse_unless(local == width, name, primitive, local)
-    return _Stored(primitive, shapes, _whole)
+    return _Stored(primitive, shapes, partial(_load, rows=slice(None)))
 
 
-def _whole(parameter: nn.Parameter, loaded: Tensor) -> None:
-    if parameter.shape != loaded.shape:
-        raise Refused(f"a transform's tensor is {list(loaded.shape)}, and the config says {list(parameter.shape)}.")
-    parameter.data.copy_(loaded)
+def _load(parameter: nn.Parameter, loaded: Tensor, shard: Any = None, *, rows: slice) -> None:
+    """Copy this rank's part. vLLM names the linear of a merged one that the tensor is stored under: the first."""
+    del shard
+    part = loaded[rows]
+    if parameter.shape != part.shape:
+        raise Refused(f"a transform's tensor is {list(part.shape)}, and the config says {list(parameter.shape)}.")
+    parameter.data.copy_(part)
 
 
 def _refuse_unless(fits: bool, name: str, primitive: StoredPrimitive, local: int) -> None:
