@@ -147,9 +147,8 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
     )
     exported = finished(export_stage(context, quantized, plans, digest, measured))
     verified = finished(verify_stage(context, quantized, exported, plans, stage_digest(exported)))
-    summary = run_summary(
-        context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate, windows, gguf_source
-    )
+    rate, checkpoint = choices.learning_rate, exported / CHECKPOINT
+    summary = run_summary(context, plans, rows, perplexity, checkpoint, rate, windows, gguf_source)
     verification = read_verification(verified)
     report = run_report(
         context,
@@ -163,7 +162,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         gguf_source=gguf_source,
     )
     result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=output_dir / CHECKPOINT)
-    directories = [exported / CHECKPOINT, *([] if source_dir is None else [source_dir / GGUF_SOURCE])]
+    directories = [checkpoint, *([] if source_dir is None else [source_dir / GGUF_SOURCE])]
     _hand_over(output_dir, result, choices.figures, directories)
     observer.log(f"The checkpoint of {len(rows)} quantized layers is complete and verified.")
     return result

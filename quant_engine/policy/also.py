@@ -26,7 +26,7 @@ def check_also(policy: Policy, also: Sequence[Also]) -> None:
         raise PolicyError(
             "/residual",
             "not_for_gguf",
-            "A 'gguf-source' takes diagonals alone, because blocks of four bits lose more behind a rotation, and this "
-            "policy finds its diagonals behind a rotation of the residual stream. Set policy.residual to null, choose a "
-            "preset without one, or leave 'gguf-source' out.",
+            "A 'gguf-source' takes diagonals alone, because blocks of four bits lose more behind a rotation. This "
+            "policy finds its diagonals behind a rotation of the residual stream. Set policy.residual to null, choose "
+            "a preset without one, or leave 'gguf-source' out.",
         )

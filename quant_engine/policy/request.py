@@ -224,8 +224,8 @@ class Output(Frozen):
     hub: HubTarget | None = None
     """Where the checkpoint is published after the job has succeeded. Null: nowhere."""
     also: Annotated[tuple[Also, ...], Field(max_length=1, examples=[["gguf-source"]])] = ()
-    """What is written besides the checkpoint. ``gguf-source``: the model in float16, not quantized, with the transforms'
-    diagonals fused, and an importance matrix, for llama.cpp's converter and quantizers."""
+    """What is written besides the checkpoint. ``gguf-source``: the model in float16, not quantized, with the diagonals
+    of its transforms fused, and an importance matrix, for llama.cpp's converter and quantizers."""
 
 
 class Limits(Frozen):

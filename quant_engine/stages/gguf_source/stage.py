@@ -76,7 +76,7 @@ def gguf_source_stage(run: Run, plans: Plans, calibrated: Path, upstream: str) -
         )
         with atomic_write(target / IMPORTANCE) as temporary:
             write_importance_matrix(temporary, matrix, run.model.architecture, run.model.blocks)
-        difference = _checked(run, target, windows)
+        difference = checked_difference(run, target, windows)
         write_json(directory / _FOUND, _described(run, plans, matrix, difference))
         progress.reach(run.model.blocks + 1)
 
@@ -133,7 +133,7 @@ def _squares(directory: Path, block: int) -> dict[str, Tensor]:
     return load_file(_squares_path(directory, block))
 
 
-def _checked(run: Run, target: Path, windows: Windows) -> float:
+def checked_difference(run: Run, target: Path, windows: Windows) -> float:
     """Return ‖Δ logits‖ / ‖logits‖ of what is stored to the original, both computed in fp32, on calibration text.
 
     Raises:
