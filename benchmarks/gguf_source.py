@@ -2,8 +2,8 @@
 
 python -m benchmarks.gguf_source --model DIR --datasets DIR --output DIR
 
-One job runs with ``output.also: ["gguf-source"]``: by default L2 diagonals at every input, and rounding to nearest.
-Then every linear of the blocks of the original, and of ``gguf-source/``, is quantized and dequantized by the ``gguf``
+One job runs with ``output.also: ["gguf-source"]``: by default with L2 diagonals in front of o_proj and down_proj, and
+rounding to nearest. Then every linear of the blocks of the original, and of ``gguf-source/``, is quantized and dequantized by the ``gguf``
 package's own quantizer, and the perplexity of all four models is measured in fp32. The embedding and the head stay as
 they are. ``OUTPUT/gguf_source.json`` stores the figures. An interrupted run continues.
 """
@@ -35,7 +35,7 @@ _FILE: Final = "gguf_source.json"
 _POLICY: Final = json.dumps(
     {
         "preset": "smoothrot-w4a4",
-        "targets": ["Linear"],
+        "targets": ["o_proj", "down_proj"],
         "online": "none",
         "transform": {"kind": "smooth", "alpha": 0.5, "statistic": {"kind": "l2"}},
     }
@@ -52,26 +52,31 @@ def main(arguments: list[str] | None = None) -> None:
         spec = _spec(options)
         result = options.output / "result"
         report = run(spec, work_dir=options.output / "work", output_dir=result, observer=observer).report
-        perplexities = Perplexity(dataset=options.dataset, tokens=512 * options.windows, sequence_length=512)
+        longest = Perplexity(dataset=options.dataset, tokens=512 * max(options.windows), sequence_length=512)
         context = prepare_run(spec, work_dir=options.output / "work", observer=observer)
-        windows = evaluation_windows_of(context, perplexities)
+        (windows,) = evaluation_windows_of(context, longest)
     figures = {
         "format": options.format,
-        "windows": options.windows,
         "policy_hash": report["policy_hash"],
         "gguf_source": report["gguf_source"],
-        "original": _measured(options.model, windows, options.format),
-        "fused": _measured(result / "gguf-source", windows, options.format),
+        "perplexity": {
+            count: {
+                "original": _measured(options.model, windows[:count], options.format),
+                "fused": _measured(result / "gguf-source", windows[:count], options.format),
+            }
+            for count in options.windows
+        },
     }
     (options.output / _FILE).write_text(json.dumps(figures, indent=1) + "\n")
     console.print(gguf_table(figures))
 
 
 def gguf_table(figures: dict[str, Any]) -> Table:
-    """One row for each model."""
-    table = Table("model", "perplexity", figures["format"], title=f"GGUF, {figures['windows']} × 512 tokens")
-    for name in ("original", "fused"):
-        table.add_row(name, f"{figures[name]['dense']:.3f}", f"{figures[name]['quantized']:.3f}")
+    """One row for each model and number of windows."""
+    table = Table("windows of 512", "model", "perplexity", figures["format"], title="GGUF")
+    for count, models in figures["perplexity"].items():
+        for name, each in models.items():
+            table.add_row(str(count), name, f"{each['dense']:.3f}", f"{each['quantized']:.3f}")
     return table
 
 
@@ -82,7 +87,7 @@ def round_trip(w_OI: Tensor, name: str) -> Tensor:
     return torch.from_numpy(gguf.quants.dequantize(codes, kind).copy())
 
 
-def _measured(directory: Path, windows: list[Windows], name: str) -> dict[str, float]:
+def _measured(directory: Path, windows: Windows, name: str) -> dict[str, float]:
     """Return the perplexity of the model of ``directory`` in fp32, before and after its linears are quantized."""
     model = StreamedModel(CheckpointSource(directory))
     readers: dict[str, Callable[[int], Mapping[str, Tensor]] | None] = {
@@ -90,7 +95,7 @@ def _measured(directory: Path, windows: list[Windows], name: str) -> dict[str, f
         "quantized": lambda block: _rounded(model.read_block(block), name),
     }
     return {
-        key: perplexity(model, windows, read=read, on_block=lambda: None).perplexity for key, read in readers.items()
+        key: perplexity(model, [windows], read=read, on_block=lambda: None).perplexity for key, read in readers.items()
     }
 
 
@@ -109,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = pipeline_parser(__doc__, samples=32, sequence_length=512, holdout=0.1)
     parser.add_argument("--policy", default=_POLICY, help="as JSON; its diagonals are fused")
     parser.add_argument("--format", default="Q4_0", help="a format that the gguf package can quantize to")
-    parser.add_argument("--windows", type=int, default=3, help="windows of 512 tokens of the test text")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[3, 16], help="windows of 512 tokens of the test text"
+    )
     return parser
 
 

@@ -223,7 +223,7 @@ class Output(Frozen):
     activations. ``rotated`` may have both, and then needs our loader."""
     hub: HubTarget | None = None
     """Where the checkpoint is published after the job has succeeded. Null: nowhere."""
-    also: Annotated[tuple[Also, ...], Field(max_length=1, examples=[["gguf-source"]])] = ()
+    also: Annotated[tuple[Also, ...], Field(max_length=1, examples=[["gguf-source"]], fail_fast=True)] = ()
     """What is written besides the checkpoint. ``gguf-source``: the model in float16, not quantized, with the diagonals
     of its transforms fused, and an importance matrix, for llama.cpp's converter and quantizers."""
 
