@@ -2,6 +2,8 @@
 
     load → calibrate → search → train → select → quantize → evaluate → export → verify
 
+``output.also`` may ask for one more stage before the export (:mod:`quant_engine.stages.gguf_source`).
+
 A policy whose task is to evaluate does not change the model: load → evaluate, and a report.
 
 Every stage reads files and writes files (:mod:`quant_engine.stages`), so a killed run continues where it stopped. It
@@ -12,6 +14,7 @@ every step. Search, select and the training of scales write one file for each si
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +39,7 @@ from quant_engine.stages.evaluate_only.stages import (
     prepare_evaluate_only,
 )
 from quant_engine.stages.export import CHECKPOINT, export_stage, read_verification, verify_stage
+from quant_engine.stages.gguf_source.stage import GGUF_SOURCE, gguf_source_stage, read_gguf_source
 from quant_engine.stages.load import load_stage, recorded_oracle, recorded_threads
 from quant_engine.stages.quantize.remeasured_rows import final_rows
 from quant_engine.stages.quantize.stage import quantize_stage
@@ -54,8 +58,8 @@ def run(spec: RunSpec, *, work_dir: Path, output_dir: Path, observer: Observer) 
 
     Args:
         work_dir: where stages store their files; a later call with the same directory and specification resumes.
-        output_dir: receives ``report.json``, ``layers.json``, ``summary.json``, and ``checkpoint/`` and ``figures/``
-            where there are any.
+        output_dir: receives ``report.json``, ``layers.json``, ``summary.json``, and ``checkpoint/``, ``gguf-source/``
+            and ``figures/`` where there are any.
         observer: receives every stage, layer and metric.
 
     Raises:
@@ -125,6 +129,10 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         evaluated = finished(evaluate_stage(context, spec.evaluation.perplexity, quantized, plans, digest))
         perplexity = read_perplexity(evaluated)
         _tell(observer, perplexity)
+    source_dir, gguf_source = None, None
+    if "gguf-source" in spec.output.also:
+        source_dir = finished(gguf_source_stage(context, plans, calibrated, choices.digest))
+        gguf_source = read_gguf_source(source_dir)
     windows = report_windows(context, calibrated, evaluated)
     oracle = recorded_oracle(loaded)
     measured = Measured(
@@ -135,10 +143,12 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         windows=windows,
         source={"quantization": described_source(context.base, context.dense)},
         oracle=oracle,
+        gguf_source=gguf_source,
     )
     exported = finished(export_stage(context, quantized, plans, digest, measured))
     verified = finished(verify_stage(context, quantized, exported, plans, stage_digest(exported)))
-    summary = run_summary(context, plans, rows, perplexity, exported / CHECKPOINT, choices.learning_rate, windows)
+    rate, checkpoint = choices.learning_rate, exported / CHECKPOINT
+    summary = run_summary(context, plans, rows, perplexity, checkpoint, rate, windows, gguf_source)
     verification = read_verification(verified)
     report = run_report(
         context,
@@ -149,9 +159,11 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         verification=verification,
         choices=choices,
         windows=windows,
+        gguf_source=gguf_source,
     )
     result = RunResult(summary=summary, report=report, layers=report["layers"], checkpoint_dir=output_dir / CHECKPOINT)
-    _hand_over(output_dir, result, choices.figures, exported / CHECKPOINT)
+    directories = [checkpoint, *([] if source_dir is None else [source_dir / GGUF_SOURCE])]
+    _hand_over(output_dir, result, choices.figures, directories)
     observer.log(f"The checkpoint of {len(rows)} quantized layers is complete and verified.")
     return result
 
@@ -184,14 +196,15 @@ def _tell(observer: Observer, perplexity: dict[str, Any]) -> None:
             observer.metric(f"perplexity.{name}", result["perplexity"])
 
 
-def _hand_over(output_dir: Path, result: RunResult, figures: list[Path], checkpoint: Path | None = None) -> None:
-    """Write the results to ``output_dir``; the work directory is not changed."""
+def _hand_over(output_dir: Path, result: RunResult, figures: list[Path], directories: Sequence[Path] = ()) -> None:
+    """Write the results and the ``directories`` to ``output_dir``; the work directory is not changed."""
     with disk_full_as_error("the results"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        # An earlier call may have left a checkpoint, and copytree refuses a directory that exists.
-        shutil.rmtree(output_dir / CHECKPOINT, ignore_errors=True)
-        if checkpoint is not None:
-            shutil.copytree(checkpoint, output_dir / CHECKPOINT)
+        # An earlier call may have left them, and copytree refuses a directory that exists.
+        for name in (CHECKPOINT, GGUF_SOURCE):
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+        for directory in directories:
+            shutil.copytree(directory, output_dir / directory.name)
         for name, content in (("summary", result.summary), ("report", result.report), ("layers", result.layers)):
             write_json(output_dir / f"{name}.json", content)
         for figure in figures:

@@ -24,6 +24,7 @@ from quant_engine.policy import (
     BUILT_IN,
     SELF,
     ActivationQuantization,
+    Also,
     NumberFormat,
     Output,
     Statistic,
@@ -54,6 +55,7 @@ def get_capabilities(settings: SettingsDep, state: State) -> Response:
                 kinds=tuple(kind.value for kind in TransformKind), statistics=_choices(Statistic, "kind")
             ),
             profiles=_choices(Output, "profile"),
+            also=get_args(Also),
             datasets=_datasets(settings),
             local_models=local_models(settings),
             workers=workers,

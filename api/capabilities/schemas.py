@@ -70,6 +70,8 @@ class Capabilities(View):
     """The transforms."""
     profiles: Annotated[tuple[str, ...], Field(examples=[("universal",)])]
     """The kinds of checkpoints."""
+    also: Annotated[tuple[str, ...], Field(examples=[("gguf-source",)])]
+    """What a job can write besides its checkpoint (``output.also``)."""
     datasets: tuple[DatasetCapability, ...]
     """The datasets."""
     local_models: Annotated[tuple[str, ...], Field(examples=[("smollm2-135m",)])]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from jobs.job.report_sections import OracleView, SourceView, SpecialTokensView, WindowsView
+from jobs.job.report_sections import GgufSourceView, OracleView, SourceView, SpecialTokensView, WindowsView
 from jobs.kit.states import JobStatus
 from jobs.kit.views import View
 from quant_engine.interface.layers import LayerRow
@@ -108,6 +108,8 @@ class Summary(View):
     """The size of the weights before and after."""
     policy: ChosenView
     """What was chosen."""
+    gguf_source: GgufSourceView | None = None
+    """The model for llama.cpp beside the checkpoint. Absent where none was asked for."""
 
 
 class JobStatusData(View):
@@ -274,3 +276,5 @@ class Report(View):
     """The gate. Null where no checkpoint was written."""
     environment: ReportEnvironment
     """Where the numbers were computed."""
+    gguf_source: GgufSourceView | None = None
+    """The model for llama.cpp beside the checkpoint. Absent where none was asked for."""

@@ -86,3 +86,29 @@ class OracleView(View):
     """The norm of the difference over the logits, relative to their norm. Null: nothing was compared."""
     transformers: Annotated[str, Field(examples=["5.17.0"])]
     """The version of transformers."""
+
+
+class ImportanceView(View):
+    """The importance matrix of a ``gguf-source``."""
+
+    linears: Annotated[int, Field(examples=[210])]
+    """The number of linears."""
+    tokens: Annotated[int, Field(examples=[26214])]
+    """The tokens of the calibration over which squares were summed."""
+    dataset: Annotated[str, Field(examples=["wikitext2"])]
+    """The name of the calibration's text; ``inline`` for texts of the request."""
+
+
+class GgufSourceView(View):
+    """The model that was written besides the checkpoint, for llama.cpp."""
+
+    dtype: Annotated[str, Field(examples=["float16"])]
+    """The type of its weights."""
+    fused_sites: Annotated[int, Field(examples=[120])]
+    """The inputs with a fused diagonal."""
+    sites: Annotated[int, Field(examples=[120])]
+    """All inputs that linears of the blocks share."""
+    relative_difference: Annotated[float, Field(examples=[0.0009])]
+    """‖Δ logits‖ / ‖logits‖ to the original, computed in float32, on text of the calibration."""
+    importance: ImportanceView
+    """The importance matrix."""

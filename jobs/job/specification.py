@@ -1,5 +1,7 @@
 """Making the specification that a job stores from a request: policy resolved, names checked, defaults filled in."""
 
+from collections.abc import Sequence
+
 from jobs.job.local_files import local_model_dir, resolve_dataset
 from jobs.kit.errors import InvalidPolicy, PolicyRequired, RefusedJob
 from jobs.settings import Settings
@@ -7,6 +9,7 @@ from quant_engine.interface.datasets import Purpose
 from quant_engine.interface.problems import Problem
 from quant_engine.model_files import FileRules, ModelFiles
 from quant_engine.policy import (
+    Also,
     Dataset,
     Evaluation,
     JobRequest,
@@ -14,6 +17,7 @@ from quant_engine.policy import (
     Policy,
     PolicyError,
     Profile,
+    check_also,
     check_profile,
     choice_required,
     resolve_policy,
@@ -27,7 +31,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
 
     Raises:
         InvalidPolicy: the policy contradicts itself or names an unknown preset (its pointer begins with /policy), or
-            ``output`` has nothing to act on, or the policy does not fit the profile that ``output`` asks for.
+            ``output`` has nothing to act on, or the policy does not fit what ``output`` asks for.
         PolicyRequired: the policy has no preset and leaves open what is quantized, or how.
         DatasetNotFound: a dataset's name is unknown here.
     """
@@ -40,6 +44,7 @@ def resolve_request(request: JobRequest, settings: Settings) -> JobRequest:
             code="nothing_to_publish",
         )
     _check_profile(policy, request.output.profile)
+    _check_also(policy, request.output.also)
     return request.model_copy(
         update={
             "policy": policy,
@@ -103,6 +108,13 @@ def _check_profile(policy: Policy, profile: Profile) -> None:
         check_profile(policy, profile)
     except PolicyError as error:
         raise InvalidPolicy(error.detail, pointer="/output/profile", code=error.code) from error
+
+
+def _check_also(policy: Policy, also: Sequence[Also]) -> None:
+    try:
+        check_also(policy, also)
+    except PolicyError as error:
+        raise InvalidPolicy(error.detail, pointer="/output/also", code=error.code) from error
 
 
 def _dataset(dataset: Dataset | None, settings: Settings, purpose: Purpose) -> Dataset:

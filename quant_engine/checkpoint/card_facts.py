@@ -68,7 +68,7 @@ class CardFacts:
         done: what was done, as :func:`quant_engine.checkpoint.done.what_was_done` returns it; ``policy`` is what was
             asked.
         changed_files: a sentence for each change of a file that is copied from the base model.
-        windows, source, oracle: the parts of the report of these names; None where it has none.
+        windows, source, oracle, gguf_source: the parts of the report of these names; None where it has none.
         versions: of the packages that made the checkpoint.
         license: of the base model, and so of this checkpoint; None where it is not known.
     """
@@ -90,6 +90,7 @@ class CardFacts:
     windows: Mapping[str, Any] | None = None
     source: Mapping[str, Any] | None = None
     oracle: Mapping[str, Any] | None = None
+    gguf_source: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the facts in the form of ``quantry.json``."""
@@ -115,4 +116,5 @@ class CardFacts:
             "perplexity": None if self.perplexity is None else asdict(self.perplexity),
             "versions": dict(self.versions),
             "layers": [row.model_dump() for row in self.rows],
+            **({} if self.gguf_source is None else {"gguf_source": dict(self.gguf_source)}),
         }

@@ -83,7 +83,19 @@ def _done(facts: CardFacts) -> str:
     sentences = [*done_sentences(facts.done), *source_sentences(facts.source, facts.oracle, facts.windows)]
     # These name files and settings of the base model.
     changed = [f"Changed in a file of the base model: {plain(each)}." for each in facts.changed_files]
-    return "\n".join(f"- {sentence}" for sentence in (*sentences, *changed))
+    return "\n".join(f"- {sentence}" for sentence in (*sentences, *_beside(facts), *changed))
+
+
+def _beside(facts: CardFacts) -> list[str]:
+    """What the job wrote beside the checkpoint."""
+    found = facts.gguf_source
+    if found is None:
+        return []
+    return [
+        f"Beside this checkpoint the job wrote `gguf-source/`, for llama.cpp: the model in {plain(found['dtype'])}, "
+        f"not quantized, with the diagonals of {found['fused_sites']} of {found['sites']} inputs fused "
+        f"(‖Δ logits‖ / ‖logits‖ to the base model: {number(found['relative_difference'])}), and an importance matrix."
+    ]
 
 
 def _policy(facts: CardFacts) -> str:

@@ -54,6 +54,7 @@ class Architecture:
         norm_offset: the number that every RMSNorm adds to its stored weight before it multiplies (Gemma: 1).
         post_norms: norms between a linear and the residual stream to which it is added. No rotation of the stream
             passes through them, because no linear follows into which their weight could be folded.
+        gguf: the architecture's name in GGUF files, where it is not the model type.
     """
 
     class_name: str
@@ -66,6 +67,12 @@ class Architecture:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    gguf: str | None = None
+
+    @property
+    def gguf_name(self) -> str:
+        """The architecture's name in GGUF files."""
+        return self.gguf or self.model_type
 
     def block_prefix(self, index: int) -> str:
         """``model.layers.3.`` for block 3."""
@@ -112,12 +119,22 @@ _PHI3_SITES: Final = (
 )
 
 
-def _gemma(class_name: str, model_type: str, vocabulary: int, head_norms: tuple[str, ...] = ()) -> Architecture:
+def _gemma(
+    class_name: str, model_type: str, gguf: str, vocabulary: int, head_norms: tuple[str, ...] = ()
+) -> Architecture:
     sizes = class_sizes(
         vocabulary=vocabulary, hidden=2304, intermediate=9216, layers=26, heads=8, key_value_heads=4, head_dim=256
     )
     parameters = Parameters(ATTENTION_BIASES, FOUR_NORMS, sizes, head_norms, ties=True, heads_divide=True)
-    return Architecture(class_name, model_type, _GEMMA_SITES, parameters, norm_offset=1.0, post_norms=_GEMMA_POST_NORMS)
+    return Architecture(
+        class_name,
+        model_type,
+        _GEMMA_SITES,
+        parameters,
+        norm_offset=1.0,
+        post_norms=_GEMMA_POST_NORMS,
+        gguf=gguf,
+    )
 
 
 _LLAMA: Final = Parameters(
@@ -149,11 +166,11 @@ _PHI3: Final = Parameters(
 )
 ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     Architecture("LlamaForCausalLM", "llama", _LLAMA_SITES, _LLAMA),
-    Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES, _MISTRAL),
+    Architecture("MistralForCausalLM", "mistral", _LLAMA_SITES, _MISTRAL, gguf="llama"),
     Architecture("Qwen2ForCausalLM", "qwen2", _LLAMA_SITES, _QWEN2),
     Architecture("Qwen3ForCausalLM", "qwen3", _LLAMA_SITES, _QWEN3),
-    _gemma("Gemma2ForCausalLM", "gemma2", 256_000),
-    _gemma("Gemma3ForCausalLM", "gemma3_text", 262_208, HEAD_NORMS),
+    _gemma("Gemma2ForCausalLM", "gemma2", "gemma2", 256_000),
+    _gemma("Gemma3ForCausalLM", "gemma3_text", "gemma3", 262_208, HEAD_NORMS),
     Architecture("Phi3ForCausalLM", "phi3", _PHI3_SITES, _PHI3),
 )
 _ORIGINAL: Final = "Check config.json against the model's original."

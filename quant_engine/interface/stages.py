@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from quant_engine.policy import AnySearch, AnySelection, AnyTraining, Calibration, Evaluation, Policy
+from quant_engine.policy import AnySearch, AnySelection, AnyTraining, Calibration, Evaluation, Output, Policy
 
 _ALWAYS: Final = ("quantize", "evaluate")
 _TOKENS: Final = 32_768
@@ -26,6 +26,7 @@ class Workload:
     policy: Policy
     calibration: Calibration
     evaluation: Evaluation
+    output: Output
 
     @property
     def tokens(self) -> float:
@@ -119,6 +120,11 @@ def _evaluate(work: Workload) -> float | None:
     return 125.0 * models * work.evaluation.perplexity.tokens / 16_384
 
 
+def _gguf_source(work: Workload) -> float | None:
+    """Return the weight of writing the fused model, and of leading the calibration through it once."""
+    return 80.0 * work.tokens if "gguf-source" in work.output.also else None
+
+
 def _learns_rotations(policy: Policy) -> bool:
     return policy.training is not None and policy.training.kind == "rotation"
 
@@ -141,6 +147,8 @@ STAGES: Final = (
     StageRow(name="select", units=("layer",), weight=_select),
     StageRow(name="quantize", units=("block",), weight=_quantize),
     StageRow(name="evaluate", units=("block",), weight=_evaluate, tasks=_ALWAYS),
+    # Before the export, because the card says what this stage found.
+    StageRow(name="gguf_source", units=("block",), weight=_gguf_source),
     StageRow(name="export", units=("part",), weight=_constant(5.0)),
     StageRow(name="verify", units=("check",), weight=_constant(15.0)),
     PUBLISH,
@@ -186,8 +194,10 @@ def stages_from(stage: str, policy: Policy) -> tuple[str, ...]:
     return order[order.index(stage) :]
 
 
-def stage_weights(policy: Policy, calibration: Calibration, evaluation: Evaluation) -> dict[str, float]:
+def stage_weights(
+    policy: Policy, calibration: Calibration, evaluation: Evaluation, output: Output | None = None
+) -> dict[str, float]:
     """Return the relative cost of each stage that the policy needs, by name, in the order in which they run."""
-    work = Workload(policy=policy, calibration=calibration, evaluation=evaluation)
+    work = Workload(policy=policy, calibration=calibration, evaluation=evaluation, output=output or Output())
     weights = {row.name: row.weight(work) for row in STAGES if policy.task in row.tasks}
     return {name: weight for name in stage_order(policy) if (weight := weights.get(name)) is not None}

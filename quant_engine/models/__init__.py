@@ -13,7 +13,14 @@ from quant_engine.models.faults import fault_of_the_model
 from quant_engine.models.foreign_transforms import Attachment
 from quant_engine.models.fusion import fuse_scales
 from quant_engine.models.hidden_states import HiddenStates, hidden_states_bytes, next_block
-from quant_engine.models.oracle import NOT_ASKED, Oracle, ask_transformers, streamed_logits, unstable
+from quant_engine.models.oracle import (
+    NOT_ASKED,
+    Oracle,
+    ask_transformers,
+    relative_difference,
+    streamed_logits,
+    unstable,
+)
 from quant_engine.models.quantized import QuantizedSource
 from quant_engine.models.residual import RotatedSource
 from quant_engine.models.rotation import ResidualRotation, hadamard_rotation
@@ -52,6 +59,7 @@ __all__ = [
     "model_configuration",
     "model_sites",
     "next_block",
+    "relative_difference",
     "streamed_logits",
     "target_sites",
     "unstable",

@@ -1,5 +1,6 @@
 """The request of a job and its policy, as frozen types without torch, so every part of the service can use them."""
 
+from quant_engine.policy.also import check_also
 from quant_engine.policy.choice import choice_required, popular_presets, undecided
 from quant_engine.policy.format_spec import FormatSpec, Scheme
 from quant_engine.policy.formats import (
@@ -17,6 +18,7 @@ from quant_engine.policy.request import (
     BUILT_IN,
     HUB_DATASETS,
     SELF,
+    Also,
     Calibration,
     ChatMessage,
     Dataset,
@@ -45,6 +47,7 @@ __all__ = [
     "PRESETS",
     "SELF",
     "ActivationQuantization",
+    "Also",
     "AnySearch",
     "AnySelection",
     "AnyTraining",
@@ -88,6 +91,7 @@ __all__ = [
     "Transform",
     "TransformKind",
     "WeightQuantization",
+    "check_also",
     "check_profile",
     "choice_required",
     "float_format",

@@ -211,6 +211,10 @@ class HubTarget(Frozen):
     """The id of a stored Hub token that may write there. Null: the operator's, if there is one."""
 
 
+Also = Literal["gguf-source"]
+"""What a job can write besides its checkpoint."""
+
+
 class Output(Frozen):
     """The kind of checkpoint, and where it is published."""
 
@@ -219,6 +223,9 @@ class Output(Frozen):
     activations. ``rotated`` may have both, and then needs our loader."""
     hub: HubTarget | None = None
     """Where the checkpoint is published after the job has succeeded. Null: nowhere."""
+    also: Annotated[tuple[Also, ...], Field(max_length=1, examples=[["gguf-source"]], fail_fast=True)] = ()
+    """What is written besides the checkpoint. ``gguf-source``: the model in float16, not quantized, with the diagonals
+    of its transforms fused, and an importance matrix, for llama.cpp's converter and quantizers."""
 
 
 class Limits(Frozen):

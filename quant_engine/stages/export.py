@@ -40,7 +40,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
     parts += [partial(_block_part, block_path(quantized, block), linears[block]) for block in range(run.model.blocks)]
     measured = measured or Measured()
     facts = card_facts(run, measured, done_by(run, plans, measured.rows, measured.choices))
-    config = _config(run)
+    config = exported_config(run)
 
     def produce(directory: Path, progress: StageProgress) -> None:
         model = ExportedModel(
@@ -70,7 +70,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
     )
 
 
-def _config(run: Run) -> dict[str, Any]:
+def exported_config(run: Run) -> dict[str, Any]:
     """The model's configuration, with the attention named where the default of ``from_pretrained`` would be wrong."""
     config = {key: value for key, value in run.source.config.items() if key != "attn_implementation"}
     attention = attention_implementation(run.model.config)

@@ -39,6 +39,9 @@ def submit(
         str | None,
         typer.Option("--publish", metavar="OWNER/NAME", help="Push the checkpoint there, private, at the end."),
     ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="What to write besides the checkpoint: gguf-source, for llama.cpp.")
+    ] = None,
     url: Url = None,
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
@@ -52,8 +55,11 @@ def submit(
     }
     if (evaluation := evaluation_dataset or dataset) is not None:
         request["evaluation"] = {"perplexity": {"dataset": evaluation}}
+    output: dict[str, Any] = {"also": also} if also else {}
     if publish_to is not None:
-        request["output"] = {"hub": hub_target(publish_to, credential=credential)}
+        output["hub"] = hub_target(publish_to, credential=credential)
+    if output:
+        request["output"] = output
     with open_client(url) as client:
         job = client.submit(request)
         out.print(job.id, highlight=False)

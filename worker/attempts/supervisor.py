@@ -71,7 +71,8 @@ class Supervisor:
 
     def _open(self, claim: Claim, heartbeat: ClaimHeartbeat, telemetry: AttemptTelemetry) -> Attempt:
         settings, request = self.dependencies.settings, claim.request
-        tracker = ProgressTracker(stage_weights(request.policy, request.calibration, request.evaluation))
+        weights = stage_weights(request.policy, request.calibration, request.evaluation, request.output)
+        tracker = ProgressTracker(weights)
         return Attempt(
             dependencies=self.dependencies,
             claim=claim,

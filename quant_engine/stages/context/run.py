@@ -33,7 +33,7 @@ from quant_engine.models import (
     model_sites,
     target_sites,
 )
-from quant_engine.policy import Policy, Residual, SiteSettings, Transform
+from quant_engine.policy import Policy, PolicyError, Residual, SiteSettings, Transform, check_also
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.source import open_source
 from quant_engine.transforms import SitePlan
@@ -131,6 +131,7 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         AdapterNotMerged, UnsupportedQuantization: see :func:`open_source`.
         NoMatchingLayer, UnsupportedPolicy: the policy, or the length of a window, does not fit it.
     """
+    _check_also(spec)
     base = CheckpointSource(spec.model_dir, export_dtype=_export_dtype(spec.policy), rules=FileRules(spec.link_dirs))
     # The rotation is applied while tensors are read (docs/decisions/0009), so every later step sees an ordinary model.
     dense = open_source(base, spec.device, weights_only=True)
@@ -155,6 +156,14 @@ def prepare_run(spec: RunSpec, *, work_dir: Path, observer: Observer, rotation: 
         sites=sites,
         settings={site.name: site_settings(site, spec.policy) for site in sites},
     )
+
+
+def _check_also(spec: RunSpec) -> None:
+    """Refuse a policy whose run can not write what the output asks for. Raises: UnsupportedPolicy."""
+    try:
+        check_also(spec.policy, spec.output.also)
+    except PolicyError as error:
+        raise UnsupportedPolicy(detail=error.detail, hint="Submit the job again.") from error
 
 
 def _check_patterns(policy: Policy, sites: list[Site], architecture: Architecture) -> None:

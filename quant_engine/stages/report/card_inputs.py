@@ -33,7 +33,7 @@ class Measured:
         perplexity: as :func:`quant_engine.stages.evaluate.read_perplexity` returns it; None where it was not measured.
         calibrated: the directory of ``calibrate``.
         choices: the results of search, training and selection.
-        windows, source, oracle: the parts of the report of these names, where it has them.
+        windows, source, oracle, gguf_source: the parts of the report of these names, where it has them.
     """
 
     rows: Sequence[LayerRow] = ()
@@ -43,6 +43,7 @@ class Measured:
     windows: Mapping[str, Any] | None = None
     source: Mapping[str, Any] | None = None
     oracle: Mapping[str, Any] | None = None
+    gguf_source: Mapping[str, Any] | None = None
 
 
 def card_facts(run: Run, measured: Measured, done: Mapping[str, Any]) -> CardFacts:
@@ -66,6 +67,7 @@ def card_facts(run: Run, measured: Measured, done: Mapping[str, Any]) -> CardFac
         windows=measured.windows,
         source=measured.source,
         oracle=measured.oracle,
+        gguf_source=measured.gguf_source,
     )
 
 
@@ -74,7 +76,7 @@ def _calibration(run: Run, calibrated: Path | None) -> CalibrationFacts:
     windows = None if calibrated is None else read_windows(calibrated)
     shape = (settings.samples, settings.sequence_length) if windows is None else (len(windows), windows.length)
     return CalibrationFacts(
-        dataset=_dataset_name(run, settings.dataset),
+        dataset=dataset_name(run, settings.dataset),
         samples=shape[0],
         sequence_length=shape[1],
         fitted=split_samples(shape[0], settings.holdout).training,
@@ -99,7 +101,7 @@ def _perplexity(run: Run, found: Mapping[str, Any] | None) -> PerplexityFacts | 
     if found is None or settings is None:
         return None
     return PerplexityFacts(
-        dataset=_dataset_name(run, settings.dataset),
+        dataset=dataset_name(run, settings.dataset),
         tokens=settings.tokens,
         sequence_length=settings.sequence_length,
         original=found["original"]["perplexity"],
@@ -114,7 +116,7 @@ def _computed_in(original: str, quantized: str) -> str:
     return quantized if original == quantized else f"{original} before and {quantized} after"
 
 
-def _dataset_name(run: Run, dataset: Dataset | None) -> str:
+def dataset_name(run: Run, dataset: Dataset | None) -> str:
     """A name of the data set that may be published."""
     resolved = resolved_dataset(run, dataset)
     if isinstance(resolved, HubDataset):

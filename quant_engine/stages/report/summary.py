@@ -29,9 +29,10 @@ def run_summary(
     checkpoint: Path,
     learning_rate: float | None,
     windows: Mapping[str, dict[str, Any] | None],
+    gguf_source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The ``summary`` of a finished job."""
-    return summarize(
+    summary = summarize(
         rows,
         perplexity=perplexity,
         windows=windows,
@@ -39,6 +40,12 @@ def run_summary(
         quantized_bytes=sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
         chosen=chosen_policy(list(plans.values()), learning_rate=learning_rate),
     )
+    return summary | written_beside(gguf_source)
+
+
+def written_beside(gguf_source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The part of the summary and of the report about what was asked for besides the checkpoint; empty without it."""
+    return {} if gguf_source is None else {"gguf_source": dict(gguf_source)}
 
 
 def run_report(
@@ -51,6 +58,7 @@ def run_report(
     verification: dict[str, Any],
     choices: ChosenPlans,
     windows: Mapping[str, dict[str, Any] | None],
+    gguf_source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole report, without times and paths, so that a resumed run gives the same bytes."""
     spec = run.spec
@@ -82,7 +90,7 @@ def run_report(
         "oracle": oracle,
         "verification": verification,
         "environment": {"threads": torch.get_num_threads(), "device": spec.device},
-    }
+    } | written_beside(gguf_source)
 
 
 def _activations(run: Run) -> str:

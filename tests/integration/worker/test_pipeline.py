@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "calibration": {"dataset": "pydoc", "samples": 8, "sequence_length": 32},
     "evaluation": {"perplexity": {"dataset": "pydoc", "tokens": 256, "sequence_length": 32}},
 }
+EVERYTHING: dict[str, Any] = SMALL | {"output": {"also": ["gguf-source"]}}
 SECONDS = 240.0
 LAYERS = 3
 
@@ -77,7 +78,7 @@ def assert_all_described(office: Office, job: JobView) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
     office.start_worker("worker.app")
-    job_id = office.submit("tiny", **SMALL)
+    job_id = office.submit("tiny", **EVERYTHING)
     job = office.wait(job_id, "succeeded", "failed", seconds=SECONDS)
     assert (job.status, job.error) == ("succeeded", None)
     assert job.summary is not None
@@ -90,7 +91,9 @@ def test_a_job_ends_with_a_verified_checkpoint(office: Office) -> None:
     assert completed == {layer.name for layer in layers}
     fractions = [event.data["fraction"] for event in events if event.type == "progress"]
     assert fractions == sorted(fractions)
-    assert {"checkpoint/config.json", "checkpoint/model.safetensors", "report.json"} <= published(office, job_id).keys()
+    files = {"checkpoint/config.json", "checkpoint/model.safetensors", "gguf-source/imatrix.gguf", "report.json"}
+    assert job.summary["gguf_source"]["fused_sites"] == LAYERS
+    assert files <= published(office, job_id).keys()
     assert not office.work(job_id).exists()
     assert_all_described(office, job)
 

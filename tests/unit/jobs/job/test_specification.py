@@ -53,6 +53,21 @@ def test_a_policy_that_does_not_keep_to_the_profile_is_refused_at_the_profile(tm
     assert resolve(tmp_path, {"preset": "mxfp4"}).output.profile == "rotated"
 
 
+@pytest.mark.parametrize(
+    ("policy", "code"), [({"preset": "quarot-w4a4"}, "not_for_gguf"), ({"task": "evaluate"}, "nothing_to_convert")]
+)
+def test_a_policy_without_diagonals_of_the_original_has_no_gguf_source(
+    policy: dict[str, Any], code: str, tmp_path: Path
+) -> None:
+    also = {"also": ["gguf-source"]}
+    with pytest.raises(InvalidPolicy) as refused:
+        resolve(tmp_path, policy, output=also)
+    (error,) = refused.value.errors
+    assert (error.pointer, error.code) == ("/output/also", code)
+    assert "leave 'gguf-source' out" in error.detail.replace("Leave", "leave")
+    assert resolve(tmp_path, {"preset": "best-w4a4"}, output=also).output.also == ("gguf-source",)
+
+
 @pytest.mark.parametrize("beside", [(), ("config.json", "model.safetensors")])
 def test_an_adapter_is_refused_before_a_job_exists(beside: tuple[str, ...], tmp_path: Path) -> None:
     directory = tmp_path / "models" / "tuned"

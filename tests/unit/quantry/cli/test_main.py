@@ -52,7 +52,7 @@ def test_submit_sends_the_request_and_prints_the_id(server: ScriptedServer, tmp_
     policy.write_text('{"targets": ["up_proj"], "training": null}')
     server.answers = [json_answer(job_body("queued"), 202)]
     options = ("--policy", str(policy), "--preset", "smoothrot-w4a4", "--dataset", "wikitext2", "--samples", "64")
-    done = quantry(server, "submit", "local:tiny", *options)
+    done = quantry(server, "submit", "local:tiny", *options, "--also", "gguf-source")
     assert (done.returncode, done.stdout) == (0, "job_1\n")
     assert "quantry watch job_1" in done.stderr
     assert json.loads(server.received[0].body) == {
@@ -60,6 +60,7 @@ def test_submit_sends_the_request_and_prints_the_id(server: ScriptedServer, tmp_
         "policy": {"targets": ["up_proj"], "training": None, "preset": "smoothrot-w4a4"},
         "calibration": {"dataset": "wikitext2", "samples": 64},
         "evaluation": {"perplexity": {"dataset": "wikitext2"}},
+        "output": {"also": ["gguf-source"]},
     }
     assert server.received[0].headers["authorization"] == "Bearer qk_env"
 
