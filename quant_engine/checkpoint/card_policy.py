@@ -79,6 +79,10 @@ def _activations(activations: ActivationQuantization) -> str:
 
 def _transform(transform: Transform) -> str:
     name = transform.kind.value.replace("_", " ")
+    if transform.orders == "power_of_two":
+        name += " of orders that are powers of two"
+    if transform.permutation != "none":
+        name += f" over a fused {transform.permutation} permutation of the feed-forward"
     if not transform.kind.scales_channels:
         return name
     statistic = transform.statistic

@@ -7,11 +7,15 @@ import hashlib
 import json
 from typing import Any
 
+from pydantic import BaseModel
+
+from quant_engine.policy.fields import Frozen
 from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization, in_words
 from quant_engine.policy.known_names import check_name
 from quant_engine.policy.nearest import did_you_mean
 from quant_engine.policy.patterns import PatternError, check_pattern
 from quant_engine.policy.presets import EVALUATE, PRESETS
+from quant_engine.policy.transform import Transform
 from quant_engine.policy.types import Policy
 
 
@@ -54,9 +58,21 @@ def policy_hash(policy: Policy) -> str:
     """Return ``sha256:`` and the digest of the canonical JSON of everything but the preset's name."""
     # The task of a job that quantizes is left out: its hash stays what it was before there was another task.
     silent = {"preset"} | ({"task"} if policy.task == "quantize" else set())
-    fields = policy.model_dump(mode="json", exclude=silent)
+    fields = _without_later(policy, policy.model_dump(mode="json", exclude=silent))
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_later(value: Any, dumped: Any) -> Any:
+    """Return ``dumped``, the JSON of ``value``, without the later fields that have their default."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        later = value.later_fields if isinstance(value, Frozen) else frozenset()
+        silent = {name for name in later if getattr(value, name) == fields[name].get_default()}
+        return {name: _without_later(getattr(value, name), each) for name, each in dumped.items() if name not in silent}
+    if isinstance(value, tuple):
+        return [_without_later(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def _overlay(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +98,7 @@ def _check(policy: Policy) -> None:
         return
     _check_weights(policy.weights, "/weights")
     _check_activations(policy.activations, policy.weights, "/activations")
+    _check_transform(policy.transform, "/transform")
     for index, override in enumerate(policy.overrides):
         _check_pattern(override.match, f"/overrides/{index}/match")
         if override.weights is None and override.activations is None and override.transform is None:
@@ -93,6 +110,8 @@ def _check(policy: Policy) -> None:
             )
         if override.weights is not None:
             _check_weights(override.weights, f"/overrides/{index}/weights")
+        if override.transform is not None:
+            _check_transform(override.transform, f"/overrides/{index}/transform")
         # The two formats are checked together, as the linears of this override will have them.
         if override.weights is not None or override.activations is not None:
             activations, weights = override.activations or policy.activations, override.weights or policy.weights
@@ -155,6 +174,21 @@ def _check_training(policy: Policy) -> None:
             "training.kind 'block' learns one transform for each site, so there is nothing to choose among. "
             'Set selection to {"kind": "none"}, or use training.kind \'scales\'.',
         )
+
+
+def _check_transform(transform: Transform, pointer: str) -> None:
+    """Refuse fields of a Hadamard where the kind has none."""
+    if transform.kind.is_hadamard:
+        return
+    for field in ("orders", "permutation"):
+        value = getattr(transform, field)
+        if value != Transform.model_fields[field].get_default():
+            raise PolicyError(
+                f"{pointer}/{field}",
+                "transform_without_hadamard",
+                f"transform.{field} is {value!r}, which is about the blocks of a Hadamard, but transform.kind is "
+                f"{transform.kind.value!r}. Use 'rotation' or 'smooth_rotation', or leave {field} out.",
+            )
 
 
 def _require_scales(policy: Policy, field: str) -> None:

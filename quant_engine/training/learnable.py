@@ -116,6 +116,8 @@ class LearnablePlan(nn.Module):
         scales_D = self._scales()
         # All linears of the site are transformed in one product, then split.
         w_OI = self._joined_OI if scales_D is None else self._joined_OI * scales_D
+        if self._start.permutation_D is not None:
+            w_OI = w_OI[:, self._start.permutation_D]
         w_OI = apply_all([each.contragredient() for each in self._online], w_OI)
         moved = torch.split(w_OI, [each.shape[0] for each in self._weights])
         clips = zip(moved, self._clip_rows(), strict=True)

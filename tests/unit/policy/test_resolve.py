@@ -164,9 +164,38 @@ def test_the_hash_is_stable_and_ignores_the_presets_name() -> None:
     assert len(one) == len("sha256:") + 64
 
 
+def test_a_later_field_counts_where_it_is_used_also_in_lists() -> None:
+    plain, zigzag = {"kind": "smooth_rotation"}, {"kind": "smooth_rotation", "permutation": "zigzag"}
+    hashes = [
+        policy_hash(resolve_policy(Policy.model_validate(fields)))
+        for fields in (
+            {"transform": plain},
+            {"transform": zigzag},
+            {"overrides": [{"match": "down_proj", "transform": plain}]},
+            {"overrides": [{"match": "down_proj", "transform": zigzag}]},
+        )
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+@pytest.mark.parametrize("field", [{"permutation": "zigzag"}, {"orders": "power_of_two"}])
+@pytest.mark.parametrize("place", ["", "/overrides/0"])
+def test_the_blocks_of_a_hadamard_need_a_hadamard(field: dict[str, str], place: str) -> None:
+    transform = {"transform": {"kind": "kronecker", **field}}
+    requested = {"overrides": [{"match": "down_proj", **transform}]} if place else transform
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate(requested))
+    (name,) = field
+    assert (caught.value.pointer, caught.value.code) == (f"{place}/transform/{name}", "transform_without_hadamard")
+    assert "smooth_rotation" in caught.value.detail
+
+
 def test_the_hash_of_a_policy_that_quantizes_does_not_know_of_tasks() -> None:
     policy = resolve_policy(Policy(preset="w4a16"))
     fields = policy.model_dump(mode="json", exclude={"preset", "task"})
+    # Fields that are younger than stored hashes do not count either.
+    for later in ("orders", "permutation"):
+        del fields["transform"][later]
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert policy_hash(policy) == "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
     assert policy_hash(PRESETS["evaluate"].policy) != policy_hash(
