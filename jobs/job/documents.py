@@ -59,7 +59,10 @@ class PerplexityPair(View):
     original: Annotated[float | None, Field(examples=[24.94])]
     """Of the original."""
     quantized: Annotated[float | None, Field(examples=[27.81])]
-    """Of the checkpoint."""
+    """Of the checkpoint, its inputs rounded as serving engines round them."""
+    compressed_tensors: Annotated[float | None, Field(examples=[27.79])] = None
+    """Of the checkpoint in compressed-tensors' own forward, which plain transformers runs. Null: that rounds no input
+    differently, or can not run the checkpoint."""
 
 
 class BytesPair(View):
@@ -179,7 +182,10 @@ class MeasuredPerplexities(View):
     original: MeasuredPerplexity | None
     """Of the original."""
     quantized: MeasuredPerplexity
-    """Of the checkpoint."""
+    """Of the checkpoint, its inputs rounded as serving engines round them."""
+    compressed_tensors: MeasuredPerplexity | None = None
+    """Of the checkpoint in compressed-tensors' own forward, which plain transformers runs. Null: that rounds no input
+    differently, or can not run the checkpoint."""
 
 
 class SelectionRegret(View):

@@ -36,6 +36,8 @@ class PerplexityFacts:
     """Perplexity: exp of the mean negative log-likelihood per token, over ``tokens`` of ``dataset`` in windows.
 
     Attributes:
+        quantized: with integer inputs rounded as engines round them.
+        compressed_tensors: in compressed-tensors' own forward, where that rounds inputs differently.
         predicted: the tokens whose likelihood was measured.
         computed_in: the type and the device of Quantry's own forward.
     """
@@ -45,6 +47,7 @@ class PerplexityFacts:
     sequence_length: int
     original: float
     quantized: float
+    compressed_tensors: float | None
     predicted: int
     computed_in: str
 

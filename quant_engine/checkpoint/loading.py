@@ -11,22 +11,32 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from quant_engine.checkpoint.config import without_refusal_marker
-from quant_engine.checkpoint.online import attach_online
+from quant_engine.checkpoint.online import OnlineInput
 from quant_engine.checkpoint.quantry_section import read_config, read_online, unusable
+from quant_engine.checkpoint.runtime import attach_served
 from quant_engine.models.configuration import attention_implementation
+from quant_engine.models.served_inputs import ActivationGrid
 
 
-def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    grid: ActivationGrid = ActivationGrid.ENGINES,
+) -> PreTrainedModel:
     """Load a checkpoint that Quantry exported; its logits equal those of the quantized model, bit for bit.
 
-    ``AutoModelForCausalLM.from_pretrained`` reads the weights. Then the transforms of the ``quantry`` section are
-    attached in front of their linears. No remote code is run, and no network is used.
+    ``AutoModelForCausalLM.from_pretrained`` reads the weights. Then the transforms of the ``quantry`` section, and the
+    rounding of integer inputs as engines compute it, are attached in front of their linears. No remote code is run, and
+    no network is used.
 
     Args:
         path: the checkpoint's directory.
         device: where the model should be.
         dtype: the type to compute in; the checkpoint's own by default. Another one rounds the scales differently, so
             the logits are then close to the quantized model's, not equal.
+        grid: "compressed-tensors" rounds integer inputs as plain ``from_pretrained`` does.
 
     Raises:
         ModelNotFound: there is no checkpoint.
@@ -63,7 +73,9 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.d
         misfit = settings.misfit(linear.in_features)
         if misfit is not None:
             raise unusable(f"{misfit} of {name}")
-        attach_online(linear, settings)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and hasattr(module, "quantization_scheme"):
+            attach_served(module, online.get(name, OnlineInput()), grid)
     return model
 
 

@@ -82,6 +82,11 @@ class QuantizedLinear:
         peak = torch.tensor(self.input_peak, dtype=torch.float32)
         return grid.fitted(peak, peak).global_scale
 
+    @property
+    def served_bits(self) -> int | None:
+        """The bits of an input that engines round on a grid of their own; None for all other inputs."""
+        return self.activations.format.bits if self.activations.format.is_integer else None
+
     def scheme(self, targets: list[str] | None = None) -> QuantizationScheme:
         """Return the compressed-tensors scheme; its targets are this linear unless others are given."""
         return QuantizationScheme(

@@ -104,7 +104,7 @@ def with_errors(row: LayerRow, errors: LayerErrors) -> LayerRow:
 def summarize(
     rows: Sequence[LayerRow],
     *,
-    perplexity: Mapping[str, Mapping[str, float]] | None,
+    perplexity: Mapping[str, Mapping[str, Any] | None] | None,
     windows: Mapping[str, Mapping[str, Any] | None],
     original_bytes: int,
     quantized_bytes: int,
@@ -127,7 +127,7 @@ def summarize(
         "gain_percent": {name: gain_percent(*pair) for name, pair in errors.items()},
         "perplexity": None
         if perplexity is None
-        else {name: perplexity[name]["perplexity"] for name in ("original", "quantized")},
+        else {name: found and found["perplexity"] for name, found in perplexity.items()},
         "special_tokens": special_tokens(windows),
         "bytes": {"original": original_bytes, "quantized": quantized_bytes},
         "policy": dict(chosen),

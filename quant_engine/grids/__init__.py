@@ -2,7 +2,7 @@
 
 from quant_engine.grids.clip import mse_clip_ratio
 from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid, e4m3, e8m0, global_scale, power_of_two_step
-from quant_engine.grids.formats import Float8Grid, IntegerGrid, export_dtype, grid_of, joined_grids, largest_code
+from quant_engine.grids.formats import Float8Grid, IntegerGrid, export_dtype, grid_of, joined_grids
 from quant_engine.grids.grid import Grid
 from quant_engine.grids.quantize import (
     Quantized,
@@ -17,6 +17,7 @@ from quant_engine.grids.quantize import (
     weight_scale,
 )
 from quant_engine.grids.straight_through import fake_quantize_on_grid
+from quant_engine.online.grid import largest_code
 
 __all__ = [
     "Float8Grid",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid
 from quant_engine.grids.grid import FreeScale, Grid
+from quant_engine.online.grid import largest_code, nearest_integers_
 from quant_engine.policy import NumberFormat
 
 
@@ -30,7 +31,7 @@ class IntegerGrid(FreeScale):
 
     def nearest_(self, ratio: Tensor) -> Tensor:
         """Replace ``ratio`` by the nearest codes (half to even), as floating-point numbers, and return it."""
-        return ratio.round_().clamp_(-self.largest - 1, self.largest)
+        return nearest_integers_(ratio, self.bits)
 
     def clamped(self, ratio: Tensor, codes: Tensor) -> Tensor:
         """Return where ``ratio`` is more than half a step beyond the last code."""
@@ -64,11 +65,6 @@ class Float8Grid(FreeScale):
     def clamped(self, ratio: Tensor, _: Tensor) -> Tensor:
         """Return where ``ratio`` is beyond the largest code."""
         return ratio.abs() > self.largest
-
-
-def largest_code(bits: int) -> int:
-    """Return q_max = 2^(bits − 1) − 1: 7 for int4, whose smallest code is −8."""
-    return (1 << (bits - 1)) - 1
 
 
 _FLOAT_GRIDS: Final[Mapping[NumberFormat, Grid]] = {

@@ -8,6 +8,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from quant_engine.online.grid import row_scale
+
 
 class Grid(Protocol):
     """The codes and the scales of a number format. Each format has one grid: :mod:`quant_engine.grids.formats`."""
@@ -84,9 +86,7 @@ class FreeScale:
 
     def step(self, absmax_R1: Tensor, clip_ratio: float | Tensor) -> Tensor:
         """Return a [R, 1]."""
-        scale_R1 = absmax_R1 * (clip_ratio / self.largest)
-        # Zeros, and values so small that the scale underflows, must not be divided by zero.
-        return torch.where(scale_R1 > 0, scale_R1, torch.ones_like(scale_R1))
+        return row_scale(absmax_R1, self.largest, clip_ratio)
 
     def stored_scale(self, scale: Tensor) -> Tensor:
         """Return ``scale`` unchanged."""

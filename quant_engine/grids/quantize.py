@@ -165,15 +165,16 @@ def fake_quantize_weight(
 
 
 def fake_quantize_activation(
-    x_TI: Tensor, spec: ActivationQuantization, *, clip_ratio: Tensor | None = None, peak: float | None = None
+    x_TI: Tensor, spec: ActivationQuantization, *, clip_ratio: float | Tensor | None = None, peak: float | None = None
 ) -> Tensor:
     """Round each token dynamically with scale = clip_ratio · absmax / q_max and straight-through gradients.
 
+    This is the grid on which engines run the checkpoint (:mod:`quant_engine.online.grid`), in a differentiable form.
     ``x_TI`` may have any number of leading axes; the last one has a token's channels. With format ``none`` the result
-    is ``x_TI``. In fp4 every group of a token has a scale, and nothing is clipped.
+    is ``x_TI``. Floating-point formats clip nothing. In fp4 every group of a token has a scale.
 
     Args:
-        clip_ratio: a scalar, or one for each token [T, 1], that gets a gradient; it replaces the policy's ratio.
+        clip_ratio: replaces the policy's ratio; a scalar tensor, or one for each token [T, 1], gets a gradient.
         peak: the absolute value for NVFP4's static scale; None for the largest in ``x_TI``.
 
     Raises:
@@ -186,6 +187,8 @@ def fake_quantize_activation(
         groups = _own_groups(x_TI, spec.format, "activations")  # [..., I] → [..., I / size, size]
         fitted = grid.fitted(x_TI, None if peak is None else torch.tensor(peak, device=x_TI.device))
         return fake_quantize_on_grid(groups, grid=fitted).reshape(x_TI.shape)
+    if spec.format.is_float:
+        return fake_quantize_on_grid(x_TI, grid=grid)
     return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=spec.clip_ratio if clip_ratio is None else clip_ratio)
 
 

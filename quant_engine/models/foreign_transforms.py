@@ -25,10 +25,14 @@ from quant_engine.models.source import CheckpointSource
 
 @dataclass(frozen=True)
 class Attachment:
-    """A computation of a linear at run time besides rounding: its name for people, and a function that attaches it."""
+    """A computation of a linear at run time: its name for people, and a function that attaches it.
+
+    ``rounds`` says whether the function also attaches the rounding of the input.
+    """
 
     name: str
     attach: Callable[[nn.Module], None]
+    rounds: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

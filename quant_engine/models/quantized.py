@@ -29,6 +29,7 @@ from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
 from quant_engine.models.named_targets import with_names
 from quant_engine.models.quantization_config import parse_quantization
+from quant_engine.models.served_inputs import ActivationGrid, round_as_served, served_bits
 from quant_engine.models.source import CheckpointSource
 from quant_engine.models.stored_linear import StoredLinear, misfit, scheme_of, stored_linear
 
@@ -48,6 +49,7 @@ class QuantizedSource:
         quantization: its ``quantization_config``.
         online: what each linear computes besides, by its name; None for what the ``transform_config`` defines.
         weights_only: the source is the dense model of the dequantized weights: its linears round and transform nothing.
+        grid: whose scale dynamic integer inputs have.
 
     Raises (from every reading member):
         UnsupportedPolicy, UnsupportedQuantization: the checkpoint needs something that is not supported here; the
@@ -60,6 +62,7 @@ class QuantizedSource:
     quantization: Mapping[str, Any]
     online: Mapping[str, Attachment] | None = None
     weights_only: bool = False
+    grid: ActivationGrid = ActivationGrid.ENGINES
 
     @property
     def directory(self) -> Path:
@@ -156,8 +159,20 @@ class QuantizedSource:
                 # With this status compressed-tensors rounds inputs and uses the weight as it is.
                 linear.quantization_status = QuantizationStatus.DECOMPRESSED
                 set_forward_quantized(linear)
-            for attachment in self._online.get(prefix + local, ()):
+            attachments = self._online.get(prefix + local, ())
+            if stored is not None and not any(each.rounds for each in attachments):
+                round_as_served(linear, self.grid)
+            for attachment in attachments:
                 attachment.attach(linear)
+
+    @property
+    def rounds_as_engines(self) -> bool:
+        """Whether an input is rounded on the grid of engines where compressed-tensors' own forward has another one.
+
+        False also where that forward could not run the checkpoint.
+        """
+        foreign = self.online is None or all(each.name in ("", "rotation") for each in self.online.values())
+        return foreign and any(served_bits(each.scheme.input_activations) for each in self.linears.values())
 
     def stored_names(self, names: Iterable[str]) -> frozenset[str]:
         """Return the tensors of the checkpoint that reading ``names`` uses, and what is no weight by design.

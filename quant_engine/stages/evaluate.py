@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from quant_engine.calibration import Purpose
+from quant_engine.checkpoint import ActivationGrid
+from quant_engine.checkpoint.quantry_section import has_second_grid
 from quant_engine.evaluation.perplexity import PerplexityResult, passes, perplexity
+from quant_engine.execution import Execution
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Perplexity
 from quant_engine.resume_state import StateFile
@@ -18,6 +21,8 @@ from quant_engine.stages.stage import Stage, StageProgress, read_json, write_jso
 from quant_engine.windows import Windows
 
 PERPLEXITY_FILE = "perplexity.json"
+SECOND: Final = "compressed_tensors"
+"""The name of the perplexity that compressed-tensors' own forward has, where it rounds on another grid."""
 _WINDOWS: Final = "windows.json"
 STATE_SHARE: Final = 0.1
 """The largest share of a pass's time that may go into writing states. A pass is short compared with the stages before,
@@ -25,21 +30,31 @@ and on an accelerator a state takes as long as a block."""
 
 
 def evaluate_stage(run: Run, settings: Perplexity, quantized: Path, plans: Plans, upstream: str) -> Stage:
-    """The stage that writes ``perplexity.json``: one unit per block and pass, both models in the checkpoint's type."""
-    total = 2 * run.model.blocks * passes(window_shapes(run, settings))
+    """The stage that writes ``perplexity.json``: one unit per block and pass, all models in the checkpoint's type.
+
+    A checkpoint that compressed-tensors' own forward rounds on another grid than engines is measured on both.
+    """
+    linears = block_linears(run, plans)
+    second_grid = has_second_grid([each for block in linears.values() for each in block.values()])
+    total = (3 if second_grid else 2) * run.model.blocks * passes(window_shapes(run, settings))
 
     def produce(directory: Path, progress: StageProgress) -> None:
         windows = kept_evaluation_windows(run, settings, directory)
         # The checkpoint's own type, not fp32: the perplexity must be that of the exported model (docs/decisions/0005).
         model = StreamedModel(run.source, dtype=run.source.dtype, device=run.spec.device)
-        read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
-        # One state file for each pass, because both are in this directory.
-        first, second = (
-            run.execution(StateFile(directory, name, share=STATE_SHARE)) for name in ("original", "quantized")
-        )
         measure = partial(perplexity, windows=windows, on_block=progress.advance)
-        found = {"original": _of_the_original(run, partial(measure, execution=first))}
-        found["quantized"] = perplexity_fields(measure(model, read=read, prepare=prepare, execution=second), model)
+
+        def execution(name: str) -> Execution:
+            # One state file for each model, because all are in this directory.
+            return run.execution(StateFile(directory, name, share=STATE_SHARE))
+
+        def exported(name: str, grid: ActivationGrid) -> dict[str, float | int | str]:
+            read, prepare = quantized_reader(quantized, linears, model, grid)
+            return perplexity_fields(measure(model, read=read, prepare=prepare, execution=execution(name)), model)
+
+        found: dict[str, Any] = {"original": _of_the_original(run, partial(measure, execution=execution("original")))}
+        found["quantized"] = exported("quantized", ActivationGrid.ENGINES)
+        found[SECOND] = exported(SECOND, ActivationGrid.COMPRESSED_TENSORS) if second_grid else None
         write_json(directory / PERPLEXITY_FILE, found)
 
     return Stage(
@@ -69,7 +84,7 @@ def evaluation_inputs(run: Run, settings: Perplexity, upstream: str) -> dict[str
 
 
 def read_perplexity(directory: Path) -> dict[str, Any]:
-    """``original`` and ``quantized``, each with perplexity, mean_nll, predicted and dtype."""
+    """``original``, ``quantized`` and :data:`SECOND`, each with perplexity, mean_nll, predicted and dtype, or None."""
     found: dict[str, Any] = read_json(directory / PERPLEXITY_FILE)
     return found
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quant_engine.checkpoint import ExportedModel, QuantizedLinear, exported_tensors, write_checkpoint
+from quant_engine.checkpoint import ActivationGrid, ExportedModel, QuantizedLinear, exported_tensors, write_checkpoint
 from quant_engine.checkpoint.card import write_card
 from quant_engine.checkpoint.copied_files import copied_file_hashes
 from quant_engine.checkpoint.verify import verify_in_fresh_process
@@ -105,6 +105,12 @@ def read_verification(directory: Path) -> dict[str, Any]:
     return found
 
 
+def _gate_grid(linears: Mapping[int, Mapping[str, QuantizedLinear]]) -> ActivationGrid:
+    """Whose grid the gate compares on: where nothing is online, the gate loads with plain transformers."""
+    plain = all(each.online.is_identity for block in linears.values() for each in block.values())
+    return ActivationGrid.COMPRESSED_TENSORS if plain else ActivationGrid.ENGINES
+
+
 @torch.no_grad()
 def _write_reference(run: Run, quantized: Path, plans: Plans, path: Path) -> None:
     """Write fixed tokens and the logits of the quantized model on them.
@@ -116,7 +122,8 @@ def _write_reference(run: Run, quantized: Path, plans: Plans, path: Path) -> Non
     length = min(_REFERENCE_TOKENS, int(model.config.max_position_embeddings))
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(0, int(model.config.vocab_size), (2, length), generator=generator)
-    read, prepare = quantized_reader(quantized, block_linears(run, plans), model)
+    linears = block_linears(run, plans)
+    read, prepare = quantized_reader(quantized, linears, model, _gate_grid(linears))
     entered = model.enter(ids_BT)
     hidden = entered.hidden_BTD
     for index in range(model.blocks):

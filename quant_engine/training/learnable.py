@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from quant_engine.evaluation.layer_errors import rounded_weights
-from quant_engine.grids import IntegerGrid, fake_quantize_weight, grid_of, weight_scale
+from quant_engine.grids import IntegerGrid, fake_quantize_activation, fake_quantize_weight, grid_of, weight_scale
 from quant_engine.policy import BlockTraining, SiteQuantization, WeightQuantization
 from quant_engine.training.learned_matrices import LearnedMatrix, inverse_transpose
 from quant_engine.training.quantized_linears import QuantizedSite
-from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
 from quant_engine.transforms.composition import apply_all
@@ -90,11 +89,11 @@ class LearnablePlan(nn.Module):
         live = self.live()
         ratio = None if self._activation_logit is None else self._activation_logit.sigmoid()
         activations = self._quantization.activations
-        fixed = self._start.runtime_clip(activations)  # used where no clip is learned
+        fixed = self._start.clip_of(activations)  # used where no clip is learned
 
         def rounder(x_TI: Tensor) -> Tensor:
-            return fake_quantize_at_run_time(
-                transform_activation(x_TI, live), activations, fixed if ratio is None else ratio
+            return fake_quantize_activation(
+                transform_activation(x_TI, live), activations, clip_ratio=fixed if ratio is None else ratio
             )
 
         return QuantizedSite(rounder=rounder, weights=self.quantized_weights())
@@ -158,7 +157,7 @@ class LearnablePlan(nn.Module):
         activations = self._quantization.activations
         if not isinstance(grid_of(activations.format), IntegerGrid):
             return None
-        ratio = self._start.runtime_clip(activations)
+        ratio = self._start.clip_of(activations)
         return nn.Parameter(_logit(torch.tensor(ratio, device=self._weights[0].device)))
 
     def _weight_logits(self) -> nn.Parameter | None:
@@ -186,10 +185,10 @@ def quantized_site(linears: Iterable[Tensor], plan: SitePlan, quantization: Site
 
 
 def plan_inputs(x_TI: Tensor, plan: SitePlan, quantization: SiteQuantization) -> Tensor:
-    """Q(X A) [..., I] under a finished plan, on the grid of the run time."""
+    """Q(X A) [..., I] under a finished plan, on the grid of the engines."""
     activations = quantization.activations
     moved_TI = transform_activation(x_TI, plan)
-    return fake_quantize_at_run_time(moved_TI, activations, plan.runtime_clip(activations), plan.input_peak)
+    return fake_quantize_activation(moved_TI, plan.clipped(activations), peak=plan.input_peak)
 
 
 def plan_weights(linears: Iterable[Tensor], plan: SitePlan, quantization: SiteQuantization) -> tuple[Tensor, ...]:

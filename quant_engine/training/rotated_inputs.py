@@ -17,11 +17,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from quant_engine.grids import fake_quantize_activation
 from quant_engine.hadamard import hadamard_order, hadamard_transform
 from quant_engine.models import ProducerKind, Site
 from quant_engine.policy import ActivationQuantization
 from quant_engine.training.quantized_linears import SharedInput
-from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 
 
 @dataclass(eq=False)
@@ -61,7 +61,7 @@ class _RoundedSite:
         return hadamard_transform(self._rounded(hadamard_transform(x_BTI, order=order)), order=order, inverse=True)
 
     def _rounded(self, x_BTI: Tensor) -> Tensor:
-        return fake_quantize_at_run_time(x_BTI, self.activations)
+        return fake_quantize_activation(x_BTI, self.activations)
 
 
 def _per_head(x_BTI: Tensor, r_KK: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class SitePlan:
         scales_D: s > 0, float32 [D], or None.
         permutation_D: the channel, int64 [D], that each position takes after the diagonal, or None.
         online: the primitives that follow the diagonal, in order.
-        clip_ratio: of the activations at run time, where it was searched or learned; None means the policy's.
+        clip_ratio: of the activations, where it was searched or learned; None means the policy's.
         input_peak: the largest absolute value that X A is expected to have, where the grid's scale is static (NVFP4).
         weight_clip_OG: learned clip ratios of the weight scales of the site's linears, in their order, G to a row; or
             None.
@@ -58,19 +58,11 @@ class SitePlan:
         )
 
     def clipped(self, activations: ActivationQuantization) -> ActivationQuantization:
-        """``activations`` with the clip ratio that layer errors use under this plan.
+        """``activations`` with the clip ratio of this plan."""
+        return activations.model_copy(update={"clip_ratio": self.clip_of(activations)})
 
-        A plan's clip ratio is that of the run time, whose scale is ratio · absmax / (2^(b−1) − ½). Layer errors divide
-        by 2^(b−1) − 1. The ratio is converted, so that both round with the same scale.
-        """
-        bits = activations.format.bits
-        if self.clip_ratio is None or bits is None or not activations.format.is_integer:
-            return activations
-        ratio = self.clip_ratio * (2 ** (bits - 1) - 1) / (2 ** (bits - 1) - 0.5)
-        return activations.model_copy(update={"clip_ratio": ratio})
-
-    def runtime_clip(self, activations: ActivationQuantization) -> float:
-        """The clip ratio at run time; 1 where activations are not rounded to integers."""
+    def clip_of(self, activations: ActivationQuantization) -> float:
+        """The clip ratio of the activations; 1 where they are not rounded to integers."""
         if not activations.format.is_integer:
             return 1.0
         return activations.clip_ratio if self.clip_ratio is None else self.clip_ratio

@@ -93,7 +93,7 @@ class Run:
         # it is fused into the weights.
         online = OnlineInput(
             primitives=plan.to(self.model.device).online,
-            clip_ratio=plan.runtime_clip(settings.activations),
+            clip_ratio=plan.clip_of(settings.activations),
         )
         return [
             QuantizedLinear(

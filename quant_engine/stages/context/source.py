@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quant_engine.checkpoint import OnlineInput, attach_online
+from quant_engine.checkpoint import ActivationGrid, OnlineInput, attach_served
 from quant_engine.checkpoint.config import without_refusal_marker
 from quant_engine.checkpoint.quantry_section import own_section, read_online, unusable
 from quant_engine.errors import AdapterNotMerged
@@ -25,13 +25,18 @@ from quant_engine.transforms.primitives import Hadamard
 
 
 def open_source(
-    base: CheckpointSource, device: torch.device | str = "cpu", *, weights_only: bool = False
+    base: CheckpointSource,
+    device: torch.device | str = "cpu",
+    *,
+    weights_only: bool = False,
+    grid: ActivationGrid = ActivationGrid.ENGINES,
 ) -> WeightSource:
     """Return the model of a checkpoint.
 
     Args:
         weights_only: return the dense model that the stored weights represent, to quantize it again. Otherwise the
             linears of a compressed-tensors checkpoint also round and transform their inputs as it defines.
+        grid: whose scale its dynamic integer inputs have.
 
     Raises:
         AdapterNotMerged: the directory holds an adapter.
@@ -53,7 +58,7 @@ def open_source(
         source = scaled = ScaledSource(base, found)
         parts = scaled.parts
     elif found.kind is QuantizationKind.COMPRESSED_TENSORS:
-        source = compressed = _compressed(base, found, device, weights_only=weights_only)
+        source = compressed = _compressed(base, found, device, weights_only=weights_only, grid=grid)
         parts = compressed.parts
     check_tensors(base.description, layout, parts)
     return source
@@ -99,18 +104,25 @@ def source_sentence(base: CheckpointSource, source: WeightSource) -> str | None:
 
 
 def _compressed(
-    base: CheckpointSource, found: SourceQuantization, device: torch.device | str, *, weights_only: bool
+    base: CheckpointSource,
+    found: SourceQuantization,
+    device: torch.device | str,
+    *,
+    weights_only: bool,
+    grid: ActivationGrid,
 ) -> QuantizedSource:
     if "quantry" not in base.stored_config:
-        return QuantizedSource(base, found.section, weights_only=weights_only)
+        return QuantizedSource(base, found.section, weights_only=weights_only, grid=grid)
     # A marker makes other loaders refuse the checkpoint (docs/decisions/0008). This reader applies the transforms
     # itself, so it removes the marker.
     section = without_refusal_marker(found.section)
     if weights_only:
         return QuantizedSource(base, section, {}, weights_only=True)
     online = read_online(base.shards, own_section(base.stored_config), device)
-    attachments = {name: Attachment(_name_of(each), partial(_attach, each)) for name, each in online.items()}
-    source = QuantizedSource(base, section, attachments)
+    attachments = {
+        name: Attachment(_name_of(each), partial(_attach, each, grid), rounds=True) for name, each in online.items()
+    }
+    source = QuantizedSource(base, section, attachments, grid=grid)
     strangers = sorted(online.keys() - source.linears.keys())
     if strangers:
         raise unusable(f"it names {strangers[0]!r}, which is no quantized linear of the model")
@@ -124,9 +136,9 @@ def _name_of(online: OnlineInput) -> str:
     return "+".join(each.name for each in online.primitives)
 
 
-def _attach(online: OnlineInput, linear: nn.Module) -> None:
+def _attach(online: OnlineInput, grid: ActivationGrid, linear: nn.Module) -> None:
     assert isinstance(linear, nn.Linear)  # noqa: S101  # a source attaches to quantized linears alone
     misfit = online.misfit(linear.in_features)
     if misfit is not None:
         raise unusable(misfit)
-    attach_online(linear, online)
+    attach_served(linear, online, grid)

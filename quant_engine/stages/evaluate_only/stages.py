@@ -12,6 +12,7 @@ import psutil
 import torch
 from compressed_tensors.quantization import QuantizationScheme
 
+from quant_engine.checkpoint import ActivationGrid
 from quant_engine.errors import InsufficientMemory
 from quant_engine.evaluation.perplexity import PASS_TOKENS, passes, perplexity
 from quant_engine.interface.layers import UNMEASURED, LayerRow
@@ -19,7 +20,14 @@ from quant_engine.interface.observer import Observer
 from quant_engine.interface.positions import check_positions
 from quant_engine.interface.spec import RunSpec
 from quant_engine.model_files import FileRules, check_companions
-from quant_engine.models import CheckpointSource, QuantizedSource, ScaledSource, StreamedModel, model_sites
+from quant_engine.models import (
+    CheckpointSource,
+    QuantizedSource,
+    ScaledSource,
+    StreamedModel,
+    WeightSource,
+    model_sites,
+)
 from quant_engine.policy import Perplexity, float_format
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.context.run import Run
@@ -27,6 +35,7 @@ from quant_engine.stages.context.source import open_source, source_sentence
 from quant_engine.stages.context.windows import check_texts, window_shapes
 from quant_engine.stages.evaluate import (
     PERPLEXITY_FILE,
+    SECOND,
     STATE_SHARE,
     evaluation_inputs,
     kept_evaluation_windows,
@@ -103,29 +112,42 @@ def loaded_rows(directory: Path) -> list[LayerRow]:
 
 
 def evaluate_only_perplexity_stage(run: Run, settings: Perplexity, upstream: str) -> Stage:
-    """The stage that writes ``perplexity.json``: one unit per block and pass, in the checkpoint's own type."""
+    """The stage that writes ``perplexity.json``: one unit per block and pass, in the checkpoint's own type.
+
+    A checkpoint that compressed-tensors' own forward rounds on another grid than engines is measured on both.
+    """
+    other = _on_second_grid(run)
 
     def produce(directory: Path, progress: StageProgress) -> None:
-        model = StreamedModel(run.source, dtype=run.source.computed_dtype, device=run.spec.device)
-        result = perplexity(
-            model,
-            kept_evaluation_windows(run, settings, directory),
-            on_block=progress.advance,
-            execution=run.execution(StateFile(directory, share=STATE_SHARE)),
-        )
-        measured = perplexity_fields(result, model)
+        windows = kept_evaluation_windows(run, settings, directory)
+
+        def measured(source: WeightSource, name: str) -> dict[str, float | int | str]:
+            model = StreamedModel(source, dtype=source.computed_dtype, device=run.spec.device)
+            execution = run.execution(StateFile(directory, name, share=STATE_SHARE))
+            return perplexity_fields(perplexity(model, windows, on_block=progress.advance, execution=execution), model)
+
+        found = measured(run.source, "quantized")
         # A dense model is its own original; the original of a quantized one is not here.
-        original = None if run.base.is_quantized else measured
-        write_json(directory / PERPLEXITY_FILE, {"original": original, "quantized": measured})
+        original = None if run.base.is_quantized else found
+        second = None if other is None else measured(other, SECOND)
+        write_json(directory / PERPLEXITY_FILE, {"original": original, "quantized": found, SECOND: second})
 
     return Stage(
         name="evaluate",
         unit="block",
-        total=run.model.blocks * passes(window_shapes(run, settings)),
+        total=(1 if other is None else 2) * run.model.blocks * passes(window_shapes(run, settings)),
         inputs=evaluation_inputs(run, settings, upstream),
         produce=produce,
         resumable=True,
     )
+
+
+def _on_second_grid(run: Run) -> WeightSource | None:
+    """The model with integer inputs on compressed-tensors' own grid; None where that is no other model."""
+    source = run.source
+    if not isinstance(source, QuantizedSource) or not source.rounds_as_engines:
+        return None
+    return open_source(run.base, run.spec.device, grid=ActivationGrid.COMPRESSED_TENSORS)
 
 
 def stored_scheme_name(scheme: QuantizationScheme | None) -> str:

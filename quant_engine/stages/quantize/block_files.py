@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from quant_engine.checkpoint import QuantizedLinear, prepare_quantized, unpacked_state
+from quant_engine.checkpoint import ActivationGrid, QuantizedLinear, prepare_quantized, unpacked_state
 from quant_engine.models import Site, StreamedModel, fuse_permutation, fuse_scales, fused_rows
 from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan
@@ -109,11 +109,15 @@ def block_linears(run: Run, plans: Plans) -> dict[int, dict[str, QuantizedLinear
 
 
 def quantized_reader(
-    directory: Path, linears: Mapping[int, Mapping[str, QuantizedLinear]], model: StreamedModel
+    directory: Path,
+    linears: Mapping[int, Mapping[str, QuantizedLinear]],
+    model: StreamedModel,
+    grid: ActivationGrid = ActivationGrid.ENGINES,
 ) -> tuple[Callable[[int], Mapping[str, Tensor]], Callable[[nn.Module, int], None]]:
     """Return the two callbacks with which :class:`StreamedModel` streams the quantized model.
 
-    The first reads a block's parameters. The second makes its linears compute as the exported ones do.
+    The first reads a block's parameters. The second makes its linears compute as the exported ones do, with dynamic
+    integer inputs on ``grid``.
     """
 
     def read(block: int) -> Mapping[str, Tensor]:
@@ -123,7 +127,7 @@ def quantized_reader(
     def prepare(layer: nn.Module, block: int) -> None:
         prefix = model.architecture.block_prefix(block)
         for name, settings in linears[block].items():
-            prepare_quantized(layer.get_submodule(name.removeprefix(prefix)), settings)
+            prepare_quantized(layer.get_submodule(name.removeprefix(prefix)), settings, grid)
 
     return read, prepare
 

@@ -1,7 +1,4 @@
-"""Round an input exactly as an exported linear does, without the linear.
-
-The training uses the same grid, except for ties. A clipped value lies half a step beyond the last code of the exported
-grid, and the last bit of the scale decides to which code it is rounded.
+"""Round an input exactly as engines round it for an exported linear, without the linear.
 
 Shapes: B batch, T tokens, I channels, G scales of a token.
 """
@@ -10,18 +7,18 @@ from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 from torch import Tensor
 
-from quant_engine.checkpoint import QuantizedLinear, transformed_input
+from quant_engine.checkpoint import QuantizedLinear, served_input
 
 
-def run_time_input(x_TI: Tensor, *, linear: QuantizedLinear) -> Tensor:
-    """Return Q(X P): the online transform, the clip, then the dynamic rounding of compressed-tensors.
+def exported_input(x_TI: Tensor, *, linear: QuantizedLinear) -> Tensor:
+    """Return Q(X P): the online transform, then the dynamic rounding of the linear's format.
 
     Raises:
         ValueError: a primitive does not fit the width.
     """
-    x_TI = transformed_input(x_TI, linear.online)
+    x_TI = served_input(x_TI, linear.online, linear.served_bits)
     arguments = linear.scheme().input_activations
-    if arguments is None:
+    if arguments is None or linear.served_bits is not None:
         return x_TI
     # compressed-tensors takes the first two axes for samples and tokens, so rows alone get a third axis.
     x_BTI = x_TI if x_TI.ndim > 2 else x_TI[None]

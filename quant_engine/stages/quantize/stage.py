@@ -31,7 +31,7 @@ from quant_engine.stages.quantize.block_files import (
     stored_weights,
     transformed_block,
 )
-from quant_engine.stages.quantize.exported_input import run_time_input
+from quant_engine.stages.quantize.exported_input import exported_input
 from quant_engine.stages.quantize.remeasured_rows import remeasure
 from quant_engine.stages.sample_streams import OpenBlock, Streams, open_block
 from quant_engine.stages.stage import Stage, StageProgress
@@ -176,7 +176,7 @@ def _settled(run: Run, site: Site, plan: SitePlan, dense: Mapping[str, Tensor]) 
 def _rounder(run: Run, site: Site, plan: SitePlan) -> Callable[[Tensor], Tensor]:
     """Return the function that rounds the site's input as the exported linears do, with the diagonal already fused."""
     # All linears of a site have the same online part and the same activations, so the first one stands for all.
-    return partial(run_time_input, linear=run.quantized_linears(site, plan)[0])
+    return partial(exported_input, linear=run.quantized_linears(site, plan)[0])
 
 
 def _online_part(plan: SitePlan) -> SitePlan:

@@ -17,6 +17,7 @@ from quant_engine.stages.calibrate import read_windows
 from quant_engine.stages.choose_plans import ChosenPlans
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.context.text import resolved_dataset
+from quant_engine.stages.evaluate import SECOND
 from quant_engine.stages.stage import digest_of
 from quant_engine.windows import Windows
 
@@ -93,7 +94,7 @@ def _calibration_hash(run: Run, windows: Windows) -> str:
     return digest_of({"settings": settings, "shape": list(windows.ids_ST.shape), "tokens": tokens, "lengths": lengths})
 
 
-def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> PerplexityFacts | None:
+def _perplexity(run: Run, found: Mapping[str, Any] | None) -> PerplexityFacts | None:
     settings = run.spec.evaluation.perplexity
     if found is None or settings is None:
         return None
@@ -103,6 +104,7 @@ def _perplexity(run: Run, found: Mapping[str, Mapping[str, Any]] | None) -> Perp
         sequence_length=settings.sequence_length,
         original=found["original"]["perplexity"],
         quantized=found["quantized"]["perplexity"],
+        compressed_tensors=None if found[SECOND] is None else found[SECOND]["perplexity"],
         predicted=found["quantized"]["predicted"],
         computed_in=f"{_computed_in(found['original']['dtype'], found['quantized']['dtype'])} on {run.spec.device}",
     )

@@ -90,7 +90,7 @@ def _activations(run: Run) -> str:
     formats = {settings.activations.format for settings in run.settings.values()}
     found = []
     if any(each.is_integer for each in formats):
-        found.append("activations at absmax/(2^(b−1)−1), as the paper")
+        found.append("activations at absmax/(2^(b−1)−1), as the paper and engines")
     if any(each.is_float for each in formats):
         found.append("activations in floating-point formats as at run time")
     return "; ".join(found) or "activations not rounded"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from quant_engine.checkpoint import ActivationGrid
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Policy, TransformKind
 from quant_engine.stages.context.run import Run
@@ -26,9 +27,11 @@ def export(run: Run, plans: Plans) -> tuple[Path, Path]:
     return quantized, exported / CHECKPOINT
 
 
-def in_memory_logits(run: Run, plans: Plans, quantized: Path) -> torch.Tensor:
+def in_memory_logits(
+    run: Run, plans: Plans, quantized: Path, grid: ActivationGrid = ActivationGrid.ENGINES
+) -> torch.Tensor:
     model = StreamedModel(run.source, dtype=run.source.dtype)
-    return streamed_logits(model, fixed_ids(), *quantized_reader(quantized, block_linears(run, plans), model))
+    return streamed_logits(model, fixed_ids(), *quantized_reader(quantized, block_linears(run, plans), model, grid))
 
 
 def every_linear(**fields: Any) -> Policy:

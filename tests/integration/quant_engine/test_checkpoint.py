@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quant_engine.checkpoint import load
+from quant_engine.checkpoint import ActivationGrid, load
 from quant_engine.models import RotatedSource, StreamedModel, hadamard_rotation
 from quant_engine.policy import Policy, TransformKind
 from quant_engine.transforms.primitives import Hadamard
@@ -162,9 +162,13 @@ def test_with_nothing_online_plain_from_pretrained_is_exact(
     run = open_run(write_tiny_model(tmp_path / "model", dtype=dtype), policy, tmp_path)
     plans = random_plans(run, TransformKind.SMOOTH)
     quantized, checkpoint = export(run, plans)
-    expected = in_memory_logits(run, plans, quantized)
+    expected = in_memory_logits(run, plans, quantized, ActivationGrid.COMPRESSED_TENSORS)
     assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")), expected)
-    assert torch.equal(logits_of(load(checkpoint)), expected)
+    assert torch.equal(logits_of(load(checkpoint, grid=ActivationGrid.COMPRESSED_TENSORS)), expected)
+    served = logits_of(load(checkpoint))
+    assert torch.equal(served, in_memory_logits(run, plans, quantized))
+    # Only dynamic integers have two grids.
+    assert torch.equal(served, expected) is not policy.activations.format.is_integer
     assert config_of(checkpoint)["quantization_config"]["format"] == layout
     tensors = load_file(checkpoint / "model.safetensors")
     down = {name.rpartition(".")[2]: value.dtype for name, value in tensors.items() if "0.mlp.down_proj" in name}
@@ -194,8 +198,8 @@ def test_a_rotated_residual_stream_unties_the_embeddings(tmp_path: Path) -> None
     assert config_of(checkpoint)["tie_word_embeddings"] is False
     tensors = load_file(checkpoint / "model.safetensors")
     assert not torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
-    expected = in_memory_logits(run, plans, quantized)
-    assert torch.equal(logits_of(load(checkpoint)), expected)
+    assert torch.equal(logits_of(load(checkpoint)), in_memory_logits(run, plans, quantized))
+    expected = in_memory_logits(run, plans, quantized, ActivationGrid.COMPRESSED_TENSORS)
     assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")), expected)
 
 
@@ -240,7 +244,7 @@ def test_the_transform_config_is_true_for_compressed_tensors(intermediate: int, 
     assert len(stored) == (1 if intermediate == 96 else 0)
     theirs.load_state_dict(stored, strict=False)
     # At 4 bits a different last bit moves a code by a whole step; without rounding the two are the same function.
-    ours = load(checkpoint)
+    ours = load(checkpoint, grid=ActivationGrid.COMPRESSED_TENSORS)
     for module in [*theirs.modules(), *ours.modules()]:
         module.quantization_enabled = False
     with torch.no_grad():

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from quant_engine.calibration import read_record
 from quant_engine.checkpoint import load
 from quant_engine.models import Site
-from quant_engine.policy import ActivationQuantization, Policy
+from quant_engine.policy import Policy
 from quant_engine.stages.calibrate import training_windows
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.quantize import stage
@@ -123,22 +123,12 @@ def _original_inputs(left: Left) -> dict[str, Tensor]:
     return {site.name: seen[site.name] @ _dense(left.plans[site.name], site.features) for site in left.run.sites}
 
 
-def _rounded_at_run_time(x_TI: Tensor, activations: ActivationQuantization) -> Tensor:
-    """compressed-tensors' dynamic grid: scale absmax / (half the range), every code in use; fp32 as it runs."""
-    bits = activations.format.bits
-    assert bits is not None
-    x_TI = x_TI.float()
-    scale_T1 = x_TI.abs().amax(dim=-1, keepdim=True) / ((2**bits - 1) / 2)
-    return ((x_TI / scale_T1).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale_T1).double()
-
-
 def _quantized_inputs(left: Left) -> dict[str, Tensor]:
-    """Q(X̂ A) of the exported checkpoint, rounded here from what reaches its linears, transformed and clipped."""
+    """Q(X̂ A) of the exported checkpoint: what reaches its linears is transformed and rounded."""
     model = load(left.checkpoint)
     with torch.no_grad(), _inputs(model, left.run.sites) as seen:
         model(_windows(left).ids_ST, use_cache=False)
-    settings = left.run.settings
-    return {name: _rounded_at_run_time(x_TI, settings[name].activations) for name, x_TI in seen.items()}
+    return {name: x_TI.double() for name, x_TI in seen.items()}
 
 
 def _caps(x_TI: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def _facts(**fields: Any) -> CardFacts:
             sequence_length=512,
             original=34.5,
             quantized=41.4,
+            compressed_tensors=None,
             predicted=16352,
             computed_in="bfloat16 on cpu",
         ),

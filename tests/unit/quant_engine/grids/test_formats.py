@@ -18,7 +18,6 @@ from quant_engine.grids import (
 )
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
 from quant_engine.rounding import round_weight
-from quant_engine.training.runtime_grid import fake_quantize_at_run_time
 from tests.unit.quant_engine.made_up import made_up_format
 from tests.unit.quant_engine.outliers import weight
 
@@ -55,7 +54,6 @@ def test_every_row_has_the_grid_that_it_describes(number_format: NumberFormat) -
         lambda w_OI: weight_scale(w_OI, _WEIGHTS),
         lambda w_OI: fake_quantize_weight(w_OI, _WEIGHTS),
         lambda w_OI: fake_quantize_activation(w_OI, _ACTIVATIONS),
-        lambda w_OI: fake_quantize_at_run_time(w_OI, _ACTIVATIONS),
         lambda w_OI: round_weight(w_OI, _WEIGHTS, torch.float32),
     ],
 )

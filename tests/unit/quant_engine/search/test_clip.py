@@ -1,15 +1,12 @@
-"""The searched clip is the best of the grid by a dense definition, and one scale serves the report and the run time."""
+"""The searched clip is the best of the grid by a dense definition, and the report has the checkpoint's grid."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType
-from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 from torch import Tensor
 
-from quant_engine.checkpoint import OnlineInput, transformed_input
+from quant_engine.checkpoint import OnlineInput, served_input
 from quant_engine.grids import fake_quantize_activation
 from quant_engine.policy import ActivationQuantization, NumberFormat, TransformKind
 from quant_engine.search import search_clip
@@ -42,7 +39,7 @@ def _plan() -> SitePlan:
 
 
 def _dense_errors(x_TI: Tensor, plan: SitePlan, bits: int) -> list[float]:
-    """‖(X' − Q(X')) W'ᵀ‖_F of every ratio, in fp64, the scale that of the run time."""
+    """‖(X' − Q(X')) W'ᵀ‖_F of every ratio, in fp64, on the grid of engines."""
     assert plan.scales_D is not None
     scales_D = plan.scales_D.double()
     rotation_II = matrix_of(plan.online[0], WIDTH, torch.float64)
@@ -50,7 +47,7 @@ def _dense_errors(x_TI: Tensor, plan: SitePlan, bits: int) -> list[float]:
     w_OI = torch.cat(_linears()).double() * scales_D @ torch.linalg.inv(rotation_II).T
     errors = []
     for ratio in RATIOS:
-        scale_T1 = ratio * rotated_TI.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+        scale_T1 = ratio * rotated_TI.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)
         codes_TI = (rotated_TI / scale_T1).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         errors.append(float(((codes_TI * scale_T1 - rotated_TI) @ w_OI.T).norm()))
     return errors
@@ -84,30 +81,22 @@ def test_the_larger_of_equals_is_taken() -> None:
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("format_", [NumberFormat.INT4, NumberFormat.INT8])
-def test_layer_errors_and_the_run_time_round_to_equal_codes(format_: NumberFormat, ratio: float) -> None:
-    """But on ties: a clipped value lies half a step beyond the run time's last code, and may take the next."""
+def test_layer_errors_and_the_checkpoint_round_to_equal_values(format_: NumberFormat, ratio: float) -> None:
+    """And these are the grid of engines: absmax, or the clipped part of it, is the last code."""
     bits = format_.bits
     assert bits is not None
     plan = replace(_plan(), clip_ratio=ratio)
     x_TI = transform_activation(_tokens(3), plan)
     reported_TI = fake_quantize_activation(x_TI, plan.clipped(_activations(format_)))
-    online = OnlineInput(clip_ratio=plan.runtime_clip(_activations(format_)))
-    arguments = QuantizationArgs(
-        num_bits=bits,
-        type=QuantizationType.INT,
-        symmetric=True,
-        strategy=QuantizationStrategy.TOKEN,
-        dynamic=True,
-    )
-    clipped_BTI = transformed_input(x_TI, online)[None]
-    scale_BT1, zero_BT1 = compute_dynamic_scales_and_zp(clipped_BTI, arguments, None)
-    run_TI = fake_quantize(clipped_BTI, scale_BT1, zero_BT1, arguments)[0]
-    scale_T1 = scale_BT1[0]
-    expected_T1 = ratio * x_TI.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
-    assert torch.allclose(scale_T1, expected_T1, rtol=1e-6)
-    codes_TI, run_codes_TI = (each / scale_T1 for each in (reported_TI, run_TI))
-    tie_TI = clipped_BTI[0] <= -clipped_BTI[0].abs().amax(dim=-1, keepdim=True)
-    assert torch.equal(codes_TI.round()[~tie_TI], run_codes_TI.round()[~tie_TI])
-    assert bool((codes_TI[tie_TI].round() <= -(2 ** (bits - 1) - 1)).all())
-    assert bool((run_codes_TI[tie_TI].round() <= -(2 ** (bits - 1) - 1)).all())
-    assert int(codes_TI.round().max()) == 2 ** (bits - 1) - 1
+    online = OnlineInput(clip_ratio=plan.clip_of(_activations(format_)))
+    served_TI = served_input(x_TI, online, bits)
+    assert torch.equal(reported_TI, served_TI)
+    scale_T1 = ratio * x_TI.abs().amax(dim=-1, keepdim=True).double() / (2 ** (bits - 1) - 1)
+    codes_TI = (served_TI.double() / scale_T1).round()
+    assert torch.allclose(served_TI.double(), codes_TI * scale_T1, rtol=1e-5)
+    assert int(codes_TI.max()) == 2 ** (bits - 1) - 1
+    assert int(codes_TI.min()) >= -(2 ** (bits - 1))
+    ratio_TI = x_TI.double() / scale_T1
+    off_ties = (ratio_TI.abs().frac() - 0.5).abs() > 1e-4
+    expected_TI = ratio_TI.round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    assert torch.equal(codes_TI[off_ties], expected_TI[off_ties])

@@ -114,7 +114,7 @@ def test_learned_clips_of_a_plan_count() -> None:
     clip_O1 = torch.linspace(0.5, 1.0, 32)[:, None]
     plan = SitePlan(kind=TransformKind.NONE, clip_ratio=0.9, weight_clip_OG=clip_O1)
     rounded_OI = fake_quantize_weight(torch.cat(linears), WEIGHTS, clip_ratio_R1=clip_O1)
-    y_TO = fake_quantize_activation(x_TI, ActivationQuantization(clip_ratio=0.9 * 7 / 7.5)) @ rounded_OI.T
+    y_TO = fake_quantize_activation(x_TI, ActivationQuantization(clip_ratio=0.9)) @ rounded_OI.T
     expected = float((x_TI @ torch.cat(linears).T - y_TO).double().square().sum())
     assert float(error_gram(x_TI, linears, [plan], WEIGHTS, ACTIVATIONS)) == pytest.approx(expected, rel=1e-5)
 

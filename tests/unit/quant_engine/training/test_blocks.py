@@ -29,7 +29,6 @@ from tests.tiny_models import write_tiny_model
 from tests.unit.quant_engine.definitions import matrix_of
 
 PREFIX = "model.layers.0."
-# At a ratio of 1 half of the tokens have their peak on a tie, −7.5, which the last bit decides.
 INT4 = SiteQuantization(weights=WeightQuantization(), activations=ActivationQuantization(clip_ratio=0.9))
 SHORT = BlockTraining(steps=24, batch_samples=2)
 
@@ -135,7 +134,7 @@ def dense_loss(example: Example, plans: dict[str, SitePlan]) -> float:
                 ratio: float = plan.clip_ratio or 0.9,
             ) -> Tensor:
                 moved = arguments[0] @ matrix
-                rounded = _int4(moved, ratio * moved.abs().amax(dim=-1, keepdim=True) / 7.5)
+                rounded = _int4(moved, ratio * moved.abs().amax(dim=-1, keepdim=True) / 7)
                 return rounded @ weight.T + (0 if linear.bias is None else linear.bias)
 
             module = layer.get_submodule(name.removeprefix(PREFIX))

@@ -29,7 +29,6 @@ from quant_engine.training.rotation import _mean_loss, next_token_loss
 from quant_engine.windows import Windows
 from tests.tiny_models import write_tiny_model
 
-# At a ratio of 1 half of the tokens have their peak on a tie, −7.5, which the last bit decides.
 CLIP = 0.9
 SETTINGS = SiteQuantization(weights=WeightQuantization(), activations=ActivationQuantization(clip_ratio=CLIP))
 
@@ -54,7 +53,7 @@ def written_by(model: PreTrainedModel) -> Tensor:
 
 
 def round_like_the_run_time(x: Tensor) -> Tensor:
-    scale = x.abs().amax(dim=-1, keepdim=True) * CLIP / 7.5
+    scale = x.abs().amax(dim=-1, keepdim=True) * CLIP / 7
     return (x / scale).round().clamp(-8, 7) * scale
 
 
