@@ -120,11 +120,16 @@ class Left:
         """The windows [S, T] of the calibration: fit, validation and test samples."""
         return read_windows(self.records.parent)
 
-    def streamed(self, ids_BT: Tensor) -> Tensor:
+    def streamed(self, ids_BT: Tensor, quantized: Path | None = None) -> Tensor:
         """The quantized model's logits from the quantized blocks, in the checkpoint's own type."""
-        model = StreamedModel(self.run.source, dtype=self.run.source.dtype)
-        reader = quantized_reader(self.quantized, block_linears(self.run, self.plans), model)
+        source = self.run.source
+        model = StreamedModel(source, dtype=source.dtype)
+        reader = quantized_reader(quantized or self.quantized, block_linears(self.run, self.plans), model)
         return streamed_logits(model, ids_BT, *reader)
+
+    def original(self, ids_BT: Tensor) -> Tensor:
+        """The original model's logits, in fp32."""
+        return streamed_logits(StreamedModel(self.run.dense), ids_BT)
 
 
 def left_by(model: Path, policy: Policy, out: Path, **spec: Any) -> Left:
@@ -140,7 +145,7 @@ def left_by(model: Path, policy: Policy, out: Path, **spec: Any) -> Left:
     return Left(
         run=context,
         plans=read_selection(context, work / "select").plans,
-        quantized=work / "quantize",
+        quantized=work / ("quantize" if policy.tuning is None else "tune"),
         checkpoint=work / "export" / CHECKPOINT,
         records=work / "calibrate" / RECORDS,
     )
