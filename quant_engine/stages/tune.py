@@ -141,8 +141,8 @@ class _Tunable:
             for name in exported[block]:
                 self._replace(name, dense, stored.get(f"{name}.weight_scale"), inputs[name])
             self._assign({key: value for key, value in dense.items() if not key.endswith(".input_global_scale")})
-        self._assign(load_file(self.quantized / ENDS, device=str(self.run.model.device)))
-        self.norms = TunableNorms(self.model, self.run.model.architecture.norm_offset)
+        architecture = self.run.model.architecture
+        self.norms = TunableNorms(self.model, f"{architecture.blocks}.", architecture.norm_offset)
 
     def parameters(self, tuning: Tuning) -> list[nn.Parameter]:
         """What is learned, in an order that does not change."""

@@ -85,14 +85,19 @@ class LearnedNorm(nn.Module):
 
 
 class TunableNorms:
-    """The norms of a model with learned weights, by the names of their modules."""
+    """The norms of a model's blocks with learned weights, by the names of their modules.
 
-    def __init__(self, model: nn.Module, offset: float) -> None:
+    Args:
+        prefix: of the blocks' names. The norm behind them stays: it belongs to what is never quantized.
+        offset: what every norm adds to its weight.
+    """
+
+    def __init__(self, model: nn.Module, prefix: str, offset: float) -> None:
         # In the supported classes, every weight with a single axis is a norm's.
         self._modules = {
             name.removesuffix(".weight"): model.get_submodule(name.removesuffix(".weight"))
             for name, each in list(model.named_parameters())
-            if each.ndim == 1 and name.endswith(".weight")
+            if each.ndim == 1 and name.startswith(prefix) and name.endswith(".weight")
         }
         self._learned = {}
         for name, module in self._modules.items():
