@@ -16,7 +16,7 @@ def done_sentences(done: Mapping[str, Any]) -> list[str]:
     online = done["online"]
     moved = f"the input of {_linears(online)}" if online else "nothing"
     sentences.append(f"Transformed at run time: {moved}.")
-    for key, write in (("residual", _residual), ("search", _search), ("training", _training)):
+    for key, write in (("residual", _residual), ("search", _search), ("training", _training), ("tuning", _tuning)):
         if done[key] is not None:
             sentences.append(write(done[key]))
     if done["selection"]:
@@ -94,6 +94,17 @@ def _training(training: Mapping[str, Any]) -> str:
     return (
         f"Training: {training['blocks']} blocks, {_span(training['steps'])} steps each; "
         f"{training['improved']} ended better than they began, and the others were left as they began."
+    )
+
+
+def _tuning(tuning: Mapping[str, Any]) -> str:
+    start, best = (number(each) for each in tuning["divergence"])
+    if not tuning["kept"]:
+        return f"Tuning: {tuning['steps']} steps made nothing better, so scales and norms are as they were rounded."
+    return (
+        f"Tuning: scales of the rounded weights, or norms, trained on the original's predictions and kept from step "
+        f"{tuning['kept']} of {tuning['steps']}; the divergence from them fell from {start} to {best} on validation "
+        "samples."
     )
 
 

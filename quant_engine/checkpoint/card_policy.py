@@ -20,6 +20,7 @@ from quant_engine.policy import (
     Training,
     Transform,
     TransformKind,
+    Tuning,
     WeightQuantization,
 )
 from quant_engine.policy.selection import Candidate
@@ -46,7 +47,12 @@ def policy_sentences(policy: Policy) -> list[str]:
         sentences.append(
             f"Residual stream: a rotation of it{heads}, fused into the weights (seed {policy.residual.seed})."
         )
-    for label, choice in (("Search", policy.search), ("Training", policy.training), ("Selection", policy.selection)):
+    for label, choice in (
+        ("Search", policy.search),
+        ("Training", policy.training),
+        ("Tuning", policy.tuning),
+        ("Selection", policy.selection),
+    ):
         if choice is not None:
             sentences.append(f"{label}: {_CHOICES[type(choice)](choice)}.")
     if policy.overrides:
@@ -110,6 +116,10 @@ def _blocks(training: BlockTraining) -> str:
     return f"{learned} of a block together, {training.steps} steps on {training.inputs} inputs"
 
 
+def _tuning(tuning: Tuning) -> str:
+    return f"{' and '.join(tuning.learn)} of the rounded model on the original's predictions, {tuning.steps} steps"
+
+
 def _lowest(selection: LowestError) -> str:
     return f"for each layer, the lowest error among {'; '.join(map(_candidate, selection.candidates))}"
 
@@ -129,6 +139,7 @@ _CHOICES: Final[dict[type, Callable[[Any], str]]] = {
     Training: _scales,
     BlockTraining: _blocks,
     RotationTraining: lambda each: f"the residual rotation, {each.steps} steps of Cayley SGD",
+    Tuning: _tuning,
     LowestError: _lowest,
     Kurtosis: _kurtosis,
     Differentiable: _differentiable,

@@ -121,6 +121,7 @@ def _check(policy: Policy) -> None:
             _check_pattern(pattern, f"/{field}/{index}", ignored=field == "ignore")
     _check_search(policy)
     _check_training(policy)
+    _check_tuning(policy)
 
 
 def _check_evaluation(policy: Policy) -> None:
@@ -173,6 +174,20 @@ def _check_training(policy: Policy) -> None:
             "block_training_and_selection",
             "training.kind 'block' learns one transform for each site, so there is nothing to choose among. "
             'Set selection to {"kind": "none"}, or use training.kind \'scales\'.',
+        )
+
+
+def _check_tuning(policy: Policy) -> None:
+    weights = [policy.weights, *(each.weights for each in policy.overrides if each.weights is not None)]
+    if policy.tuning is None or policy.tuning.learn != ("scales",):
+        return
+    # The scales of every other format can be any number, or nearly any.
+    if all(each.format in (NumberFormat.MXFP4, NumberFormat.NONE) for each in weights):
+        raise PolicyError(
+            "/tuning/learn",
+            "nothing_to_tune",
+            "tuning.learn names the scales alone, and those of mxfp4 are powers of two, which are not learned. "
+            'Add \'norms\', or set tuning to {"kind": "none"}.',
         )
 
 

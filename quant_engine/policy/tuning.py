@@ -19,7 +19,8 @@ class Tuning(Frozen):
     kind: Literal["predictions"] = "predictions"
     """The loss: the divergence of the quantized model's predictions from the original's."""
     learn: Annotated[tuple[Tuned, ...], Field(min_length=1, max_length=2, fail_fast=True)] = ("scales", "norms")
-    """The scales of the weights, and the weights of the norms in the blocks. The scales of mxfp4 are powers of two, and stay."""
+    """The scales of the weights, and the weights of the blocks' norms. The scales of mxfp4 are powers of two, and
+    stay."""
     steps: Count = 60
     """AdamW steps on the whole model."""
     warmup: NonNegativeInt = 5

@@ -28,7 +28,6 @@ _FORMATS: Final[dict[str, dict[str, Any]]] = {
     "channels": _INTEGERS,
     "groups": _GROUPS,
     "nvfp4": {"weights": {"format": "nvfp4"}, "activations": {"format": "nvfp4"}},
-    "mxfp4": {"weights": {"format": "mxfp4"}, "activations": {"format": "mxfp4"}},
 }
 
 
@@ -60,12 +59,15 @@ def test_the_tuned_model_predicts_more_like_the_original(name: str, tmp_path: Pa
     assert 0 < found["best_step"] <= 12
     assert found["best_loss"] < 0.97 * found["start_loss"]
     # By another way: the logits of what the files say, on the windows that judged.
-    assert _divergence(left, tuned) == pytest.approx(found["best_loss"], rel=0.05)
-    assert _divergence(left, rounded) == pytest.approx(found["start_loss"], rel=0.05)
+    # fp4 runs in bfloat16, and is tuned in fp32.
+    near = 0.2 if "fp4" in name else 1e-3
+    assert _divergence(left, tuned) == pytest.approx(found["best_loss"], rel=near)
+    assert _divergence(left, rounded) == pytest.approx(found["start_loss"], rel=near)
     assert gate_difference(left) == 0.0
     before, after = (load_file(block_path(each, 0)) for each in (rounded, tuned))
     changed = {key.rpartition(".")[2] for key in before if not torch.equal(before[key], after[key])}
-    assert changed == ({"weight"} if name == "mxfp4" else {"weight", "weight_scale"})
+    # In a few steps no scale of three bits comes as far as the next one.
+    assert changed == ({"weight"} if "fp4" in name else {"weight", "weight_scale"})
     # Of the weights only those of norms; the codes are what they were.
     weights = {key for key in before if key.endswith(".weight") and not torch.equal(before[key], after[key])}
     assert all("norm" in key for key in weights)
@@ -77,6 +79,16 @@ def test_what_is_not_learned_stays(tmp_path: Path) -> None:
     assert {key for key in before if not torch.equal(before[key], after[key])} == {
         key for key in before if key.endswith("weight_scale")
     }
+
+
+def test_a_tuning_that_makes_everything_worse_leaves_the_rounded_model(tmp_path: Path) -> None:
+    left = _tuned(tmp_path, "groups", learning_rate=5.0, steps=2)
+    found = read_tuning(left.quantized)
+    assert found["best_step"] == 0
+    assert min(each["validation_loss"] for each in found["curve"]) > found["start_loss"] == found["best_loss"]
+    before, after = (load_file(block_path(left.run.work_dir / each, 0)) for each in ("quantize", "tune"))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert left.run.work_dir / "tune" == left.quantized
 
 
 def test_a_killed_tuning_continues_to_the_same_bytes(tmp_path: Path) -> None:
