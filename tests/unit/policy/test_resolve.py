@@ -190,10 +190,21 @@ def test_the_blocks_of_a_hadamard_need_a_hadamard(field: dict[str, str], place: 
     assert "smooth_rotation" in caught.value.detail
 
 
+def test_a_tuning_needs_scales_that_can_be_learned() -> None:
+    fields = {"preset": "mxfp4", "tuning": {"learn": ["scales"]}}
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate(fields))
+    assert (caught.value.pointer, caught.value.code) == ("/tuning/learn", "nothing_to_tune")
+    mixed = fields | {"overrides": [{"match": "down_proj", "weights": {"format": "nvfp4"}}]}
+    assert resolve_policy(Policy.model_validate(mixed)).tuning is not None
+    assert resolve_policy(Policy.model_validate({"preset": "mxfp4", "tuning": {"kind": "none"}})).tuning is None
+
+
 def test_the_hash_of_a_policy_that_quantizes_does_not_know_of_tasks() -> None:
     policy = resolve_policy(Policy(preset="w4a16"))
-    fields = policy.model_dump(mode="json", exclude={"preset", "task"})
     # Fields that are younger than stored hashes do not count either.
+    policy = policy.model_copy(update={"tuning": None})
+    fields = policy.model_dump(mode="json", exclude={"preset", "task", "tuning"})
     for later in ("orders", "permutation"):
         del fields["transform"][later]
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
