@@ -1,5 +1,6 @@
 """The stages of a job that needs all of them, in order, by their names in the HTTP API."""
 
 STAGES = (
-    "resolve", "load", "calibrate", "search", "train", "select", "quantize", "evaluate", "export", "verify", "publish",
+    "resolve", "load", "calibrate", "search", "train", "select", "quantize", "tune", "evaluate", "export", "verify",
+    "publish",
 )  # fmt: skip

@@ -20,12 +20,14 @@ _STORED = {
     "smoothquant-w8a8": "fc2059dc82425097",
     "adaptive-w4a4": "03f43f164a800dd9",
     "adaptive-w3a3": "e5eb45cf11f52bbd",
-    "best-w4a4": "e7206e60afc194ce",
-    "w4a16": "75346f8b19f31b97",
+    "best-w4a4": "f369c6c9a2012425",
+    "hadamard-w4a4": "e3b3ecf15ee5390e",
+    "w4a16": "fbbc139524043ebc",
+    "w4a16-g128": "4243a38eb90bdc90",
     "w8a8": "941c848688c593a6",
     "fp8": "72c35b2517709228",
-    "nvfp4": "46b80cfcd456565e",
-    "mxfp4": "556e98cf48f0dce4",
+    "nvfp4": "2872527a1ee7a6eb",
+    "mxfp4": "71f8a11bc1143e8a",
     "evaluate": "7283942b27dc2f72",
 }
 

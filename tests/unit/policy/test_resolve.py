@@ -195,7 +195,8 @@ def test_a_tuning_needs_scales_that_can_be_learned() -> None:
     with pytest.raises(PolicyError) as caught:
         resolve_policy(Policy.model_validate(fields))
     assert (caught.value.pointer, caught.value.code) == ("/tuning/learn", "nothing_to_tune")
-    mixed = fields | {"overrides": [{"match": "down_proj", "weights": {"format": "nvfp4"}}]}
+    nvfp4 = {"weights": {"format": "nvfp4"}, "activations": {"format": "nvfp4"}}
+    mixed = fields | {"overrides": [{"match": "down_proj"} | nvfp4]}
     assert resolve_policy(Policy.model_validate(mixed)).tuning is not None
     assert resolve_policy(Policy.model_validate({"preset": "mxfp4", "tuning": {"kind": "none"}})).tuning is None
 
