@@ -105,7 +105,7 @@ def read_verification(directory: Path) -> dict[str, Any]:
     return found
 
 
-def _gate_grid(linears: Mapping[int, Mapping[str, QuantizedLinear]]) -> ActivationGrid:
+def gate_grid(linears: Mapping[int, Mapping[str, QuantizedLinear]]) -> ActivationGrid:
     """Whose grid the gate compares on: where nothing is online, the gate loads with plain transformers."""
     plain = all(each.online.is_identity for block in linears.values() for each in block.values())
     return ActivationGrid.COMPRESSED_TENSORS if plain else ActivationGrid.ENGINES
@@ -123,7 +123,7 @@ def _write_reference(run: Run, quantized: Path, plans: Plans, path: Path) -> Non
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(0, int(model.config.vocab_size), (2, length), generator=generator)
     linears = block_linears(run, plans)
-    read, prepare = quantized_reader(quantized, linears, model, _gate_grid(linears))
+    read, prepare = quantized_reader(quantized, linears, model, gate_grid(linears))
     entered = model.enter(ids_BT)
     hidden = entered.hidden_BTD
     for index in range(model.blocks):

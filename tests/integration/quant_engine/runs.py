@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quant_engine.checkpoint import ActivationGrid
 from quant_engine.checkpoint.verify import compare
 from quant_engine.models import StreamedModel
 from quant_engine.pipeline import RunResult, run
 from quant_engine.policy import Calibration, Evaluation, InlineTexts, Perplexity, Policy, resolve_policy
 from quant_engine.stages.calibrate import RECORDS, read_windows
 from quant_engine.stages.context.run import Run, prepare_run
-from quant_engine.stages.export import CHECKPOINT
+from quant_engine.stages.export import CHECKPOINT, gate_grid
 from quant_engine.stages.quantize.block_files import block_linears, quantized_reader
 from quant_engine.stages.select import read_selection
 from quant_engine.stages.train.rotation import read_rotation
@@ -120,11 +121,16 @@ class Left:
         """The windows [S, T] of the calibration: fit, validation and test samples."""
         return read_windows(self.records.parent)
 
-    def streamed(self, ids_BT: Tensor, quantized: Path | None = None) -> Tensor:
-        """The quantized model's logits from the quantized blocks, in the checkpoint's own type."""
-        source = self.run.source
-        model = StreamedModel(source, dtype=source.dtype)
-        reader = quantized_reader(quantized or self.quantized, block_linears(self.run, self.plans), model)
+    def streamed(
+        self, ids_BT: Tensor, grid: ActivationGrid | None = None, *, quantized: Path | None = None
+    ) -> Tensor:
+        """The quantized model's logits from the quantized blocks, in the checkpoint's own type.
+
+        Without a ``grid`` they are those that the gate compares with.
+        """
+        model = StreamedModel(self.run.source, dtype=self.run.source.dtype)
+        linears = block_linears(self.run, self.plans)
+        reader = quantized_reader(quantized or self.quantized, linears, model, grid or gate_grid(linears))
         return streamed_logits(model, ids_BT, *reader)
 
     def original(self, ids_BT: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from quant_engine.checkpoint import ActivationGrid
 from quant_engine.checkpoint.hashes import changed_files
 from quant_engine.policy import Policy, TransformKind, policy_hash
 from quant_engine.stages.export import CHECKPOINT, export_stage
@@ -41,7 +42,10 @@ def test_the_printed_code_loads_the_quantized_model(
     capsys.readouterr()
     exec(printed[0], names)  # noqa: S102  # the very text of the card
     assert capsys.readouterr().out.startswith("The capital of France is")
-    assert torch.equal(logits_of(names["model"]), in_memory_logits(run, plans, quantized))
+    # The code of a checkpoint with nothing online is that of plain transformers, with its grid.
+    plain = "AutoModelForCausalLM" in printed[0]
+    grid = ActivationGrid.COMPRESSED_TENSORS if plain else ActivationGrid.ENGINES
+    assert torch.equal(logits_of(names["model"]), in_memory_logits(run, plans, quantized, grid))
     assert changed_files(checkpoint) == []
 
 
@@ -60,7 +64,11 @@ def test_a_card_says_what_the_run_found(tmp_path: Path) -> None:
     assert data["layers"] == told.rows
     assert data["policy_hash"] == policy_hash(policy)
     metrics = {event[1]: event[2] for event in told.events if event[0] == "metric"}
-    assert metrics == {f"perplexity.{name}": data["perplexity"][name] for name in ("original", "quantized")}
+    assert metrics == {
+        f"perplexity.{name}": data["perplexity"][name] for name in ("original", "quantized", "compressed_tensors")
+    }
+    # The second figure stands on the card with its reason.
+    assert f"its perplexity is {metrics['perplexity.compressed_tensors']:.6g}" in card.text
     assert (data["perplexity"]["dataset"], data["calibration"]["dataset"]) == ("inline", "inline")
     assert data["model"]["revision"] == "a" * 40
     assert changed_files(checkpoint) == []
@@ -82,7 +90,8 @@ def test_the_export_is_made_again_when_what_its_card_says_changes(tmp_path: Path
     def reused() -> list[bool]:
         return [event[2] for event in run.observer.events if event[:2] == ("finished", "export")]
 
-    perplexity = {name: {"perplexity": 2.0, "predicted": 9, "dtype": "float32"} for name in ("original", "quantized")}
+    figure = {"perplexity": 2.0, "predicted": 9, "dtype": "float32"}
+    perplexity = {"original": figure, "quantized": figure, "compressed_tensors": None}
     texts = [exported(Measured()), exported(Measured()), exported(Measured(perplexity=perplexity))]
     assert reused() == [False, True, False]
     assert texts[0] == texts[1] != texts[2]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quant_engine.checkpoint import ActivationGrid
 from quant_engine.errors import AdapterNotMerged, UnsupportedQuantization
 from quant_engine.model_files import ModelFiles
 from quant_engine.model_files.code_scales import SCALE_PARTS
@@ -176,7 +177,8 @@ def test_compressed_tensors_is_quantized_again_from_its_weights(scheme: Any, den
     # The weights are those that from_pretrained decompresses; its rounding of inputs is not among them.
     weights_alone = streamed_logits(StreamedModel(source, dtype=torch.bfloat16), fixed_ids())
     assert torch.equal(weights_alone, plain_logits(original, fixed_ids()))
-    measured = streamed_logits(StreamedModel(opened(peer), dtype=torch.bfloat16), fixed_ids())
+    plain = opened(peer, grid=ActivationGrid.COMPRESSED_TENSORS)
+    measured = streamed_logits(StreamedModel(plain, dtype=torch.bfloat16), fixed_ids())
     assert torch.equal(measured, peers.reference_logits(peer, fixed_ids()))
     assert refusals(peer, W8A8) == refusals(peer, EVALUATE) == []
     run_until("verify", peer, W8A8, tmp_path / "out", **SMALL)

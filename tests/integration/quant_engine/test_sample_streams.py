@@ -226,7 +226,7 @@ def test_rows_are_of_the_weights_that_are_shipped(architecture: str, correction:
         bits = settings.activations.format.bits
         assert bits is not None
         assert plan.clip_ratio is not None
-        scale_T1 = plan.clip_ratio * transformed_TI.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+        scale_T1 = plan.clip_ratio * transformed_TI.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)
         rounded_TI = (transformed_TI / scale_T1).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale_T1
         for reader, w_OI in zip(site.readers, left.run.site_weights(site), strict=True):
             shipped_OI = model.get_submodule(reader).weight.detach().double() * _row_scales(left, reader, len(w_OI))
