@@ -38,6 +38,7 @@ _SHORT: Final[dict[str, dict[str, Any]]] = {
     "hadamard-w4a4": {"tuning": {"steps": 3}},
     "w4a16": {"tuning": {"steps": 3}},
     "w4a16-g128": {"tuning": {"steps": 3}, "weights": {"group_size": 32}},
+    "w4a8-fp8": {"tuning": {"steps": 3}},
     "nvfp4": {"tuning": {"steps": 3}},
     "mxfp4": {"tuning": {"steps": 3}},
 }

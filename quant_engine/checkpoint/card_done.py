@@ -49,7 +49,8 @@ def _activations(activations: Mapping[str, Any] | None) -> str:
     clipped = ""
     if activations["clipped"]:
         clipped = f", clipped at {_span(activations['clip_ratios'])} of the largest value in {activations['clipped']}"
-    return f"activations in {activations['format']}, a scale for each {_scale(activations)}, at run time{clipped}"
+    zero = "" if activations["symmetric"] else " and a zero point"
+    return f"activations in {activations['format']}, a scale for each {_scale(activations)}{zero}, at run time{clipped}"
 
 
 def _scale(settings: Mapping[str, Any]) -> str:

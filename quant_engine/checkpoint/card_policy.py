@@ -80,7 +80,9 @@ def _activations(activations: ActivationQuantization) -> str:
     clipped = ", clipped where a search found it best" if activations.clip == "search" else ""
     if activations.clip_ratio < 1.0:
         clipped = f", clipped at {activations.clip_ratio:g} of the largest value"
-    return f"{activations.format.value}, rounded at run time, a scale for each {activations.granularity}{clipped}"
+    scale = f"group of {activations.group_size}" if activations.group_size else activations.granularity
+    zero = "" if activations.symmetric else " and a zero point"
+    return f"{activations.format.value}, rounded at run time, a scale for each {scale}{zero}{clipped}"
 
 
 def _transform(transform: Transform) -> str:

@@ -102,7 +102,8 @@ def _activations(activations: ActivationQuantization, members: Sequence[Quantize
     return {
         "format": activations.format.value,
         "granularity": "group" if activations.format.group_size else activations.granularity,
-        "group_size": activations.format.group_size,
+        "group_size": activations.format.group_size or activations.group_size,
+        "symmetric": activations.symmetric,
         "clipped": len(clips),
         "clip_ratios": [min(clips), max(clips)] if clips else None,
     }

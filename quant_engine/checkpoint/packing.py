@@ -26,6 +26,7 @@ from torch import Tensor
 
 from quant_engine.checkpoint.online import OnlineInput
 from quant_engine.grids import Quantized, grid_of, weight_grid
+from quant_engine.online.grid import ServedIntegers
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
 from quant_engine.policy.format_spec import Pairing
 
@@ -83,9 +84,12 @@ class QuantizedLinear:
         return grid.fitted(peak, peak).global_scale
 
     @property
-    def served_bits(self) -> int | None:
-        """The bits of an input that engines round on a grid of their own; None for all other inputs."""
-        return self.activations.format.bits if self.activations.format.is_integer else None
+    def served(self) -> ServedIntegers | None:
+        """How engines round the input on a grid of their own; None for all other inputs."""
+        activations, bits = self.activations, self.activations.format.bits
+        if bits is None or not activations.format.is_integer:
+            return None
+        return ServedIntegers(bits, activations.group_size, activations.symmetric)
 
     def scheme(self, targets: list[str] | None = None) -> QuantizationScheme:
         """Return the compressed-tensors scheme; its targets are this linear unless others are given."""
@@ -214,8 +218,7 @@ def _weight_arguments(weights: WeightQuantization) -> QuantizationArgs:
 
 
 def _input_arguments(activations: ActivationQuantization) -> QuantizationArgs | None:
-    """Return dynamic, symmetric arguments: one scale for each token or each of its groups; NVFP4's tensor scale is
-    static."""
+    """Return dynamic arguments: one scale for each token or each of its groups; NVFP4's tensor scale is static."""
     spec, grid = activations.format.spec, grid_of(activations.format)
     if grid is None:
         return None
@@ -223,8 +226,8 @@ def _input_arguments(activations: ActivationQuantization) -> QuantizationArgs | 
         num_bits=spec.bits,
         type=_number_type(activations.format),
         strategy=QuantizationStrategy(spec.strategy or activations.granularity),
-        group_size=spec.group_size,
-        symmetric=True,
+        group_size=spec.group_size or activations.group_size,
+        symmetric=activations.symmetric,
         dynamic=DynamicType.LOCAL if spec.static_peak else True,
         scale_dtype=grid.scale_storage,
         zp_dtype=grid.scale_storage,

@@ -15,6 +15,7 @@ from quant_engine.grids.clip import mse_clip_ratio
 from quant_engine.grids.formats import export_dtype, grid_of
 from quant_engine.grids.grid import Grid
 from quant_engine.grids.straight_through import fake_quantize_on_grid, row_codes, row_scales
+from quant_engine.online.grid import rounded_asymmetric_token
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization, in_words
 
 _SMALLEST_GROUP: Final = 8
@@ -171,7 +172,8 @@ def fake_quantize_activation(
 
     This is the grid on which engines run the checkpoint (:mod:`quant_engine.online.grid`), in a differentiable form.
     ``x_TI`` may have any number of leading axes; the last one has a token's channels. With format ``none`` the result
-    is ``x_TI``. Floating-point formats clip nothing. In fp4 every group of a token has a scale.
+    is ``x_TI``. Floating-point formats clip nothing. Every group of a token has a scale in fp4, and in integers where
+    the policy gives them groups. An asymmetric grid has the token's smallest and largest value as its ends.
 
     Args:
         clip_ratio: replaces the policy's ratio; a scalar tensor, or one for each token [T, 1], gets a gradient.
@@ -189,7 +191,24 @@ def fake_quantize_activation(
         return fake_quantize_on_grid(groups, grid=fitted).reshape(x_TI.shape)
     if spec.format.is_float:
         return fake_quantize_on_grid(x_TI, grid=grid)
+    if not spec.symmetric:
+        rounded_TI = rounded_asymmetric_token(x_TI.detach(), grid.bits)
+        # At eight bits nothing is learned from the gradient of the scale, so only that of the values is kept.
+        return x_TI + (rounded_TI - x_TI).detach() if x_TI.requires_grad else rounded_TI
+    if spec.group_size is not None:
+        return fake_quantize_on_grid(_input_groups(x_TI, spec.group_size), grid=grid).reshape(x_TI.shape)
     return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=spec.clip_ratio if clip_ratio is None else clip_ratio)
+
+
+def _input_groups(x_TI: Tensor, size: int) -> Tensor:
+    """Reshape [..., I] to [..., I / size, size]."""
+    width = x_TI.shape[-1]
+    if width % size:
+        raise UnsupportedPolicy(
+            detail=f"activations.group_size is {size}, which does not divide a layer's {width} input channels.",
+            hint=f"Use {nearest_divisors(width, size)}, the nearest divisors of {width}, or granularity 'token'.",
+        )
+    return x_TI.reshape(*x_TI.shape[:-1], width // size, size)
 
 
 def _rows_per_channel(w_OI: Tensor, _: WeightQuantization) -> Tensor:

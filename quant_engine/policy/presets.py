@@ -200,6 +200,15 @@ _BEST: Final = (
         tuning=_TUNED,
     ),
     _whole(
+        "w4a8-fp8",
+        "Four-bit weights in groups of 128, fp8 activations, nothing online: for Hopper.",
+        transform=_SMOOTH_L2,
+        online="none",
+        weights=_weights(granularity="group", group_size=128, **_CORRECTED),
+        activations=ActivationQuantization(format=NumberFormat.FP8),
+        tuning=_TUNED,
+    ),
+    _whole(
         "w8a8",
         "Eight bits throughout, nothing online: loads anywhere, with hardly a difference to see.",
         transform=_SMOOTH_L2,

@@ -9,24 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from quant_engine.policy.activation_checks import check_activations
 from quant_engine.policy.fields import Frozen
-from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization, in_words
+from quant_engine.policy.formats import NumberFormat, WeightQuantization, in_words
 from quant_engine.policy.known_names import check_name
 from quant_engine.policy.nearest import did_you_mean
 from quant_engine.policy.patterns import PatternError, check_pattern
+from quant_engine.policy.policy_error import PolicyError, given
 from quant_engine.policy.presets import EVALUATE, PRESETS
 from quant_engine.policy.transform import Transform
 from quant_engine.policy.types import Policy
-
-
-class PolicyError(ValueError):
-    """A policy whose fields are each valid but contradict each other."""
-
-    def __init__(self, pointer: str, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.pointer = pointer
-        self.code = code
-        self.detail = detail
 
 
 def resolve_policy(requested: Policy) -> Policy:
@@ -97,7 +89,7 @@ def _check(policy: Policy) -> None:
         _check_evaluation(policy)
         return
     _check_weights(policy.weights, "/weights")
-    _check_activations(policy.activations, policy.weights, "/activations")
+    check_activations(policy.activations, policy.weights, "/activations")
     _check_transform(policy.transform, "/transform")
     for index, override in enumerate(policy.overrides):
         _check_pattern(override.match, f"/overrides/{index}/match")
@@ -115,7 +107,7 @@ def _check(policy: Policy) -> None:
         # The two formats are checked together, as the linears of this override will have them.
         if override.weights is not None or override.activations is not None:
             activations, weights = override.activations or policy.activations, override.weights or policy.weights
-            _check_activations(activations, weights, f"/overrides/{index}/activations")
+            check_activations(activations, weights, f"/overrides/{index}/activations")
     for field in ("targets", "ignore"):
         for index, pattern in enumerate(getattr(policy, field)):
             _check_pattern(pattern, f"/{field}/{index}", ignored=field == "ignore")
@@ -216,36 +208,6 @@ def _require_scales(policy: Policy, field: str) -> None:
         )
 
 
-def _check_activations(activations: ActivationQuantization, weights: WeightQuantization, pointer: str) -> None:
-    if activations.clip == "search" and activations.clip_ratio != 1.0:
-        raise PolicyError(
-            f"{pointer}/clip_ratio",
-            "clip_given_and_searched",
-            f"clip_ratio is {activations.clip_ratio}, but clip 'search' looks for it. Leave one of them out.",
-        )
-    if activations.format.group_size is not None and (activations.clip != "none" or activations.clip_ratio != 1.0):
-        raise PolicyError(
-            f"{pointer}/clip",
-            "groups_are_not_clipped",
-            f"{activations.format.value} scales every group of {activations.format.group_size} channels by itself and "
-            "clips none. Set clip to 'none' and clip_ratio to 1.",
-        )
-    quantizes = activations.format.quantizes and weights.format.quantizes
-    if quantizes and _number_kind(activations.format) != _number_kind(weights.format):
-        raise PolicyError(
-            f"{pointer}/format",
-            "mixed_number_kinds",
-            f"weights are {weights.format.value} and activations {activations.format.value}: no runtime multiplies "
-            "the one by the other. Use integers for both, the same floating-point format for both, or activations in "
-            "'none'.",
-        )
-
-
-def _number_kind(number_format: NumberFormat) -> str:
-    # Integers of different widths may be combined; a floating-point format only with itself.
-    return number_format.value if number_format.is_float else "integer"
-
-
 def _check_weights(weights: WeightQuantization, pointer: str) -> None:
     # An override to 'none' is allowed: it leaves its linears alone.
     if not weights.format.quantizes and pointer == "/weights":
@@ -259,7 +221,7 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
         raise PolicyError(
             f"{pointer}/group_size",
             "group_size_mismatch",
-            f"granularity is {weights.granularity!r}, {_given(weights.group_size)}. "
+            f"granularity is {weights.granularity!r}, {given(weights.group_size)}. "
             "Give a group_size with granularity 'group', and only then.",
         )
     own = weights.format.group_size
@@ -268,7 +230,7 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"{pointer}/group_size",
             "fixed_group_size",
             f"{weights.format.value} has groups of {own} and no others; granularity is {weights.granularity!r}, "
-            f"{_given(weights.group_size)}. Leave both out.",
+            f"{given(weights.group_size)}. Leave both out.",
         )
     if weights.format.spec.plain_weights and (weights.clip != "none" or weights.granularity == "group"):
         raise PolicyError(
@@ -277,10 +239,6 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"{weights.format.value} weights have one scale a channel or a tensor and are not clipped. "
             "Set clip to 'none' and granularity to 'channel'.",
         )
-
-
-def _given(group_size: int | None) -> str:
-    return "without a group_size" if group_size is None else f"with group_size {group_size}"
 
 
 def _check_pattern(pattern: str, pointer: str, *, ignored: bool = False) -> None:

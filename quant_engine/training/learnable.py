@@ -153,9 +153,10 @@ class LearnablePlan(nn.Module):
         return split_clip(clip_OG, self._weights)
 
     def _activation_logits(self) -> nn.Parameter | None:
-        """One logit for the site; None where its input is not rounded to integers."""
+        """One logit for the site; None where its input is not rounded to integers, or has no clip."""
         activations = self._quantization.activations
-        if not isinstance(grid_of(activations.format), IntegerGrid):
+        clips = activations.symmetric and activations.group_size is None
+        if not clips or not isinstance(grid_of(activations.format), IntegerGrid):
             return None
         ratio = self._start.clip_of(activations)
         return nn.Parameter(_logit(torch.tensor(ratio, device=self._weights[0].device)))

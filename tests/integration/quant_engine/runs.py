@@ -121,9 +121,7 @@ class Left:
         """The windows [S, T] of the calibration: fit, validation and test samples."""
         return read_windows(self.records.parent)
 
-    def streamed(
-        self, ids_BT: Tensor, grid: ActivationGrid | None = None, *, quantized: Path | None = None
-    ) -> Tensor:
+    def streamed(self, ids_BT: Tensor, grid: ActivationGrid | None = None, *, quantized: Path | None = None) -> Tensor:
         """The quantized model's logits from the quantized blocks, in the checkpoint's own type.
 
         Without a ``grid`` they are those that the gate compares with.

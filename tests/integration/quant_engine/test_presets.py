@@ -44,6 +44,7 @@ _CUT: dict[str, dict[str, Any]] = {
     "wush-w4a4": {"transform": {"kind": "wush", "block_size": 16}},
     "w4a16": {"weights": {"group_size": 32}} | _TUNING,
     "w4a16-g128": {"weights": {"group_size": 16}} | _TUNING,
+    "w4a8-fp8": _TUNING,
 }
 _WHERE: dict[str, tuple[str, ...]] = {
     "rtn-w4a4": ("mistral",),
@@ -64,6 +65,7 @@ _WHERE: dict[str, tuple[str, ...]] = {
     "hadamard-w4a4": ("phi3",),
     "w4a16": ("gemma2",),
     "w4a16-g128": ("mistral",),
+    "w4a8-fp8": ("llama",),
     "w8a8": ("qwen2",),
     "fp8": ("qwen3",),
     "nvfp4": ("llama",),
@@ -94,7 +96,9 @@ def test_no_preset_is_left_out() -> None:
     ("preset", "architecture"), [(preset, each) for preset, where in _WHERE.items() for each in where]
 )
 def test_a_preset_ends_in_a_checkpoint_that_reloads_exactly(preset: str, architecture: str, tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model", architecture)
+    # Wide enough for the groups of its kernel.
+    sizes = {"hidden": 128, "intermediate": 256} if preset == "w4a8-fp8" else {}
+    model = write_tiny_model(tmp_path / "model", architecture, **sizes)
     policy = policy_of(**_cut(preset))
     observer = run_until("verify", model, policy, tmp_path, **SMALL)
     left = left_by(model, policy, tmp_path, **SMALL)

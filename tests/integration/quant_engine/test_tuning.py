@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from quant_engine.calibration import split_samples
+from quant_engine.checkpoint import ActivationGrid
 from quant_engine.policy import Policy
 from quant_engine.stages.quantize.block_files import block_path
 from quant_engine.stages.tune import read_tuning
@@ -106,7 +107,7 @@ def _divergence(left: Left, quantized: Path) -> float:
     """The mean divergence of the files in ``quantized`` from the original, on the validation windows."""
     judged: Windows = left.windows[_SPLIT.fit : _SPLIT.training]
     original = left.original(judged.ids_ST).float().log_softmax(-1)
-    found = left.streamed(judged.ids_ST, quantized).float().log_softmax(-1)
+    found = left.streamed(judged.ids_ST, ActivationGrid.ENGINES, quantized=quantized).float().log_softmax(-1)
     divergence_ST = (original.exp() * (original - found)).sum(-1)[:, :-1]
     counted = divergence_ST[judged.predicted_ST[:, 1:]]
     return float(counted.mean())

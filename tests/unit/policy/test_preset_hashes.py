@@ -24,6 +24,7 @@ _STORED = {
     "hadamard-w4a4": "e3b3ecf15ee5390e",
     "w4a16": "fbbc139524043ebc",
     "w4a16-g128": "4243a38eb90bdc90",
+    "w4a8-fp8": "228ac42626ac536e",
     "w8a8": "941c848688c593a6",
     "fp8": "72c35b2517709228",
     "nvfp4": "2872527a1ee7a6eb",

@@ -12,6 +12,7 @@ _UNIVERSAL = (
     "smoothquant-w8a8",
     "w4a16",
     "w4a16-g128",
+    "w4a8-fp8",
     "w8a8",
     "fp8",
     "nvfp4",

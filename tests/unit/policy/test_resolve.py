@@ -208,6 +208,7 @@ def test_the_hash_of_a_policy_that_quantizes_does_not_know_of_tasks() -> None:
     fields = policy.model_dump(mode="json", exclude={"preset", "task", "tuning"})
     for later in ("orders", "permutation"):
         del fields["transform"][later]
+    del fields["activations"]["group_size"]
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert policy_hash(policy) == "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
     assert policy_hash(PRESETS["evaluate"].policy) != policy_hash(
@@ -372,3 +373,46 @@ def test_importing_the_policy_loads_no_torch() -> None:
         "sys.exit(bool({'torch', 'numpy', 're2'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+_INT4_GROUPS = {"format": "int4", "granularity": "group", "group_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "code"),
+    [
+        (_INT4_GROUPS, {"granularity": "group"}, "group_size_mismatch"),
+        (_INT4_GROUPS, {"group_size": 64}, "group_size_mismatch"),
+        (_INT4_GROUPS | {"group_size": 32}, _INT4_GROUPS | {"group_size": 32}, "no_kernel_for_groups"),
+        (_INT4_GROUPS, {"format": "int3", "granularity": "group", "group_size": 64}, "no_kernel_for_groups"),
+        (_INT4_GROUPS | {"group_size": 128}, _INT4_GROUPS, "groups_differ"),
+        ({"format": "int4"}, _INT4_GROUPS, "groups_differ"),
+        (_INT4_GROUPS, _INT4_GROUPS | {"clip_ratio": 0.9}, "groups_are_not_clipped"),
+        (_INT4_GROUPS, _INT4_GROUPS | {"clip": "search"}, "groups_are_not_clipped"),
+        ({"format": "int4"}, {"format": "int4", "symmetric": False}, "no_kernel_for_zero_points"),
+        ({"format": "int4"}, {"format": "int8", "symmetric": False}, "no_kernel_for_zero_points"),
+        ({"format": "int8"}, {"format": "int8", "symmetric": False, "clip": "search"}, "zero_points_are_not_clipped"),
+    ],
+)
+def test_inputs_that_no_kernel_takes_are_refused(
+    weights: dict[str, Any], activations: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate({"weights": weights, "activations": activations}))
+    assert caught.value.code == code
+    assert caught.value.pointer.startswith("/activations/")
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        (_INT4_GROUPS, _INT4_GROUPS),
+        (_INT4_GROUPS | {"group_size": 32}, {"format": "int8", "granularity": "group", "group_size": 32}),
+        ({"format": "int8"}, {"format": "int8", "symmetric": False}),
+    ],
+)
+def test_inputs_that_kernels_take_in_groups_or_with_a_zero_point(
+    weights: dict[str, Any], activations: dict[str, Any]
+) -> None:
+    found = resolve_policy(Policy.model_validate({"weights": weights, "activations": activations}))
+    assert found.activations.model_dump(mode="json", exclude_unset=True).items() >= activations.items()
