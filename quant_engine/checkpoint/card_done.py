@@ -39,7 +39,8 @@ def _scheme(scheme: Mapping[str, Any], *, alone: bool) -> str:
     corrected = f" after a correction of {weights['correction']:g}" if weights["correction"] else ""
     ranges = {"none": "", "mse": ", ranges clipped to the smallest squared error", "learned": ", on learned ranges"}
     rounding = "GPTQ" if weights["rounding"] == "gptq" else "round to nearest"
-    text = f"weights in {weights['format']}, a scale for each {_scale(weights)}, {rounding}{corrected}"
+    zero = "" if weights["symmetric"] else " and a zero point"
+    text = f"weights in {weights['format']}, a scale for each {_scale(weights)}{zero}, {rounding}{corrected}"
     return f"{where or 'All of them: '}{text}{ranges[weights['ranges']]}; {_activations(activations)}."
 
 

@@ -67,7 +67,8 @@ def _weights(weights: WeightQuantization) -> str:
     rounding = "GPTQ" if weights.rounding == "gptq" else "round to nearest"
     corrected = f" after a correction of {weights.gptq.correction:g}" if _is_corrected(weights) else ""
     clipped = ", ranges clipped to the smallest squared error" if weights.clip == "mse" else ""
-    return f"{weights.format.value}, a scale for each {scales}, {rounding}{corrected}{clipped}"
+    zero = "" if weights.symmetric else " and a zero point"
+    return f"{weights.format.value}, a scale for each {scales}{zero}, {rounding}{corrected}{clipped}"
 
 
 def _is_corrected(weights: WeightQuantization) -> bool:

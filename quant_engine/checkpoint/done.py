@@ -89,6 +89,7 @@ def _weights(weights: WeightQuantization, *, learned: bool) -> dict[str, Any]:
         "format": weights.format.value,
         "granularity": "group" if group else weights.granularity,
         "group_size": group,
+        "symmetric": weights.symmetric,
         "rounding": weights.rounding,
         "correction": weights.gptq.correction if gptq else 0.0,
         "ranges": "learned" if learned else weights.clip,

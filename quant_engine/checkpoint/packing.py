@@ -33,7 +33,14 @@ from quant_engine.policy.format_spec import Pairing
 _BYTE: Final = 8
 _WORD: Final = 32
 _FLOAT32_BYTES: Final = 4
-_STORED_KEYS: Final = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_global_scale")
+_STORED_KEYS: Final = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_shape",
+    "weight_global_scale",
+    "weight_zero_point",
+)
 # A row that names a layout or a strategy that compressed-tensors does not have fails here, at import.
 _LAYOUTS: Final = {each: CompressionFormat(each.spec.layout) for each in NumberFormat if each.quantizes}
 _PAIRED: Final = {
@@ -107,7 +114,7 @@ def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
     ``<name>.weight`` has int8 or float8_e4m3fn codes. Integers below eight bits are ``<name>.weight_packed`` (int32,
     dense bits) and ``<name>.weight_shape``; fp4 is ``<name>.weight_packed`` (uint8, two codes each).
     ``<name>.weight_scale`` has the format's type for scales (e8m0, e4m3) where it defines one. NVFP4 also has
-    ``<name>.weight_global_scale``.
+    ``<name>.weight_global_scale``, and weights with zero points ``<name>.weight_zero_point`` (int32, dense bits).
 
     Raises:
         ValueError: nothing packs floating-point codes of this width.
@@ -117,6 +124,10 @@ def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
         stored |= {f"{name}.weight_global_scale": quantized.global_scale}
     if quantized.stored_scale is not None:
         return stored | {f"{name}.weight_scale": quantized.stored_scale.contiguous()}
+    if quantized.zero_point is not None:
+        # Packed along the outputs, as the weight is along the inputs.
+        packed = pack_to_int32(quantized.zero_point, quantized.bits, packed_dim=0)
+        stored |= {f"{name}.weight_zero_point": packed.contiguous()}
     # compressed-tensors stores the scale of a whole tensor as [1], not [1, 1].
     scale = quantized.scale.flatten() if quantized.scale.numel() == 1 else quantized.scale
     return stored | {f"{name}.weight_scale": scale.contiguous()}
@@ -173,6 +184,8 @@ def stored_bytes(linear: QuantizedLinear, shape: Sequence[int], scale_bytes: int
     scales = groups[weights.granularity] * (scale_bytes if storage is None else storage.itemsize)
     # One fp32 scale of the input and one of the weight, for formats with a scale of the whole tensor.
     static = _FLOAT32_BYTES * (linear.activations.format.spec.static_peak + weights.format.spec.static_peak)
+    if not weights.symmetric:
+        scales += _WORD // _BYTE * -(-rows * bits // _WORD) * (groups[weights.granularity] // rows)
     if linear.format is CompressionFormat.pack_quantized:
         # Every row is padded to whole words of 32 bits.
         return _WORD // _BYTE * rows * -(-columns * bits // _WORD) + scales + static
@@ -210,7 +223,7 @@ def _weight_arguments(weights: WeightQuantization) -> QuantizationArgs:
         type=_number_type(weights.format),
         strategy=QuantizationStrategy(spec.strategy or weights.granularity),
         group_size=weights.group_size,
-        symmetric=True,
+        symmetric=weights.symmetric,
         dynamic=False,
         scale_dtype=scale_type,
         zp_dtype=scale_type,

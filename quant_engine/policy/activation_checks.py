@@ -32,6 +32,13 @@ def check_activations(activations: ActivationQuantization, weights: WeightQuanti
             f"{activations.format.value} scales every group of {activations.format.group_size} channels by itself and "
             "clips none. Set clip to 'none' and clip_ratio to 1.",
         )
+    if activations.format.quantizes and weights.format.quantizes and not weights.symmetric:
+        raise PolicyError(
+            f"{pointer}/format",
+            "zero_points_need_float_inputs",
+            f"weights have zero points and activations are {activations.format.value}. Kernels multiply such weights "
+            "with floating-point inputs alone. Set activations.format to 'none', or weights.symmetric to true.",
+        )
     _check_input_groups(activations, weights, pointer)
     _check_input_symmetry(activations, weights, pointer)
     quantizes = activations.format.quantizes and weights.format.quantizes

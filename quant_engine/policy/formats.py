@@ -205,8 +205,9 @@ class WeightQuantization(Frozen):
     group_size: Annotated[int, Field(strict=True, ge=8, le=65536, examples=[64])] | None = None
     """The input channels that share a scale, with granularity ``group`` alone. nvfp4 and mxfp4 have groups of their
     own."""
-    symmetric: Literal[True] = True
-    """Whether zero is in the middle of the grid. Every format is symmetric."""
+    symmetric: Flag = True
+    """Whether zero is in the middle of the grid. False gives every scale of int4 weights a zero point; inputs then have
+    to stay in floating point."""
     clip: Literal["none", "mse"] = "none"
     """``mse`` shrinks each scale to the value with the smallest squared rounding error."""
     rounding: Literal["rtn", "gptq"] = "rtn"

@@ -224,6 +224,13 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"granularity is {weights.granularity!r}, {given(weights.group_size)}. "
             "Give a group_size with granularity 'group', and only then.",
         )
+    if not weights.symmetric and (weights.format is not NumberFormat.INT4 or weights.granularity == "tensor"):
+        raise PolicyError(
+            f"{pointer}/symmetric",
+            "no_kernel_for_zero_points",
+            f"weights are {weights.format.value} with a scale for each {weights.granularity} and a zero point. Kernels "
+            "take zero points of int4 weights, per group or channel. Set symmetric to true, or use int4 in groups.",
+        )
     own = weights.format.group_size
     if own is not None and weights.group_size != own:
         raise PolicyError(

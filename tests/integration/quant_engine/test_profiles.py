@@ -34,6 +34,10 @@ _GROUPS: Final = {"format": "int4", "granularity": "group"}
 _BLOCK_0, _BLOCK_1 = r"re:.*layers\.0\..*", r"re:.*layers\.1\.mlp\..*"
 SCHEMES: Final[dict[str, dict[str, Any]]] = {
     "w4a16-g64": {"weights": _GROUPS | {"group_size": 64}, "activations": {"format": "none"}},
+    "w4a16-asymmetric": {
+        "weights": _GROUPS | {"group_size": 16, "symmetric": False},
+        "activations": {"format": "none"},
+    },
     "w4a4": _both("int4", clip="mse"),
     "w4a4-g64": {
         "weights": _GROUPS | {"group_size": 64},

@@ -416,3 +416,22 @@ def test_inputs_that_kernels_take_in_groups_or_with_a_zero_point(
 ) -> None:
     found = resolve_policy(Policy.model_validate({"weights": weights, "activations": activations}))
     assert found.activations.model_dump(mode="json", exclude_unset=True).items() >= activations.items()
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "pointer", "code"),
+    [
+        ({"format": "int8"}, {"format": "none"}, "/weights/symmetric", "no_kernel_for_zero_points"),
+        ({"granularity": "tensor"}, {"format": "none"}, "/weights/symmetric", "no_kernel_for_zero_points"),
+        ({"format": "nvfp4"}, {"format": "none"}, "/weights/symmetric", "no_kernel_for_zero_points"),
+        ({}, {"format": "int8"}, "/activations/format", "zero_points_need_float_inputs"),
+    ],
+)
+def test_zero_points_of_weights_that_no_kernel_takes_are_refused(
+    weights: dict[str, Any], activations: dict[str, Any], pointer: str, code: str
+) -> None:
+    fields = {"weights": {"symmetric": False} | weights, "activations": activations}
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate(fields))
+    assert (caught.value.pointer, caught.value.code) == (pointer, code)
+    assert resolve_policy(Policy.model_validate({"preset": "w4a16", "weights": {"symmetric": False}}))
