@@ -47,6 +47,7 @@ from quant_engine.stages.report.card_inputs import Measured
 from quant_engine.stages.report.summary import report_windows, run_report, run_summary
 from quant_engine.stages.stage import Stage, run_stage, stage_digest, write_json
 from quant_engine.stages.train.rotation import read_rotation, train_rotation_stage
+from quant_engine.stages.tune import read_tuning, tune_stage
 
 FIGURES = "figures"
 
@@ -121,6 +122,11 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
     choices = choose_plans(context, calibrated, finished)
     plans, rows = choices.selection.plans, choices.selection.rows
     quantized = finished(quantize_stage(context, plans, rows, calibrated, choices.digest))
+    tuning = None
+    if policy.tuning is not None:
+        upstream = stage_digest(quantized)
+        quantized = finished(tune_stage(context, policy.tuning, plans, rows, calibrated, quantized, upstream))
+        tuning = read_tuning(quantized)
     # Selection measured weights rounded to nearest; GPTQ's are measured again as they are exported.
     rows = final_rows(context, rows, quantized)
     digest = stage_digest(quantized)
@@ -140,6 +146,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         perplexity=perplexity,
         calibrated=calibrated,
         choices=choices,
+        tuning=tuning,
         windows=windows,
         source={"quantization": described_source(context.base, context.dense)},
         oracle=oracle,
@@ -158,6 +165,7 @@ def _quantize(spec: RunSpec, work_dir: Path, output_dir: Path, observer: Observe
         oracle=oracle,
         verification=verification,
         choices=choices,
+        tuning=tuning,
         windows=windows,
         gguf_source=gguf_source,
     )

@@ -34,7 +34,13 @@ _SHORT: Final[dict[str, dict[str, Any]]] = {
     "spinquant-w4a4": {"training": {"steps": 2}},
     "flatquant-w4a4": {"training": {"steps": 6}},
     "omniquant-w4a4": {"training": {"steps": 6}},
-    "best-w4a4": {"training": {"steps": 3}},
+    "best-w4a4": {"training": {"steps": 3}, "tuning": {"steps": 3}},
+    "hadamard-w4a4": {"tuning": {"steps": 3}},
+    "w4a16": {"tuning": {"steps": 3}},
+    "w4a16-g128": {"tuning": {"steps": 3}, "weights": {"group_size": 32}},
+    "w4a8-fp8": {"tuning": {"steps": 3}},
+    "nvfp4": {"tuning": {"steps": 3}},
+    "mxfp4": {"tuning": {"steps": 3}},
 }
 _VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "kurtosis": {"preset": "adaptive-w4a4", "selection": {"kind": "kurtosis"}},

@@ -258,6 +258,8 @@ class Report(View):
     """The scores of the search, by policy."""
     training: Free | None
     """The curves of the training."""
+    tuning: Free | None
+    """The losses of the tuning after rounding, on fit and validation samples."""
     selection: Free
     """The errors of every candidate, by site."""
     selection_regret: SelectionRegret | None

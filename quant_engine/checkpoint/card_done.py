@@ -16,7 +16,7 @@ def done_sentences(done: Mapping[str, Any]) -> list[str]:
     online = done["online"]
     moved = f"the input of {_linears(online)}" if online else "nothing"
     sentences.append(f"Transformed at run time: {moved}.")
-    for key, write in (("residual", _residual), ("search", _search), ("training", _training)):
+    for key, write in (("residual", _residual), ("search", _search), ("training", _training), ("tuning", _tuning)):
         if done[key] is not None:
             sentences.append(write(done[key]))
     if done["selection"]:
@@ -39,7 +39,8 @@ def _scheme(scheme: Mapping[str, Any], *, alone: bool) -> str:
     corrected = f" after a correction of {weights['correction']:g}" if weights["correction"] else ""
     ranges = {"none": "", "mse": ", ranges clipped to the smallest squared error", "learned": ", on learned ranges"}
     rounding = "GPTQ" if weights["rounding"] == "gptq" else "round to nearest"
-    text = f"weights in {weights['format']}, a scale for each {_scale(weights)}, {rounding}{corrected}"
+    zero = "" if weights["symmetric"] else " and a zero point"
+    text = f"weights in {weights['format']}, a scale for each {_scale(weights)}{zero}, {rounding}{corrected}"
     return f"{where or 'All of them: '}{text}{ranges[weights['ranges']]}; {_activations(activations)}."
 
 
@@ -49,7 +50,8 @@ def _activations(activations: Mapping[str, Any] | None) -> str:
     clipped = ""
     if activations["clipped"]:
         clipped = f", clipped at {_span(activations['clip_ratios'])} of the largest value in {activations['clipped']}"
-    return f"activations in {activations['format']}, a scale for each {_scale(activations)}, at run time{clipped}"
+    zero = "" if activations["symmetric"] else " and a zero point"
+    return f"activations in {activations['format']}, a scale for each {_scale(activations)}{zero}, at run time{clipped}"
 
 
 def _scale(settings: Mapping[str, Any]) -> str:
@@ -94,6 +96,17 @@ def _training(training: Mapping[str, Any]) -> str:
     return (
         f"Training: {training['blocks']} blocks, {_span(training['steps'])} steps each; "
         f"{training['improved']} ended better than they began, and the others were left as they began."
+    )
+
+
+def _tuning(tuning: Mapping[str, Any]) -> str:
+    start, best = (number(each) for each in tuning["divergence"])
+    if not tuning["kept"]:
+        return f"Tuning: {tuning['steps']} steps made nothing better, so scales and norms are as they were rounded."
+    return (
+        f"Tuning: scales of the rounded weights, or norms, trained on the original's predictions and kept from step "
+        f"{tuning['kept']} of {tuning['steps']}; the divergence from them fell from {start} to {best} on validation "
+        "samples."
     )
 
 

@@ -20,6 +20,7 @@ from quant_engine.policy import (
     Training,
     Transform,
     TransformKind,
+    Tuning,
     WeightQuantization,
 )
 from quant_engine.policy.selection import Candidate
@@ -46,7 +47,12 @@ def policy_sentences(policy: Policy) -> list[str]:
         sentences.append(
             f"Residual stream: a rotation of it{heads}, fused into the weights (seed {policy.residual.seed})."
         )
-    for label, choice in (("Search", policy.search), ("Training", policy.training), ("Selection", policy.selection)):
+    for label, choice in (
+        ("Search", policy.search),
+        ("Training", policy.training),
+        ("Tuning", policy.tuning),
+        ("Selection", policy.selection),
+    ):
         if choice is not None:
             sentences.append(f"{label}: {_CHOICES[type(choice)](choice)}.")
     if policy.overrides:
@@ -61,7 +67,8 @@ def _weights(weights: WeightQuantization) -> str:
     rounding = "GPTQ" if weights.rounding == "gptq" else "round to nearest"
     corrected = f" after a correction of {weights.gptq.correction:g}" if _is_corrected(weights) else ""
     clipped = ", ranges clipped to the smallest squared error" if weights.clip == "mse" else ""
-    return f"{weights.format.value}, a scale for each {scales}, {rounding}{corrected}{clipped}"
+    zero = "" if weights.symmetric else " and a zero point"
+    return f"{weights.format.value}, a scale for each {scales}{zero}, {rounding}{corrected}{clipped}"
 
 
 def _is_corrected(weights: WeightQuantization) -> bool:
@@ -74,11 +81,17 @@ def _activations(activations: ActivationQuantization) -> str:
     clipped = ", clipped where a search found it best" if activations.clip == "search" else ""
     if activations.clip_ratio < 1.0:
         clipped = f", clipped at {activations.clip_ratio:g} of the largest value"
-    return f"{activations.format.value}, rounded at run time, a scale for each {activations.granularity}{clipped}"
+    scale = f"group of {activations.group_size}" if activations.group_size else activations.granularity
+    zero = "" if activations.symmetric else " and a zero point"
+    return f"{activations.format.value}, rounded at run time, a scale for each {scale}{zero}{clipped}"
 
 
 def _transform(transform: Transform) -> str:
     name = transform.kind.value.replace("_", " ")
+    if transform.orders == "power_of_two":
+        name += " of orders that are powers of two"
+    if transform.permutation != "none":
+        name += f" over a fused {transform.permutation} permutation of the feed-forward"
     if not transform.kind.scales_channels:
         return name
     statistic = transform.statistic
@@ -106,6 +119,10 @@ def _blocks(training: BlockTraining) -> str:
     return f"{learned} of a block together, {training.steps} steps on {training.inputs} inputs"
 
 
+def _tuning(tuning: Tuning) -> str:
+    return f"{' and '.join(tuning.learn)} of the rounded model on the original's predictions, {tuning.steps} steps"
+
+
 def _lowest(selection: LowestError) -> str:
     return f"for each layer, the lowest error among {'; '.join(map(_candidate, selection.candidates))}"
 
@@ -125,6 +142,7 @@ _CHOICES: Final[dict[type, Callable[[Any], str]]] = {
     Training: _scales,
     BlockTraining: _blocks,
     RotationTraining: lambda each: f"the residual rotation, {each.steps} steps of Cayley SGD",
+    Tuning: _tuning,
     LowestError: _lowest,
     Kurtosis: _kurtosis,
     Differentiable: _differentiable,

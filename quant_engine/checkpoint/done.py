@@ -23,6 +23,7 @@ class Choices:
         blocks: the losses of each block, where blocks were trained.
         learning_rate: at which the scales were trained, where all layers share one.
         selected: the name of the candidate that was chosen, for each site; empty without a selection.
+        tuning: the losses of the tuning after rounding; None without one.
         residual: ``learned_steps`` and ``value_heads`` of the rotation of the residual stream; None without one.
         learned_clips: the linears whose weights were rounded on learned ranges.
     """
@@ -31,6 +32,7 @@ class Choices:
     blocks: Mapping[str, Mapping[str, Any]] | None = None
     learning_rate: float | None = None
     selected: Mapping[str, str] = field(default_factory=dict)
+    tuning: Mapping[str, Any] | None = None
     residual: Mapping[str, Any] | None = None
     learned_clips: frozenset[str] = frozenset()
 
@@ -54,6 +56,7 @@ def what_was_done(
         "residual": None if choices.residual is None else dict(choices.residual),
         "search": None if choices.search is None else {key: choices.search.get(key) for key in ("scope", "chosen")},
         "training": _training(rows, choices),
+        "tuning": _tuning(choices.tuning),
         "selection": dict(sorted(Counter(choices.selected.values()).items())),
     }
 
@@ -86,6 +89,7 @@ def _weights(weights: WeightQuantization, *, learned: bool) -> dict[str, Any]:
         "format": weights.format.value,
         "granularity": "group" if group else weights.granularity,
         "group_size": group,
+        "symmetric": weights.symmetric,
         "rounding": weights.rounding,
         "correction": weights.gptq.correction if gptq else 0.0,
         "ranges": "learned" if learned else weights.clip,
@@ -99,7 +103,8 @@ def _activations(activations: ActivationQuantization, members: Sequence[Quantize
     return {
         "format": activations.format.value,
         "granularity": "group" if activations.format.group_size else activations.granularity,
-        "group_size": activations.format.group_size,
+        "group_size": activations.format.group_size or activations.group_size,
+        "symmetric": activations.symmetric,
         "clipped": len(clips),
         "clip_ratios": [min(clips), max(clips)] if clips else None,
     }
@@ -132,3 +137,10 @@ def _training(rows: Sequence[LayerRow], choices: Choices) -> dict[str, Any] | No
         learned = sum(row.statistic == "learned" for row in rows)
         return {"kind": "scales", "learning_rate": choices.learning_rate, "learned": learned}
     return None
+
+
+def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if tuning is None:
+        return None
+    steps = tuning["curve"][-1]["step"] if tuning["curve"] else 0
+    return {"steps": steps, "kept": tuning["best_step"], "divergence": [tuning["start_loss"], tuning["best_loss"]]}

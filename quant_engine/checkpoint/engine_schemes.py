@@ -57,6 +57,11 @@ _VLLM: Final[Mapping[Scheme, Statement]] = {
     Scheme.INT_TENSOR: Statement(
         "refuses", "It has no scheme for packed weights with one scale a tensor (NotImplementedError)."
     ),
+    Scheme.INT_FP8: Statement(
+        "differs",
+        "Scheme W4A8Fp8, on sm90 alone (Hopper), for groups of 128. It rounds the scales of the groups to e4m3, "
+        "relative to one scale a channel.",
+    ),
     Scheme.W8A8: Statement(
         "runs", "Scheme W8A8Int8, from sm75 to sm90; vLLM's documentation rules INT8 out on Blackwell."
     ),
@@ -95,6 +100,7 @@ _SGLANG: Final[Mapping[Scheme, Statement]] = {
     Scheme.INT_A8: _SGLANG_REFUSES,
     Scheme.INT_OTHER: _SGLANG_REFUSES,
     Scheme.INT_TENSOR: _SGLANG_REFUSES,
+    Scheme.INT_FP8: _SGLANG_REFUSES,
     Scheme.W8A8: Statement("runs", "Scheme W8A8Int8, from sm80 to sm90: its kernel knows no later GPU."),
     Scheme.FP8: Statement("runs", "Scheme W8A8Fp8, from sm89 on; from sm80 on activations stay in 16 bits."),
     Scheme.FP8_TENSOR: Statement(
@@ -132,6 +138,8 @@ def scheme_of(linear: QuantizedLinear) -> Scheme | None:
         raise ValueError(f"{linear.name} is not quantized")
     if linear.pairing is not None:
         return linear.pairing.scheme
+    if weights.format.is_integer and activations.format.is_float:
+        return Scheme.INT_FP8
     per_tensor = weights.granularity == "tensor"
     # Engines choose by the format of the activations, for every width of packed integer weights.
     schemes = activations.format.spec.schemes if activations.format.quantizes else weights.format.spec.schemes

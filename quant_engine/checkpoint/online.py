@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from quant_engine.online.grid import rounded_token
+from quant_engine.online.grid import ServedIntegers
 from quant_engine.transforms.composition import apply_online_all
 from quant_engine.transforms.primitives import Hadamard, Primitive
 
@@ -80,28 +80,28 @@ def transformed_input(x_TI: Tensor, online: OnlineInput) -> Tensor:
     return x_TI
 
 
-def served_input(x_TI: Tensor, online: OnlineInput, bits: int | None) -> Tensor:
-    """Return the input [..., I] after ``online``, rounded to integers of ``bits`` bits as engines do, in its own dtype.
+def served_input(x_TI: Tensor, online: OnlineInput, served: ServedIntegers | None) -> Tensor:
+    """Return the input [..., I] after ``online``, rounded to integers as engines do, in its own dtype.
 
-    With ``bits`` the clip is part of the scale: larger values get the last code. With None it is that of
+    With ``served`` the clip is part of the scale: larger values get the last code. With None it is that of
     :func:`transformed_input`, and nothing is rounded.
 
     Raises:
         ValueError: a primitive does not fit the width.
     """
-    if bits is None:
+    if served is None:
         return transformed_input(x_TI, online)
     moved_TI = transformed_input(x_TI, replace(online, clip_ratio=1.0) if online.clip_ratio < 1.0 else online)
-    return rounded_token(moved_TI, bits, online.clip_ratio)
+    return served.rounded(moved_TI, online.clip_ratio)
 
 
-def attach_online(linear: nn.Module, online: OnlineInput, bits: int | None = None) -> None:
+def attach_online(linear: nn.Module, online: OnlineInput, served: ServedIntegers | None = None) -> None:
     """Let every forward of ``linear`` begin with :func:`served_input`."""
-    if online.is_identity and bits is None:
+    if online.is_identity and served is None:
         return
 
     def before(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (served_input(arguments[0], online, bits), *arguments[1:])
+        return (served_input(arguments[0], online, served), *arguments[1:])
 
     linear.register_forward_pre_hook(before, prepend=True)
 

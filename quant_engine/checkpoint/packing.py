@@ -26,13 +26,21 @@ from torch import Tensor
 
 from quant_engine.checkpoint.online import OnlineInput
 from quant_engine.grids import Quantized, grid_of, weight_grid
+from quant_engine.online.grid import ServedIntegers
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
 from quant_engine.policy.format_spec import Pairing
 
 _BYTE: Final = 8
 _WORD: Final = 32
 _FLOAT32_BYTES: Final = 4
-_STORED_KEYS: Final = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_global_scale")
+_STORED_KEYS: Final = (
+    "weight",
+    "weight_packed",
+    "weight_scale",
+    "weight_shape",
+    "weight_global_scale",
+    "weight_zero_point",
+)
 # A row that names a layout or a strategy that compressed-tensors does not have fails here, at import.
 _LAYOUTS: Final = {each: CompressionFormat(each.spec.layout) for each in NumberFormat if each.quantizes}
 _PAIRED: Final = {
@@ -83,9 +91,12 @@ class QuantizedLinear:
         return grid.fitted(peak, peak).global_scale
 
     @property
-    def served_bits(self) -> int | None:
-        """The bits of an input that engines round on a grid of their own; None for all other inputs."""
-        return self.activations.format.bits if self.activations.format.is_integer else None
+    def served(self) -> ServedIntegers | None:
+        """How engines round the input on a grid of their own; None for all other inputs."""
+        activations, bits = self.activations, self.activations.format.bits
+        if bits is None or not activations.format.is_integer:
+            return None
+        return ServedIntegers(bits, activations.group_size, activations.symmetric)
 
     def scheme(self, targets: list[str] | None = None) -> QuantizationScheme:
         """Return the compressed-tensors scheme; its targets are this linear unless others are given."""
@@ -103,7 +114,7 @@ def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
     ``<name>.weight`` has int8 or float8_e4m3fn codes. Integers below eight bits are ``<name>.weight_packed`` (int32,
     dense bits) and ``<name>.weight_shape``; fp4 is ``<name>.weight_packed`` (uint8, two codes each).
     ``<name>.weight_scale`` has the format's type for scales (e8m0, e4m3) where it defines one. NVFP4 also has
-    ``<name>.weight_global_scale``.
+    ``<name>.weight_global_scale``, and weights with zero points ``<name>.weight_zero_point`` (int32, dense bits).
 
     Raises:
         ValueError: nothing packs floating-point codes of this width.
@@ -113,6 +124,10 @@ def packed_tensors(name: str, quantized: Quantized) -> dict[str, Tensor]:
         stored |= {f"{name}.weight_global_scale": quantized.global_scale}
     if quantized.stored_scale is not None:
         return stored | {f"{name}.weight_scale": quantized.stored_scale.contiguous()}
+    if quantized.zero_point is not None:
+        # Packed along the outputs, as the weight is along the inputs.
+        packed = pack_to_int32(quantized.zero_point, quantized.bits, packed_dim=0)
+        stored |= {f"{name}.weight_zero_point": packed.contiguous()}
     # compressed-tensors stores the scale of a whole tensor as [1], not [1, 1].
     scale = quantized.scale.flatten() if quantized.scale.numel() == 1 else quantized.scale
     return stored | {f"{name}.weight_scale": scale.contiguous()}
@@ -169,6 +184,8 @@ def stored_bytes(linear: QuantizedLinear, shape: Sequence[int], scale_bytes: int
     scales = groups[weights.granularity] * (scale_bytes if storage is None else storage.itemsize)
     # One fp32 scale of the input and one of the weight, for formats with a scale of the whole tensor.
     static = _FLOAT32_BYTES * (linear.activations.format.spec.static_peak + weights.format.spec.static_peak)
+    if not weights.symmetric:
+        scales += _WORD // _BYTE * -(-rows * bits // _WORD) * (groups[weights.granularity] // rows)
     if linear.format is CompressionFormat.pack_quantized:
         # Every row is padded to whole words of 32 bits.
         return _WORD // _BYTE * rows * -(-columns * bits // _WORD) + scales + static
@@ -206,7 +223,7 @@ def _weight_arguments(weights: WeightQuantization) -> QuantizationArgs:
         type=_number_type(weights.format),
         strategy=QuantizationStrategy(spec.strategy or weights.granularity),
         group_size=weights.group_size,
-        symmetric=True,
+        symmetric=weights.symmetric,
         dynamic=False,
         scale_dtype=scale_type,
         zp_dtype=scale_type,
@@ -214,8 +231,7 @@ def _weight_arguments(weights: WeightQuantization) -> QuantizationArgs:
 
 
 def _input_arguments(activations: ActivationQuantization) -> QuantizationArgs | None:
-    """Return dynamic, symmetric arguments: one scale for each token or each of its groups; NVFP4's tensor scale is
-    static."""
+    """Return dynamic arguments: one scale for each token or each of its groups; NVFP4's tensor scale is static."""
     spec, grid = activations.format.spec, grid_of(activations.format)
     if grid is None:
         return None
@@ -223,8 +239,8 @@ def _input_arguments(activations: ActivationQuantization) -> QuantizationArgs | 
         num_bits=spec.bits,
         type=_number_type(activations.format),
         strategy=QuantizationStrategy(spec.strategy or activations.granularity),
-        group_size=spec.group_size,
-        symmetric=True,
+        group_size=spec.group_size or activations.group_size,
+        symmetric=activations.symmetric,
         dynamic=DynamicType.LOCAL if spec.static_peak else True,
         scale_dtype=grid.scale_storage,
         zp_dtype=grid.scale_storage,

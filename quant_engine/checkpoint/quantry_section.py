@@ -53,7 +53,7 @@ def has_second_grid(linears: Sequence[QuantizedLinear]) -> bool:
     """Whether compressed-tensors' own forward can run the checkpoint, and rounds its inputs on another grid."""
     # It would leave a clip out, and can not be given any other transform.
     readable = reach(linears) is not Reach.LOADER and all(linear.online.clip_ratio == 1.0 for linear in linears)
-    return readable and any(linear.served_bits is not None for linear in linears)
+    return readable and any(linear.served is not None for linear in linears)
 
 
 def check_profile_of(linears: Sequence[QuantizedLinear], profile: Profile) -> None:

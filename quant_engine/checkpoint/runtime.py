@@ -10,7 +10,7 @@ from torch import nn
 
 from quant_engine.checkpoint.online import OnlineInput, attach_online
 from quant_engine.checkpoint.packing import QuantizedLinear
-from quant_engine.models.served_inputs import ActivationGrid, released_bits
+from quant_engine.models.served_inputs import ActivationGrid, released_integers
 
 
 def prepare_quantized(
@@ -35,4 +35,4 @@ def attach_served(linear: nn.Module, online: OnlineInput, grid: ActivationGrid) 
     Args:
         linear: has a ``quantization_scheme`` of compressed-tensors, and its forward.
     """
-    attach_online(linear, online, released_bits(linear, grid))
+    attach_online(linear, online, released_integers(linear, grid))

@@ -1,6 +1,6 @@
 """Quantize and dequantize tensors in all number formats and granularities, with gradients where they are needed."""
 
-from quant_engine.grids.clip import mse_clip_ratio
+from quant_engine.grids.clip import mse_clip_ratio, rounded_on
 from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid, e4m3, e8m0, global_scale, power_of_two_step
 from quant_engine.grids.formats import Float8Grid, IntegerGrid, export_dtype, grid_of, joined_grids
 from quant_engine.grids.grid import Grid
@@ -15,6 +15,7 @@ from quant_engine.grids.quantize import (
     shared_peak,
     weight_grid,
     weight_scale,
+    weight_zero_points,
 )
 from quant_engine.grids.straight_through import fake_quantize_on_grid
 from quant_engine.online.grid import largest_code
@@ -42,7 +43,9 @@ __all__ = [
     "nearest_divisors",
     "power_of_two_step",
     "quantized_codes",
+    "rounded_on",
     "shared_peak",
     "weight_grid",
     "weight_scale",
+    "weight_zero_points",
 ]

@@ -3,6 +3,7 @@
 Shapes: R rows that share a scale each, G values in each.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -20,7 +21,11 @@ _CHUNK_VALUES: Final = 1 << 18
 """Values that are processed together: few enough for a cache to hold, many enough to keep a device busy."""
 
 
-def mse_clip_ratio(v_RG: Tensor, *, grid: Grid, weight_RG: Tensor | None = None) -> Tensor:
+Rounded = Callable[[Tensor, Tensor], Tensor]
+"""Returns the rounded rows q [R, G] of rows v and their ratios ρ [R, 1], in a new tensor."""
+
+
+def mse_clip_ratio(v_RG: Tensor, *, rounded: Rounded, weight_RG: Tensor | None = None) -> Tensor:
     """Return ρ [R, 1] in [0.06, 1] that minimizes Σ_g d_g (q_g − v_g)².
 
     A coarse grid of ratios is tried, then a fine one around each row's best. On a tie the ratio that was tried first
@@ -28,35 +33,45 @@ def mse_clip_ratio(v_RG: Tensor, *, grid: Grid, weight_RG: Tensor | None = None)
     the error does not change with ρ.
 
     Args:
+        rounded: the rounding; :func:`rounded_on` is that of a symmetric grid.
         weight_RG: d ≥ 0, for instance the diagonal of a Hessian; None for ones.
     """
     rows = max(1, _CHUNK_VALUES // max(1, v_RG.shape[-1]))
     with torch.no_grad():
         weights = [None] * -(-v_RG.shape[0] // rows) if weight_RG is None else torch.split(weight_RG, rows)
-        found = [_chunk_ratio(v_rG, grid, d_rG) for v_rG, d_rG in zip(torch.split(v_RG, rows), weights, strict=True)]
+        found = [_chunk_ratio(v_rG, rounded, d_rG) for v_rG, d_rG in zip(torch.split(v_RG, rows), weights, strict=True)]
         return torch.cat(found)
 
 
-def _chunk_ratio(v_RG: Tensor, grid: Grid, weight_RG: Tensor | None) -> Tensor:
+def rounded_on(grid: Grid) -> Rounded:
+    """Return the rounding to a symmetric grid."""
+
+    def rounded(v_RG: Tensor, ratio_R1: Tensor) -> Tensor:
+        scale_R1 = row_scales(v_RG, grid=grid, clip_ratio=ratio_R1)
+        return row_codes(v_RG, scale_R1, grid=grid).mul_(scale_R1)
+
+    return rounded
+
+
+def _chunk_ratio(v_RG: Tensor, rounded: Rounded, weight_RG: Tensor | None) -> Tensor:
     best_R1 = torch.ones_like(v_RG[:, :1])
     least_R1 = torch.full_like(best_R1, torch.inf)
     for ratio in _COARSE:
-        least_R1, best_R1 = _better(v_RG, grid, weight_RG, torch.full_like(best_R1, ratio), least_R1, best_R1)
+        least_R1, best_R1 = _better(v_RG, rounded, weight_RG, torch.full_like(best_R1, ratio), least_R1, best_R1)
     # The center of the fine grid stays the best coarse ratio while better ones are found.
     middle_R1 = best_R1
     for offset in _FINE:
         ratio_R1 = (middle_R1 + offset).clamp_(max=1.0)
-        least_R1, best_R1 = _better(v_RG, grid, weight_RG, ratio_R1, least_R1, best_R1)
+        least_R1, best_R1 = _better(v_RG, rounded, weight_RG, ratio_R1, least_R1, best_R1)
     return best_R1
 
 
 def _better(
-    v_RG: Tensor, grid: Grid, weight_RG: Tensor | None, ratio_R1: Tensor, least_R1: Tensor, best_R1: Tensor
+    v_RG: Tensor, rounded: Rounded, weight_RG: Tensor | None, ratio_R1: Tensor, least_R1: Tensor, best_R1: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Try ``ratio_R1``, and return the least error so far and its ratio."""
-    scale_R1 = row_scales(v_RG, grid=grid, clip_ratio=ratio_R1)
-    # In place: these tensors are new, and there are 27 tries.
-    error_RG = row_codes(v_RG, scale_R1, grid=grid).mul_(scale_R1).sub_(v_RG)
+    # In place: the tensor is new, and there are 27 tries.
+    error_RG = rounded(v_RG, ratio_R1).sub_(v_RG)
     weighted_RG = error_RG if weight_RG is None else error_RG * weight_RG
     error_R1 = torch.linalg.vecdot(weighted_RG, error_RG).unsqueeze(-1)
     return torch.minimum(error_R1, least_R1), torch.where(error_R1 < least_R1, ratio_R1, best_R1)

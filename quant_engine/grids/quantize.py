@@ -5,16 +5,24 @@ Shapes: O output channels, I input channels, T tokens, G groups of an output cha
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from quant_engine.errors import UnsupportedPolicy
-from quant_engine.grids.clip import mse_clip_ratio
+from quant_engine.grids.asymmetric import (
+    asymmetric_codes,
+    asymmetric_scales,
+    fake_quantize_asymmetric,
+    row_zero_points,
+)
+from quant_engine.grids.clip import Rounded, mse_clip_ratio, rounded_on
 from quant_engine.grids.formats import export_dtype, grid_of
 from quant_engine.grids.grid import Grid
 from quant_engine.grids.straight_through import fake_quantize_on_grid, row_codes, row_scales
+from quant_engine.online.grid import rounded_asymmetric_token
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization, in_words
 
 _SMALLEST_GROUP: Final = 8
@@ -33,6 +41,7 @@ class Quantized:
         global_scale: g of NVFP4, fp32 [1]: g × scale are e4m3 numbers; None for all others.
         stored_scale: ``scale`` as the format stores it, where the format defines a type for scales.
         dense_dtype: the type to which every reader unpacks the weight; None for the dtype of ``scale``.
+        zero_point: the code of zero, int8 in the shape of ``scale``; None where that is 0.
     """
 
     codes: Tensor
@@ -41,6 +50,7 @@ class Quantized:
     global_scale: Tensor | None = None
     stored_scale: Tensor | None = None
     dense_dtype: torch.dtype | None = None
+    zero_point: Tensor | None = None
 
     @property
     def is_float4(self) -> bool:
@@ -48,10 +58,12 @@ class Quantized:
         return self.bits == 4 and self.codes.is_floating_point()
 
     def dequantize(self) -> Tensor:
-        """Return codes × scale [O, I], in ``dense_dtype``, or else in the dtype of ``scale``."""
+        """Return (codes − zero point) × scale [O, I], in ``dense_dtype``, or else in the dtype of ``scale``."""
         rows, columns = self.codes.shape
         # [O, I] → [O, G, I / G]; with one scale for the tensor [1, 1, O · I].
         grouped = self.codes.to(self.scale.dtype).reshape(self.scale.shape[0], self.scale.shape[1], -1)
+        if self.zero_point is not None:
+            grouped = grouped - self.zero_point.to(grouped.dtype).unsqueeze(-1)
         dense_OI = (grouped * self.scale.unsqueeze(-1)).reshape(rows, columns)
         return dense_OI if self.dense_dtype is None else dense_OI.to(self.dense_dtype)
 
@@ -66,7 +78,8 @@ def weight_scale(
 ) -> Tensor:
     """Return the scales ρ · absmax / q_max: [O, 1] per channel, [O, G] per group or [1, 1] per tensor; 1 for zeros.
 
-    In fp4 they are rounded to the numbers that the format stores.
+    With a zero point they are those of :mod:`quant_engine.grids.asymmetric`. In fp4 they are rounded to the numbers
+    that the format stores.
 
     Args:
         importance_I: d ≥ 0 [I], the weight of each column's squared error where ``spec.clip`` is "mse"; None for ones.
@@ -84,8 +97,18 @@ def weight_scale(
     if isinstance(ratio, Tensor):
         # A ratio in a wider type would make the scale wider than the weight.
         ratio = ratio.to(w_OI.dtype)
-    scale_R1 = row_scales(rows_RG, grid=grid, clip_ratio=ratio)
+    if spec.symmetric:
+        scale_R1 = row_scales(rows_RG, grid=grid, clip_ratio=ratio)
+    else:
+        scale_R1 = asymmetric_scales(rows_RG, grid.bits, ratio)
     return scale_R1.reshape(1 if spec.granularity == "tensor" else w_OI.shape[0], -1)
+
+
+def weight_zero_points(w_OI: Tensor, spec: WeightQuantization) -> Tensor | None:
+    """Return the zero points in the shape of the scales, as floating-point numbers; None for symmetric weights."""
+    if spec.symmetric:
+        return None
+    return row_zero_points(_weight_rows(w_OI, spec), weight_grid(spec).bits).reshape(w_OI.shape[0], -1)
 
 
 def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor, *, peak: Tensor | None = None) -> Quantized:
@@ -98,18 +121,29 @@ def codes_on_scale(w_OI: Tensor, spec: WeightQuantization, scale: Tensor, *, pea
     """
     grid = weight_grid(spec)
     # Values that share a scale are neighbors in memory, for each granularity.
-    rows_RG = w_OI.reshape(scale.numel(), -1)
-    codes_RG = row_codes(rows_RG, scale.reshape(-1, 1).to(w_OI.dtype), grid=grid)
-    return quantized_codes(codes_RG.reshape(w_OI.shape), scale, grid.fitted(w_OI, peak), spec.format)
+    rows_RG, scale_R1 = w_OI.reshape(scale.numel(), -1), scale.reshape(-1, 1).to(w_OI.dtype)
+    zero = weight_zero_points(w_OI, spec)
+    if zero is None:
+        codes_RG = row_codes(rows_RG, scale_R1, grid=grid)
+    else:
+        codes_RG = asymmetric_codes(rows_RG, scale_R1, zero.reshape(-1, 1), grid.bits)
+    return quantized_codes(codes_RG.reshape(w_OI.shape), scale, grid.fitted(w_OI, peak), spec.format, zero)
 
 
-def quantized_codes(codes_OI: Tensor, scale: Tensor, grid: Grid, number_format: NumberFormat) -> Quantized:
+def quantized_codes(
+    codes_OI: Tensor, scale: Tensor, grid: Grid, number_format: NumberFormat, zero_point: Tensor | None = None
+) -> Quantized:
     """Return codes [O, I] that are still floating-point numbers as a :class:`Quantized`.
 
     Args:
+        codes_OI: less their zero points, where there are any.
         scale: in the shape that :func:`weight_scale` returns.
         grid: that of ``number_format``, fitted where it needs it.
+        zero_point: in the shape of ``scale``.
     """
+    if zero_point is not None:
+        shifted_OGI = codes_OI.unflatten(-1, (zero_point.shape[-1], -1)) + zero_point.to(codes_OI).unsqueeze(-1)
+        codes_OI = shifted_OGI.flatten(1)
     return Quantized(
         codes=codes_OI.contiguous().to(grid.storage),
         scale=scale,
@@ -117,6 +151,7 @@ def quantized_codes(codes_OI: Tensor, scale: Tensor, grid: Grid, number_format: 
         global_scale=grid.global_scale,
         stored_scale=None if grid.scale_storage is None else grid.stored_scale(scale),
         dense_dtype=export_dtype(number_format),
+        zero_point=None if zero_point is None else zero_point.to(grid.storage),
     )
 
 
@@ -161,6 +196,8 @@ def fake_quantize_weight(
     grid = grid.fitted(w_OI, peak)
     rows_RG = _weight_rows(w_OI, spec)
     ratio = _clip_ratio(rows_RG, w_OI, spec, grid, importance_I) if clip_ratio_R1 is None else clip_ratio_R1
+    if not spec.symmetric:
+        return fake_quantize_asymmetric(rows_RG, grid.bits, ratio).reshape(w_OI.shape)
     return fake_quantize_on_grid(rows_RG, grid=grid, clip_ratio=ratio).reshape(w_OI.shape)
 
 
@@ -171,7 +208,8 @@ def fake_quantize_activation(
 
     This is the grid on which engines run the checkpoint (:mod:`quant_engine.online.grid`), in a differentiable form.
     ``x_TI`` may have any number of leading axes; the last one has a token's channels. With format ``none`` the result
-    is ``x_TI``. Floating-point formats clip nothing. In fp4 every group of a token has a scale.
+    is ``x_TI``. Floating-point formats clip nothing. Every group of a token has a scale in fp4, and in integers where
+    the policy gives them groups. An asymmetric grid has the token's smallest and largest value as its ends.
 
     Args:
         clip_ratio: replaces the policy's ratio; a scalar tensor, or one for each token [T, 1], gets a gradient.
@@ -189,7 +227,24 @@ def fake_quantize_activation(
         return fake_quantize_on_grid(groups, grid=fitted).reshape(x_TI.shape)
     if spec.format.is_float:
         return fake_quantize_on_grid(x_TI, grid=grid)
+    if not spec.symmetric:
+        rounded_TI = rounded_asymmetric_token(x_TI.detach(), grid.bits)
+        # At eight bits nothing is learned from the gradient of the scale, so only that of the values is kept.
+        return x_TI + (rounded_TI - x_TI).detach() if x_TI.requires_grad else rounded_TI
+    if spec.group_size is not None:
+        return fake_quantize_on_grid(_input_groups(x_TI, spec.group_size), grid=grid).reshape(x_TI.shape)
     return fake_quantize_on_grid(x_TI, grid=grid, clip_ratio=spec.clip_ratio if clip_ratio is None else clip_ratio)
+
+
+def _input_groups(x_TI: Tensor, size: int) -> Tensor:
+    """Reshape [..., I] to [..., I / size, size]."""
+    width = x_TI.shape[-1]
+    if width % size:
+        raise UnsupportedPolicy(
+            detail=f"activations.group_size is {size}, which does not divide a layer's {width} input channels.",
+            hint=f"Use {nearest_divisors(width, size)}, the nearest divisors of {width}, or granularity 'token'.",
+        )
+    return x_TI.reshape(*x_TI.shape[:-1], width // size, size)
 
 
 def _rows_per_channel(w_OI: Tensor, _: WeightQuantization) -> Tensor:
@@ -252,15 +307,15 @@ def _weight_rows(w_OI: Tensor, spec: WeightQuantization) -> Tensor:
     return _WEIGHT_ROWS[spec.granularity](w_OI, spec)
 
 
-def _no_clip(_rows_RG: Tensor, _grid: Grid, _weight_RG: Tensor | None) -> float:
+def _no_clip(_rows_RG: Tensor, _rounded: Rounded, _weight_RG: Tensor | None) -> float:
     return 1.0
 
 
-def _mse_clip(rows_RG: Tensor, grid: Grid, weight_RG: Tensor | None) -> Tensor:
-    return mse_clip_ratio(rows_RG, grid=grid, weight_RG=weight_RG)
+def _mse_clip(rows_RG: Tensor, rounded: Rounded, weight_RG: Tensor | None) -> Tensor:
+    return mse_clip_ratio(rows_RG, rounded=rounded, weight_RG=weight_RG)
 
 
-_CLIPS: Final[dict[str, Callable[[Tensor, Grid, Tensor | None], float | Tensor]]] = {
+_CLIPS: Final[dict[str, Callable[[Tensor, Rounded, Tensor | None], float | Tensor]]] = {
     "none": _no_clip,
     "mse": _mse_clip,
 }
@@ -274,4 +329,11 @@ def _clip_ratio(
     if importance_I is not None:
         # Expanded first, so that its values are grouped exactly like the weight's.
         weight_RG = _weight_rows(importance_I.to(w_OI.dtype).expand_as(w_OI), spec)
-    return _CLIPS[spec.clip](rows_RG, grid, weight_RG)
+    rounded = rounded_on(grid)
+    if not spec.symmetric:
+        rounded = partial(_rounded_asymmetric, bits=grid.bits)
+    return _CLIPS[spec.clip](rows_RG, rounded, weight_RG)
+
+
+def _rounded_asymmetric(v_RG: Tensor, ratio_R1: Tensor, *, bits: int) -> Tensor:
+    return fake_quantize_asymmetric(v_RG, bits, ratio_R1)

@@ -36,7 +36,8 @@ class ProducerRows(StrEnum):
 class SiteTemplate:
     """One site of a decoder block: a tensor, the linears that read it, and the module that produces it.
 
-    Names are relative to the block. ``readers`` is complete: no other module may read the tensor.
+    Names are relative to the block. ``readers`` is complete: no other module may read the tensor. ``partners`` are the
+    linears whose outputs are multiplied with the producer's, channel by channel.
     """
 
     role: str
@@ -44,6 +45,7 @@ class SiteTemplate:
     producer: str
     kind: ProducerKind
     rows: ProducerRows = ProducerRows.ALL
+    partners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ def _attention_output(producer: str = "self_attn.v_proj", rows: ProducerRows = P
     return SiteTemplate("attention_output", ("self_attn.o_proj",), producer, ProducerKind.VALUE_ROWS, rows)
 
 
-def _feed_forward_inner(producer: str = "mlp.up_proj", rows: ProducerRows = ProducerRows.ALL) -> SiteTemplate:
-    return SiteTemplate("feed_forward_inner", ("mlp.down_proj",), producer, ProducerKind.LINEAR_ROWS, rows)
+def _feed_forward_inner(
+    producer: str = "mlp.up_proj",
+    rows: ProducerRows = ProducerRows.ALL,
+    partners: tuple[str, ...] = ("mlp.gate_proj",),
+) -> SiteTemplate:
+    return SiteTemplate("feed_forward_inner", ("mlp.down_proj",), producer, ProducerKind.LINEAR_ROWS, rows, partners)
 
 
 def _separate_sites(feed_forward_norm: str) -> tuple[SiteTemplate, ...]:
@@ -115,7 +121,8 @@ _PHI3_SITES: Final = (
     SiteTemplate("attention_input", ("self_attn.qkv_proj",), "input_layernorm", ProducerKind.NORM_WEIGHT),
     _attention_output("self_attn.qkv_proj", ProducerRows.LAST),
     SiteTemplate("feed_forward_input", ("mlp.gate_up_proj",), "post_attention_layernorm", ProducerKind.NORM_WEIGHT),
-    _feed_forward_inner("mlp.gate_up_proj", ProducerRows.LAST),
+    # Its rows are those of both linears, so it has no partner.
+    _feed_forward_inner("mlp.gate_up_proj", ProducerRows.LAST, ()),
 )
 
 

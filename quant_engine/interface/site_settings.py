@@ -58,11 +58,14 @@ def site_settings(site: SiteShape, policy: Policy) -> SiteSettings:
 
 def allowed_transform(transform: Transform, role: str, online: str) -> Transform:
     """``transform`` as a site of ``role`` may use it, where ``online`` names the sites that may rotate their input."""
+    # Only between the linears of a feed-forward can a permutation be fused.
+    if role != "feed_forward_inner" and transform.permutation != "none":
+        transform = transform.model_copy(update={"permutation": "none"})
     # A transform without a rotation is only a diagonal, which is fused and allowed everywhere.
     if online == "all" or (online == "inner" and role in _INNER_ROLES) or not transform.kind.rotates:
         return transform
     kind = TransformKind.SMOOTH if transform.kind.scales_channels else TransformKind.NONE
-    return transform.model_copy(update={"kind": kind})
+    return transform.model_copy(update={"kind": kind, "permutation": "none"})
 
 
 def site_problems(sites: Sequence[SiteShape], policy: Policy) -> list[Problem]:

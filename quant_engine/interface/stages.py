@@ -112,6 +112,14 @@ def _quantize(work: Workload) -> float:
     return 5.0 if work.policy.weights.rounding == "rtn" else 240.0 * work.tokens
 
 
+def _tune(work: Workload) -> float | None:
+    tuning = work.policy.tuning
+    if tuning is None:
+        return None
+    # A step sends its windows through the whole model and back; the judgments cost about a third more.
+    return 4.0 * tuning.steps * tuning.batch_samples * work.calibration.sequence_length / 512
+
+
 def _evaluate(work: Workload) -> float | None:
     """Return the weight of evaluation. A model that is quantized is measured twice: before and after."""
     if work.evaluation.perplexity is None:
@@ -146,6 +154,7 @@ STAGES: Final = (
     ),
     StageRow(name="select", units=("layer",), weight=_select),
     StageRow(name="quantize", units=("block",), weight=_quantize),
+    StageRow(name="tune", units=("step",), weight=_tune),
     StageRow(name="evaluate", units=("block",), weight=_evaluate, tasks=_ALWAYS),
     # Before the export, because the card says what this stage found.
     StageRow(name="gguf_source", units=("block",), weight=_gguf_source),

@@ -11,7 +11,7 @@ from quant_engine.interface.architectures import (
 from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.faults import fault_of_the_model
 from quant_engine.models.foreign_transforms import Attachment
-from quant_engine.models.fusion import fuse_scales
+from quant_engine.models.fusion import fuse_permutation, fuse_scales, fused_rows
 from quant_engine.models.hidden_states import HiddenStates, hidden_states_bytes, next_block
 from quant_engine.models.oracle import (
     NOT_ASKED,
@@ -52,7 +52,9 @@ __all__ = [
     "ask_transformers",
     "empty_model",
     "fault_of_the_model",
+    "fuse_permutation",
     "fuse_scales",
+    "fused_rows",
     "hadamard_rotation",
     "head_size",
     "hidden_states_bytes",

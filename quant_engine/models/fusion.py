@@ -5,6 +5,10 @@ norm's weight, take Λ⁻¹. This is exact, because the operations between (RMSN
 act(gate)·up) are linear in them. The weight of a norm that multiplies by c + w becomes (c + w)/s − c. In a fused
 linear only the rows that make the tensor change.
 
+A permutation Π of the channels between the linears of a feed-forward is fused too (DuQuant, arXiv 2406.01721, has it
+online): act(gate)·up is computed channel by channel, so the rows of gate and up, and the columns of down, may have any
+common order.
+
 Shapes: D in features, O out features, P parameters of the diagonal (P < D where heads tie them).
 """
 
@@ -46,6 +50,31 @@ def fuse_scales(state: dict[str, Tensor], site: Site, scales_D: Tensor) -> None:
     for reader in site.all_readers:
         weight = state[f"{reader}.weight"]
         state[f"{reader}.weight"] = (weight.to(torch.float64) * s_D[None, :]).to(weight.dtype)
+
+
+def fuse_permutation(state: dict[str, Tensor], site: Site, index_D: Tensor) -> None:
+    """Give the site's channels the order ``index_D``: in the rows of its producer and its partners, and in the columns
+    of its readers. Replaces these entries of ``state``; the tensors themselves are not modified.
+
+    Args:
+        index_D: int64, position j takes channel ``index_D[j]``.
+    """
+    for name, index_O in fused_rows(site, index_D).items():
+        for parameter in (f"{name}.weight", f"{name}.bias"):
+            if parameter in state:
+                state[parameter] = state[parameter][index_O.to(state[parameter].device)]
+    for reader in site.all_readers:
+        weight = state[f"{reader}.weight"]
+        state[f"{reader}.weight"] = weight[:, index_D.to(weight.device)]
+
+
+def fused_rows(site: Site, index_D: Tensor) -> dict[str, Tensor]:
+    """Return the row order [O] of each linear that makes the site's tensor, where its channels have the order
+    ``index_D``. A fused linear has the rows of two linears, and both get that order."""
+    index_O = index_D.cpu()
+    if site.rows is ProducerRows.LAST:
+        index_O = torch.cat([index_O, index_O + len(index_O)])
+    return dict.fromkeys((site.producer, *site.partners), index_O)
 
 
 def _produced(parameter: Tensor, inverse_P: Tensor, site: Site) -> Tensor:

@@ -29,7 +29,7 @@ from quant_engine.models.configuration import empty_model, model_configuration
 from quant_engine.models.foreign_transforms import Attachment, foreign_transforms
 from quant_engine.models.named_targets import with_names
 from quant_engine.models.quantization_config import parse_quantization
-from quant_engine.models.served_inputs import ActivationGrid, round_as_served, served_bits
+from quant_engine.models.served_inputs import ActivationGrid, round_as_served, served_integers
 from quant_engine.models.source import CheckpointSource
 from quant_engine.models.stored_linear import StoredLinear, misfit, scheme_of, stored_linear
 
@@ -172,7 +172,7 @@ class QuantizedSource:
         False also where that forward could not run the checkpoint.
         """
         foreign = self.online is None or all(each.name in ("", "rotation") for each in self.online.values())
-        return foreign and any(served_bits(each.scheme.input_activations) for each in self.linears.values())
+        return foreign and any(served_integers(each.scheme.input_activations) for each in self.linears.values())
 
     def stored_names(self, names: Iterable[str]) -> frozenset[str]:
         """Return the tensors of the checkpoint that reading ``names`` uses, and what is no weight by design.

@@ -11,7 +11,7 @@ from typing import Any
 from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType
 from torch import nn
 
-from quant_engine.online.grid import rounded_token
+from quant_engine.online.grid import ServedIntegers
 
 
 class ActivationGrid(StrEnum):
@@ -23,30 +23,34 @@ class ActivationGrid(StrEnum):
     """absmax / (2^(b−1) − ½): compressed-tensors' forward in Python."""
 
 
-def served_bits(arguments: QuantizationArgs | None) -> int | None:
-    """Return the bits of inputs that engines round on a grid of their own; None for all other inputs."""
-    if arguments is None or arguments.type != QuantizationType.INT:
+def served_integers(arguments: QuantizationArgs | None) -> ServedIntegers | None:
+    """Return how engines round an input on a grid of their own; None for all other inputs."""
+    if arguments is None or arguments.type != QuantizationType.INT or arguments.dynamic is not True:
         return None
-    whole_tokens = arguments.strategy == QuantizationStrategy.TOKEN and arguments.symmetric
-    return int(arguments.num_bits) if whole_tokens and arguments.dynamic is True else None
+    bits, strategy = int(arguments.num_bits), arguments.strategy
+    if strategy == QuantizationStrategy.TOKEN:
+        return ServedIntegers(bits, symmetric=bool(arguments.symmetric))
+    if strategy == QuantizationStrategy.GROUP and arguments.symmetric:
+        return ServedIntegers(bits, arguments.group_size)
+    return None
 
 
-def released_bits(linear: nn.Module, grid: ActivationGrid) -> int | None:
-    """Take the rounding of its input out of a linear's ``quantization_scheme``, and return its bits.
+def released_integers(linear: nn.Module, grid: ActivationGrid) -> ServedIntegers | None:
+    """Take the rounding of its input out of a linear's ``quantization_scheme``, and return it.
 
     Returns:
         None, and the scheme is unchanged, where compressed-tensors' forward has to round.
     """
     scheme: Any = linear.quantization_scheme
-    bits = served_bits(scheme.input_activations) if grid is ActivationGrid.ENGINES else None
-    if bits is not None:
+    served = served_integers(scheme.input_activations) if grid is ActivationGrid.ENGINES else None
+    if served is not None:
         # A copy, because linears of a group share their scheme.
         linear.quantization_scheme = scheme.model_copy(update={"input_activations": None})
-    return bits
+    return served
 
 
 def round_as_served(linear: nn.Module, grid: ActivationGrid) -> None:
     """Round the input of ``linear`` on ``grid``, after everything that is done to it before the forward."""
-    bits = released_bits(linear, grid)
-    if bits is not None:
-        linear.register_forward_pre_hook(lambda _module, inputs: (rounded_token(inputs[0], bits), *inputs[1:]))
+    served = released_integers(linear, grid)
+    if served is not None:
+        linear.register_forward_pre_hook(lambda _module, inputs: (served.rounded(inputs[0]), *inputs[1:]))

@@ -22,8 +22,8 @@ class Site:
     ``readers`` are the linears to quantize, and ``all_readers`` are all linears that read the tensor, because a fused
     diagonal has to be undone in each of them. ``heads`` and ``tied`` describe the attention output: features are
     heads × head size, and ``tied`` neighboring heads share one diagonal, because they read the same value head.
-    ``rows`` are the rows of the producer that make the tensor. ``norm_offset`` is the number that a producing norm adds
-    to its stored weight.
+    ``rows`` are the rows of the producer that make the tensor. ``partners`` are the linears whose outputs are
+    multiplied with the producer's. ``norm_offset`` is the number that a producing norm adds to its stored weight.
     """
 
     block: int
@@ -37,6 +37,7 @@ class Site:
     tied: int = 1
     rows: ProducerRows = ProducerRows.ALL
     norm_offset: float = 0.0
+    partners: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -116,4 +117,5 @@ def _site(template: SiteTemplate, block: int, architecture: Architecture, config
         tied=tied,
         rows=template.rows,
         norm_offset=architecture.norm_offset if template.kind is ProducerKind.NORM_WEIGHT else 0.0,
+        partners=tuple(prefix + partner for partner in template.partners),
     )

@@ -39,6 +39,7 @@ from quant_engine.policy.selection import AnySelection, Candidate, Differentiabl
 from quant_engine.policy.site_settings import SiteQuantization, SiteSettings, linear_settings
 from quant_engine.policy.training import AnyTraining, BlockTraining, RotationTraining, Training
 from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
+from quant_engine.policy.tuning import Tuning
 from quant_engine.policy.types import Nothing, Override, Policy
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "Training",
     "Transform",
     "TransformKind",
+    "Tuning",
     "WeightQuantization",
     "check_also",
     "check_profile",

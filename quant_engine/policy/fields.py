@@ -44,6 +44,10 @@ class Frozen(BaseModel):
     nulls_reach_down: ClassVar[bool] = False
     """Whether the objects inside one with nulls for left-out fields are read like it."""
 
+    later_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that were added after jobs had stored hashes of policies. At their default they do not count, so that an
+    unchanged policy keeps its hash."""
+
     @model_validator(mode="before")
     @classmethod
     def _without_left_out(cls, value: Any) -> Any:

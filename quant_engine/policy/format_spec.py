@@ -21,6 +21,7 @@ class Scheme(StrEnum):
     INT_A8 = "packed weights, 8-bit activations"
     INT_OTHER = "packed weights, activations of another width"
     INT_TENSOR = "packed weights with one scale a tensor"
+    INT_FP8 = "packed weights, fp8 activations"
     W8A8 = "int8 weights and activations"
     FP8 = "fp8 weights and activations"
     FP8_TENSOR = "fp8 weights with one scale a tensor, fp8 activations"

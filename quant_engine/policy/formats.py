@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -205,8 +205,9 @@ class WeightQuantization(Frozen):
     group_size: Annotated[int, Field(strict=True, ge=8, le=65536, examples=[64])] | None = None
     """The input channels that share a scale, with granularity ``group`` alone. nvfp4 and mxfp4 have groups of their
     own."""
-    symmetric: Literal[True] = True
-    """Whether zero is in the middle of the grid. Every format is symmetric."""
+    symmetric: Flag = True
+    """Whether zero is in the middle of the grid. False gives every scale of int4 weights a zero point; inputs then have
+    to stay in floating point."""
     clip: Literal["none", "mse"] = "none"
     """``mse`` shrinks each scale to the value with the smallest squared rounding error."""
     rounding: Literal["rtn", "gptq"] = "rtn"
@@ -230,12 +231,18 @@ class WeightQuantization(Frozen):
 class ActivationQuantization(Frozen):
     """How a linear's input [tokens, in] is rounded, dynamically."""
 
+    later_fields: ClassVar[frozenset[str]] = frozenset({"group_size"})
+
     format: NumberFormat = NumberFormat.INT4
     """The number format of the inputs. ``none`` leaves them in floating point."""
-    granularity: Literal["token"] = "token"
-    """A token has one scale, or, in nvfp4 and mxfp4, one for each of the format's groups of channels."""
-    symmetric: Literal[True] = True
-    """Whether zero is in the middle of the grid. Every format is symmetric."""
+    granularity: Literal["token", "group"] = "token"
+    """The channels of a token that share a scale: all of them, or a group. Groups of integers have to be those of the
+    weights. nvfp4 and mxfp4 have groups of their own."""
+    group_size: Annotated[int, Field(strict=True, ge=8, le=65536, examples=[64])] | None = None
+    """The channels that share a scale, with granularity ``group`` alone."""
+    symmetric: Flag = True
+    """Whether zero is in the middle of the grid. False is for int8 inputs of int8 weights: a token's smallest and
+    largest value are then the ends of its grid."""
     clip: Literal["none", "search"] = "none"
     """``search`` looks for a clip ratio for each site, on fit tokens."""
     clip_ratio: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0

@@ -14,6 +14,7 @@ from quant_engine.policy.search import GridSearch, PaperExperiment
 from quant_engine.policy.selection import LowestError
 from quant_engine.policy.training import BlockTraining, RotationTraining, Training
 from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
+from quant_engine.policy.tuning import Tuning
 from quant_engine.policy.types import Policy
 
 
@@ -39,6 +40,7 @@ def _whole(name: str, description: str, **fields: object) -> Preset:
 _QUANTILE = Transform(statistic=Statistic(kind="quantile", q=0.997))
 _NONE = Transform(kind=TransformKind.NONE)
 _ROTATION = Transform(kind=TransformKind.ROTATION)
+_SMOOTH_L2 = Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2"))
 _L2 = Transform(statistic=Statistic(kind="l2"))
 _WUSH = Transform(kind=TransformKind.WUSH, block_size=64)
 _FLATQUANT = Transform(kind=TransformKind.KRONECKER, alpha=0.3)
@@ -59,6 +61,7 @@ def _searched(format_: NumberFormat = NumberFormat.INT4) -> ActivationQuantizati
 
 _GPTQ4 = _weights(rounding="gptq")
 _NO_ACTIVATIONS = ActivationQuantization(format=NumberFormat.NONE)
+_TUNED: Final = Tuning(steps=80)
 _CORRECTED: Final[dict[str, Any]] = {"rounding": "gptq", "gptq": GptqSettings(correction=0.5)}
 
 _DOWN_PROJ: Final = (
@@ -164,24 +167,51 @@ _BEST: Final = (
     ),
     _whole(
         "best-w4a4",
-        "The most accurate four bits we know: Kronecker transforms and clips learned per block, corrected GPTQ.",
+        "The most accurate four bits we know: Kronecker transforms and clips learned per block, corrected GPTQ, tuned.",
         transform=_L2_KRONECKER,
         weights=_weights(**_CORRECTED),
         activations=_searched(),
         training=BlockTraining(inputs="quantized", **_SHORT),
+        tuning=_TUNED,
+    ),
+    _whole(
+        "hadamard-w4a4",
+        "Four bits with nothing online but Hadamards that engines have kernels for, corrected GPTQ, tuned.",
+        transform=_L2.model_copy(update={"orders": "power_of_two", "permutation": "zigzag"}),
+        weights=_weights(**_CORRECTED),
+        tuning=_TUNED,
     ),
     _whole(
         "w4a16",
         "Four-bit weights in groups, activations untouched, nothing online: loads anywhere.",
-        transform=Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")),
+        transform=_SMOOTH_L2,
         online="none",
         weights=_weights(granularity="group", group_size=64, **_CORRECTED),
         activations=_NO_ACTIVATIONS,
+        tuning=_TUNED,
+    ),
+    _whole(
+        "w4a16-g128",
+        "Four-bit weights in groups of 128, the size that every kernel takes; otherwise w4a16.",
+        transform=_SMOOTH_L2,
+        online="none",
+        weights=_weights(granularity="group", group_size=128, **_CORRECTED),
+        activations=_NO_ACTIVATIONS,
+        tuning=_TUNED,
+    ),
+    _whole(
+        "w4a8-fp8",
+        "Four-bit weights in groups of 128, fp8 activations, nothing online: for Hopper.",
+        transform=_SMOOTH_L2,
+        online="none",
+        weights=_weights(granularity="group", group_size=128, **_CORRECTED),
+        activations=ActivationQuantization(format=NumberFormat.FP8),
+        tuning=_TUNED,
     ),
     _whole(
         "w8a8",
         "Eight bits throughout, nothing online: loads anywhere, with hardly a difference to see.",
-        transform=Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")),
+        transform=_SMOOTH_L2,
         online="none",
         weights=_weights(NumberFormat.INT8, rounding="gptq"),
         activations=ActivationQuantization(format=NumberFormat.INT8),
@@ -196,19 +226,21 @@ _BEST: Final = (
     ),
     _whole(
         "nvfp4",
-        "NVFP4 throughout: four-bit floats in groups of 16, fused L2 diagonals, GPTQ, nothing online.",
+        "NVFP4 throughout: four-bit floats in groups of 16, fused L2 diagonals, corrected GPTQ, tuned, nothing online.",
         # A Hadamard over each group made NVFP4 worse (docs/measurements.md).
-        transform=Transform(kind=TransformKind.SMOOTH, statistic=Statistic(kind="l2")),
+        transform=_SMOOTH_L2,
         online="none",
-        weights=_weights(NumberFormat.NVFP4, rounding="gptq"),
+        weights=_weights(NumberFormat.NVFP4, **_CORRECTED),
         activations=ActivationQuantization(format=NumberFormat.NVFP4),
+        tuning=_TUNED,
     ),
     _whole(
         "mxfp4",
-        "MXFP4 throughout: four-bit floats in groups of 32, each rotated by a Hadamard of its own, GPTQ.",
-        transform=Transform(kind=TransformKind.ROTATION, block_size=32),
-        weights=_weights(NumberFormat.MXFP4, rounding="gptq"),
+        "MXFP4 throughout: four-bit floats in groups of 32, L2 scales and a Hadamard over each, corrected GPTQ, tuned.",
+        transform=_L2.model_copy(update={"block_size": 32}),
+        weights=_weights(NumberFormat.MXFP4, **_CORRECTED),
         activations=ActivationQuantization(format=NumberFormat.MXFP4),
+        tuning=_TUNED,
     ),
 )
 

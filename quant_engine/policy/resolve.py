@@ -7,22 +7,18 @@ import hashlib
 import json
 from typing import Any
 
-from quant_engine.policy.formats import ActivationQuantization, NumberFormat, WeightQuantization, in_words
+from pydantic import BaseModel
+
+from quant_engine.policy.activation_checks import check_activations
+from quant_engine.policy.fields import Frozen
+from quant_engine.policy.formats import NumberFormat, WeightQuantization, in_words
 from quant_engine.policy.known_names import check_name
 from quant_engine.policy.nearest import did_you_mean
 from quant_engine.policy.patterns import PatternError, check_pattern
+from quant_engine.policy.policy_error import PolicyError, given
 from quant_engine.policy.presets import EVALUATE, PRESETS
+from quant_engine.policy.transform import Transform
 from quant_engine.policy.types import Policy
-
-
-class PolicyError(ValueError):
-    """A policy whose fields are each valid but contradict each other."""
-
-    def __init__(self, pointer: str, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.pointer = pointer
-        self.code = code
-        self.detail = detail
 
 
 def resolve_policy(requested: Policy) -> Policy:
@@ -54,9 +50,21 @@ def policy_hash(policy: Policy) -> str:
     """Return ``sha256:`` and the digest of the canonical JSON of everything but the preset's name."""
     # The task of a job that quantizes is left out: its hash stays what it was before there was another task.
     silent = {"preset"} | ({"task"} if policy.task == "quantize" else set())
-    fields = policy.model_dump(mode="json", exclude=silent)
+    fields = _without_later(policy, policy.model_dump(mode="json", exclude=silent))
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_later(value: Any, dumped: Any) -> Any:
+    """Return ``dumped``, the JSON of ``value``, without the later fields that have their default."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        later = value.later_fields if isinstance(value, Frozen) else frozenset()
+        silent = {name for name in later if getattr(value, name) == fields[name].get_default()}
+        return {name: _without_later(getattr(value, name), each) for name, each in dumped.items() if name not in silent}
+    if isinstance(value, tuple):
+        return [_without_later(*pair) for pair in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def _overlay(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +89,8 @@ def _check(policy: Policy) -> None:
         _check_evaluation(policy)
         return
     _check_weights(policy.weights, "/weights")
-    _check_activations(policy.activations, policy.weights, "/activations")
+    check_activations(policy.activations, policy.weights, "/activations")
+    _check_transform(policy.transform, "/transform")
     for index, override in enumerate(policy.overrides):
         _check_pattern(override.match, f"/overrides/{index}/match")
         if override.weights is None and override.activations is None and override.transform is None:
@@ -93,15 +102,18 @@ def _check(policy: Policy) -> None:
             )
         if override.weights is not None:
             _check_weights(override.weights, f"/overrides/{index}/weights")
+        if override.transform is not None:
+            _check_transform(override.transform, f"/overrides/{index}/transform")
         # The two formats are checked together, as the linears of this override will have them.
         if override.weights is not None or override.activations is not None:
             activations, weights = override.activations or policy.activations, override.weights or policy.weights
-            _check_activations(activations, weights, f"/overrides/{index}/activations")
+            check_activations(activations, weights, f"/overrides/{index}/activations")
     for field in ("targets", "ignore"):
         for index, pattern in enumerate(getattr(policy, field)):
             _check_pattern(pattern, f"/{field}/{index}", ignored=field == "ignore")
     _check_search(policy)
     _check_training(policy)
+    _check_tuning(policy)
 
 
 def _check_evaluation(policy: Policy) -> None:
@@ -157,6 +169,35 @@ def _check_training(policy: Policy) -> None:
         )
 
 
+def _check_tuning(policy: Policy) -> None:
+    weights = [policy.weights, *(each.weights for each in policy.overrides if each.weights is not None)]
+    if policy.tuning is None or policy.tuning.learn != ("scales",):
+        return
+    # The scales of every other format can be any number, or nearly any.
+    if all(each.format in (NumberFormat.MXFP4, NumberFormat.NONE) for each in weights):
+        raise PolicyError(
+            "/tuning/learn",
+            "nothing_to_tune",
+            "tuning.learn names the scales alone, and those of mxfp4 are powers of two, which are not learned. "
+            'Add \'norms\', or set tuning to {"kind": "none"}.',
+        )
+
+
+def _check_transform(transform: Transform, pointer: str) -> None:
+    """Refuse fields of a Hadamard where the kind has none."""
+    if transform.kind.is_hadamard:
+        return
+    for field in ("orders", "permutation"):
+        value = getattr(transform, field)
+        if value != Transform.model_fields[field].get_default():
+            raise PolicyError(
+                f"{pointer}/{field}",
+                "transform_without_hadamard",
+                f"transform.{field} is {value!r}, which is about the blocks of a Hadamard, but transform.kind is "
+                f"{transform.kind.value!r}. Use 'rotation' or 'smooth_rotation', or leave {field} out.",
+            )
+
+
 def _require_scales(policy: Policy, field: str) -> None:
     if not policy.transform.kind.scales_channels:
         raise PolicyError(
@@ -165,36 +206,6 @@ def _require_scales(policy: Policy, field: str) -> None:
             f"{field} looks for channel scales, but transform.kind is {policy.transform.kind.value!r}. "
             f"Use 'smooth' or 'smooth_rotation', or set {field} to {{\"kind\": \"none\"}}.",
         )
-
-
-def _check_activations(activations: ActivationQuantization, weights: WeightQuantization, pointer: str) -> None:
-    if activations.clip == "search" and activations.clip_ratio != 1.0:
-        raise PolicyError(
-            f"{pointer}/clip_ratio",
-            "clip_given_and_searched",
-            f"clip_ratio is {activations.clip_ratio}, but clip 'search' looks for it. Leave one of them out.",
-        )
-    if activations.format.group_size is not None and (activations.clip != "none" or activations.clip_ratio != 1.0):
-        raise PolicyError(
-            f"{pointer}/clip",
-            "groups_are_not_clipped",
-            f"{activations.format.value} scales every group of {activations.format.group_size} channels by itself and "
-            "clips none. Set clip to 'none' and clip_ratio to 1.",
-        )
-    quantizes = activations.format.quantizes and weights.format.quantizes
-    if quantizes and _number_kind(activations.format) != _number_kind(weights.format):
-        raise PolicyError(
-            f"{pointer}/format",
-            "mixed_number_kinds",
-            f"weights are {weights.format.value} and activations {activations.format.value}: no runtime multiplies "
-            "the one by the other. Use integers for both, the same floating-point format for both, or activations in "
-            "'none'.",
-        )
-
-
-def _number_kind(number_format: NumberFormat) -> str:
-    # Integers of different widths may be combined; a floating-point format only with itself.
-    return number_format.value if number_format.is_float else "integer"
 
 
 def _check_weights(weights: WeightQuantization, pointer: str) -> None:
@@ -210,8 +221,15 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
         raise PolicyError(
             f"{pointer}/group_size",
             "group_size_mismatch",
-            f"granularity is {weights.granularity!r}, {_given(weights.group_size)}. "
+            f"granularity is {weights.granularity!r}, {given(weights.group_size)}. "
             "Give a group_size with granularity 'group', and only then.",
+        )
+    if not weights.symmetric and (weights.format is not NumberFormat.INT4 or weights.granularity == "tensor"):
+        raise PolicyError(
+            f"{pointer}/symmetric",
+            "no_kernel_for_zero_points",
+            f"weights are {weights.format.value} with a scale for each {weights.granularity} and a zero point. Kernels "
+            "take zero points of int4 weights, per group or channel. Set symmetric to true, or use int4 in groups.",
         )
     own = weights.format.group_size
     if own is not None and weights.group_size != own:
@@ -219,7 +237,7 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"{pointer}/group_size",
             "fixed_group_size",
             f"{weights.format.value} has groups of {own} and no others; granularity is {weights.granularity!r}, "
-            f"{_given(weights.group_size)}. Leave both out.",
+            f"{given(weights.group_size)}. Leave both out.",
         )
     if weights.format.spec.plain_weights and (weights.clip != "none" or weights.granularity == "group"):
         raise PolicyError(
@@ -228,10 +246,6 @@ def _check_weights(weights: WeightQuantization, pointer: str) -> None:
             f"{weights.format.value} weights have one scale a channel or a tensor and are not clipped. "
             "Set clip to 'none' and granularity to 'channel'.",
         )
-
-
-def _given(group_size: int | None) -> str:
-    return "without a group_size" if group_size is None else f"with group_size {group_size}"
 
 
 def _check_pattern(pattern: str, pointer: str, *, ignored: bool = False) -> None:

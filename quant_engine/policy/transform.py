@@ -1,7 +1,7 @@
 """The equivalent transform of a site, and the rotation of the residual stream."""
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,11 @@ class TransformKind(StrEnum):
         """Whether the transform mixes channels, online, in front of the linear."""
         return self not in (TransformKind.NONE, TransformKind.SMOOTH)
 
+    @property
+    def is_hadamard(self) -> bool:
+        """Whether the transform rotates by a Hadamard, alone or behind a diagonal."""
+        return self in (TransformKind.ROTATION, TransformKind.SMOOTH_ROTATION)
+
 
 _SCALED: Final = (
     TransformKind.SMOOTH,
@@ -57,6 +62,8 @@ class Statistic(Frozen):
 class Transform(Frozen):
     """One transform of a site's input."""
 
+    later_fields: ClassVar[frozenset[str]] = frozenset({"orders", "permutation"})
+
     kind: TransformKind = TransformKind.SMOOTH_ROTATION
     """``rotation`` is a Hadamard; ``kronecker`` is FlatQuant's P₁ ⊗ P₂; ``affine`` is a learned block matrix
     (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers, and ``smooth_cat`` (ours) is
@@ -68,6 +75,13 @@ class Transform(Frozen):
     """The statistic of the diagonal, where the kind has one."""
     block_size: Annotated[int, Field(strict=True, ge=2, le=65536, examples=[64])] | None = None
     """The order of the Hadamard, or the width of the blocks. Null is the full width where that exists."""
+    orders: Literal["any", "power_of_two"] = "any"
+    """``power_of_two``: where ``block_size`` is null, the order of the Hadamard is the largest power of two in the
+    width. Engines have kernels for such orders, and multiply by a stored matrix for others."""
+    permutation: Literal["none", "zigzag"] = "none"
+    """``zigzag`` distributes the channels of the feed-forward's inner tensor over the blocks of its Hadamard, so that
+    no block gets more large channels than another. It costs nothing: it is fused into the rows of the linears before
+    and the columns of the linear behind."""
     damping: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 0.01
     """This times the mean diagonal is added to covariances before they are inverted (``cat``, ``wush``)."""
     massive_cap: Annotated[float, Field(strict=True, ge=1.0, le=1e6, examples=[8.0])] | None = None

@@ -13,10 +13,11 @@ from quant_engine.policy.search import AnySearch
 from quant_engine.policy.selection import AnySelection
 from quant_engine.policy.training import AnyTraining
 from quant_engine.policy.transform import Residual, Transform
+from quant_engine.policy.tuning import Tuning
 
 
 class Nothing(Frozen):
-    """In place of a preset's search, training, selection or residual rotation: none. Null means the same.
+    """In place of a preset's search, training, tuning, selection or residual rotation: none. Null means the same.
 
     A client that writes null for all that was left out can only say it like this.
     """
@@ -53,6 +54,7 @@ class Policy(Frozen):
     """What is done to a model. What a request leaves out is the preset's (:func:`resolve_policy`)."""
 
     nulls_reach_down: ClassVar[bool] = True
+    later_fields: ClassVar[frozenset[str]] = frozenset({"tuning"})
 
     version: Literal[1] = 1
     """The version of this format."""
@@ -87,6 +89,10 @@ class Policy(Frozen):
         AnyTraining | None, BeforeValidator(_none_by_name, json_schema_input_type=AnyTraining | Nothing | None)
     ] = None
     """How transforms are trained. Null: they are not."""
+    tuning: Annotated[Tuning | None, BeforeValidator(_none_by_name, json_schema_input_type=Tuning | Nothing | None)] = (
+        None
+    )
+    """How the scales and norms of the rounded model are trained on the original's predictions. Null: they are not."""
     selection: Annotated[
         AnySelection | None, BeforeValidator(_none_by_name, json_schema_input_type=AnySelection | Nothing | None)
     ] = None

@@ -12,7 +12,7 @@ Shapes: O output channels, I input channels, B columns of a block, G groups of a
 import torch
 from torch import Tensor
 
-from quant_engine.grids import Grid, Quantized, quantized_codes, weight_grid, weight_scale
+from quant_engine.grids import Grid, Quantized, quantized_codes, weight_grid, weight_scale, weight_zero_points
 from quant_engine.policy import WeightQuantization
 from quant_engine.rounding.factor import GptqFactor, factorize
 from quant_engine.rounding.rtn import representable_scale, scale_dtype
@@ -56,12 +56,14 @@ def gptq(
         if scale is None:
             scale = weight_scale(w_OI, spec, importance_I=factor.importance_I, clip_ratio_R1=clip_ratio_R1, peak=peak)
         scale = representable_scale(scale, w_OI, scale_dtype(spec, dtype))
-        codes_IO = _rounded_columns(w_OI, scale, factor, grid)
-    return quantized_codes(codes_IO.T, scale, grid, spec.format)
+        zero = weight_zero_points(w_OI, spec)
+        codes_IO = _rounded_columns(w_OI, scale, zero, factor, grid)
+    return quantized_codes(codes_IO.T, scale, grid, spec.format, zero)
 
 
-def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid) -> Tensor:
-    """Return the codes [I, O] as floating-point numbers. Columns of W are rows here, so that each is contiguous."""
+def _rounded_columns(w_OI: Tensor, scale: Tensor, zero: Tensor | None, factor: GptqFactor, grid: Grid) -> Tensor:
+    """Return the codes [I, O], less their zero points, as floating-point numbers. Columns of W are rows here, so that
+    each is contiguous."""
     width = w_OI.shape[1]
     working = torch.promote_types(w_OI.dtype, torch.float32)
     order = torch.arange(width, device=w_OI.device) if factor.order is None else factor.order
@@ -70,6 +72,7 @@ def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid
     # A list: the loop over columns then waits for no number from the device.
     group_I = (order // (width // scale.shape[1])).tolist()
     scale_GO = scale.T.to(working).contiguous()
+    zero_GO = None if zero is None else zero.T.to(working).contiguous()
     codes_IO = torch.empty_like(rest_IO)
     for first in range(0, width, factor.block_size):
         last = min(first + factor.block_size, width)
@@ -78,6 +81,7 @@ def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid
             codes_IO[first:last],
             root_II[first:last, first:last],
             scale_GO,
+            zero_GO,
             group_I[first:last],
             grid,
         )
@@ -90,7 +94,13 @@ def _rounded_columns(w_OI: Tensor, scale: Tensor, factor: GptqFactor, grid: Grid
 
 
 def _round_block(
-    rest_BO: Tensor, codes_BO: Tensor, root_BB: Tensor, scale_GO: Tensor, group_B: list[int], grid: Grid
+    rest_BO: Tensor,
+    codes_BO: Tensor,
+    root_BB: Tensor,
+    scale_GO: Tensor,
+    zero_GO: Tensor | None,
+    group_B: list[int],
+    grid: Grid,
 ) -> Tensor:
     """Fill ``codes_BO``, overwriting ``rest_BO``, and return the errors (W_j − q_j) / U_jj [B, O] for later blocks."""
     # Row j of U divided by U_jj, so that the loop needs no number from the device.
@@ -99,7 +109,11 @@ def _round_block(
     error_BO = torch.empty_like(rest_BO)
     for column, group in enumerate(group_B):
         scale_O = scale_GO[group]
-        code_O = grid.nearest_(rest_BO[column] / scale_O)
+        ratio_O = rest_BO[column] / scale_O
+        if zero_GO is None:
+            code_O = grid.nearest_(ratio_O)
+        else:
+            code_O = grid.nearest_(ratio_O.add_(zero_GO[group])).sub_(zero_GO[group])
         codes_BO[column] = code_O
         torch.addcmul(rest_BO[column], code_O, scale_O, value=-1, out=error_BO[column])
         rest_BO[column + 1 :].addr_(follow_BB[column, column + 1 :], error_BO[column], alpha=-1)

@@ -50,6 +50,8 @@ def canonical(transform: Transform) -> Transform:
         unread += ["statistic"] if kind in CLOSED_FORMS else ["alpha", "statistic"]
     if not kind.rotates:
         unread += ["block_size"]
+    if not kind.is_hadamard:
+        unread += ["orders", "permutation"]
     if kind not in CLOSED_FORMS:
         unread += ["damping", "massive_cap"]
     return transform.model_copy(update={name: getattr(_DEFAULT, name) for name in unread})
@@ -85,6 +87,10 @@ def candidate_name(transform: Transform, found: SitePlan | None = None) -> str:
         parts.append(f"α {transform.alpha:g}")
     if transform.block_size is not None:
         parts.append(f"block {transform.block_size}")
+    if transform.orders != _DEFAULT.orders:
+        parts.append("powers of two")
+    if transform.permutation != _DEFAULT.permutation:
+        parts.append(transform.permutation)
     if transform.damping != _DEFAULT.damping:
         parts.append(f"damping {transform.damping:g}")
     if transform.massive_cap is not None:

@@ -39,7 +39,7 @@ def export_stage(run: Run, quantized: Path, plans: Plans, upstream: str, measure
     linears = block_linears(run, plans)
     parts += [partial(_block_part, block_path(quantized, block), linears[block]) for block in range(run.model.blocks)]
     measured = measured or Measured()
-    facts = card_facts(run, measured, done_by(run, plans, measured.rows, measured.choices))
+    facts = card_facts(run, measured, done_by(run, plans, measured.rows, measured.choices, measured.tuning))
     config = exported_config(run)
 
     def produce(directory: Path, progress: StageProgress) -> None:

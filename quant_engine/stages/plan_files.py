@@ -55,6 +55,8 @@ def write_plan(directory: Path, site: Site, plan: SitePlan) -> None:
     }
     if plan.scales_D is not None:
         tensors["scales"] = plan.scales_D.float()
+    if plan.permutation_D is not None:
+        tensors["permutation"] = plan.permutation_D
     if plan.weight_clip_OG is not None:
         tensors["weight_clip"] = plan.weight_clip_OG.float()
     # safetensors refuses tensors that are not contiguous.
@@ -75,6 +77,7 @@ def read_plan(directory: Path, site: Site) -> SitePlan:
         statistic=None if statistic is None else Statistic.model_validate(statistic),
         label=fields["label"],
         scales_D=tensors.get("scales"),
+        permutation_D=tensors.get("permutation"),
         online=tuple(primitive_from(each, _part(tensors, f"online.{i}.")) for i, each in enumerate(fields["online"])),
         clip_ratio=fields["clip_ratio"],
         input_peak=fields["input_peak"],

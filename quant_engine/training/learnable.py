@@ -115,6 +115,8 @@ class LearnablePlan(nn.Module):
         scales_D = self._scales()
         # All linears of the site are transformed in one product, then split.
         w_OI = self._joined_OI if scales_D is None else self._joined_OI * scales_D
+        if self._start.permutation_D is not None:
+            w_OI = w_OI[:, self._start.permutation_D]
         w_OI = apply_all([each.contragredient() for each in self._online], w_OI)
         moved = torch.split(w_OI, [each.shape[0] for each in self._weights])
         clips = zip(moved, self._clip_rows(), strict=True)
@@ -151,9 +153,10 @@ class LearnablePlan(nn.Module):
         return split_clip(clip_OG, self._weights)
 
     def _activation_logits(self) -> nn.Parameter | None:
-        """One logit for the site; None where its input is not rounded to integers."""
+        """One logit for the site; None where its input is not rounded to integers, or has no clip."""
         activations = self._quantization.activations
-        if not isinstance(grid_of(activations.format), IntegerGrid):
+        clips = activations.symmetric and activations.group_size is None
+        if not clips or not isinstance(grid_of(activations.format), IntegerGrid):
             return None
         ratio = self._start.clip_of(activations)
         return nn.Parameter(_logit(torch.tensor(ratio, device=self._weights[0].device)))

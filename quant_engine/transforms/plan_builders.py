@@ -15,7 +15,7 @@ from quant_engine.policy import Transform, TransformKind
 from quant_engine.transforms.closed_form import capped_tokens, cat_blocks, covariance_of, wush_blocks
 from quant_engine.transforms.kronecker import kronecker_hadamard
 from quant_engine.transforms.low_precision import narrowed
-from quant_engine.transforms.permutation import correlated_groups, duquant
+from quant_engine.transforms.permutation import correlated_groups, duquant, zigzag_permutation
 from quant_engine.transforms.plan import SitePlan
 from quant_engine.transforms.primitives import Block, Hadamard, Permutation, Primitive
 from quant_engine.transforms.scales import scale_policy
@@ -75,16 +75,18 @@ def build_plan(
     """
     scales_D = _scales(transform, stats, w_OD, tie) if transform.kind.scales_channels else None
     online = _ONLINE[transform.kind](transform, _Evidence(w_OD=w_OD, tokens=tokens), scales_D)
+    permutation_D = _permutation(transform, stats, w_OD)
     if scales_D is None:
         # A closed form reads α as its balance; for other kinds without scales α has no meaning.
         alpha = transform.alpha if transform.kind in CLOSED_FORMS else None
-        return SitePlan(kind=transform.kind, alpha=alpha, online=online)
+        return SitePlan(kind=transform.kind, alpha=alpha, permutation_D=permutation_D, online=online)
     return SitePlan(
         kind=transform.kind,
         alpha=transform.alpha,
         statistic=transform.statistic,
         label=transform.statistic.kind,
         scales_D=scales_D,
+        permutation_D=permutation_D,
         online=online,
     )
 
@@ -95,6 +97,24 @@ def _scales(transform: Transform, stats: ChannelStatistics, w_OD: Tensor, tie: T
     return scale_policy(stats, tie.pooled_w, transform.alpha, transform.statistic)[tie.index_D]
 
 
+def _permutation(transform: Transform, stats: ChannelStatistics, w_OD: Tensor) -> Tensor | None:
+    """The zigzag order over the blocks of the Hadamard, by the channels' rms · ‖W_j‖; None where one block has all.
+
+    The product is that of both sides after any diagonal. By the peaks, as in DuQuant, E was 1.8 % above that of one
+    Hadamard over all channels, by the product 1.0 % (SmolLM2-135M, 13 ``down_proj``, held out).
+    """
+    if transform.permutation == "none":
+        return None
+    order, width = _order(transform, w_OD.shape[-1]), w_OD.shape[-1]
+    if order == width:
+        return None
+    return zigzag_permutation(stats.l2_D.to(w_OD.device) * torch.linalg.vector_norm(w_OD, dim=0), order)
+
+
+def _order(transform: Transform, width: int) -> int:
+    return hadamard_order(width, transform.block_size, power_of_two=transform.orders == "power_of_two")
+
+
 _Online = tuple[Primitive, ...]
 
 
@@ -103,7 +123,7 @@ def _nothing(_transform: Transform, _evidence: _Evidence, _scales: Tensor | None
 
 
 def _hadamard(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -> _Online:
-    return (Hadamard(order=hadamard_order(evidence.w_OD.shape[-1], transform.block_size)),)
+    return (Hadamard(order=_order(transform, evidence.w_OD.shape[-1])),)
 
 
 def _kronecker(_transform: Transform, evidence: _Evidence, _scales: Tensor | None) -> _Online:

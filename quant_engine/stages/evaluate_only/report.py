@@ -68,6 +68,7 @@ def evaluate_only_report(
         },
         "search": None,
         "training": None,
+        "tuning": None,
         "selection": {},
         "selection_regret": None,
         "paper": None,

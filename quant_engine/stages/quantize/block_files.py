@@ -3,7 +3,7 @@
 Shapes: O output and I input channels, P parameters of a diagonal.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quant_engine.checkpoint import ActivationGrid, QuantizedLinear, prepare_quantized, unpacked_state
-from quant_engine.models import StreamedModel, fuse_scales
+from quant_engine.models import Site, StreamedModel, fuse_permutation, fuse_scales, fused_rows
 from quant_engine.stages.context.run import Run
 from quant_engine.transforms import SitePlan
 
@@ -24,7 +24,8 @@ def block_path(directory: Path, block: int) -> Path:
 
 
 def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
-    """A block's fp32 parameters under its sites' transforms, not rounded: scales fused, weights rotated.
+    """A block's fp32 parameters under its sites' transforms, not rounded: scales and permutations fused, weights
+    rotated.
 
     With the online rotations before the linears it computes what the original block computes.
     """
@@ -35,6 +36,9 @@ def transformed_block(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
         scales_D = plans[site.name].scales_D
         if scales_D is not None:
             fuse_scales(state, site, scales_D.to(run.model.device))
+        permutation_D = plans[site.name].permutation_D
+        if permutation_D is not None:
+            fuse_permutation(state, site, permutation_D)
     for site in sites:
         for primitive in plans[site.name].online:
             for reader in site.readers:
@@ -51,12 +55,15 @@ def stored_weights(run: Run, directory: Path, block: int, plans: Plans) -> dict[
 
 
 def unfused_rows(run: Run, block: int, plans: Plans, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``weights`` of a block with the row scaling undone, so that they approximate the original linears.
+    """``weights`` of a block with the changes of their rows undone, so that they approximate the original linears.
 
-    The rows of a linear that produces a site (v, up) are divided by that site's diagonal. Here they are multiplied
-    by it again.
+    The rows of a linear that produces a site (v, up) are divided by that site's diagonal, and may be permuted, as those
+    of gate are then too. Here they get the original order and are multiplied by the diagonal again.
     """
     found = dict(weights)
+    for linear, index_O in permuted_rows(run, block, plans).items():
+        if f"{linear}.weight" in found:
+            found[f"{linear}.weight"] = found[f"{linear}.weight"][index_O.argsort()]
     for site in run.sites:
         name, scales_D = f"{site.producer}.weight", plans[site.name].scales_D
         if site.block != block or scales_D is None or name not in found:
@@ -68,6 +75,29 @@ def unfused_rows(run: Run, block: int, plans: Plans, weights: Mapping[str, Tenso
         w_OI[-len(s_P) :] *= s_P.to(w_OI)[:, None]  # the last rows of a fused linear
         found[name] = w_OI
     return found
+
+
+def permuted_rows(run: Run, block: int, plans: Plans) -> dict[str, Tensor]:
+    """The order [O] of the rows of each linear of a block that a fused permutation changes, by the linear's name."""
+    found: dict[str, Tensor] = {}
+    for site in run.sites:
+        permutation_D = plans[site.name].permutation_D
+        if site.block == block and permutation_D is not None:
+            found |= fused_rows(site, permutation_D)
+    return found
+
+
+def fused_clips(run: Run, site: Site, plans: Plans, linears: Sequence[Tensor]) -> list[Tensor | None]:
+    """The learned clip ratio of each scale of a site's linears [R, 1], their rows in the order in which they are fused;
+    None if nothing was learned."""
+    plan, orders = plans[site.name], permuted_rows(run, site.block, plans)
+    if plan.weight_clip_OG is None:
+        return [None] * len(linears)
+    clips = plan.weight_clip_OG.to(run.model.device).split([w_OI.shape[0] for w_OI in linears])
+    return [
+        (clip_OG if name not in orders else clip_OG[orders[name]]).reshape(-1, 1)
+        for name, clip_OG in zip(site.readers, clips, strict=True)
+    ]
 
 
 def block_linears(run: Run, plans: Plans) -> dict[int, dict[str, QuantizedLinear]]:

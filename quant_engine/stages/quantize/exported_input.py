@@ -16,9 +16,9 @@ def exported_input(x_TI: Tensor, *, linear: QuantizedLinear) -> Tensor:
     Raises:
         ValueError: a primitive does not fit the width.
     """
-    x_TI = served_input(x_TI, linear.online, linear.served_bits)
+    x_TI = served_input(x_TI, linear.online, linear.served)
     arguments = linear.scheme().input_activations
-    if arguments is None or linear.served_bits is not None:
+    if arguments is None or linear.served is not None:
         return x_TI
     # compressed-tensors takes the first two axes for samples and tokens, so rows alone get a third axis.
     x_BTI = x_TI if x_TI.ndim > 2 else x_TI[None]

@@ -11,14 +11,28 @@ from quant_engine.stages.quantize.block_files import Plans, stored_weights, unfu
 from quant_engine.stages.stage import read_rows, write_rows
 
 
-def remeasure(run: Run, block: int, plans: Plans, rows: Sequence[LayerRow], records: Path, directory: Path) -> None:
+def remeasure(
+    run: Run,
+    block: int,
+    plans: Plans,
+    rows: Sequence[LayerRow],
+    records: Path,
+    directory: Path,
+    *,
+    every: bool = False,
+) -> None:
     """Write and report the rows of a block's sites that are not rounded to nearest, measured on test tokens.
 
     ``select`` measured them rounded to nearest, because every choice is made that way.
+
+    Args:
+        directory: has the block's file, and receives the rows.
+        every: whether the rows of sites that are rounded to nearest are measured too.
     """
     known = {row.name: row for row in rows}
     for site in run.sites:
-        if site.block != block or run.settings[site.name].weights.rounding == "rtn":
+        known_already = run.settings[site.name].weights.rounding == "rtn" and not every
+        if site.block != block or known_already:
             continue
         path = _path(directory, site.name)
         if not path.is_file():

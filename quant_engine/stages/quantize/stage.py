@@ -16,7 +16,6 @@ from torch import Tensor
 from quant_engine.atomic_write import atomic_write
 from quant_engine.checkpoint import packed_tensors
 from quant_engine.checkpoint.quantry_section import check_profile_of
-from quant_engine.evaluation.layer_errors import weight_clips
 from quant_engine.grids import shared_peak
 from quant_engine.interface.layers import LayerRow
 from quant_engine.models import Site
@@ -28,6 +27,7 @@ from quant_engine.stages.quantize.block_files import (
     Plans,
     block_linears,
     block_path,
+    fused_clips,
     stored_weights,
     transformed_block,
 )
@@ -112,7 +112,7 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
         if not path.is_file():
             tensors: dict[str, Tensor] = {}
             for site in sites:
-                tensors |= _rounded_site(run, site, state, plans[site.name], opened)
+                tensors |= _rounded_site(run, site, state, plans, opened)
             _write_block(path, quantized_block(run, block, plans, state, tensors))
         # Read from the file, which an earlier attempt may have written, so that both cases give the stream the same
         # weights.
@@ -123,7 +123,7 @@ def _produce_block(run: Run, block: int, plans: Plans, streams: Streams | None, 
 
 
 def _rounded_site(
-    run: Run, site: Site, state: Mapping[str, Tensor], plan: SitePlan, opened: OpenBlock
+    run: Run, site: Site, state: Mapping[str, Tensor], plans: Plans, opened: OpenBlock
 ) -> dict[str, Tensor]:
     """Round the weights of one site and return them packed. The earlier sites of its block are already rounded.
 
@@ -131,7 +131,7 @@ def _rounded_site(
         state: the block with its diagonals fused and its weights transformed. A linear may also produce a site (v, up).
             Its rows are then already divided by that site's diagonal.
     """
-    spec, plan = run.settings[site.name].weights, plan.to(run.model.device)
+    spec, plan = run.settings[site.name].weights, plans[site.name].to(run.model.device)
     transformed = [state[f"{reader}.weight"] for reader in site.readers]
     factor = None
     if spec.rounding == "gptq":
@@ -147,7 +147,7 @@ def _rounded_site(
             ]
     tensors: dict[str, Tensor] = {}
     dense = {}
-    clips = weight_clips(transformed, plan)
+    clips = fused_clips(run, site, plans, transformed)
     # Over all linears of the site: engines run them as one linear, which has one NVFP4 tensor scale.
     peak = shared_peak(transformed)
     for reader, w_OI, clip_R1 in zip(site.readers, transformed, clips, strict=True):
@@ -180,7 +180,7 @@ def _rounder(run: Run, site: Site, plan: SitePlan) -> Callable[[Tensor], Tensor]
 
 
 def _online_part(plan: SitePlan) -> SitePlan:
-    return replace(plan, scales_D=None)
+    return replace(plan, scales_D=None, permutation_D=None)
 
 
 def _write_block(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -201,17 +201,18 @@ def quantized_block(
     tensors = dict(rounded)
     for site in run.sites:
         if site.block == block:
-            tensors |= _nearest(run, site, plans[site.name], state, known=bool(rounded))
+            tensors |= _nearest(run, site, plans, state, known=bool(rounded))
     return tensors | {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
-def _nearest(run: Run, site: Site, plan: SitePlan, state: dict[str, Tensor], *, known: bool) -> dict[str, Tensor]:
+def _nearest(run: Run, site: Site, plans: Plans, state: dict[str, Tensor], *, known: bool) -> dict[str, Tensor]:
     """Remove the site's weights from ``state``. Return them rounded to nearest, or nothing where they are known."""
     linears = [state.pop(f"{reader}.weight") for reader in site.readers]
     tensors: dict[str, Tensor] = {}
     if not known:
         spec, peak = run.settings[site.name].weights, shared_peak(linears)
-        for reader, w_OI, clip_R1 in zip(site.readers, linears, weight_clips(linears, plan), strict=True):
+        clips = fused_clips(run, site, plans, linears)
+        for reader, w_OI, clip_R1 in zip(site.readers, linears, clips, strict=True):
             rounded = round_weight(w_OI, spec, run.source.dtype, clip_ratio_R1=clip_R1, peak=peak)
             tensors |= packed_tensors(reader, rounded)
     return tensors

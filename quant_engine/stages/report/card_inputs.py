@@ -33,6 +33,7 @@ class Measured:
         perplexity: as :func:`quant_engine.stages.evaluate.read_perplexity` returns it; None where it was not measured.
         calibrated: the directory of ``calibrate``.
         choices: the results of search, training and selection.
+        tuning: the losses of stage ``tune``; None where it did not run.
         windows, source, oracle, gguf_source: the parts of the report of these names, where it has them.
     """
 
@@ -40,6 +41,7 @@ class Measured:
     perplexity: Mapping[str, Mapping[str, Any]] | None = None
     calibrated: Path | None = None
     choices: ChosenPlans | None = None
+    tuning: Mapping[str, Any] | None = None
     windows: Mapping[str, Any] | None = None
     source: Mapping[str, Any] | None = None
     oracle: Mapping[str, Any] | None = None

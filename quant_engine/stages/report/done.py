@@ -1,6 +1,6 @@
 """What a run did, collected from the results of its stages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quant_engine.checkpoint.done import Choices, what_was_done
@@ -11,11 +11,18 @@ from quant_engine.stages.context.run import Run
 from quant_engine.stages.quantize.block_files import Plans, block_linears, dense_linears
 
 
-def done_by(run: Run, plans: Plans, rows: Sequence[LayerRow], chosen: ChosenPlans | None) -> dict[str, Any]:
+def done_by(
+    run: Run,
+    plans: Plans,
+    rows: Sequence[LayerRow],
+    chosen: ChosenPlans | None,
+    tuning: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What was done, as :func:`what_was_done` returns it.
 
     Args:
         chosen: None where nothing but the plans is known.
+        tuning: the losses of stage ``tune``, if it ran.
     """
     selected = {} if chosen is None else {site: each["chosen"] for site, each in chosen.selection.choices.items()}
     choices = Choices(
@@ -23,6 +30,7 @@ def done_by(run: Run, plans: Plans, rows: Sequence[LayerRow], chosen: ChosenPlan
         blocks=None if chosen is None else chosen.training,
         learning_rate=None if chosen is None else chosen.learning_rate,
         selected=selected,
+        tuning=tuning,
         residual=_residual(run),
         learned_clips=frozenset(
             name for site in run.sites if plans[site.name].weight_clip_OG is not None for name in site.readers

@@ -57,6 +57,7 @@ def run_report(
     oracle: dict[str, Any],
     verification: dict[str, Any],
     choices: ChosenPlans,
+    tuning: dict[str, Any] | None,
     windows: Mapping[str, dict[str, Any] | None],
     gguf_source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def run_report(
         # What was asked; ``done`` is what was done.
         "policy": spec.policy.model_dump(mode="json"),
         "policy_hash": policy_hash(spec.policy),
-        "done": done_by(run, choices.selection.plans, rows, choices),
+        "done": done_by(run, choices.selection.plans, rows, choices, tuning),
         "changed_files": list(changed_files(run.base.files)),
         "calibration": spec.calibration.model_dump(mode="json"),
         "evaluation": spec.evaluation.model_dump(mode="json"),
@@ -81,6 +82,7 @@ def run_report(
         },
         "search": choices.search,
         "training": choices.training,
+        "tuning": tuning,
         "selection": choices.selection.choices,
         "selection_regret": selection_regret(choices.selection.choices),
         "paper": choices.paper,

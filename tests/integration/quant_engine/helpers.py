@@ -61,14 +61,20 @@ def open_run(model_dir: Path, policy: Policy, work_dir: Path) -> Run:
 
 
 def random_plan(site: Site, kind: TransformKind) -> SitePlan:
-    """A plan of ``kind`` whose scales spread over two orders of magnitude, tied where the site ties them."""
+    """A plan of ``kind`` whose scales spread over two orders of magnitude, tied where the site ties them.
+
+    Where a rotation follows, the channels inside the feed-forward are permuted.
+    """
     scales_D = None
     if kind.scales_channels:
         generator = torch.Generator().manual_seed(len(site.name) + site.block)
         index_D = site.tie_index()
         scales_D = torch.exp(torch.randn(int(index_D.max()) + 1, generator=generator))[index_D]
     online = (Hadamard(order=hadamard_order(site.features)),) if kind.rotates else ()
-    return SitePlan(kind=kind, alpha=None, statistic=None, label="absmax", scales_D=scales_D, online=online)
+    permutation_D = None
+    if online and site.role == "feed_forward_inner":
+        permutation_D = torch.randperm(site.features, generator=torch.Generator().manual_seed(site.block))
+    return SitePlan(kind=kind, label="absmax", scales_D=scales_D, permutation_D=permutation_D, online=online)
 
 
 def random_plans(run: Run, kind: TransformKind = TransformKind.SMOOTH_ROTATION) -> dict[str, SitePlan]:

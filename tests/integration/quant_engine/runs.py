@@ -121,15 +121,19 @@ class Left:
         """The windows [S, T] of the calibration: fit, validation and test samples."""
         return read_windows(self.records.parent)
 
-    def streamed(self, ids_BT: Tensor, grid: ActivationGrid | None = None) -> Tensor:
+    def streamed(self, ids_BT: Tensor, grid: ActivationGrid | None = None, *, quantized: Path | None = None) -> Tensor:
         """The quantized model's logits from the quantized blocks, in the checkpoint's own type.
 
         Without a ``grid`` they are those that the gate compares with.
         """
         model = StreamedModel(self.run.source, dtype=self.run.source.dtype)
         linears = block_linears(self.run, self.plans)
-        reader = quantized_reader(self.quantized, linears, model, grid or gate_grid(linears))
+        reader = quantized_reader(quantized or self.quantized, linears, model, grid or gate_grid(linears))
         return streamed_logits(model, ids_BT, *reader)
+
+    def original(self, ids_BT: Tensor) -> Tensor:
+        """The original model's logits, in fp32."""
+        return streamed_logits(StreamedModel(self.run.dense), ids_BT)
 
 
 def left_by(model: Path, policy: Policy, out: Path, **spec: Any) -> Left:
@@ -145,7 +149,7 @@ def left_by(model: Path, policy: Policy, out: Path, **spec: Any) -> Left:
     return Left(
         run=context,
         plans=read_selection(context, work / "select").plans,
-        quantized=work / "quantize",
+        quantized=work / ("quantize" if policy.tuning is None else "tune"),
         checkpoint=work / "export" / CHECKPOINT,
         records=work / "calibrate" / RECORDS,
     )

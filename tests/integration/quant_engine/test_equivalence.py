@@ -1,9 +1,11 @@
 """Every transform, unquantized, leaves the whole model's logits as they were: fp32, relative error below 1e-5."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from quant_engine.checkpoint import OnlineInput, attach_online
@@ -11,7 +13,15 @@ from quant_engine.errors import NumericalInstability
 from quant_engine.models import StreamedModel
 from quant_engine.policy import Policy, TransformKind
 from quant_engine.stages.context.run import Run
-from quant_engine.stages.quantize.block_files import Plans, transformed_block
+from quant_engine.stages.quantize.block_files import (
+    Plans,
+    block_path,
+    stored_weights,
+    transformed_block,
+    unfused_rows,
+)
+from quant_engine.stages.quantize.stage import quantized_block
+from quant_engine.training.learnable import plan_weights
 from tests.integration.quant_engine.helpers import (
     ALL_LINEARS,
     fixed_ids,
@@ -63,6 +73,23 @@ def test_the_difference_is_seen_when_a_rotation_is_left_out(tmp_path: Path) -> N
     original = streamed_logits(run.model, ids)
     without = streamed_logits(run.model, ids, lambda block: transformed_block(run, block, plans))
     assert float((without - original).norm() / original.norm()) > 1e-2
+
+
+def test_learned_clips_of_weights_follow_rows_that_are_permuted(tmp_path: Path) -> None:
+    run = open_run(write_tiny_model(tmp_path), Policy(targets=ALL_LINEARS), tmp_path)
+    plans = random_plans(run, TransformKind.ROTATION)
+    site = next(each for each in run.sites if each.role == "feed_forward_input")
+    linears = run.site_weights(site)
+    clip_O1 = torch.linspace(0.4, 1.0, sum(len(w_OI) for w_OI in linears))[:, None]
+    plans[site.name] = replace(plans[site.name], weight_clip_OG=clip_O1)
+    block_path(tmp_path, 0).parent.mkdir(exist_ok=True)
+    save_file(quantized_block(run, 0, plans, transformed_block(run, 0, plans), {}), block_path(tmp_path, 0))
+    stored = stored_weights(run, tmp_path, 0, plans)
+    expected = plan_weights(linears, plans[site.name], run.settings[site.name])
+    found = unfused_rows(run, 0, plans, stored)
+    for name, w_OI in zip(site.readers, expected, strict=True):
+        assert torch.equal(found[f"{name}.weight"], w_OI)
+        assert not torch.equal(stored[f"{name}.weight"], w_OI)
 
 
 @pytest.mark.model

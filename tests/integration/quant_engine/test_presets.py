@@ -14,6 +14,7 @@ from tests.tiny_models import write_tiny_model
 
 SMALL = small(perplexity=True)
 _BLOCK: dict[str, Any] = {"training": {"kind": "block", "steps": 3, "batch_samples": 2}}
+_TUNING: dict[str, Any] = {"tuning": {"steps": 2}}
 _ROTATION: dict[str, Any] = {"training": {"kind": "rotation", "steps": 2}}
 _CUT: dict[str, dict[str, Any]] = {
     "quantile-smoothrot-w4a4": {"search": {"alpha": [0.5], "q": [0.99, 1.0]}},
@@ -34,11 +35,16 @@ _CUT: dict[str, dict[str, Any]] = {
     "spinquant-w4a4": _ROTATION,
     "flatquant-w4a4": _BLOCK,
     "omniquant-w4a4": _BLOCK,
-    "best-w4a4": _BLOCK | {"weights": {"gptq": {"correction": 0.5}}},
+    "best-w4a4": _BLOCK | _TUNING | {"weights": {"gptq": {"correction": 0.5}}},
+    "hadamard-w4a4": _TUNING,
+    "nvfp4": _TUNING,
+    "mxfp4": _TUNING,
     # Neither 64 nor 128 divides the 96 channels inside a tiny model's feed-forward.
     "duquant-w4a4": {"transform": {"kind": "duquant", "block_size": 16}},
     "wush-w4a4": {"transform": {"kind": "wush", "block_size": 16}},
-    "w4a16": {"weights": {"group_size": 32}},
+    "w4a16": {"weights": {"group_size": 32}} | _TUNING,
+    "w4a16-g128": {"weights": {"group_size": 16}} | _TUNING,
+    "w4a8-fp8": _TUNING,
 }
 _WHERE: dict[str, tuple[str, ...]] = {
     "rtn-w4a4": ("mistral",),
@@ -56,7 +62,10 @@ _WHERE: dict[str, tuple[str, ...]] = {
     "adaptive-w4a4": ("llama",),
     "adaptive-w3a3": ("phi3",),
     "best-w4a4": ("llama", "qwen2", "qwen3", "gemma3", "phi3"),  # GPTQ, corrected; blocks trained on quantized inputs
+    "hadamard-w4a4": ("phi3",),
     "w4a16": ("gemma2",),
+    "w4a16-g128": ("mistral",),
+    "w4a8-fp8": ("llama",),
     "w8a8": ("qwen2",),
     "fp8": ("qwen3",),
     "nvfp4": ("llama",),
@@ -87,7 +96,9 @@ def test_no_preset_is_left_out() -> None:
     ("preset", "architecture"), [(preset, each) for preset, where in _WHERE.items() for each in where]
 )
 def test_a_preset_ends_in_a_checkpoint_that_reloads_exactly(preset: str, architecture: str, tmp_path: Path) -> None:
-    model = write_tiny_model(tmp_path / "model", architecture)
+    # Wide enough for the groups of its kernel.
+    sizes = {"hidden": 128, "intermediate": 256} if preset == "w4a8-fp8" else {}
+    model = write_tiny_model(tmp_path / "model", architecture, **sizes)
     policy = policy_of(**_cut(preset))
     observer = run_until("verify", model, policy, tmp_path, **SMALL)
     left = left_by(model, policy, tmp_path, **SMALL)

@@ -34,8 +34,17 @@ _GROUPS: Final = {"format": "int4", "granularity": "group"}
 _BLOCK_0, _BLOCK_1 = r"re:.*layers\.0\..*", r"re:.*layers\.1\.mlp\..*"
 SCHEMES: Final[dict[str, dict[str, Any]]] = {
     "w4a16-g64": {"weights": _GROUPS | {"group_size": 64}, "activations": {"format": "none"}},
+    "w4a16-asymmetric": {
+        "weights": _GROUPS | {"group_size": 16, "symmetric": False},
+        "activations": {"format": "none"},
+    },
     "w4a4": _both("int4", clip="mse"),
+    "w4a4-g64": {
+        "weights": _GROUPS | {"group_size": 64},
+        "activations": {"format": "int4", "granularity": "group", "group_size": 64},
+    },
     "w8a8": _both("int8"),
+    "w8a8-asymmetric": {"weights": {"format": "int8"}, "activations": {"format": "int8", "symmetric": False}},
     "fp8": _both("fp8"),
     "nvfp4": _both("nvfp4", clip="mse"),
     "mxfp4": _both("mxfp4"),

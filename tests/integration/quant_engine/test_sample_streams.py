@@ -46,7 +46,7 @@ _KRONECKER = {"kind": "kronecker", "statistic": {"kind": "l2"}}
 def _gptq(correction: float | None, **fields: Any) -> Policy:
     """The weights of ``best-w4a4`` without its training; rounded to nearest where ``correction`` is None."""
     weights = {"rounding": "rtn"} if correction is None else {"gptq": {"correction": correction}}
-    return policy_of(preset="best-w4a4", training=None, weights=weights, transform=_KRONECKER, **fields)
+    return policy_of(preset="best-w4a4", training=None, tuning=None, weights=weights, transform=_KRONECKER, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_the_quantized_stream_is_the_exported_models(architecture: str, runs: An
 def test_the_quantized_stream_follows_whatever_is_quantized(fields: dict[str, Any], tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", "qwen2", outliers=True)
     fields = {**fields, "weights": {"gptq": {"correction": 1.0}} | fields.get("weights", {})}
-    policy = policy_of(preset="best-w4a4", training=None, **fields)
+    policy = policy_of(preset="best-w4a4", training=None, tuning=None, **fields)
     run_until("verify", model, policy, tmp_path, **SMALL)
     left = left_by(model, policy, tmp_path, **SMALL)
     assert gate_difference(left) == 0.0

@@ -37,7 +37,8 @@ CALIBRATION = Calibration(dataset=InlineTexts(texts=(TEXT[:4000],)), samples=SAM
 PERPLEXITY = Perplexity(dataset=InlineTexts(texts=(MEASURED_TEXT,)), tokens=TOKENS, sequence_length=LENGTH)
 SPEC: dict[str, Any] = {"calibration": CALIBRATION, "evaluation": Evaluation(perplexity=PERPLEXITY)}
 NOTHING = Evaluation(perplexity=None)
-W4A16 = policy_of(preset="w4a16", weights={"group_size": 32})
+_TUNING: dict[str, Any] = {"best-w4a4": {"tuning": {"steps": 2}}}
+W4A16 = policy_of(preset="w4a16", weights={"group_size": 32}, tuning={"steps": 2})
 W8A8 = policy_of(preset="w8a8")
 NVFP4 = policy_of(preset="nvfp4")
 
@@ -179,7 +180,11 @@ def test_nothing_counts_padding(preset: str, models: Any, tmp_path: Path, monkey
     sizes = (9, 400, 50, 70, 12, 30, 30, 30)
     texts = [TEXT[1000 * index :][:size] for index, size in enumerate(sizes)]
     monkeypatch.setattr(room, "documents_for", lambda *_: [Document(text) for text in texts])
-    policy = W4A16 if preset == "w4a16" else policy_of(preset=preset, training={"steps": 2, "batch_samples": 2})
+    policy = (
+        W4A16
+        if preset == "w4a16"
+        else policy_of(preset=preset, training={"steps": 2, "batch_samples": 2}, **_TUNING.get(preset, {}))
+    )
     spec = {"calibration": CALIBRATION.model_copy(update={"pack": False}), "evaluation": NOTHING}
     made = []
     for fill in (None, 77):

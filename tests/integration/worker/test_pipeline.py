@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
         "preset": "trainable-smoothrot-w4a4",
         "search": {"alpha": [0.5], "q": [1.0], "layers": {"critical": 1, "normal": 1}},
         "training": {"steps": 20, "warmup": 2, "patience": 20},
+        "tuning": {"steps": 2},
     },
     "calibration": {"dataset": "pydoc", "samples": 8, "sequence_length": 32},
     "evaluation": {"perplexity": {"dataset": "pydoc", "tokens": 256, "sequence_length": 32}},

@@ -6,7 +6,18 @@ import pytest
 
 from quant_engine.policy import PRESETS, Policy, PolicyError, check_profile, resolve_policy
 
-_UNIVERSAL = ("rtn-w4a4", "omniquant-w4a4", "smoothquant-w8a8", "w4a16", "w8a8", "fp8", "nvfp4", "evaluate")
+_UNIVERSAL = (
+    "rtn-w4a4",
+    "omniquant-w4a4",
+    "smoothquant-w8a8",
+    "w4a16",
+    "w4a16-g128",
+    "w4a8-fp8",
+    "w8a8",
+    "fp8",
+    "nvfp4",
+    "evaluate",
+)
 _FUSED: dict[str, Any] = {"preset": "w8a8", "residual": {"kind": "hadamard"}}
 _ROTATION: dict[str, Any] = {"kind": "rotation", "block_size": 16}
 

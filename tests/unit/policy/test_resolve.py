@@ -164,9 +164,51 @@ def test_the_hash_is_stable_and_ignores_the_presets_name() -> None:
     assert len(one) == len("sha256:") + 64
 
 
+def test_a_later_field_counts_where_it_is_used_also_in_lists() -> None:
+    plain, zigzag = {"kind": "smooth_rotation"}, {"kind": "smooth_rotation", "permutation": "zigzag"}
+    hashes = [
+        policy_hash(resolve_policy(Policy.model_validate(fields)))
+        for fields in (
+            {"transform": plain},
+            {"transform": zigzag},
+            {"overrides": [{"match": "down_proj", "transform": plain}]},
+            {"overrides": [{"match": "down_proj", "transform": zigzag}]},
+        )
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+@pytest.mark.parametrize("field", [{"permutation": "zigzag"}, {"orders": "power_of_two"}])
+@pytest.mark.parametrize("place", ["", "/overrides/0"])
+def test_the_blocks_of_a_hadamard_need_a_hadamard(field: dict[str, str], place: str) -> None:
+    transform = {"transform": {"kind": "kronecker", **field}}
+    requested = {"overrides": [{"match": "down_proj", **transform}]} if place else transform
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate(requested))
+    (name,) = field
+    assert (caught.value.pointer, caught.value.code) == (f"{place}/transform/{name}", "transform_without_hadamard")
+    assert "smooth_rotation" in caught.value.detail
+
+
+def test_a_tuning_needs_scales_that_can_be_learned() -> None:
+    fields = {"preset": "mxfp4", "tuning": {"learn": ["scales"]}}
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate(fields))
+    assert (caught.value.pointer, caught.value.code) == ("/tuning/learn", "nothing_to_tune")
+    nvfp4 = {"weights": {"format": "nvfp4"}, "activations": {"format": "nvfp4"}}
+    mixed = fields | {"overrides": [{"match": "down_proj"} | nvfp4]}
+    assert resolve_policy(Policy.model_validate(mixed)).tuning is not None
+    assert resolve_policy(Policy.model_validate({"preset": "mxfp4", "tuning": {"kind": "none"}})).tuning is None
+
+
 def test_the_hash_of_a_policy_that_quantizes_does_not_know_of_tasks() -> None:
     policy = resolve_policy(Policy(preset="w4a16"))
-    fields = policy.model_dump(mode="json", exclude={"preset", "task"})
+    # Fields that are younger than stored hashes do not count either.
+    policy = policy.model_copy(update={"tuning": None})
+    fields = policy.model_dump(mode="json", exclude={"preset", "task", "tuning"})
+    for later in ("orders", "permutation"):
+        del fields["transform"][later]
+    del fields["activations"]["group_size"]
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert policy_hash(policy) == "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
     assert policy_hash(PRESETS["evaluate"].policy) != policy_hash(
@@ -331,3 +373,65 @@ def test_importing_the_policy_loads_no_torch() -> None:
         "sys.exit(bool({'torch', 'numpy', 're2'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+_INT4_GROUPS = {"format": "int4", "granularity": "group", "group_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "code"),
+    [
+        (_INT4_GROUPS, {"granularity": "group"}, "group_size_mismatch"),
+        (_INT4_GROUPS, {"group_size": 64}, "group_size_mismatch"),
+        (_INT4_GROUPS | {"group_size": 32}, _INT4_GROUPS | {"group_size": 32}, "no_kernel_for_groups"),
+        (_INT4_GROUPS, {"format": "int3", "granularity": "group", "group_size": 64}, "no_kernel_for_groups"),
+        (_INT4_GROUPS | {"group_size": 128}, _INT4_GROUPS, "groups_differ"),
+        ({"format": "int4"}, _INT4_GROUPS, "groups_differ"),
+        (_INT4_GROUPS, _INT4_GROUPS | {"clip_ratio": 0.9}, "groups_are_not_clipped"),
+        (_INT4_GROUPS, _INT4_GROUPS | {"clip": "search"}, "groups_are_not_clipped"),
+        ({"format": "int4"}, {"format": "int4", "symmetric": False}, "no_kernel_for_zero_points"),
+        ({"format": "int4"}, {"format": "int8", "symmetric": False}, "no_kernel_for_zero_points"),
+        ({"format": "int8"}, {"format": "int8", "symmetric": False, "clip": "search"}, "zero_points_are_not_clipped"),
+    ],
+)
+def test_inputs_that_no_kernel_takes_are_refused(
+    weights: dict[str, Any], activations: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate({"weights": weights, "activations": activations}))
+    assert caught.value.code == code
+    assert caught.value.pointer.startswith("/activations/")
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        (_INT4_GROUPS, _INT4_GROUPS),
+        (_INT4_GROUPS | {"group_size": 32}, {"format": "int8", "granularity": "group", "group_size": 32}),
+        ({"format": "int8"}, {"format": "int8", "symmetric": False}),
+    ],
+)
+def test_inputs_that_kernels_take_in_groups_or_with_a_zero_point(
+    weights: dict[str, Any], activations: dict[str, Any]
+) -> None:
+    found = resolve_policy(Policy.model_validate({"weights": weights, "activations": activations}))
+    assert found.activations.model_dump(mode="json", exclude_unset=True).items() >= activations.items()
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "pointer", "code"),
+    [
+        ({"format": "int8"}, {"format": "none"}, "/weights/symmetric", "no_kernel_for_zero_points"),
+        ({"granularity": "tensor"}, {"format": "none"}, "/weights/symmetric", "no_kernel_for_zero_points"),
+        ({"format": "nvfp4"}, {"format": "none"}, "/weights/symmetric", "no_kernel_for_zero_points"),
+        ({}, {"format": "int8"}, "/activations/format", "zero_points_need_float_inputs"),
+    ],
+)
+def test_zero_points_of_weights_that_no_kernel_takes_are_refused(
+    weights: dict[str, Any], activations: dict[str, Any], pointer: str, code: str
+) -> None:
+    fields = {"weights": {"symmetric": False} | weights, "activations": activations}
+    with pytest.raises(PolicyError) as caught:
+        resolve_policy(Policy.model_validate(fields))
+    assert (caught.value.pointer, caught.value.code) == (pointer, code)
+    assert resolve_policy(Policy.model_validate({"preset": "w4a16", "weights": {"symmetric": False}}))

@@ -14,6 +14,7 @@ from quant_engine.grids import (
     fake_quantize_on_grid,
     fake_quantize_weight,
     mse_clip_ratio,
+    rounded_on,
     weight_scale,
 )
 from quant_engine.policy import ActivationQuantization, NumberFormat, WeightQuantization
@@ -46,7 +47,7 @@ def test_the_search_is_nearly_as_good_as_brute_force(bits: int, weighted: bool) 
     generator = torch.Generator().manual_seed(bits)
     v_RG = weight(40, 96, dtype=torch.float64)
     d_RG = torch.rand(40, 96, generator=generator, dtype=torch.float64) ** 4 if weighted else None
-    ratio_R1 = mse_clip_ratio(v_RG, grid=IntegerGrid(bits), weight_RG=d_RG)
+    ratio_R1 = mse_clip_ratio(v_RG, rounded=rounded_on(IntegerGrid(bits)), weight_RG=d_RG)
     weights = 1.0 if d_RG is None else d_RG
     found_R = squared_error(v_RG, ratio_R1, bits, weights)
     every = torch.stack([squared_error(v_RG, step / 100, bits, weights) for step in range(6, 101)])
@@ -59,14 +60,14 @@ def test_the_search_is_nearly_as_good_as_brute_force(bits: int, weighted: bool) 
 
 def test_rows_are_independent_of_the_chunks_they_are_looked_at_in() -> None:
     v_RG = weight(700, 512)
-    ratio_R1 = mse_clip_ratio(v_RG, grid=IntegerGrid(4))
-    assert torch.equal(mse_clip_ratio(v_RG[650:], grid=IntegerGrid(4)), ratio_R1[650:])
+    ratio_R1 = mse_clip_ratio(v_RG, rounded=rounded_on(IntegerGrid(4)))
+    assert torch.equal(mse_clip_ratio(v_RG[650:], rounded=rounded_on(IntegerGrid(4))), ratio_R1[650:])
 
 
 def test_without_an_error_nothing_is_clipped() -> None:
     v_RG = torch.zeros(2, 16)
     v_RG[1, 3] = -5.0
-    assert mse_clip_ratio(v_RG, grid=IntegerGrid(4)).tolist() == [[1.0], [1.0]]
+    assert mse_clip_ratio(v_RG, rounded=rounded_on(IntegerGrid(4))).tolist() == [[1.0], [1.0]]
     assert torch.equal(quantize_weight(v_RG, spec()).dequantize(), v_RG)
 
 
@@ -116,7 +117,7 @@ def test_a_learned_ratio_gets_its_gradient(per_row: bool, seed: int, bits: int) 
     drawn = 0.3 + 0.7 * torch.rand((3, 4, 1) if per_row else (), dtype=torch.float64, generator=generator)
     ours, reference = values.clone().requires_grad_(), values.clone().requires_grad_()
     ratio, ratio_reference = drawn.clone().requires_grad_(), drawn.clone().requires_grad_()
-    found = fake_quantize_on_grid(ours, grid=IntegerGrid(bits), clip_ratio=ratio)
+    found = fake_quantize_on_grid(ours, rounded=rounded_on(IntegerGrid(bits)), clip_ratio=ratio)
     expected = learned_by_autograd(reference, bits, ratio_reference)
     torch.testing.assert_close(found, expected)
     found.backward(upstream)
@@ -127,7 +128,7 @@ def test_a_learned_ratio_gets_its_gradient(per_row: bool, seed: int, bits: int) 
 
 def test_a_ratio_learns_though_the_values_do_not() -> None:
     v_RG, ratio = weight(4, 32), torch.tensor(0.7, requires_grad=True)
-    fake_quantize_on_grid(v_RG, grid=IntegerGrid(4), clip_ratio=ratio).sum().backward()
+    fake_quantize_on_grid(v_RG, rounded=rounded_on(IntegerGrid(4)), clip_ratio=ratio).sum().backward()
     assert ratio.grad is not None
     assert ratio.grad != 0
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quant_engine.errors import NumericalInstability
-from quant_engine.models import Site, architecture_of, fuse_scales, model_sites
+from quant_engine.models import Site, architecture_of, fuse_permutation, fuse_scales, fused_rows, model_sites
 
 HEADS, GROUPS, SIZE, HIDDEN, INNER = 4, 2, 3, 10, 7
 
@@ -89,3 +89,33 @@ def test_scales_that_are_not_positive_and_finite_are_refused(bad: float) -> None
     site = replace(_site("llama", "feed_forward_inner"), features=2)
     with pytest.raises(NumericalInstability, match="not all positive and finite"):
         fuse_scales({}, site, torch.tensor([1.0, bad]))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_a_feed_forward_with_a_fused_permutation_computes_the_same(model_type: str) -> None:
+    site = _site(model_type, "feed_forward_inner")
+    (down,) = (f"{reader}.weight" for reader in site.all_readers)
+    if model_type == "phi3":
+        made = {f"{site.producer}.weight": _random(2 * INNER, HIDDEN), f"{site.producer}.bias": _random(2 * INNER)}
+    else:
+        made = {f"{each}.weight": _random(INNER, HIDDEN, seed=len(each)) for each in (site.producer, *site.partners)}
+        assert len(made) == 2
+    state = made | {down: _random(HIDDEN, INNER, seed=3)}
+    before, index_D = dict(state), torch.randperm(INNER, generator=torch.Generator().manual_seed(1))
+    fuse_permutation(state, site, index_D)
+    x_TD = _random(5, HIDDEN, seed=4)
+    assert torch.allclose(_feed_forward(x_TD, state, down), _feed_forward(x_TD, before, down), rtol=1e-12)
+    # Not the identity, and known by name for what else belongs to the rows.
+    for name, index_O in fused_rows(site, index_D).items():
+        assert not torch.equal(state[f"{name}.weight"], before[f"{name}.weight"])
+        assert torch.equal(state[f"{name}.weight"], before[f"{name}.weight"][index_O])
+
+
+def _feed_forward(x_TD: Tensor, state: dict[str, Tensor], down: str) -> Tensor:
+    weights = [weight for name, weight in state.items() if name.endswith("weight") and name != down]
+    if len(weights) == 1:
+        bias = next(each for name, each in state.items() if name.endswith("bias"))
+        gate, up = (x_TD @ weights[0].T + bias).chunk(2, dim=-1)
+    else:
+        up, gate = (x_TD @ weight.T for weight in weights)
+    return (torch.nn.functional.silu(gate) * up) @ state[down].T

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quant_engine.checkpoint import OnlineInput, served_input
 from quant_engine.grids import fake_quantize_activation
+from quant_engine.online.grid import ServedIntegers
 from quant_engine.policy import ActivationQuantization, NumberFormat, TransformKind
 from quant_engine.search import search_clip
 from quant_engine.search.clip import RATIOS
@@ -89,7 +90,7 @@ def test_layer_errors_and_the_checkpoint_round_to_equal_values(format_: NumberFo
     x_TI = transform_activation(_tokens(3), plan)
     reported_TI = fake_quantize_activation(x_TI, plan.clipped(_activations(format_)))
     online = OnlineInput(clip_ratio=plan.clip_of(_activations(format_)))
-    served_TI = served_input(x_TI, online, bits)
+    served_TI = served_input(x_TI, online, ServedIntegers(bits))
     assert torch.equal(reported_TI, served_TI)
     scale_T1 = ratio * x_TI.abs().amax(dim=-1, keepdim=True).double() / (2 ** (bits - 1) - 1)
     codes_TI = (served_TI.double() / scale_T1).round()

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from quant_engine.interface.stages import stage_weights
-from quant_engine.policy import PRESETS, Calibration, Evaluation, Output
+from quant_engine.policy import PRESETS, Calibration, Evaluation, Output, Tuning
 from tests.stages import STAGES
 from worker.attempts.progress import ProgressTracker
 
@@ -30,9 +30,10 @@ def weights_of(preset: str) -> dict[str, float]:
 
 
 def test_only_the_stages_a_policy_needs_are_weighed() -> None:
-    policy, also = PRESETS["trainable-smoothrot-w4a4"].policy, Output(also=("gguf-source",))
-    assert tuple(stage_weights(policy, Calibration(), Evaluation(), also)) == STAGES
-    assert "gguf_source" not in weights_of("trainable-smoothrot-w4a4")
+    whole = PRESETS["trainable-smoothrot-w4a4"].policy.model_copy(update={"tuning": Tuning()})
+    also = Output(also=("gguf-source",))
+    assert tuple(stage_weights(whole, Calibration(), Evaluation(), also)) == STAGES
+    assert set(weights_of("trainable-smoothrot-w4a4")) == set(STAGES) - {"tune", "gguf_source"}
     assert not {"search", "train"} & weights_of("rtn-w4a4").keys()
     without = stage_weights(PRESETS["rtn-w4a4"].policy, Calibration(), Evaluation(perplexity=None))
     assert "evaluate" not in without
