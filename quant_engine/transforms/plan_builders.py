@@ -170,6 +170,7 @@ _ONLINE: Final[dict[TransformKind, Callable[[Transform, _Evidence, Tensor | None
     TransformKind.ROTATION: _hadamard,
     TransformKind.SMOOTH_ROTATION: _hadamard,
     TransformKind.KRONECKER: _kronecker,
+    TransformKind.KRONECKER_ROTATION: _kronecker,
     TransformKind.DUQUANT: _duquant,
     TransformKind.AFFINE: _affine,
     TransformKind.CAT: _closed(cat_blocks),
