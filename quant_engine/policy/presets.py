@@ -46,7 +46,7 @@ _WUSH = Transform(kind=TransformKind.WUSH, block_size=64)
 _FLATQUANT = Transform(kind=TransformKind.KRONECKER, alpha=0.3)
 _SMOOTH_CAT = Transform(kind=TransformKind.SMOOTH_CAT, statistic=Statistic(kind="l2"), damping=0.005, block_size=64)
 _L2_KRONECKER = Transform(kind=TransformKind.KRONECKER, statistic=Statistic(kind="l2"))
-_DUQUANT = Transform(kind=TransformKind.DUQUANT, block_size=64)
+_DUQUANT = Transform(kind=TransformKind.DUQUANT, alpha=0.6)
 _SHORT: Final[dict[str, Any]] = {"steps": 48, "batch_samples": 2}
 """Block training that is short enough for a CPU: about twenty seconds for each block of SmolLM2-135M."""
 

@@ -160,13 +160,6 @@ def _check_training(policy: Policy) -> None:
             "training.kind 'rotation' learns the residual rotation, but residual is null. "
             'Set residual to {"kind": "hadamard"}, or choose another training.',
         )
-    if training.kind == "block" and policy.selection is not None:
-        raise PolicyError(
-            "/selection",
-            "block_training_and_selection",
-            "training.kind 'block' learns one transform for each site, so there is nothing to choose among. "
-            'Set selection to {"kind": "none"}, or use training.kind \'scales\'.',
-        )
 
 
 def _check_tuning(policy: Policy) -> None:

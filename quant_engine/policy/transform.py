@@ -16,6 +16,7 @@ class TransformKind(StrEnum):
     ROTATION = "rotation"
     SMOOTH_ROTATION = "smooth_rotation"
     KRONECKER = "kronecker"
+    KRONECKER_ROTATION = "kronecker_rotation"
     DUQUANT = "duquant"
     CAT = "cat"
     SMOOTH_CAT = "smooth_cat"
@@ -42,6 +43,7 @@ _SCALED: Final = (
     TransformKind.SMOOTH,
     TransformKind.SMOOTH_ROTATION,
     TransformKind.KRONECKER,
+    TransformKind.KRONECKER_ROTATION,
     TransformKind.DUQUANT,
     TransformKind.AFFINE,
     TransformKind.SMOOTH_CAT,
@@ -65,9 +67,9 @@ class Transform(Frozen):
     later_fields: ClassVar[frozenset[str]] = frozenset({"orders", "permutation"})
 
     kind: TransformKind = TransformKind.SMOOTH_ROTATION
-    """``rotation`` is a Hadamard; ``kronecker`` is FlatQuant's P₁ ⊗ P₂; ``affine`` is a learned block matrix
-    (AffineQuant); ``duquant``, ``cat`` and ``wush`` are the closed forms of those papers, and ``smooth_cat`` (ours) is
-    ``cat`` after the diagonal."""
+    """``rotation`` is a Hadamard; ``kronecker`` is FlatQuant's P₁ ⊗ P₂, and ``kronecker_rotation`` is the same with
+    factors that a training keeps orthogonal; ``affine`` is a learned block matrix (AffineQuant); ``duquant``, ``cat``
+    and ``wush`` are the closed forms of those papers, and ``smooth_cat`` (ours) is ``cat`` after the diagonal."""
     alpha: Fraction = 0.5
     """α of the diagonal, where the kind has one. In the closed forms it is the same trade-off between activations and
     weights."""

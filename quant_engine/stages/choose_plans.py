@@ -48,8 +48,13 @@ def choose_plans(run: Run, calibrated: Path, finished: Finished) -> ChosenPlans:
     trained = _train(run, calibrated, searched.directory, finished)
     # A training starts from the searched plans and writes its own, so its files replace those of the search.
     latest = trained.directory or searched.directory
+    policy = run.spec.policy
+    # Block training makes the selection itself, among the transforms that it learns.
+    learned = latest if policy.selection is not None and isinstance(policy.training, BlockTraining) else None
     selected = finished(
-        select_stage(run, calibrated / RECORDS, plan_reader(latest), stage_digest(latest or calibrated))
+        select_stage(
+            run, calibrated / RECORDS, plan_reader(latest), stage_digest(latest or calibrated), learned=learned
+        )
     )
     reported = searched.reported | trained.reported
     return ChosenPlans(selection=read_selection(run, selected), digest=stage_digest(selected), **reported)

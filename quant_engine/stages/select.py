@@ -11,31 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from quant_engine.checkpoint import stored_bytes
-from quant_engine.errors import EngineError, NumericalInstability, UnsupportedPolicy
 from quant_engine.evaluation.layer_errors import LayerErrors
 from quant_engine.evaluation.report import LayerMeasurement, layer_row
 from quant_engine.interface.layers import LayerGroup, LayerRow
 from quant_engine.models import Site
-from quant_engine.policy import AnySelection, Differentiable, Kurtosis
+from quant_engine.policy import AnySelection, Differentiable
 from quant_engine.selection import (
-    ROLE_GROUPS,
     CandidateMeasurements,
     Mixture,
     Tails,
     Verdict,
-    Wanted,
-    by_kurtosis,
-    candidate_name,
-    candidates_of,
     choose_candidate,
     differentiable,
-    distinct,
     finite_or_infinite,
-    grouped_z,
     relative_cost,
-    wanted,
-    weight_kurtosis,
 )
+from quant_engine.stages.candidates import Candidate, built_candidate, choice_path, distinct_candidates, site_tails
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.open_site import BASELINE, NO_TRANSFORM, OpenSite, site_error
 from quant_engine.stages.plan_files import PlanReader, read_plan, write_plan
@@ -53,7 +44,7 @@ class Selection:
     choices: dict[str, dict[str, Any]]
 
 
-def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> Stage:
+def select_stage(run: Run, records: Path, found: PlanReader, upstream: str, *, learned: Path | None = None) -> Stage:
     """The stage that writes ``<site>.safetensors`` (the plan) and ``<site>.rows.json``, and reports the rows.
 
     With a selection it also writes ``<site>.selection.json``. This file holds the name of the chosen candidate, and for
@@ -66,20 +57,24 @@ def select_stage(run: Run, records: Path, found: PlanReader, upstream: str) -> S
 
     Args:
         found: the plan that earlier stages found, for the sites that they changed.
+        learned: the directory of a training that made the selection itself. Its plans and choices are taken over.
     """
 
     def produce(directory: Path, progress: StageProgress) -> None:
         baselines = _test_baselines(run, records, directory, progress)
         selected = selected_layers(run, {name: site_error(errors) for name, errors in baselines.items()})
-        tails = _tails(run, directory)
+        tails = site_tails(run, directory) if learned is None else {}
         for site in run.sites:
             # The rows are written last, so a site that has them is complete.
             if not _rows_path(directory, site).is_file():
                 opened = OpenSite(run, site, records)
-                plan, choice = _chosen(opened, found(site), tails.get(site.name))
+                if learned is None:
+                    plan, choice = _chosen(opened, found(site), tails.get(site.name))
+                else:
+                    plan, choice = read_plan(learned, site), read_json(choice_path(learned, site.name))
                 plan = opened.with_peak(plan)
                 if choice is not None:
-                    write_json(_choice_path(directory, site), choice)
+                    write_json(choice_path(directory, site.name), choice)
                 write_plan(directory, site, plan)
                 rows = _measured_rows(opened, plan, baselines[site.name], selected.get(site.name))
                 write_rows(_rows_path(directory, site), rows)
@@ -121,11 +116,11 @@ def _test_baselines(
 def read_selection(run: Run, directory: Path) -> Selection:
     """Read the files of the stage."""
     rows = [row for site in run.sites for row in read_rows(_rows_path(directory, site))]
-    chosen = [site for site in run.sites if _choice_path(directory, site).is_file()]
+    chosen = [site for site in run.sites if choice_path(directory, site.name).is_file()]
     return Selection(
         plans={site.name: read_plan(directory, site) for site in run.sites},
         rows=rows,
-        choices={site.name: read_json(_choice_path(directory, site)) for site in chosen},
+        choices={site.name: read_json(choice_path(directory, site.name)) for site in chosen},
     )
 
 
@@ -138,51 +133,13 @@ def _rows_path(directory: Path, site: Site) -> Path:
     return directory / f"{site.name}.rows.json"
 
 
-def _choice_path(directory: Path, site: Site) -> Path:
-    return directory / f"{site.name}.selection.json"
-
-
-def _tails(run: Run, directory: Path) -> dict[str, Tails]:
-    """The kurtosis of every site by name, one file each; empty where the policy does not select by kurtosis."""
-    selection = run.spec.policy.selection
-    if not isinstance(selection, Kurtosis):
-        return {}
-    # All sites are measured before any is chosen, because z compares a site with the others of its group.
-    kappas: dict[str, float] = {}
-    for site in run.sites:
-        path = directory / f"{site.name}.kurtosis.json"
-        if not path.is_file():
-            write_json(path, {"kurtosis": weight_kurtosis(run.site_weights(site))})
-        kappas[site.name] = read_json(path)["kurtosis"]
-    groups = {site.name: ROLE_GROUPS[site.role] for site in run.sites}
-    z = grouped_z(kappas, groups)
-    outlying = by_kurtosis(kappas, groups, sign=selection.sign, beta=selection.beta)
-    return {name: Tails(kurtosis=kappas[name], z=z[name], outlying=outlying[name]) for name in kappas}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Candidate:
-    """A candidate at one site: its plan, or the error that prevents one, and its E, infinite without a plan."""
-
-    name: str
-    plan: SitePlan | None = None
-    refused: EngineError | None = None
-    error: float = math.inf
-    test_error: float = math.inf
-    cost: float | None = None
-
-
 def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tuple[SitePlan, dict[str, Any] | None]:
     """Return the plan of a site, and the report of the choice where the policy has a selection."""
     selection = opened.run.spec.policy.selection
     if selection is None:
         return (opened.plan(opened.settings.transform) if found is None else opened.clipped(found)), None
-    own = opened.settings.transform
-    asked = [wanted(each, own, found) for each in candidates_of(selection)]
-    # ``policy.online`` may reduce different candidates to the same transform, which is then built and measured once.
-    asked = [replace(each, transform=opened.run.allowed(opened.site, each.transform)) for each in asked]
-    apart, places = distinct(asked, found)
-    candidates = _measured(opened, [_built(opened, each, found) for each in apart])
+    apart, places = distinct_candidates(opened, selection, found)
+    candidates = _measured(opened, [built_candidate(opened, each, found) for each in apart])
 
     def mixture(settings: Differentiable, usable: Sequence[int]) -> Mixture:
         plans = [plan for index in usable if (plan := candidates[index].plan) is not None]
@@ -203,24 +160,7 @@ def _chosen(opened: OpenSite, found: SitePlan | None, tails: Tails | None) -> tu
     return plan, _choice(selection, candidates, verdict)
 
 
-def _built(opened: OpenSite, each: Wanted, found: SitePlan | None) -> _Candidate:
-    """Build the candidate's plan. A transform that does not fit the site's width or numbers is marked as refused."""
-    inherited = found if each.inherits else None
-    name = candidate_name(each.transform, inherited)
-    if inherited is not None and inherited.kind is each.transform.kind:
-        # The found plan itself is the candidate, with all that was searched or learned for it.
-        return _Candidate(name=name, plan=opened.on_device(inherited))
-    try:
-        plan = opened.plan(each.transform)
-    except (NumericalInstability, UnsupportedPolicy) as error:
-        return _Candidate(name=name, refused=error)
-    if inherited is not None:
-        # Another kind than the found plan's: it takes the found scales instead of those of its own policy.
-        plan = opened.on_device(replace(plan, scales_D=inherited.scales_D, label=inherited.label))
-    return _Candidate(name=name, plan=plan)
-
-
-def _measured(opened: OpenSite, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+def _measured(opened: OpenSite, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates with their errors and costs.
 
     Raises:
@@ -237,7 +177,7 @@ def _measured(opened: OpenSite, candidates: Sequence[_Candidate]) -> list[_Candi
     return [each if each.plan is None else _with_errors(each, opened, *next(pairs)) for each in candidates]
 
 
-def _with_errors(each: _Candidate, opened: OpenSite, error: float, test_error: float) -> _Candidate:
+def _with_errors(each: Candidate, opened: OpenSite, error: float, test_error: float) -> Candidate:
     assert each.plan is not None  # noqa: S101 -- only those are measured
     return replace(each, error=error, test_error=test_error, cost=relative_cost(each.plan, opened.linears))
 
@@ -248,7 +188,7 @@ def _mixture(opened: OpenSite, plans: Sequence[SitePlan], settings: Differentiab
     return differentiable(x_FD, opened.linears, plans, own.weights, own.activations, settings)
 
 
-def _choice(selection: AnySelection, candidates: Sequence[_Candidate], verdict: Verdict) -> dict[str, Any]:
+def _choice(selection: AnySelection, candidates: Sequence[Candidate], verdict: Verdict) -> dict[str, Any]:
     """The content of ``<site>.selection.json``. JSON has no infinity, so a number that is not finite becomes null."""
     rows: list[dict[str, Any]] = []
     for index, each in enumerate(candidates):

@@ -10,7 +10,7 @@ Shapes: B samples, T tokens, D hidden size, O outputs, I inputs.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -23,6 +23,7 @@ from quant_engine.models import Site
 from quant_engine.policy import BlockTraining, SiteQuantization
 from quant_engine.training.block_loss import BlockBatch, WeightedBatch, median_square, weighted
 from quant_engine.training.learnable import LearnablePlan, quantized_site
+from quant_engine.training.mixture import Candidates, LearnableMixture
 from quant_engine.training.quantized_linears import QuantizedSite, SwappedReaders
 from quant_engine.transforms import SitePlan
 
@@ -30,6 +31,10 @@ _JUDGMENTS: Final = 12
 """How often a training is judged. Each judgment costs a forward of every validation sample."""
 _LAST_RATE: Final = 0.01
 """The learning rate of the last step, as a share of the first."""
+
+
+Start = SitePlan | Candidates
+Learnable = LearnablePlan | LearnableMixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class TrainedBlock:
         curve: every judgment, in order.
         start_loss, best_loss: on validation samples; the second is never above the first.
         best_step: the step that ``plans`` come from; 0 for the start.
+        weights: of the candidates at that step, by the name of each site that has some. The largest is the plan's.
     """
 
     plans: dict[str, SitePlan]
@@ -57,6 +63,7 @@ class TrainedBlock:
     start_loss: float
     best_loss: float
     best_step: int
+    weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,14 +93,18 @@ class BlockUnderTraining:
         """The weight [O, I] of each linear that reads ``site``."""
         return tuple(self.weights[reader] for reader in site.readers)
 
-    def learnable(self, start: Mapping[str, SitePlan], training: BlockTraining) -> dict[str, LearnablePlan]:
-        """Each site's plan with its parameters exposed to an optimizer, by the site's name."""
-        return {
-            site.name: LearnablePlan(
-                start[site.name], training, self.linears(site), self.quantization[site.name], tied=site.tied > 1
-            )
-            for site in self.sites
-        }
+    def learnable(self, start: Mapping[str, Start], training: BlockTraining) -> dict[str, Learnable]:
+        """Each site's plan, or its candidates, with their parameters exposed to an optimizer, by the site's name."""
+        return {site.name: self._learnable(site, start[site.name], training) for site in self.sites}
+
+    def _learnable(self, site: Site, start: Start, training: BlockTraining) -> Learnable:
+        if isinstance(start, Candidates):
+            plans = [self._learnable_plan(site, plan, training) for plan in start.plans]
+            return LearnableMixture(plans, start.settings, training.steps)
+        return self._learnable_plan(site, start, training)
+
+    def _learnable_plan(self, site: Site, start: SitePlan, training: BlockTraining) -> LearnablePlan:
+        return LearnablePlan(start, training, self.linears(site), self.quantization[site.name], tied=site.tied > 1)
 
     def quantized(self, plans: Mapping[str, SitePlan]) -> dict[str, QuantizedSite]:
         """Every site under its finished plan, by the site's name."""
@@ -105,7 +116,7 @@ class BlockUnderTraining:
 
 def train_block(
     block: BlockUnderTraining,
-    start: Mapping[str, SitePlan],
+    start: Mapping[str, Start],
     batches: Sequence[BlockBatch],
     validation: Sequence[BlockBatch],
     training: BlockTraining,
@@ -117,7 +128,7 @@ def train_block(
     """Train the transforms of all sites of a block together. The block's layer is unchanged afterwards.
 
     Args:
-        start: a plan for each site, by its name.
+        start: a plan for each site, by its name, or the candidates that one is chosen among.
         batches: samples to take steps on, preferably one to a batch. ``training.batch_samples`` of them are drawn for
             a step, each once before any is drawn again.
         validation: samples that steps are judged on.
@@ -146,29 +157,34 @@ class _Descent:
         self,
         block: BlockUnderTraining,
         readers: SwappedReaders,
-        start: Mapping[str, SitePlan],
+        start: Mapping[str, Start],
         batches: Sequence[BlockBatch],
         validation: Sequence[BlockBatch],
         training: BlockTraining,
         execution: Execution,
     ) -> None:
         self._block, self._readers, self._training, self._execution = block, readers, training, execution
-        self._start = {site.name: start[site.name] for site in block.sites}
+        starts = {site.name: start[site.name] for site in block.sites}
+        self._start = {name: each.plans[0] if isinstance(each, Candidates) else each for name, each in starts.items()}
+        self._choice_rates = [each.settings.learning_rate for each in starts.values() if isinstance(each, Candidates)]
         # Validation samples get the median of the training samples, so that both losses weigh tokens by one rule.
         median = median_square(batches)
         self._batches, self._validation = weighted(batches, median), weighted(validation, median)
-        self._learnable = block.learnable(self._start, training)
+        self._learnable = block.learnable(starts, training)
 
     def run(self, seed: int, on_step: Callable[[int], None]) -> TrainedBlock:
         """Take steps until their number or the patience is used up."""
         training = self._training
         start_loss = best_loss = self._judge(self._start)
         best, best_step, waited = self._start, 0, 0
+        weights = self._weights()
         curve: list[BlockPoint] = []
         groups = self._parameter_groups()
         # Possible, for example, where only scales are learned and no site has any.
         if not groups:
-            return TrainedBlock(plans=dict(best), curve=(), start_loss=start_loss, best_loss=best_loss, best_step=0)
+            return TrainedBlock(
+                plans=dict(best), curve=(), start_loss=start_loss, best_loss=best_loss, best_step=0, weights=weights
+            )
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         cadence = max(1, training.steps // _JUDGMENTS)
         draws = self._draws(torch.Generator().manual_seed(seed))
@@ -184,10 +200,16 @@ class _Descent:
             waited += 1
             if error < best_loss:
                 best, best_loss, best_step, waited = plans, error, step, 0
+                weights = self._weights()
             if training.patience is not None and waited >= training.patience:
                 break
         return TrainedBlock(
-            plans=dict(best), curve=tuple(curve), start_loss=start_loss, best_loss=best_loss, best_step=best_step
+            plans=dict(best),
+            curve=tuple(curve),
+            start_loss=start_loss,
+            best_loss=best_loss,
+            best_step=best_step,
+            weights=weights,
         )
 
     def _step(self, optimizer: torch.optim.Optimizer, drawn: Sequence[WeightedBatch], step: int) -> float:
@@ -227,11 +249,19 @@ class _Descent:
         )
         return outputs_BTD
 
+    def _mixtures(self) -> dict[str, LearnableMixture]:
+        return {name: each for name, each in self._learnable.items() if isinstance(each, LearnableMixture)}
+
+    def _weights(self) -> dict[str, tuple[float, ...]]:
+        return {name: each.weights for name, each in self._mixtures().items()}
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
         learnable, training = self._learnable.values(), self._training
+        choices = zip(self._mixtures().values(), self._choice_rates, strict=True)
         groups = [
             ([p for each in learnable for p in each.transform_parameters()], training.learning_rate),
             ([p for each in learnable for p in each.clip_parameters()], training.clip_learning_rate),
+            *([[each.logit_N], rate] for each, rate in choices),
         ]
         return [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in groups if params]
 

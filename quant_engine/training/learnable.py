@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from quant_engine.evaluation.layer_errors import rounded_weights
 from quant_engine.grids import IntegerGrid, fake_quantize_activation, fake_quantize_weight, grid_of, weight_scale
-from quant_engine.policy import BlockTraining, SiteQuantization, WeightQuantization
-from quant_engine.training.learned_matrices import LearnedMatrix, inverse_transpose
+from quant_engine.policy import BlockTraining, SiteQuantization, TransformKind, WeightQuantization
+from quant_engine.training.learned_matrices import LearnedMatrix, LearnedRotation, inverse_transpose
 from quant_engine.training.quantized_linears import QuantizedSite
 from quant_engine.training.scale_parameter import scales_from, theta_from
 from quant_engine.transforms import SitePlan, transform_activation, transform_weight
@@ -54,7 +54,7 @@ class LearnablePlan(nn.Module):
         super().__init__()
         self._weights = tuple(linears)
         self._joined_OI = torch.cat(self._weights)
-        start = start.to(self._joined_OI.device)
+        start = start.to(self.device)
         self._start, self._quantization = start, quantization
         learn = frozenset(training.learn)
         # A common factor of s changes nothing; without it one learning rate means the same on every site.
@@ -62,12 +62,16 @@ class LearnablePlan(nn.Module):
         self._theta_D: nn.Parameter | None = None
         if start.scales_D is not None and "scales" in learn and not tied:
             self._theta_D = nn.Parameter(theta_from(start.scales_D / self._mean))
-        self._online = tuple(
-            _learner(each, training.gradual) if "transform" in learn else _Fixed(each) for each in start.online
-        )
+        make = partial(_learner, kind=start.kind, gradual=training.gradual) if "transform" in learn else _Fixed
+        self._online: tuple[_Fixed | _Learned, ...] = tuple(make(each) for each in start.online)
         self._registered = nn.ModuleList(self._online)  # a module does not find parameters in a tuple
         self._weight_logit_OG = self._weight_logits() if "weight_clip" in learn else None
         self._activation_logit = self._activation_logits() if "activation_clip" in learn else None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights and of all parameters."""
+        return self._joined_OI.device
 
     def clip_parameters(self) -> list[nn.Parameter]:
         """The logits of the clip ratios, which have their own learning rate."""
@@ -159,7 +163,7 @@ class LearnablePlan(nn.Module):
         if not clips or not isinstance(grid_of(activations.format), IntegerGrid):
             return None
         ratio = self._start.clip_of(activations)
-        return nn.Parameter(_logit(torch.tensor(ratio, device=self._weights[0].device)))
+        return nn.Parameter(_logit(torch.tensor(ratio, device=self.device)))
 
     def _weight_logits(self) -> nn.Parameter | None:
         """One logit for each weight scale; None where a scale has no row of its own.
@@ -234,13 +238,10 @@ class _Fixed(nn.Module):
 class _Learned(nn.Module):
     """A primitive made of matrices, each a parameter."""
 
-    def __init__(self, primitive: Primitive, gradual: bool) -> None:
+    def __init__(self, primitive: Primitive, make: Callable[[Tensor], LearnedMatrix | LearnedRotation]) -> None:
         super().__init__()
         self._start = primitive
-        gradual = gradual and isinstance(primitive, _GRADUAL_KINDS)
-        self._matrices: dict[str, LearnedMatrix] = {
-            key: LearnedMatrix(value, gradual=gradual) for key, value in primitive.tensors().items()
-        }
+        self._matrices = {key: make(value) for key, value in primitive.tensors().items()}
         self._registered = nn.ModuleDict(self._matrices)  # a module does not find parameters in a dict
 
     def advance(self, share: float) -> None:
@@ -260,10 +261,12 @@ class _Learned(nn.Module):
         return replace(self._start, **{key: each.inverse_transpose() for key, each in self._matrices.items()})
 
 
-def _learner(primitive: Primitive, gradual: bool) -> "_Fixed | _Learned":
-    if isinstance(primitive, _MATRIX_KINDS):
-        return _Learned(primitive, gradual)
-    return _Fixed(primitive)
+def _learner(primitive: Primitive, *, kind: TransformKind, gradual: bool) -> _Fixed | _Learned:
+    if not isinstance(primitive, _MATRIX_KINDS):
+        return _Fixed(primitive)
+    if kind is TransformKind.KRONECKER_ROTATION:
+        return _Learned(primitive, LearnedRotation)
+    return _Learned(primitive, partial(LearnedMatrix, gradual=gradual and isinstance(primitive, _GRADUAL_KINDS)))
 
 
 def _contragredient(primitive: Primitive) -> Primitive:

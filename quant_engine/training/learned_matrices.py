@@ -1,4 +1,4 @@
-"""Invertible matrices as parameters of an optimizer, and their inverses.
+"""Invertible matrices and rotations as parameters of an optimizer, and their inverses.
 
 Shapes: [..., K, K], one matrix or N blocks of them.
 """
@@ -7,6 +7,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from quant_engine.training.cayley import cayley
 
 
 class LearnedMatrix(nn.Module):
@@ -44,6 +46,33 @@ class LearnedMatrix(nn.Module):
     def inverse_transpose(self) -> Tensor:
         """P⁻ᵀ, computed in fp64; not finite where P is singular."""
         return inverse_transpose(self.matrix())
+
+
+class LearnedRotation(nn.Module):
+    """A matrix that stays a rotation of its start: P = P₀ cayley(S), where S is skew and starts from zero.
+
+    FlatQuant (arXiv 2410.09426) parametrizes the orthogonal factors of its matrices so. The adaptive transformations of
+    arXiv 2511.17809 choose between such a rotation and a free matrix.
+
+    Args:
+        start_KK: P₀, orthogonal.
+    """
+
+    def __init__(self, start_KK: Tensor) -> None:
+        super().__init__()
+        self._start_KK = nn.Buffer(start_KK.detach().double())
+        self.turn_KK = nn.Parameter(torch.zeros(start_KK.shape, device=start_KK.device))
+
+    def advance(self, share: float) -> None:
+        """Do nothing: a rotation has no entries to free gradually."""
+
+    def matrix(self) -> Tensor:
+        """P, orthogonal up to the rounding to fp32: it is computed in fp64."""
+        return (self._start_KK @ cayley(self.turn_KK.double())).float()
+
+    def inverse_transpose(self) -> Tensor:
+        """P⁻ᵀ, which is P."""
+        return self.matrix()
 
 
 def inverse_transpose(matrix_KK: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: T tokens, D channels, N blocks of K channels.
 """
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,6 +12,13 @@ from torch import Tensor
 from quant_engine.hadamard import hadamard_cores, hadamard_matrix
 from quant_engine.transforms.matrices import block_count, random_orthogonal
 from quant_engine.transforms.primitives import Block, Permutation, Primitive
+
+DUQUANT_STEPS: Final = 256
+"""The greedy steps of a rotation in the paper."""
+
+_LONGEST: Final = 256
+"""A block's rotation is found on this many of its tokens, those with the largest norms. A rotation keeps the norm of a
+token, so short tokens hardly ever hold the peak. All tokens would take eight times as long."""
 
 
 def zigzag_permutation(peak_D: Tensor, block_size: int) -> Tensor:
@@ -79,7 +87,7 @@ def duquant(
     peak_D: Tensor,
     *,
     block_size: int,
-    steps: int = 16,
+    steps: int = DUQUANT_STEPS,
     seed: int = 0,
     x_TI: Tensor | None = None,
 ) -> tuple[Primitive, ...]:
@@ -91,12 +99,12 @@ def duquant(
 
     Our reading, where the paper is open: the rotation acts as X R. n = 0, no rotation, is a candidate, so that a peak
     never rises. R̃ is the Hadamard matrix of order K, or a reflection where there is none. All blocks share the draws
-    of Q', and each has its own E and n.
+    of Q', and each has its own E and n. Peaks are those of each block's longest tokens.
 
     Args:
         peak_D: max_t abs X_tj after smoothing. Without ``x_TI`` it is used as the only token.
         block_size: K.
-        steps: greedy steps per rotation; the paper takes 256, most of the gain comes early.
+        steps: greedy steps per rotation, 256 in the paper.
         seed: the seed of Q'. Equal seeds give equal bits.
         x_TI: smoothed calibration tokens, on which the peaks are then measured.
 
@@ -123,7 +131,7 @@ def duquant(
 
 def _block_rotation(x_TI: Tensor, block_size: int, steps: int, generator: torch.Generator) -> Block:
     """Find the greedy rotation of every block, all blocks at once."""
-    x_NTK = x_TI.reshape(x_TI.shape[0], -1, block_size).transpose(0, 1)  # [T, D] → [N, T, K]
+    x_NTK = _longest(x_TI.reshape(x_TI.shape[0], -1, block_size).transpose(0, 1))  # [T, D] → [N, T, K]
     blocks = x_NTK.shape[0]
     spread_KK = _uniform_first_row(block_size)
     rotation_NKK = torch.eye(block_size, dtype=torch.float64, device=x_TI.device).repeat(blocks, 1, 1)
@@ -139,6 +147,16 @@ def _block_rotation(x_TI: Tensor, block_size: int, steps: int, generator: torch.
         best_NKK = torch.where(better_N[:, None, None], rotation_NKK, best_NKK)
         best_N = torch.where(better_N, peak_N, best_N)
     return Block(blocks_NKK=best_NKK.float())
+
+
+def _longest(x_NTK: Tensor) -> Tensor:
+    """The tokens of each block with the largest norms, in order, and the one with the largest value."""
+    count = min(_LONGEST, x_NTK.shape[1])
+    longest_NT = torch.linalg.vector_norm(x_NTK, dim=-1).topk(count, dim=-1).indices
+    # Without it the peak that the paper measures could be missed. A token that is taken twice changes no peak.
+    peak_N1 = x_NTK.abs().amax(dim=-1).argmax(dim=-1, keepdim=True)
+    index_NT = torch.cat([longest_NT, peak_N1], dim=-1)
+    return x_NTK.gather(1, index_NT[..., None].expand(-1, -1, x_NTK.shape[-1]))
 
 
 def _uniform_first_row(size: int) -> Tensor:

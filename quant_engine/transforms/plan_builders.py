@@ -24,9 +24,10 @@ from quant_engine.transforms.statistics import ChannelStatistics
 CLOSED_FORMS: Final = (TransformKind.CAT, TransformKind.WUSH, TransformKind.SMOOTH_CAT)
 """The kinds that are computed from two covariances."""
 
-_DUQUANT_TOKENS: Final = 2048
-_DEFAULT_BLOCK: Final = 64
-"""The largest block where the policy names no size."""
+_DUQUANT_BLOCK: Final = 128
+"""The largest block of DuQuant where the policy names no size, as in the paper."""
+_AFFINE_BLOCK: Final = 64
+"""The largest learned block where the policy names no size."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,18 +132,19 @@ def _kronecker(_transform: Transform, evidence: _Evidence, _scales: Tensor | Non
 
 
 def _duquant(transform: Transform, evidence: _Evidence, scales_D: Tensor | None) -> _Online:
-    x_TD = _spread(evidence.fit_tokens(), _DUQUANT_TOKENS)
+    x_TD = evidence.fit_tokens()
     if scales_D is not None:
         x_TD = x_TD / scales_D.to(x_TD)
     peak_D = x_TD.abs().amax(dim=0)
-    return duquant(peak_D, block_size=transform.block_size or _largest_block(peak_D.shape[0]), x_TI=x_TD)
+    size = transform.block_size or _largest_block(peak_D.shape[0], _DUQUANT_BLOCK)
+    return duquant(peak_D, block_size=size, x_TI=x_TD)
 
 
 def _affine(transform: Transform, evidence: _Evidence, _scales: Tensor | None) -> _Online:
     """The identity in blocks, from which a training starts (AffineQuant, arXiv 2403.12544)."""
     width, device = evidence.w_OD.shape[-1], evidence.w_OD.device
     # ``hadamard_order`` returns the block size after checking it.
-    size = hadamard_order(width, transform.block_size) if transform.block_size else _largest_block(width)
+    size = hadamard_order(width, transform.block_size) if transform.block_size else _largest_block(width, _AFFINE_BLOCK)
     return (Block(blocks_NKK=torch.eye(size, device=device).repeat(width // size, 1, 1)),)
 
 
@@ -188,6 +190,7 @@ _ONLINE: Final[dict[TransformKind, Callable[[Transform, _Evidence, Tensor | None
     TransformKind.ROTATION: _hadamard,
     TransformKind.SMOOTH_ROTATION: _hadamard,
     TransformKind.KRONECKER: _kronecker,
+    TransformKind.KRONECKER_ROTATION: _kronecker,
     TransformKind.DUQUANT: _duquant,
     TransformKind.AFFINE: _affine,
     TransformKind.CAT: _closed(cat_blocks),
@@ -200,15 +203,5 @@ def _closed_form_fields(transform: Transform) -> dict[str, Any]:
     return {"block_size": transform.block_size, "damping": transform.damping, "alpha": transform.alpha}
 
 
-def _spread(x_TD: Tensor, count: int) -> Tensor:
-    """At most ``count`` tokens: evenly spaced ones, and the token with the largest value."""
-    if x_TD.shape[0] <= count:
-        return x_TD
-    index = torch.linspace(0, x_TD.shape[0] - 1, count - 1, device=x_TD.device).long()
-    # DuQuant flattens the peaks, so the largest one must be in the sample.
-    peak = x_TD.abs().amax(dim=1).argmax()[None]
-    return x_TD[torch.cat([index, peak])]
-
-
-def _largest_block(width: int) -> int:
-    return max(size for size in range(1, _DEFAULT_BLOCK + 1) if width % size == 0)
+def _largest_block(width: int, limit: int) -> int:
+    return max(size for size in range(1, limit + 1) if width % size == 0)

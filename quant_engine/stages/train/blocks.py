@@ -2,7 +2,8 @@
 
 The fit and the validation samples are streamed through the blocks. A block's targets are the outputs of the original
 block on its original inputs. Its inputs are the original ones too, or the outputs of the quantized blocks before it,
-which are rounded to nearest under the transforms that were learned for them.
+which are rounded to nearest under the transforms that were learned for them. If the policy has a selection, it is made
+here, among learned transforms.
 """
 
 import hashlib
@@ -15,15 +16,15 @@ from quant_engine.models import Site
 from quant_engine.policy import BlockTraining
 from quant_engine.resume_state import StateFile
 from quant_engine.stages.calibrate import RECORDS, read_windows, training_windows
+from quant_engine.stages.candidates import choice_path, site_tails
 from quant_engine.stages.context.run import Run
-from quant_engine.stages.open_site import OpenSite
 from quant_engine.stages.plan_files import PlanReader, plan_path, read_plan, write_plan
 from quant_engine.stages.sample_streams import ORIGINAL, QUANTIZED, Streams, open_block
 from quant_engine.stages.stage import Stage, StageProgress, read_json, write_json
-from quant_engine.training import BlockBatch, BlockUnderTraining, TrainedBlock, train_block
+from quant_engine.stages.train.starts import BlockStarts, Result, best_result, choices
+from quant_engine.training import BlockBatch, BlockUnderTraining, Start, TrainedBlock, train_block
 from quant_engine.training.learnable import quantized_site
 from quant_engine.training.quantized_linears import QuantizedSite
-from quant_engine.transforms import SitePlan
 
 
 def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, found: PlanReader, upstream: str) -> Stage:
@@ -44,7 +45,8 @@ def train_blocks_stage(run: Run, training: BlockTraining, calibrated: Path, foun
             batch_samples=1,  # one sample to a batch, because steps draw their samples one by one
             execution=run.execution(StateFile(directory)),
         )
-        trainer = _Trainer(run=run, training=training, records=calibrated / RECORDS, found=found, directory=directory)
+        starts = BlockStarts(run=run, records=calibrated / RECORDS, found=found, tails=site_tails(run, directory))
+        trainer = _Trainer(run=run, training=training, starts=starts, directory=directory)
         if streams.first:
             progress.reach(sum(block < streams.first for block in blocks))
         # Blocks without sites are passed too: the streams have to reach the blocks after them.
@@ -70,8 +72,7 @@ class _Trainer:
 
     run: Run
     training: BlockTraining
-    records: Path
-    found: PlanReader
+    starts: BlockStarts
     directory: Path
 
     def pass_block(self, block: int, streams: Streams) -> None:
@@ -91,16 +92,19 @@ class _Trainer:
                     )
                     for i in range(len(hidden_states))
                 ]
-                self._write(block, sites, self._trained(block, sites, batches))
+                trials = self.starts.trials(sites)
+                results = [(trial, self._trained(block, sites, trial.starts, batches)) for trial in trials]
+                self._write(block, sites, results)
             if streams.follows_quantized:
                 # All sites at once: the layer can not compute while only some of its sites are set.
                 opened.unrounded({site.name: self._settled(site) for site in sites})
             opened.advance(targets)  # the targets are the original stream's states after this block
 
-    def _trained(self, block: int, sites: list[Site], batches: list[BlockBatch]) -> TrainedBlock:
+    def _trained(
+        self, block: int, sites: list[Site], start: dict[str, Start], batches: list[BlockBatch]
+    ) -> TrainedBlock:
         run, calibration = self.run, self.run.spec.calibration
         fit = split_samples(calibration.samples, calibration.holdout).fit
-        start = {site.name: self._start(site) for site in sites}
         # The seed belongs to the block, so a resumed run draws the same samples.
         digest = hashlib.sha256(f"{calibration.seed}:{block}".encode()).digest()
         linears = {
@@ -123,21 +127,20 @@ class _Trainer:
                 execution=run.execution(),
             )
 
-    def _start(self, site: Site) -> SitePlan:
-        found, opened = self.found(site), OpenSite(self.run, site, self.records)
-        return opened.plan(opened.settings.transform) if found is None else opened.clipped(found)
-
     def _settled(self, site: Site) -> QuantizedSite:
         """The site under its learned plan, with its weights rounded to nearest."""
         plan = read_plan(self.directory, site).to(self.run.model.device)
         return quantized_site(self.run.site_weights(site), plan, self.run.settings[site.name])
 
-    def _write(self, block: int, sites: list[Site], trained: TrainedBlock) -> None:
+    def _write(self, block: int, sites: list[Site], results: list[Result]) -> None:
+        _, trained = best_result(results)
         self.run.observer.metric("train.validation_loss", trained.best_loss)
         curve = [asdict(point) for point in trained.curve]
         numbers = {"start_loss": trained.start_loss, "best_loss": trained.best_loss, "best_step": trained.best_step}
         # Before the plans: the plans mark the block as trained.
         write_json(self.directory / f"{block:05d}.curve.json", numbers | {"curve": curve})
+        for name, choice in choices(results).items():
+            write_json(choice_path(self.directory, name), choice)
         for site in sites:
             write_plan(self.directory, site, trained.plans[site.name])
 

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from quant_engine.models import Site
-from quant_engine.policy import Policy, Statistic, Transform, TransformKind
+from quant_engine.policy import BlockTraining, Policy, Statistic, Transform, TransformKind
 from quant_engine.selection import ROLE_GROUPS, grouped_z, weight_kurtosis
 from quant_engine.stages.calibrate import RECORDS, calibrate_stage
 from quant_engine.stages.context.run import Run
 from quant_engine.stages.open_site import OpenSite
-from quant_engine.stages.plan_files import PlanReader
+from quant_engine.stages.plan_files import PlanReader, plan_reader
 from quant_engine.stages.select import Selection, read_selection, select_stage
-from quant_engine.stages.stage import run_stage
+from quant_engine.stages.stage import read_json, run_stage
+from quant_engine.stages.train.blocks import train_blocks_stage
 from quant_engine.transforms import SitePlan
 from tests.integration.quant_engine.helpers import ALL_LINEARS, RecordingObserver, open_run
 from tests.tiny_models import write_tiny_model
@@ -154,6 +155,45 @@ def test_kinds_take_the_scales_that_were_found(label: str, model_dir: Path, reco
         assert expected.scales_D is not None
         assert plan.scales_D.equal(expected.scales_D)
         assert (plan.label, plan.alpha) == (label, 0.6)
+
+
+_LEARNED = ["kronecker", "kronecker_rotation", {"kind": "cat", "block_size": 48}]
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"kind": "lowest_error", "candidates": _LEARNED, "online_cost": 0.05},
+        {"kind": "kurtosis", "outlying": "kronecker", "typical": "kronecker_rotation", "beta": 0.0},
+        {"kind": "differentiable", "candidates": _LEARNED, "steps": 1},
+    ],
+    ids=lambda each: each["kind"],
+)
+def test_block_training_chooses_among_learned_transforms(
+    selection: dict[str, Any], model_dir: Path, records: Path, tmp_path: Path
+) -> None:
+    """Every chosen plan is learned, and is what the report says. Blocks of 48 fit no site but down_proj."""
+    training = {"kind": "block", "steps": 2, "batch_samples": 2, "inputs": "quantized"}
+    run = open_run(model_dir, _policy(selection, training=training), tmp_path)
+    policy = run.spec.policy.training
+    assert isinstance(policy, BlockTraining)
+    trained = run_stage(train_blocks_stage(run, policy, records.parent, _nothing, ""), tmp_path, run.observer)
+    stage = select_stage(run, records, plan_reader(trained), "", learned=trained)
+    selected = read_selection(run, run_stage(stage, tmp_path, run.observer))
+    assert list(selected.choices) == [site.name for site in run.sites]
+    for site in run.sites:
+        choice, plan = selected.choices[site.name], selected.plans[site.name]
+        assert (choice["kind"], choice["learned"]) == (selection["kind"], True)
+        assert choice["chosen"].split("(")[0] == plan.kind.value
+        assert choice["chosen"] in {row["name"] for row in choice["candidates"]}
+        loss = min(row["block_loss"] for row in choice["candidates"])
+        assert loss <= read_json(trained / f"{site.block:05d}.curve.json")["start_loss"]
+        if selection["kind"] == "kurtosis":
+            assert plan.kind is TransformKind(selection["outlying" if choice["outlying"] else "typical"])
+        if selection["kind"] == "differentiable":
+            assert len(choice["candidates"]) == (3 if site.features == 96 else 2)
+            assert sum(row["weight"] for row in choice["candidates"]) == pytest.approx(1.0)
+    assert any(plan.label == "learned" for plan in selected.plans.values())
 
 
 class _Killed(BaseException):

@@ -15,7 +15,7 @@ _STORED = {
     "spinquant-w4a4": "88da7c70686dcc8c",
     "flatquant-w4a4": "1afe05cd5b78e395",
     "wush-w4a4": "aadb32f42d43d59e",
-    "duquant-w4a4": "fac1c99b4a29a718",
+    "duquant-w4a4": "9e5d9f3694e6b43c",
     "omniquant-w4a4": "58c097409b21cf57",
     "smoothquant-w8a8": "fc2059dc82425097",
     "adaptive-w4a4": "03f43f164a800dd9",

@@ -273,7 +273,6 @@ def test_the_hash_survives_a_round_trip_through_json(alpha: float, q: float) -> 
         ({"preset": "paper-2606.09927", "training": {"kind": "block"}}, "/training", "paper_trains_by_itself"),
         ({"training": {"kind": "rotation"}}, "/residual", "no_rotation_to_learn"),
         ({"preset": "spinquant-w4a4", "residual": None}, "/residual", "no_rotation_to_learn"),
-        ({"preset": "best-w4a4", "selection": {}}, "/selection", "block_training_and_selection"),
         ({"activations": {"clip": "search", "clip_ratio": 0.9}}, "/activations/clip_ratio", "clip_given_and_searched"),
         (
             {"overrides": [{"match": "o_proj", "activations": {"clip": "search", "clip_ratio": 0.9}}]},

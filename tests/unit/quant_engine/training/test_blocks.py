@@ -1,6 +1,6 @@
 """Training a block: the loss against a dense definition of the quantized block, and the promises of its result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,12 +15,13 @@ from quant_engine.models import CheckpointSource, Site, StreamedModel, model_sit
 from quant_engine.policy import (
     ActivationQuantization,
     BlockTraining,
+    Differentiable,
     NumberFormat,
     SiteQuantization,
     TransformKind,
     WeightQuantization,
 )
-from quant_engine.training import BlockBatch, BlockUnderTraining, TrainedBlock, train_block
+from quant_engine.training import BlockBatch, BlockUnderTraining, Candidates, Start, TrainedBlock, train_block
 from quant_engine.training.block_loss import median_square, weighted
 from quant_engine.training.blocks import learning_rate_factor
 from quant_engine.transforms import SitePlan
@@ -38,7 +39,7 @@ class Example:
     layer: nn.Module
     sites: list[Site]
     weights: dict[str, Tensor]
-    start: dict[str, SitePlan]
+    start: Mapping[str, Start]
     batches: list[BlockBatch]
     validation: list[BlockBatch]
 
@@ -304,3 +305,19 @@ def test_activations_that_are_computed_twice_give_the_same_bits(
         assert (found.scales_D is None) == (plan.scales_D is None)
         if plan.scales_D is not None and found.scales_D is not None:
             assert torch.equal(found.scales_D, plan.scales_D)
+
+
+def test_a_block_learns_which_transform_fits(example: Callable[[str], Example]) -> None:
+    """Scales over six orders of magnitude lose to the Hadamard at every site, whichever of them comes first."""
+    block = example("llama")
+    for first in (True, False):
+        settings = Differentiable(steps=10, learning_rate=0.3)
+        start = {}
+        for site in block.sites:
+            good = block.start[site.name]
+            uneven = SitePlan(kind=TransformKind.SMOOTH, scales_D=torch.logspace(-3, 3, site.features))
+            start[site.name] = Candidates(plans=[good, uneven] if first else [uneven, good], settings=settings)
+        trained = replace(block, start=start).train(BlockTraining(steps=12, batch_samples=2, learn=("weight_clip",)))
+        assert {plan.kind for plan in trained.plans.values()} == {TransformKind.KRONECKER}
+        assert all((weights[0] > weights[1]) is first for weights in trained.weights.values())
+        assert trained.best_loss < trained.start_loss

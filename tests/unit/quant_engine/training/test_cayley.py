@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quant_engine.training import CayleySGD
 from quant_engine.training.cayley import cayley
-from quant_engine.training.learned_matrices import LearnedMatrix
+from quant_engine.training.learned_matrices import LearnedMatrix, LearnedRotation
 
 
 def random_orthogonal(size: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -79,6 +79,20 @@ def test_a_matrix_starts_where_it_is_told_and_knows_its_inverse() -> None:
     assert (moved - start).abs().max() > 0.05
     identity = torch.eye(6).expand(2, 6, 6)
     torch.testing.assert_close(moved @ matrix.inverse_transpose().detach().mT, identity, rtol=0, atol=1e-4)
+
+
+def test_a_learned_rotation_turns_its_start_and_is_its_own_inverse_transpose() -> None:
+    start = torch.stack([random_orthogonal(6, seed) for seed in (1, 2)])
+    rotation = LearnedRotation(start)
+    torch.testing.assert_close(rotation.matrix().detach(), start.float(), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        rotation.turn_KK += torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(3))
+    moved = rotation.matrix().detach().double()
+    assert (moved - start).abs().max() > 0.1
+    torch.testing.assert_close(moved @ moved.mT, torch.eye(6).double().expand(2, 6, 6), rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.linalg.inv(moved).mT, rotation.inverse_transpose().detach().double())
+    rotation.matrix()[0, 0, 1].backward()  # type: ignore[no-untyped-call]  # torch annotates it nowhere
+    assert bool(rotation.turn_KK.grad.abs().sum() > 0)
 
 
 def test_a_gradual_matrix_is_freed_from_the_diagonal_outwards() -> None:

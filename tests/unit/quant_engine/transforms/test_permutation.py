@@ -70,7 +70,7 @@ def test_duquant_is_orthogonal_and_changes_no_output(size: int, measured: bool) 
 @pytest.mark.parametrize("size", [16, 12, 10])
 def test_every_stage_lowers_the_peak(size: int) -> None:
     x_TI = massive_input(64, 240, dtype=torch.float64)
-    first, permutation, second = duquant(x_TI.abs().amax(dim=0), block_size=size, x_TI=x_TI)
+    first, permutation, second = duquant(x_TI.abs().amax(dim=0), block_size=size, steps=16, x_TI=x_TI)
     once_TI = first.apply(x_TI)
     twice_TI = apply_all([permutation, second], once_TI)
     assert float(once_TI.abs().max()) < 0.7 * float(x_TI.abs().max())
@@ -85,7 +85,7 @@ def test_every_stage_lowers_the_peak(size: int) -> None:
 
 def test_the_permutation_deals_what_the_first_rotation_left() -> None:
     x_TI = massive_input(64, 96, dtype=torch.float64)
-    first, permutation, _ = duquant(x_TI.abs().amax(dim=0), block_size=16, x_TI=x_TI)
+    first, permutation, _ = duquant(x_TI.abs().amax(dim=0), block_size=16, steps=4, x_TI=x_TI)
     assert permutation.tensors()["index_D"].tolist() == dealt(first.apply(x_TI).abs().amax(dim=0), 16)
 
 
@@ -110,9 +110,19 @@ def test_more_steps_are_never_worse() -> None:
     assert reached[0] == float(x_TI.abs().max())
 
 
+def test_short_tokens_do_not_change_the_rotation() -> None:
+    """A rotation keeps norms, so a token that is shorter than the others' peaks never holds a peak itself."""
+    x_TI = 5 + massive_input(64, 32, dtype=torch.float64).abs()
+    peak_D = x_TI.abs().amax(dim=0)
+    longer_TI = torch.cat([0.01 * torch.ones(400, 32, dtype=torch.float64), x_TI])
+    alone, among = (duquant(peak_D, block_size=16, steps=8, x_TI=tokens) for tokens in (x_TI, longer_TI))
+    assert torch.equal(dense_matrix(alone, 32), dense_matrix(among, 32))
+
+
 def test_the_seed_decides() -> None:
     peak_D = peaks(96)
-    one, again, other = (duquant(peak_D, block_size=16, seed=seed)[0].tensors()["blocks_NKK"] for seed in (3, 3, 4))
+    rotations = [duquant(peak_D, block_size=16, steps=2, seed=seed)[0] for seed in (3, 3, 4)]
+    one, again, other = (rotation.tensors()["blocks_NKK"] for rotation in rotations)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
