@@ -1,5 +1,6 @@
 """Quantize and dequantize tensors in all number formats and granularities, with gradients where they are needed."""
 
+from quant_engine.grids.activations import fake_quantize_activation
 from quant_engine.grids.clip import mse_clip_ratio, rounded_on
 from quant_engine.grids.float4 import MxFloat4Grid, NvFloat4Grid, e4m3, e8m0, global_scale, power_of_two_step
 from quant_engine.grids.formats import Float8Grid, IntegerGrid, export_dtype, grid_of, joined_grids
@@ -7,7 +8,6 @@ from quant_engine.grids.grid import Grid
 from quant_engine.grids.quantize import (
     Quantized,
     codes_on_scale,
-    fake_quantize_activation,
     fake_quantize_weight,
     misfitting_groups,
     nearest_divisors,

@@ -1,9 +1,9 @@
 """Integers with a zero point for every row of weights that shares a scale.
 
-    a = ρ (max(v, 0) − min(v, 0)) / (2^b − 1)    z = round(−2^(b−1) − ρ min(v, 0) / a)
-    c_j = clamp(round(v_j / a) + z)
+    a = ρ (max(v, 0) − min(v, 0)) / (2^b − 1)       z = round(−2^(b−1) − ρ min(v, 0) / a)
+    c_j = clamp(round(v_j / a) + z)                 q_j = a (c_j − z)
 
-and q_j = a (c_j − z). ρ cancels in z, so a row has the same zero point whatever its clip. Zero is always among the
+ρ cancels in z, so a row has the same zero point whatever its clip. Zero is always among the
 values, so z is a code.
 
 Shapes: R rows, G values in each.

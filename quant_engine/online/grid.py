@@ -82,4 +82,4 @@ class ServedIntegers:
         if self.group_size is None:
             return rounded_token(x_TI, self.bits, clip_ratio)
         # [..., I] → [..., I / size, size]: each group is rounded like a token.
-        return rounded_token(x_TI.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
+        return rounded_token(x_TI.reshape(*x_TI.shape[:-1], -1, self.group_size), self.bits).reshape(x_TI.shape)

@@ -12,6 +12,7 @@ from quant_engine.policy.formats import (
     in_words,
 )
 from quant_engine.policy.patterns import matches
+from quant_engine.policy.policy_error import PolicyError
 from quant_engine.policy.presets import PRESETS, Preset
 from quant_engine.policy.profiles import Profile, check_profile
 from quant_engine.policy.request import (
@@ -33,7 +34,7 @@ from quant_engine.policy.request import (
     Output,
     Perplexity,
 )
-from quant_engine.policy.resolve import PolicyError, policy_hash, resolve_policy
+from quant_engine.policy.resolve import policy_hash, resolve_policy
 from quant_engine.policy.search import AnySearch, GridSearch, LayerChoice, PaperExperiment
 from quant_engine.policy.selection import AnySelection, Candidate, Differentiable, Kurtosis, LowestError
 from quant_engine.policy.site_settings import SiteQuantization, SiteSettings, linear_settings

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from quant_engine.policy.formats import ActivationQuantization
-from quant_engine.policy.resolve import PolicyError
+from quant_engine.policy.policy_error import PolicyError
 from quant_engine.policy.selection import AnySelection
 from quant_engine.policy.transform import Transform, TransformKind
 from quant_engine.policy.types import Policy

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from quant_engine.policy.formats import ActivationQuantization, WeightQuantization
 from quant_engine.policy.known_names import parts_of
 from quant_engine.policy.patterns import matches
-from quant_engine.policy.resolve import PolicyError
+from quant_engine.policy.policy_error import PolicyError
 from quant_engine.policy.transform import Transform
 from quant_engine.policy.types import Policy
 

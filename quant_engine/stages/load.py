@@ -79,7 +79,9 @@ def check_run_disk(run: Run) -> None:
     tokens = calibration.samples * calibration.sequence_length
     # The older state is removed only after the newer one is complete, so two of them need space at the same time.
     states = 2 * hidden_states_bytes(run.model, tokens, streams=2)
-    needed = records + states + 2 * run.source.weight_bytes  # quantized blocks, and the checkpoint made of them
+    # Quantized blocks, the tuned ones, and the checkpoint made of them.
+    copies = 2 if run.spec.policy.tuning is None else 3
+    needed = records + states + copies * run.source.weight_bytes
     free = shutil.disk_usage(run.work_dir).free
     if needed > free:
         raise DiskFull(
@@ -102,12 +104,17 @@ def check_memory(run: Run) -> None:
     most_sites = max(sum(site.features for site in run.sites if site.block == block) for block in _blocks(run))
     block = 4 * sum(value.numel() for value in run.model.empty_block(0).parameters())
     ends = 4 * config.vocab_size * config.hidden_size * (1 if run.model.ties_embeddings else 2)
-    needed = hidden + 4 * most_sites * _kept_tokens(run) + block + ends
+    streamed = hidden + 4 * most_sites * _kept_tokens(run) + block + ends
+    # Tuning holds all blocks at once, and their weights times the factors of their scales in the graph of a step.
+    tuned = hidden + 2 * run.model.blocks * block + ends if run.spec.policy.tuning is not None else 0
     available = psutil.virtual_memory().available
-    if needed > available:
+    if max(streamed, tuned) > available:
+        hint = "Use fewer samples or shorter sequences, or a machine with more memory."
+        if streamed <= available:
+            hint = 'Set policy.tuning to {"kind": "none"}, or use a machine with more memory.'
         raise InsufficientMemory(
-            detail=f"The run needs about {needed:,} bytes of memory; {available:,} are available.",
-            hint="Use fewer samples or shorter sequences, or a machine with more memory.",
+            detail=f"The run needs about {max(streamed, tuned):,} bytes of memory; {available:,} are available.",
+            hint=hint,
         )
 
 

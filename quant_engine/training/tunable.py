@@ -5,7 +5,7 @@ for all. Shapes: T tokens, O outputs, I inputs, G scales of an output's row, D c
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class TunableLinear(nn.Module):
             # One scale for a row, or for all: on the output it needs no product with the gradient of a whole weight.
             y_TO = functional.linear(x_TI, self._w_OI) * factor.flatten()
             return y_TO if self._bias_O is None else y_TO + self._bias_O
-        w_OGI = self._w_OI.unflatten(-1, (factor.shape[-1], -1)) * factor.unsqueeze(-1)  # [O, I] → [O, G, I / G]
-        return functional.linear(x_TI, w_OGI.flatten(1), self._bias_O)
+        w_OGI = self._w_OI.reshape(*factor.shape, -1) * factor.unsqueeze(-1)  # [O, I] → [O, G, I / G]
+        return functional.linear(x_TI, w_OGI.reshape(self._w_OI.shape), self._bias_O)
 
 
 class LearnedScale(nn.Module):
@@ -113,7 +113,7 @@ class TunableNorms:
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """The learned weights by their parameters' names, fp32."""
-        return {f"{name}.weight": module.weight.detach().clone() for name, module in self._modules.items()}
+        return {f"{name}.weight": cast(Tensor, each.weight).detach().clone() for name, each in self._modules.items()}
 
 
 def learned_scales(linears: Mapping[str, TunableLinear]) -> Iterator[tuple[str, LearnedScale]]:

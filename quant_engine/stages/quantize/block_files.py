@@ -93,7 +93,7 @@ def fused_clips(run: Run, site: Site, plans: Plans, linears: Sequence[Tensor]) -
     plan, orders = plans[site.name], permuted_rows(run, site.block, plans)
     if plan.weight_clip_OG is None:
         return [None] * len(linears)
-    clips = plan.weight_clip_OG.to(run.model.device).split([w_OI.shape[0] for w_OI in linears])
+    clips = torch.split(plan.weight_clip_OG.to(run.model.device), [w_OI.shape[0] for w_OI in linears])
     return [
         (clip_OG if name not in orders else clip_OG[orders[name]]).reshape(-1, 1)
         for name, clip_OG in zip(site.readers, clips, strict=True)

@@ -28,6 +28,12 @@ _GROUPS: Final[dict[str, Any]] = {
 _FORMATS: Final[dict[str, dict[str, Any]]] = {
     "channels": _INTEGERS,
     "groups": _GROUPS,
+    "rotated stream": {
+        "weights": {"format": "int4"},
+        "activations": {"format": "none"},
+        "residual": {"kind": "hadamard"},
+        "online": "inner",
+    },
     "nvfp4": {"weights": {"format": "nvfp4"}, "activations": {"format": "nvfp4"}},
 }
 

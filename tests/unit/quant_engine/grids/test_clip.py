@@ -117,7 +117,7 @@ def test_a_learned_ratio_gets_its_gradient(per_row: bool, seed: int, bits: int) 
     drawn = 0.3 + 0.7 * torch.rand((3, 4, 1) if per_row else (), dtype=torch.float64, generator=generator)
     ours, reference = values.clone().requires_grad_(), values.clone().requires_grad_()
     ratio, ratio_reference = drawn.clone().requires_grad_(), drawn.clone().requires_grad_()
-    found = fake_quantize_on_grid(ours, rounded=rounded_on(IntegerGrid(bits)), clip_ratio=ratio)
+    found = fake_quantize_on_grid(ours, grid=IntegerGrid(bits), clip_ratio=ratio)
     expected = learned_by_autograd(reference, bits, ratio_reference)
     torch.testing.assert_close(found, expected)
     found.backward(upstream)
@@ -128,7 +128,7 @@ def test_a_learned_ratio_gets_its_gradient(per_row: bool, seed: int, bits: int) 
 
 def test_a_ratio_learns_though_the_values_do_not() -> None:
     v_RG, ratio = weight(4, 32), torch.tensor(0.7, requires_grad=True)
-    fake_quantize_on_grid(v_RG, rounded=rounded_on(IntegerGrid(4)), clip_ratio=ratio).sum().backward()
+    fake_quantize_on_grid(v_RG, grid=IntegerGrid(4), clip_ratio=ratio).sum().backward()
     assert ratio.grad is not None
     assert ratio.grad != 0
 

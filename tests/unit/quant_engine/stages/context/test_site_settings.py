@@ -1,9 +1,12 @@
 """What a policy means for a concrete model: overrides, widths, quantiles."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -98,6 +101,20 @@ def test_too_little_memory_is_foreseen(tmp_path: Path) -> None:
         check_memory(run)
 
 
+def test_the_memory_of_a_tuning_is_foreseen_and_can_be_spared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_dir = write_tiny_model(tmp_path / "model", hidden=256, intermediate=512, layers=6)
+    spec = run_spec(model_dir, _policy(tuning={"steps": 1}), calibration=Calibration(samples=4, sequence_length=8))
+    run = prepare_run(spec, work_dir=tmp_path, observer=RecordingObserver())
+    weights = sum(value.numel() for value in run.model.empty_block(0).parameters()) * 4 * run.model.blocks
+    # A machine that holds every weight once, which is more than a run needs that works block by block.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=weights))
+    with pytest.raises(InsufficientMemory) as caught:
+        check_memory(run)
+    assert "policy.tuning" in caught.value.hint
+    policy = spec.policy.model_copy(update={"tuning": None})
+    check_memory(prepare_run(replace(spec, policy=policy), work_dir=tmp_path, observer=RecordingObserver()))
+
+
 def test_plans_survive_the_disk_bit_for_bit(model_dir: Path, tmp_path: Path) -> None:
     run = open_run(model_dir, _policy(), tmp_path)
     for name, plan in random_plans(run).items():
@@ -108,6 +125,9 @@ def test_plans_survive_the_disk_bit_for_bit(model_dir: Path, tmp_path: Path) -> 
         assert plan.scales_D is not None
         assert found.scales_D is not None
         assert torch.equal(found.scales_D, plan.scales_D)
+        assert (found.permutation_D is None) is (site.role != "feed_forward_inner")
+        if found.permutation_D is not None and plan.permutation_D is not None:
+            assert torch.equal(found.permutation_D, plan.permutation_D)
 
 
 def test_the_checkpoint_is_read_in_full_precision(tmp_path: Path) -> None:
