@@ -3,9 +3,9 @@
 python -m benchmarks.gguf_source --model DIR --datasets DIR --output DIR
 
 One job runs with ``output.also: ["gguf-source"]``: by default with L2 diagonals in front of o_proj and down_proj, and
-rounding to nearest. Then every linear of the blocks of the original, and of ``gguf-source/``, is quantized and dequantized by the ``gguf``
-package's own quantizer, and the perplexity of all four models is measured in fp32. The embedding and the head stay as
-they are. ``OUTPUT/gguf_source.json`` stores the figures. An interrupted run continues.
+rounding to nearest. Then every linear of the blocks of the original, and of ``gguf-source/``, is quantized and
+dequantized by the ``gguf`` package's own quantizer, and the perplexity of all four models is measured in fp32. The
+embedding and the head stay as they are. ``OUTPUT/gguf_source.json`` stores the figures. An interrupted run continues.
 """
 
 import argparse
