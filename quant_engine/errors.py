@@ -20,6 +20,7 @@ EngineError
 │   └── DiskFull                 disk_full
 └── platform: a defect of the service
     ├── ModelMisread             model_misread             the model is read differently from how transformers reads it
+    ├── EngineUnavailable        engine_not_available      the engine of the serving gate is not on this machine
     └── VerificationFailed       verification_failed       the exported checkpoint does not reproduce the model
 """
 
@@ -161,6 +162,13 @@ class ModelMisread(EngineError):
     """The model as it is read here is not the one that transformers makes of the same files."""
 
     code = "model_misread"
+    category = "platform"
+
+
+class EngineUnavailable(EngineError):
+    """The engine that a checkpoint has to be served in, for the gate, is not on this machine."""
+
+    code = "engine_not_available"
     category = "platform"
 
 

@@ -1,0 +1,1 @@
+"""What runs checkpoints in other engines: a plugin for vLLM, and the tests that run it."""

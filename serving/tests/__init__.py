@@ -1,0 +1,1 @@
+"""Tests in vLLM itself; ``make serving`` runs them, ``make test`` does not."""
