@@ -21,7 +21,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final

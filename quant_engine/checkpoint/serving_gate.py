@@ -73,19 +73,18 @@ def bounds_of(rounding: str, dtype: str) -> ServingBounds:
 
 
 def _rounding(linear: QuantizedLinear) -> str:
-    bits = linear.served_bits
-    if bits is not None:
-        return "int8" if bits >= 8 else "narrow"  # noqa: PLR2004 -- the name says it
+    if linear.served is not None:
+        return "int8" if linear.served.bits >= 8 else "narrow"
     if linear.scheme().input_activations is None:
         return "unrounded"
-    return "float" if linear.scheme().input_activations.num_bits >= 8 else "narrow"  # noqa: PLR2004 -- as above
+    return "float" if linear.scheme().input_activations.num_bits >= 8 else "narrow"
 
 
 def serving_dtype(linears: Sequence[QuantizedLinear], dtype: torch.dtype) -> str:
     """Return the type in which the checkpoint is served: its own, but half precision where fp32 has no kernel."""
     # vLLM's own kernels for packed weights take half precision alone. The plugin has a path for fp32.
     packed = any(each.format is CompressionFormat.pack_quantized for each in linears)
-    plain = all(each.online.is_identity and (each.served_bits or 8) >= 8 for each in linears)  # noqa: PLR2004 -- bits
+    plain = all(each.online.is_identity and (each.served is None or each.served.bits >= 8) for each in linears)
     if dtype is torch.float32 and packed and plain:
         return "bfloat16"
     return str(dtype).removeprefix("torch.")

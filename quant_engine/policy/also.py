@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from quant_engine.policy.policy_error import PolicyError
 from quant_engine.policy.request import Also
-from quant_engine.policy.resolve import PolicyError
 from quant_engine.policy.types import Policy
 
 

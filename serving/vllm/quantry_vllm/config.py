@@ -20,6 +20,7 @@ from vllm.platforms import current_platform
 from quantry_vllm.claims import reference_only
 from quantry_vllm.inputs import Refused
 from quantry_vllm.linear import InputRounding, QuantryLinearMethod
+from quantry_vllm.online.grid import ServedIntegers
 from quantry_vllm.online.section import StoredInput, stored_inputs
 from quantry_vllm.reference import ReferenceLinearMethod
 
@@ -112,20 +113,25 @@ class QuantryConfig(CompressedTensorsConfig):
         self, layer: nn.Module, prefix: str, found: Mapping[str, Any], stored: StoredInput | None
     ) -> LinearMethodBase:
         weights, inputs, layout = found["weights"], found["input_activations"], found["format"]
-        bits = None
+        integers = None
         if inputs is not None and inputs.type == "int" and _rounds_here(inputs, layout):
-            bits, inputs = int(inputs.num_bits), None
+            integers, inputs = _integers(inputs), None
         ratio = 1.0 if stored is None else stored.clip_ratio
         inner: LinearMethodBase
         if reference_only() or not _has_kernel(weights, inputs, layout):
             # Integers are rounded on the grid of engines, which compressed-tensors' own forward does not have.
             if inputs is not None and inputs.type == "int":
-                bits, inputs = int(inputs.num_bits), None
+                integers, inputs = _integers(inputs), None
             inner = ReferenceLinearMethod(weights, inputs, layout)
         else:
             layer.scheme = self._get_scheme_from_parts(weights, inputs, None, layout, prefix)
             inner = CompressedTensorsLinearMethod(self)
-        return QuantryLinearMethod(inner, prefix, stored, InputRounding(bits, ratio))
+        return QuantryLinearMethod(inner, prefix, stored, InputRounding(integers, ratio))
+
+
+def _integers(inputs: QuantizationArgs) -> ServedIntegers:
+    group = inputs.group_size if inputs.strategy == QuantizationStrategy.GROUP else None
+    return ServedIntegers(int(inputs.num_bits), group, bool(inputs.symmetric))
 
 
 def _rounds_here(inputs: QuantizationArgs, layout: str) -> bool:
@@ -144,7 +150,7 @@ def _has_kernel(weights: QuantizationArgs, inputs: QuantizationArgs | None, layo
     config = get_current_vllm_config_or_none()
     half = config is not None and config.model_config.dtype in (torch.float16, torch.bfloat16)
     if layout == CompressionFormat.pack_quantized.value:
-        return weights.num_bits == _PACKED_BITS and half
+        return weights.num_bits == _PACKED_BITS and half and inputs is None
     if inputs is None or weights.strategy != QuantizationStrategy.CHANNEL:
         return False
     # With AMX its int8 kernel stops at inputs in fp32.

@@ -9,7 +9,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.linear import LinearMethodBase
 
 from quantry_vllm.inputs import OnlineTransform
-from quantry_vllm.online.grid import rounded_token
+from quantry_vllm.online.grid import ServedIntegers
 from quantry_vllm.online.section import StoredInput
 
 
@@ -18,16 +18,16 @@ class InputRounding:
     """What is left to do with a transformed input before the kernel has it.
 
     Attributes:
-        bits: integers of this width are rounded here, because no kernel rounds to them; None where the kernel rounds.
+        integers: to which the input is rounded here, because no kernel rounds to them; None where the kernel rounds.
         clip_ratio: ρ; larger values get the last code.
     """
 
-    bits: int | None
+    integers: ServedIntegers | None
     clip_ratio: float
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        if self.bits is not None:
-            return rounded_token(x_TI, self.bits, self.clip_ratio)
+        if self.integers is not None:
+            return self.integers.rounded(x_TI, self.clip_ratio)
         if self.clip_ratio == 1.0:
             return x_TI
         # The kernel takes the scale from the largest value that it sees.
