@@ -190,6 +190,30 @@ class MeasuredPerplexities(View):
     differently, or can not run the checkpoint."""
 
 
+class TuningPoint(View):
+    """One judgment of a tuning."""
+
+    step: Annotated[int, Field(examples=[13])]
+    """The number of steps before it."""
+    loss: Annotated[float, Field(examples=[0.21])]
+    """The divergence from the original's predictions on the samples of the last step."""
+    validation_loss: Annotated[float, Field(examples=[0.22])]
+    """The divergence on validation samples, by which the best point is chosen."""
+
+
+class TuningView(View):
+    """The tuning of scales and norms after rounding."""
+
+    start_loss: Annotated[float, Field(examples=[0.23])]
+    """The divergence from the original's predictions on validation samples before the first step."""
+    best_loss: Annotated[float, Field(examples=[0.19])]
+    """The same at the point that was kept."""
+    best_step: Annotated[int, Field(examples=[80])]
+    """The step that was kept; 0 where none was better than the start."""
+    curve: tuple[TuningPoint, ...]
+    """Every judgment, in order."""
+
+
 class SelectionRegret(View):
     """How far the chosen transforms are above the best candidates, on test tokens."""
 
@@ -258,8 +282,8 @@ class Report(View):
     """The scores of the search, by policy."""
     training: Free | None
     """The curves of the training."""
-    tuning: Free | None
-    """The losses of the tuning after rounding, on fit and validation samples."""
+    tuning: TuningView | None
+    """The tuning after rounding. Null where there was none."""
     selection: Free
     """The errors of every candidate, by site."""
     selection_regret: SelectionRegret | None

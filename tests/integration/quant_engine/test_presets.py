@@ -97,7 +97,7 @@ def test_no_preset_is_left_out() -> None:
 )
 def test_a_preset_ends_in_a_checkpoint_that_reloads_exactly(preset: str, architecture: str, tmp_path: Path) -> None:
     # Wide enough for the groups of its kernel.
-    sizes = {"hidden": 128, "intermediate": 256} if preset == "w4a8-fp8" else {}
+    sizes: dict[str, Any] = {"hidden": 128, "intermediate": 256} if preset == "w4a8-fp8" else {}
     model = write_tiny_model(tmp_path / "model", architecture, **sizes)
     policy = policy_of(**_cut(preset))
     observer = run_until("verify", model, policy, tmp_path, **SMALL)

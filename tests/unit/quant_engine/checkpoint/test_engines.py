@@ -27,7 +27,14 @@ _ONLINE = {
     Reach.HADAMARD: OnlineInput(primitives=(Hadamard(order=256),)),
     Reach.LOADER: OnlineInput(primitives=(Dense(matrix_DD=torch.eye(256)),)),
 }
-_GRANULARITIES = ({"granularity": "channel"}, {"granularity": "tensor"}, {"granularity": "group", "group_size": 64}, {})
+_GRANULARITIES: tuple[dict[str, object], ...] = (
+    {"granularity": "channel"},
+    {"granularity": "tensor"},
+    {"granularity": "group", "group_size": 64},
+    # The groups that fp8 inputs take.
+    {"granularity": "group", "group_size": 128},
+    {},
+)
 
 INT4, INT8, FP8 = NumberFormat.INT4, NumberFormat.INT8, NumberFormat.FP8
 NVFP4, MXFP4, NONE = NumberFormat.NVFP4, NumberFormat.MXFP4, NumberFormat.NONE
