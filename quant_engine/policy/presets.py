@@ -14,7 +14,6 @@ from quant_engine.policy.search import GridSearch, PaperExperiment
 from quant_engine.policy.selection import LowestError
 from quant_engine.policy.training import BlockTraining, RotationTraining, Training
 from quant_engine.policy.transform import Residual, Statistic, Transform, TransformKind
-from quant_engine.policy.tuning import Tuning
 from quant_engine.policy.types import Policy
 
 
@@ -61,7 +60,6 @@ def _searched(format_: NumberFormat = NumberFormat.INT4) -> ActivationQuantizati
 
 _GPTQ4 = _weights(rounding="gptq")
 _NO_ACTIVATIONS = ActivationQuantization(format=NumberFormat.NONE)
-_TUNED: Final = Tuning(steps=80)
 _CORRECTED: Final[dict[str, Any]] = {"rounding": "gptq", "gptq": GptqSettings(correction=0.5)}
 
 _DOWN_PROJ: Final = (
@@ -167,19 +165,17 @@ _BEST: Final = (
     ),
     _whole(
         "best-w4a4",
-        "The most accurate four bits we know: Kronecker transforms and clips learned per block, corrected GPTQ, tuned.",
+        "The most accurate four bits we know: Kronecker transforms and clips learned per block, corrected GPTQ.",
         transform=_L2_KRONECKER,
         weights=_weights(**_CORRECTED),
         activations=_searched(),
         training=BlockTraining(inputs="quantized", **_SHORT),
-        tuning=_TUNED,
     ),
     _whole(
         "hadamard-w4a4",
-        "Four bits with nothing online but Hadamards that engines have kernels for, corrected GPTQ, tuned.",
+        "Four bits with nothing online but Hadamards that engines have kernels for, corrected GPTQ.",
         transform=_L2.model_copy(update={"orders": "power_of_two", "permutation": "zigzag"}),
         weights=_weights(**_CORRECTED),
-        tuning=_TUNED,
     ),
     _whole(
         "w4a16",
@@ -188,7 +184,6 @@ _BEST: Final = (
         online="none",
         weights=_weights(granularity="group", group_size=64, **_CORRECTED),
         activations=_NO_ACTIVATIONS,
-        tuning=_TUNED,
     ),
     _whole(
         "w4a16-g128",
@@ -197,7 +192,6 @@ _BEST: Final = (
         online="none",
         weights=_weights(granularity="group", group_size=128, **_CORRECTED),
         activations=_NO_ACTIVATIONS,
-        tuning=_TUNED,
     ),
     _whole(
         "w4a8-fp8",
@@ -206,7 +200,6 @@ _BEST: Final = (
         online="none",
         weights=_weights(granularity="group", group_size=128, **_CORRECTED),
         activations=ActivationQuantization(format=NumberFormat.FP8),
-        tuning=_TUNED,
     ),
     _whole(
         "w8a8",
@@ -226,21 +219,19 @@ _BEST: Final = (
     ),
     _whole(
         "nvfp4",
-        "NVFP4 throughout: four-bit floats in groups of 16, fused L2 diagonals, corrected GPTQ, tuned, nothing online.",
+        "NVFP4 throughout: four-bit floats in groups of 16, fused L2 diagonals, corrected GPTQ, nothing online.",
         # A Hadamard over each group made NVFP4 worse (docs/measurements.md).
         transform=_SMOOTH_L2,
         online="none",
         weights=_weights(NumberFormat.NVFP4, **_CORRECTED),
         activations=ActivationQuantization(format=NumberFormat.NVFP4),
-        tuning=_TUNED,
     ),
     _whole(
         "mxfp4",
-        "MXFP4 throughout: four-bit floats in groups of 32, L2 scales and a Hadamard over each, corrected GPTQ, tuned.",
+        "MXFP4 throughout: four-bit floats in groups of 32, L2 scales and a Hadamard over each, corrected GPTQ.",
         transform=_L2.model_copy(update={"block_size": 32}),
         weights=_weights(NumberFormat.MXFP4, **_CORRECTED),
         activations=ActivationQuantization(format=NumberFormat.MXFP4),
-        tuning=_TUNED,
     ),
 )
 

@@ -10,7 +10,7 @@ from quant_engine.errors import DiskFull, EngineError, ModelNotFound, disk_full_
 
 def test_codes_are_unique_and_categories_known() -> None:
     kinds = EngineError.__subclasses__()
-    assert len({kind.code for kind in kinds}) == len(kinds) == 17
+    assert len({kind.code for kind in kinds}) == len(kinds) == 18
     assert {kind.category for kind in kinds} == {"user", "capacity", "platform"}
     for kind in kinds:
         assert kind.code in (errors.__doc__ or "")

@@ -1,6 +1,7 @@
 """What the memory of a worker's processes is labeled with."""
 
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -14,6 +15,10 @@ from worker.telemetry.prometheus import _role
 @pytest.fixture
 def process(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
     with psutil.Popen([sys.executable, "-c", "input()", *request.param[1:]], stdin=-1) as started:
+        # A new process may be seen before the system shows its command.
+        deadline = time.monotonic() + 10
+        while "input()" not in started.cmdline() and time.monotonic() < deadline:
+            time.sleep(0.01)
         yield started
         started.kill()
 
