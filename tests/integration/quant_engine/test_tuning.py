@@ -105,7 +105,8 @@ def test_a_killed_tuning_continues_to_the_same_bytes(tmp_path: Path) -> None:
         run_until("tune", model, policy, tmp_path / "killed", step, **_MEASURED)
     observer = run_until("evaluate", model, policy, tmp_path / "killed", **_MEASURED)
     advanced = [event[2] for event in observer.events if event[:2] == ("advanced", "tune")]
-    assert advanced[0] == 6
+    # It went on from a judgment before the second kill. On a slow machine not every judgment stores a state.
+    assert 1 < advanced[0] <= 6
     assert file_hashes(tmp_path / "killed" / "work" / "tune") == file_hashes(tmp_path / "whole" / "work" / "tune")
 
 
